@@ -1,0 +1,378 @@
+"""What a recipe can say: one dataclass per stage, read from a flat YAML file and the command line.
+
+A key of the YAML file is the name of a command-line flag, and the command line wins. Help text lives here, in the
+field metadata, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import HfArgumentParser
+
+from hf_distill.errors import InputError
+from hf_distill.hardware import bfloat16_is_faster, device_type
+
+ENVIRONMENT_KEY = "environment"
+"""The one key of a saved recipe that is no flag: what the run was made with. It is skipped when a recipe is read."""
+
+_NO_EFFECT_ON_STUDENT = (
+    "output_dir", "logging", "report_to", "push_to_hub", "hub_", "disable_tqdm", "run_name", "local_rank", "resume_from", "save_total",
+)  # fmt: skip
+
+STAGES = ("score", "select", "train", "evaluate", "release")
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Where a run lives and how far it goes."""
+
+    _argument_group_name = "run"
+
+    run_dir: str | None = _option(None, "Folder of the run's artefacts. Default: runs/<recipe name>.")
+    until: Literal["score", "select", "train", "evaluate", "release"] = _option(
+        "release", "Stop after this stage. A later call with the same recipe goes on from there."
+    )
+    student_license: str | None = _option(None, "Licence id of the student, for the model card, e.g. apache-2.0.")
+    card_examples: bool = _option(True, "Show a few pairs as examples in the dataset card.")
+    hub_dataset_id: str | None = _option(
+        None, "With --push_to_hub: also publish the scored pairs as this dataset, e.g. you/pairs."
+    )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Where the (query, document) pairs come from and how they are split."""
+
+    _argument_group_name = "data"
+
+    dataset: Literal["pydocs", "qrecc", "beir", "files", "hub"] = _option(
+        "pydocs",
+        "pydocs: docstrings of the Python packages installed here; qrecc: a QReCC JSON file; beir: a BEIR folder; "
+        "files: JSONL, CSV or Parquet; hub: a dataset on the Hugging Face Hub.",
+    )
+    dataset_path: str | None = _option(
+        None, "File or folder of the data (qrecc, beir, files; for pydocs: a source tree instead of what is installed)."
+    )
+    dataset_name: str | None = _option(None, "Hub dataset id, with --dataset hub.")
+    dataset_config: str | None = _option(None, "Configuration of the Hub dataset.")
+    dataset_split: str = _option("train", "Split of the Hub dataset.")
+    dataset_license: str | None = _option(None, "Licence id of the source data, for the dataset card, e.g. cc-by-sa-4.0.")
+    language: str = _option("en", "Language of the texts (ISO code), for the cards.")
+    query_column: str = _option("query", "Column of the query text (files, hub).")
+    document_column: str = _option("document", "Column of the document text (files, hub).")
+    group_column: str | None = _option(
+        None, "Column whose values are never shared by train and test, e.g. a conversation id (files, hub)."
+    )
+    max_pairs: int | None = _option(None, "Use at most this many pairs, in a seeded order of whole groups.")
+    test_fraction: float = _option(0.1, "Share of the groups that is held out for the evaluation.")
+    validation_fraction: float = _option(0.05, "Share of the groups whose loss is watched during training.")
+
+
+@dataclass(frozen=True)
+class TeacherArguments:
+    """Who scores the pairs."""
+
+    _argument_group_name = "teacher"
+
+    teacher: str = _option(
+        "sentence-transformers/all-MiniLM-L6-v2", "SentenceTransformer that scores the pairs: a folder or a Hub id."
+    )
+    teacher_pooling: Literal["cls", "mean"] | None = _option(None, "Replace the teacher's own pooling.")
+    teacher_max_length: int | None = _option(None, "Truncate the teacher's input to this many tokens. Default: its own limit.")
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "Precision of the teacher. auto: bfloat16 where a quick check shows that it is faster, else float32."
+    )
+    teacher_batch_size: int = _option(64, "Texts in one forward pass of the teacher.")
+    query_prompt: str | None = _option(None, "Put before queries, for teacher and student. Default: the teacher's own.")
+    document_prompt: str | None = _option(None, "Put before documents, for teacher and student. Default: the teacher's own.")
+    shard_size: int = _option(4096, "Texts in one restartable shard of the scoring: what a killed run can lose.")
+    trust_remote_code: bool = _option(False, "Let a teacher or backbone run code from its repository.")
+
+
+@dataclass(frozen=True)
+class SelectionArguments:
+    """Which of the scored pairs are trained on."""
+
+    _argument_group_name = "selection"
+
+    selection: list[str] = _option(
+        [],
+        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, random=F; "
+        "or none.",
+    )
+
+
+@dataclass(frozen=True)
+class StudentArguments:
+    """What the student is built from."""
+
+    _argument_group_name = "student"
+
+    student_backbone: str = _option(
+        "teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id."
+    )
+    student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5. Default: all.")
+    student_pooling: Literal["cls", "mean"] = _option("mean", "How token embeddings become a text embedding.")
+    student_dim: int = _option(256, "Dimensions of the L2-normalised embedding.")
+    student_init: Literal["random", "pca"] = _option(
+        "random", "Initial head: random, or the principal components of the teacher's embeddings."
+    )
+    student_max_length: int = _option(256, "Longest input of the student, in tokens.")
+    student_dropout: float | None = _option(None, "Dropout inside the backbone. Default: the backbone's own.")
+    head_dropout: float = _option(0.0, "Dropout after the head, in training only.")
+
+
+@dataclass(frozen=True)
+class ObjectiveArguments:
+    """The hybrid objective: a weighted sum of named terms (see `hf_distill.objective`)."""
+
+    _argument_group_name = "objective"
+
+    contrastive_weight: float = _option(1.0, "Weight of InfoNCE over the in-batch cosine matrix.")
+    regression_weight: float = _option(0.1, "Weight of the mean squared error to the teacher's scores.")
+    regression_on: Literal["diagonal", "matrix"] = _option(
+        "diagonal", "Regress on the scores of the pairs (the paper), or on every known cell of the in-batch matrix."
+    )
+    distribution_weight: float = _option(0.0, "Weight of the KL divergence between in-batch score distributions.")
+    alignment_weight: float = _option(
+        0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components."
+    )
+    temperature: float = _option(0.1, "Temperature of the contrastive and the distribution term.")
+
+
+@dataclass(frozen=True)
+class TrainerArguments:
+    """What the trainer needs beyond the arguments of SentenceTransformerTrainer."""
+
+    _argument_group_name = "training"
+
+    early_stopping_patience: int | None = _option(
+        None, "Stop after this many evaluations without a better validation loss; needs eval_strategy and save_strategy."
+    )
+
+
+RECIPE_PARTS = (
+    RunArguments,
+    DataArguments,
+    TeacherArguments,
+    SelectionArguments,
+    StudentArguments,
+    ObjectiveArguments,
+    TrainerArguments,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: every stage's arguments, the recipe's name, and which keys were given rather than defaulted."""
+
+    name: str
+    run: RunArguments
+    data: DataArguments
+    teacher: TeacherArguments
+    selection: SelectionArguments
+    student: StudentArguments
+    objective: ObjectiveArguments
+    trainer: TrainerArguments
+    training: SentenceTransformerTrainingArguments
+    given: frozenset[str]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder: `--run_dir`, else `runs/<recipe name>`."""
+        return Path(self.run.run_dir or Path("runs") / self.name)
+
+    def training_keys(self) -> dict[str, Any]:
+        """Every training argument that can change the student, for its fingerprint."""
+        plain = self.training.to_dict()
+        return {key: value for key, value in plain.items() if not key.startswith(_NO_EFFECT_ON_STUDENT)}
+
+    def keys(self) -> dict[str, Any]:
+        """The recipe as flat keys: every key of this project, and the training arguments that were given."""
+        parts = (self.run, self.data, self.teacher, self.selection, self.student, self.objective, self.trainer)
+        flat = {k: v for part in parts for k, v in dataclasses.asdict(part).items()}
+        plain = self.training.to_dict()
+        flat |= {key: plain[key] for key in sorted(self.given) if key in plain and not key.endswith("_token")}
+        return flat
+
+
+class _TrainingArguments(SentenceTransformerTrainingArguments):
+    """The same, under a heading of its own in `--help`."""
+
+    _argument_group_name = "every argument of SentenceTransformerTrainer"
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each flag, and no list of fifty optimizers."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        values = "" if action.nargs == 0 else " " + (action.metavar if isinstance(action.metavar, str) else "VALUE")
+        if action.choices:
+            shown = [str(choice) for choice in action.choices]
+            values = " {" + ",".join(shown[:6]) + (",...}" if len(shown) > 6 else "}")
+        return action.option_strings[-1 if action.dest == "help" else 0] + values
+
+
+class _RecipeParser(HfArgumentParser):
+    """argparse, but an error is one `InputError` instead of a usage text of two hundred flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}\n  See: {self.prog} --help")
+
+
+def _parser() -> _RecipeParser:
+    return _RecipeParser(
+        (*RECIPE_PARTS, _TrainingArguments),
+        prog="train.py",
+        usage="accelerate launch train.py [RECIPE] [--key value ...]",
+        description=(
+            "From pairs to a released student. RECIPE is a YAML file of the keys below (default: recipes/quickstart.yaml); "
+            "a key on the command line wins over the file. The last group holds every argument of "
+            "SentenceTransformerTrainer."
+        ),
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "train.py --help lists the keys."
+
+
+def _flatten(keys: dict[str, Any], source: Path, known: Sequence[str]) -> list[str]:
+    """The command line that says what the YAML file says (argparse then converts 2e-5, which YAML reads as text)."""
+    argv: list[str] = []
+    for key, value in keys.items():
+        if key == ENVIRONMENT_KEY:
+            continue
+        if key not in known:
+            raise InputError(f"{source}: unknown key {key!r}; {_nearest(str(key), known)}")
+        if value is None:
+            continue
+        argv.append(f"--{key}")
+        if isinstance(value, list):
+            argv += [str(item) for item in value] or ["none"]
+        elif isinstance(value, dict):
+            argv.append(json.dumps(value))
+        else:
+            argv.append(str(value))
+    return argv
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob("*.yaml")) or sorted(str(p) for p in Path("recipes").glob("*.yaml"))
+        raise InputError(f"no recipe at {path}" + (f"; there are: {', '.join(beside)}" if beside else ""))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a YAML file: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys to values, this is a {type(content).__name__}")
+    return content
+
+
+def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None = None) -> Recipe:
+    """Read `[RECIPE] [--key value ...]` into a :class:`Recipe`.
+
+    Args:
+        argv: The command line without the program's name; `sys.argv[1:]` when left out.
+        default_recipe: The YAML file that is read when the command line names none.
+
+    Raises:
+        InputError: A missing or malformed recipe, an unknown key (the nearest known one is suggested), or a value that
+            does not fit its key.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default_recipe
+    parser = _parser()
+    known = sorted({action.dest for action in parser._actions} - {"help"})
+    file_argv = _flatten(_read_yaml(path), path, known) if path else []
+    name = path.stem if path else "recipe"
+    if path and path.name == "recipe.yaml":  # a run's own resolved recipe: the run keeps its name
+        name = path.resolve().parent.name
+    line = [*file_argv, *arguments]
+    given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token.startswith("--")}
+    given = {key.removeprefix("no_") if key not in known else key for key in given}
+    for key in sorted(given - set(known) - {"help"}):
+        raise InputError(f"unknown key --{key}; {_nearest(key, known)}")
+    if "output_dir" not in given:
+        line += ["--output_dir", "unused"]
+    if not given & {"bf16", "fp16", "help"} and bfloat16_is_faster(device_type()):
+        line += ["--bf16", "true"]
+    try:
+        *parts, training, stray = parser.parse_args_into_dataclasses(
+            line, look_for_args_file=False, return_remaining_strings=True
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"the training arguments do not fit: {error}") from error
+    if stray:
+        raise InputError(f"{stray[0]!r} belongs to no key; flags look like --key value. See: train.py --help")
+    recipe = Recipe(name, *parts, training=training, given=frozenset(given))
+    if recipe.selection.selection == ["none"]:
+        recipe = dataclasses.replace(recipe, selection=SelectionArguments([]))
+    if "output_dir" not in given:
+        recipe.training.output_dir = str(recipe.run_dir / "checkpoints")
+    _check(recipe)
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    """Values that argparse cannot judge, said before any work is done."""
+    data, student, objective = recipe.data, recipe.student, recipe.objective
+    for name, fraction in (("test_fraction", data.test_fraction), ("validation_fraction", data.validation_fraction)):
+        if not 0 <= fraction < 1:
+            raise InputError(f"{name} is {fraction}, but a share of the groups lies in [0, 1)")
+    if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
+        raise InputError(
+            f"test_fraction {data.test_fraction} and validation_fraction {data.validation_fraction} must leave groups "
+            "for training and for the evaluation"
+        )
+    if data.dataset in ("qrecc", "beir", "files") and not data.dataset_path:
+        raise InputError(f"--dataset {data.dataset} needs --dataset_path")
+    if data.dataset == "hub" and not data.dataset_name:
+        raise InputError("--dataset hub needs --dataset_name, e.g. sentence-transformers/natural-questions")
+    positive = {
+        "temperature": objective.temperature,
+        "student_dim": student.student_dim,
+        "student_max_length": student.student_max_length,
+        "teacher_batch_size": recipe.teacher.teacher_batch_size,
+        "shard_size": recipe.teacher.shard_size,
+    }
+    optional = {"max_pairs": data.max_pairs, "teacher_max_length": recipe.teacher.teacher_max_length}
+    for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
+        if value <= 0:
+            raise InputError(f"{name} is {value}, but must be above 0")
+    weights = {k: v for k, v in dataclasses.asdict(objective).items() if k.endswith("_weight")}
+    for name, value in weights.items():
+        if value < 0:
+            raise InputError(f"{name} is {value}, but a weight is at least 0")
+    if not any(weights.values()):
+        raise InputError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to train on")
+    for name, value in (("head_dropout", student.head_dropout), ("student_dropout", student.student_dropout or 0.0)):
+        if not 0 <= value < 1:
+            raise InputError(f"{name} is {value}, but a dropout probability lies in [0, 1)")
+    if recipe.trainer.early_stopping_patience is not None and str(recipe.training.eval_strategy.value) == "no":
+        raise InputError("early_stopping_patience needs eval_strategy: steps or epoch (there is no validation loss to watch)")
+    if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
+        raise InputError("hub_dataset_id is given without push_to_hub: nothing would be published")

@@ -1,0 +1,96 @@
+"""The data collator: tokenised columns, and the in-batch matrices of the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch import Tensor
+
+from hf_distill.data.contract import text_id
+
+SIDE_COLUMNS = (
+    "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "key_of_query", "key_of_document",
+)  # fmt: skip
+"""Batch entries (B, ...) beside the tokenised texts: what `in_batch_matrices` needs. None may begin with `query_` or `document_`:
+the Trainer hands everything under those prefixes to the model."""
+
+
+class InBatch(NamedTuple):
+    """The teacher's view of a batch of B queries against N documents.
+
+    teacher: (B, N) float32 teacher scores, NaN where the teacher has not scored the cell.
+    positives: (B,) int64, the column of each query's own document.
+    ignore: (B, N) bool, cells that are no negatives although they are not the positive.
+    """
+
+    teacher: Tensor
+    positives: Tensor
+    ignore: Tensor
+
+
+def key_of(text: str) -> int:
+    """A signed 64-bit key of a text: equal texts, equal key."""
+    return int(text_id(text), 16) - 2**63
+
+
+def in_batch_matrices(rows: dict[str, Tensor], columns: dict[str, Tensor] | None = None, offset: int = 0) -> InBatch:
+    """Build the teacher's in-batch matrices from side columns.
+
+    Off the diagonal the teacher's score is the cosine of its two embeddings; a teacher without embeddings leaves NaN there.
+    A cell is ignored as a negative if its document's text is the row's own, or its query's text is the row's own (that
+    query's document answers this one, too).
+
+    Args:
+        rows: `SIDE_COLUMNS` of this process's B pairs (embeddings may be absent).
+        columns: The same of all N pairs, of every process in order of rank; None: `rows`.
+        offset: Where this process's pairs begin among the columns.
+    """
+    columns = rows if columns is None else columns
+    count, total = len(rows["key_of_query"]), len(columns["key_of_document"])
+    positives = torch.arange(offset, offset + count, device=rows["key_of_query"].device)
+    if "teacher_query_embedding" in rows:
+        teacher = rows["teacher_query_embedding"].float() @ columns["teacher_document_embedding"].float().T
+    else:
+        teacher = torch.full((count, total), torch.nan, device=rows["key_of_query"].device)
+    teacher[torch.arange(count, device=positives.device), positives] = rows["teacher_score"].float()
+    ignore = rows["key_of_document"][:, None] == columns["key_of_document"][None, :]
+    ignore |= rows["key_of_query"][:, None] == columns["key_of_query"][None, :]
+    ignore[torch.arange(count, device=positives.device), positives] = False
+    return InBatch(teacher, positives, ignore)
+
+
+@dataclass
+class DistillationCollator(SentenceTransformerDataCollator):
+    """Tokenises `query` and `document`, and puts the teacher's side columns and in-batch matrices beside them.
+
+    Reads the columns `query`, `document`, `teacher_score` (float), and, where the teacher has them,
+    `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). Other columns are left alone: the
+    stock collator would tokenise them.
+
+    Returns a batch of `query_*` and `document_*` model inputs, the `SIDE_COLUMNS`, and `teacher_matrix` (B, B) float32,
+    `positives` (B,) int64 and `ignore` (B, B) bool.
+    """
+
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if missing := {"query", "document", "teacher_score"} - set(features[0]):
+            raise ValueError(f"the training rows have no column {', '.join(sorted(missing))}; they have {', '.join(features[0])}")
+        batch: dict[str, Any] = {}
+        for name, prompt in (("query", self.query_prompt), ("document", self.document_prompt)):
+            tokens = self.preprocess_fn([row[name] for row in features], prompt=prompt or None)
+            batch |= {f"{name}_{key}": value for key, value in tokens.items()}
+        side: dict[str, Tensor] = {
+            "teacher_score": torch.tensor([row["teacher_score"] for row in features], dtype=torch.float32),
+            "key_of_query": torch.tensor([key_of(row["query"]) for row in features]),
+            "key_of_document": torch.tensor([key_of(row["document"]) for row in features]),
+        }
+        for name in ("teacher_query_embedding", "teacher_document_embedding"):
+            if name in features[0]:
+                side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])
+        matrices = in_batch_matrices(side)
+        return {**batch, **side, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}

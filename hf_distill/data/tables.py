@@ -1,0 +1,104 @@
+"""Pairs from a table: JSONL, CSV or Parquet files, or a data set on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+
+from hf_distill.arguments import DataArguments
+from hf_distill.data.cleaning import text_key
+from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of
+from hf_distill.errors import InputError
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"no file or folder at {path} (--dataset_path)")
+    found = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
+    kinds = {BUILDERS.get(p.suffix) for p in found}
+    if not found or None in kinds:
+        raise InputError(f"{path}: pairs are read from {', '.join(BUILDERS)} files" + ("; the folder holds none" if not found else f", not {path.suffix or 'this'}"))
+    if len(kinds) > 1:
+        raise InputError(f"{path} mixes {', '.join(sorted({p.suffix for p in found}))}; keep one kind in a folder")
+    return found
+
+
+def _check_json_lines(file: Path) -> None:
+    """pyarrow says which block of a JSONL file is broken; people need the line."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}, line {number}: not JSON: {error.msg} at column {error.colno}") from error
+            if not isinstance(record, dict):
+                raise InputError(f"{file}, line {number}: a {type(record).__name__}, but a row is an object with a query and a document")
+
+
+def _load_files(arguments: DataArguments, cache: Path) -> tuple[Dataset, Source]:
+    path = Path(str(arguments.dataset_path))
+    files = _files(path)
+    builder = BUILDERS[files[0].suffix]
+    options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
+    try:
+        table = datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", cache_dir=str(cache), **options)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
+        if files[0].suffix == ".jsonl":
+            for file in files:
+                _check_json_lines(file)
+        raise InputError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
+    return table, Source(name=path.stem, license=arguments.dataset_license, description=f"Pairs from {path.name}.")
+
+
+def _load_hub(arguments: DataArguments) -> tuple[Dataset, Source]:
+    name = str(arguments.dataset_name)
+    try:
+        table = datasets.load_dataset(name, arguments.dataset_config, split=arguments.dataset_split)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(f"the data set {name!r} (split {arguments.dataset_split!r}) cannot be loaded: {error}") from error
+    return table, Source(
+        name=name,
+        license=arguments.dataset_license,
+        url=f"https://huggingface.co/datasets/{name}",
+        description=f"Pairs from the data set {name} on the Hugging Face Hub.",
+    )
+
+
+def read_table(arguments: DataArguments, cache: Path) -> SourcePairs:
+    """Read pairs from `query_column` and `document_column`. `group` is `group_column`, else the query itself.
+
+    Rows without a query or a document are left out and counted.
+
+    Raises:
+        InputError: No such file or data set, an unreadable one (with the line, where it is JSONL), a missing column, or a
+            column that is not text.
+    """
+    table, source = _load_files(arguments, cache) if arguments.dataset == "files" else _load_hub(arguments)
+    columns = [arguments.query_column, arguments.document_column] + ([arguments.group_column] if arguments.group_column else [])
+    for key, column in zip(("query_column", "document_column", "group_column"), columns, strict=False):
+        if column not in table.column_names:
+            raise InputError(f"{source.name} has no column {column!r} (--{key}); its columns are {', '.join(table.column_names)}")
+    for column in columns[:2]:
+        dtype = getattr(table.features[column], "dtype", "a nested type")
+        if dtype not in ("string", "large_string", "null"):
+            raise InputError(f"the column {column!r} of {source.name} is {dtype}, but queries and documents are text")
+    counts: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, str]]:
+        for number, row in enumerate(table.select_columns(columns)):
+            counts["rows found"] += 1
+            query, document = ((row[column] or "").strip() for column in columns[:2])
+            reason = "no query" if not query else "no document" if not document else "kept"
+            counts[reason] += 1
+            if reason == "kept":
+                group = str(row[arguments.group_column]) if arguments.group_column else text_key(query)
+                yield {"pair_id": str(number), "query": query, "document": document, "group": group}
+
+    return SourcePairs(pairs=dataset_of(rows(), PAIR_FEATURES, cache, "pairs"), counts=dict(counts), source=source)

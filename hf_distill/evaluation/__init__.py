@@ -1,0 +1,153 @@
+"""Every figure of a run, on held-out data, with its interval and denominator: `evaluate_student`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from hf_distill.data import PairData, text_id
+from hf_distill.errors import InputError
+from hf_distill.evaluation.efficiency import efficiency
+from hf_distill.evaluation.fidelity import fidelity
+from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
+from hf_distill.evaluation.paper_protocol import paper_protocol
+from hf_distill.evaluation.retrieval import MEASURES, Qrels, bm25_run, make_run, per_query, search
+from hf_distill.run_folder import RunFolder, write_json
+from hf_distill.scoring import ScoredPairs
+from hf_distill.teachers import BiEncoderTeacher
+
+__all__ = ["HeldOutTask", "evaluate_student", "held_out_task"]
+
+TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
+
+
+@dataclass(frozen=True)
+class HeldOutTask:
+    """The held-out queries and the corpus they search. Ids are `text_id` of the plain texts."""
+
+    queries: Mapping[str, str]
+    documents: Mapping[str, str]
+    qrels: Qrels
+
+
+def held_out_task(data: PairData) -> HeldOutTask:
+    """The retrieval task of the test pairs: every test query is judged, every document of the corpus is searched."""
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in data.test:
+        query_id = text_id(row["query"])
+        queries[query_id] = row["query"]
+        grades = qrels.setdefault(query_id, {})
+        document_id = text_id(row["document"])
+        grades[document_id] = max(row["relevance"], grades.get(document_id, 0))
+    documents = {text_id(text): text for text in data.corpus["document"]}
+    return HeldOutTask(queries, documents, qrels)
+
+
+def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the task's queries (Q, d) and documents (N, d), float32."""
+    bar.set_postfix_str(name)
+    queries = model.encode_query(list(task.queries.values()), batch_size=64, show_progress_bar=False)
+    bar.update()
+    documents = model.encode_document(list(task.documents.values()), batch_size=64, show_progress_bar=False)
+    bar.update()
+    for what, values in (("queries", queries), ("documents", documents)):
+        if not np.isfinite(values).all():
+            raise InputError(f"the {name} returns NaN or infinite embeddings for {int((~np.isfinite(values).all(axis=1)).sum())} of {len(values)} {what}")
+    return queries, documents
+
+
+def pair_cosines(test: Dataset, task: HeldOutTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Cosines (n,) of the test pairs from the task's L2-normalised embeddings."""
+    query_row = {name: i for i, name in enumerate(task.queries)}
+    document_row = {name: i for i, name in enumerate(task.documents)}
+    q = queries[[query_row[text_id(text)] for text in test["query"]]]
+    d = documents[[document_row[text_id(text)] for text in test["document"]]]
+    cosines: np.ndarray = np.einsum("nd,nd->n", q, d).astype(np.float64)
+    return cosines
+
+
+def evaluate_student(
+    student: SentenceTransformer,
+    untrained: SentenceTransformer,
+    teacher: BiEncoderTeacher,
+    data: PairData,
+    scored: ScoredPairs,
+    folder: RunFolder,
+    seed: int,
+    key: str,
+) -> dict[str, Any]:
+    """Evaluate on the held-out pairs and write `evaluation.json`.
+
+    Args:
+        student: The trained student.
+        untrained: The student as it was before training: without this row, every figure flatters.
+        teacher: For its cost; its embeddings are those of `scored`.
+        data: The held-out pairs and the corpus.
+        scored: The teacher's scores and embeddings.
+        folder: The run's folder.
+        seed: Seeds the bootstrap.
+        key: The fingerprint of what the figures depend on.
+
+    Returns:
+        What `evaluation.json` holds.
+    """
+    task = held_out_task(data)
+    query_ids, document_ids = list(task.queries), list(task.documents)
+    with tqdm(total=4, desc="Evaluating", unit=" encodings", leave=False) as bar:
+        embedded = {
+            TEACHER: (
+                scored.embeddings.of(text_id(teacher.prompted(text, "query")) for text in task.queries.values()).astype(np.float32),
+                scored.embeddings.of(text_id(teacher.prompted(text, "document")) for text in task.documents.values()).astype(np.float32),
+            ),
+            STUDENT: _embed(student, task, STUDENT, bar),
+            UNTRAINED: _embed(untrained, task, UNTRAINED, bar),
+        }
+    values = {
+        name: per_query(make_run(query_ids, document_ids, *search(queries, documents)), task.qrels)
+        for name, (queries, documents) in embedded.items()
+    }
+    values[BM25] = per_query(bm25_run(query_ids, list(task.queries.values()), document_ids, list(task.documents.values())), task.qrels)
+
+    teacher_scores = np.asarray(scored.test["teacher_score"], dtype=np.float64)
+    cosines = {name: pair_cosines(data.test, task, *embedded[name]) for name in (STUDENT, UNTRAINED)}
+    ndcg = {name: result["nDCG@10"] for name, result in values.items()}
+    evaluation = {
+        "fingerprint": key,
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": seed},
+        "retrieval": {
+            "num_queries": len(task.queries),
+            "num_documents": len(task.documents),
+            "systems": {
+                name: {str(measure): figure(mean, [result[str(measure)]], seed) for measure in MEASURES} for name, result in values.items()
+            },
+            "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)},
+            "student_minus": {
+                name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in (TEACHER, UNTRAINED, BM25)
+            },
+        },
+        "fidelity": fidelity(teacher_scores, cosines[STUDENT], seed),
+        "fidelity_untrained": fidelity(teacher_scores, cosines[UNTRAINED], seed),
+        "paper_protocol": paper_protocol(teacher_scores, cosines[STUDENT]),
+        "efficiency": efficiency({TEACHER: teacher.model, STUDENT: student}, list(task.queries.values()), list(task.documents.values())),
+        "pairs": {
+            "pair_id": list(data.test["pair_id"]),
+            "teacher_score": [round(float(x), 5) for x in teacher_scores],
+            "student_score": [round(float(x), 5) for x in cosines[STUDENT]],
+        },
+    }
+    write_json(folder.evaluation, evaluation)
+    return evaluation
+
+
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """mean(numerator) / mean(denominator) over the last axis; NaN where the denominator is 0."""
+    below = denominator.mean(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(below > 0, numerator.mean(-1) / below, np.nan))

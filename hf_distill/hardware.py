@@ -1,0 +1,101 @@
+"""What this machine is, and which precision is fast on it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "hf_distill", "torch", "transformers", "sentence-transformers", "datasets", "accelerate", "evaluate",
+    "huggingface-hub", "scipy", "ir-measures", "bm25s",
+)  # fmt: skip
+
+
+def _seconds_of_matmul(device: torch.device, dtype: torch.dtype) -> float:
+    """Best of three of a product with the shapes of a small transformer's feed-forward layer: (256, 384) x (384, 1536)."""
+    left = torch.ones(256, 384, device=device, dtype=dtype)
+    right = torch.ones(384, 1536, device=device, dtype=dtype)
+    times = []
+    for _ in range(4):  # the first one pays for set-up
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+@functools.cache
+def bfloat16_speedup(device_type: str) -> float:
+    """How many times faster a bfloat16 matrix product is than a float32 one here (0 if unsupported), measured once.
+
+    Takes milliseconds where bfloat16 has hardware, and about a second where it is emulated.
+    """
+    device = torch.device(device_type)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return 0.0
+    if device.type not in ("cpu", "cuda"):
+        return 0.0
+    return _seconds_of_matmul(device, torch.float32) / _seconds_of_matmul(device, torch.bfloat16)
+
+
+def bfloat16_is_faster(device_type: str) -> bool:
+    """Whether bfloat16 pays: half again as fast, so that conversions and the rest of a layer do not eat the gain."""
+    return bfloat16_speedup(device_type) > 1.5
+
+
+def device_type() -> str:
+    """`cuda`, `mps` or `cpu`: what models are put on."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux: the platform's own name is all there is
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of this project's own checkout, or None where it is not one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, git commit and hardware: what a saved recipe says about where it ran. Holds no host or user name."""
+    return {
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "bfloat16_speedup": round(bfloat16_speedup(device_type()), 2),
+        },
+    }

@@ -1,0 +1,278 @@
+"""The release: model card, dataset repository with its card, publishing both, and loading back what was published."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, concatenate_datasets
+from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCardData, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+from hf_distill.arguments import Recipe
+from hf_distill.data import Source
+from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
+from hf_distill.data.contract import map_rows
+from hf_distill.errors import InputError
+from hf_distill.hardware import describe_environment
+from hf_distill.report import environment, headline, save_selection_plot, verdict
+from hf_distill.run_folder import RunFolder, written_whole
+from hf_distill.scoring import ScoredPairs
+from hf_distill.selection import SelectedPairs
+
+PUBLIC_FEATURES = Features(
+    {name: Value("string") for name in ("pair_id", "query", "document", "group")} | {"teacher_score": Value("float32")}
+)
+ALL_FEATURES = Features({**PUBLIC_FEATURES, "dropped_by": Value("string")})
+EXAMPLES = 5
+_EXAMPLE_CHARACTERS = 160
+
+
+def escape_markdown(text: str) -> str:
+    """`text` on one line, so that no character of it is read as Markdown or HTML."""
+    flat = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", flat)
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return f"undefined ({figure['undefined']})"
+    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+
+
+def _render(template: str, **values: Any) -> str:
+    jinja = environment()
+    jinja.filters["escape_markdown"] = escape_markdown
+    jinja.filters["interval"] = _interval
+    return jinja.get_template(template).render(**values)
+
+
+def _front_matter(data: DatasetCardData | ModelCardData) -> str:
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def hub_id(name: str) -> str | None:
+    """`name` if it can be a Hub id and is no folder here, else None: cards never name local paths."""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_CHARACTERS else text[: _EXAMPLE_CHARACTERS - 1] + "…"
+
+
+def _public(split: Dataset, features: Features) -> Dataset:
+    if "dropped_by" in features and "dropped_by" not in split.column_names:
+        return map_rows(split, lambda rows, _: {"dropped_by": [None] * len(rows["pair_id"])}, features)
+    return split.select_columns(list(features)).cast(features)
+
+
+def write_dataset(
+    scored: ScoredPairs,
+    selected: SelectedPairs,
+    recipe: Recipe,
+    source: Source,
+    counts: Mapping[str, Any],
+    folder: RunFolder,
+) -> None:
+    """Write `dataset/`, ready to push: configs `all` and `selected`, Parquet, the card and its picture; replaced as a whole."""
+    soft_labels = scored.manifest
+    leaked = map_rows(scored.leaked, lambda rows, _: {"dropped_by": [f"leak: {reason}" for reason in rows["reason"]]}, ALL_FEATURES)
+    splits = {
+        "all": {
+            "train": concatenate_datasets([_public(selected.all, ALL_FEATURES), leaked]),
+            "validation": _public(scored.validation, ALL_FEATURES),
+            "test": _public(scored.test, ALL_FEATURES),
+        },
+        "selected": {
+            "train": _public(selected.selected, PUBLIC_FEATURES),
+            "validation": _public(scored.validation, PUBLIC_FEATURES),
+            "test": _public(scored.test, PUBLIC_FEATURES),
+        },
+    }
+    splits = {config: {name: split for name, split in parts.items() if len(split)} for config, parts in splits.items()}
+    sizes = [{"config": c, "split": s, "pairs": len(split)} for c, parts in splits.items() for s, split in parts.items()]
+    teacher = hub_id(str(soft_labels["teacher"]))
+    metadata = DatasetCardData(
+        language=recipe.data.language,
+        license=source.license or "unknown",
+        task_categories=["text-retrieval", "sentence-similarity"],
+        size_categories=_size_category(len(splits["all"]["train"])),
+        source_datasets=[source.name] if hub_id(source.name) else ["original"],
+        pretty_name=f"{source.name} scored by {Path(str(soft_labels['teacher'])).name}",
+        tags=["sentence-transformers", "knowledge-distillation", "hf_distill", *([f"base_model:{teacher}"] if teacher else [])],
+        configs=[
+            {
+                "config_name": config,
+                **({"default": True} if config == "selected" else {}),
+                "data_files": [{"split": name, "path": f"{config}/{name}.parquet"} for name in parts],
+            }
+            for config, parts in splits.items()
+        ],
+    )
+    shown = selected.selected.select(range(min(EXAMPLES, len(selected.selected))))
+    card = _render(
+        "dataset_card.md.j2",
+        metadata=_front_matter(metadata),
+        title=metadata.pretty_name,
+        repo=recipe.run.hub_dataset_id,
+        source=source,
+        commit=describe_environment()["git_commit"],
+        sizes=sizes,
+        soft_labels=soft_labels,
+        counts=counts,
+        leaked=", ".join(f"{reason} {n}" for reason, n in counts["leaks"]["removed"].items()) or "none",
+        audit=selected.audit,
+        examples=[{**row, "query": _shorten(row["query"]), "document": _shorten(row["document"])} for row in shown]
+        if recipe.run.card_examples
+        else [],
+        jaccard=NEAR_DUPLICATE_JACCARD,
+    )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".dataset.") as temporary:
+        made = Path(temporary) / "dataset"
+        for config, parts in splits.items():
+            (made / config).mkdir(parents=True)
+            for name, split in parts.items():
+                split.to_parquet(str(made / config / f"{name}.parquet"))
+        (made / "README.md").write_text(card, encoding="utf-8")
+        save_selection_plot(selected.audit, made / "scores.png")
+        if folder.dataset.exists():
+            shutil.rmtree(folder.dataset)
+        made.replace(folder.dataset)
+
+
+def _size_category(pairs: int) -> str:
+    bounds = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"), (10**8, "10M<n<100M")]
+    return next((name for bound, name in bounds if pairs < bound), "100M<n<1B")
+
+
+def write_model_card(
+    evaluation: Mapping[str, Any],
+    training: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    recipe: Recipe,
+    source: Source,
+    folder: RunFolder,
+) -> None:
+    """Write `student_model_sd/README.md` from measured results alone."""
+    teacher_name = recipe.teacher.teacher
+    from_teacher = recipe.student.student_backbone == "teacher"
+    base = hub_id(teacher_name if from_teacher else recipe.student.student_backbone)
+    title = (recipe.training.hub_model_id or f"{Path(teacher_name).name}-{recipe.name}-student").split("/")[-1]
+    systems = evaluation["retrieval"]["systems"]
+    dataset_type = hub_id(source.name) or re.sub(r"[^\w.-]", "-", source.name)
+    results = [
+        EvalResult(
+            task_type="information-retrieval", dataset_type=dataset_type, dataset_name=f"{source.name} (held-out)",
+            metric_type=re.sub(r"\W+", "_", name).lower(), metric_name=name, metric_value=round(figure["value"], 4),
+        )
+        for name, figure in systems["student"].items()
+    ]  # fmt: skip
+    extra: dict[str, Any] = {"license": recipe.run.student_license} if recipe.run.student_license else {}
+    if base:
+        extra |= {"base_model": base, "base_model_relation": "finetune"}
+    if recipe.run.hub_dataset_id:
+        extra["datasets"] = [recipe.run.hub_dataset_id]
+    metadata = ModelCardData(
+        language=recipe.data.language,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "knowledge-distillation", "hf_distill"],
+        model_name=title,
+        eval_results=results,
+        **extra,
+    )
+    backbone = "the teacher's backbone" if from_teacher else f"`{escape_markdown(recipe.student.student_backbone)}`"
+    layers = recipe.student.student_layers
+    card = _render(
+        "model_card_template.md",
+        metadata=_front_matter(metadata),
+        title=title,
+        repo=recipe.training.hub_model_id,
+        teacher_name=teacher_name,
+        student=evaluation["efficiency"]["student"],
+        teacher=evaluation["efficiency"]["teacher"],
+        verdict=verdict(evaluation),
+        retrieval=evaluation["retrieval"],
+        rows=headline(evaluation),
+        measures=list(systems["student"]),
+        fidelity=evaluation["fidelity"],
+        fidelity_untrained=evaluation["fidelity_untrained"],
+        efficiency=evaluation["efficiency"],
+        processor=describe_environment()["hardware"]["processor"],
+        training=training,
+        audit=audit,
+        source=source,
+        objective=vars(recipe.objective),
+        backbone_text=f"layers {layers} of {backbone}" if layers else backbone,
+        pooling=recipe.student.student_pooling,
+        max_length=recipe.student.student_max_length,
+        language=recipe.data.language,
+    )
+    with written_whole(folder.student / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+
+
+def _api(recipe: Recipe) -> HfApi:
+    return HfApi(token=recipe.training.hub_token)
+
+
+def check_publishing(recipe: Recipe) -> None:
+    """Before any work: does `push_to_hub` name where to, and does the Hub know the token?
+
+    Raises:
+        InputError: No `hub_model_id`, no token, or one that the Hub refuses. The token itself is never in the message.
+    """
+    if not recipe.training.push_to_hub:
+        return
+    if not recipe.training.hub_model_id:
+        raise InputError("push_to_hub needs --hub_model_id, e.g. you/student")
+    try:
+        _api(recipe).whoami()
+    except LocalTokenNotFoundError as error:
+        raise InputError("push_to_hub needs a Hub token: run `hf auth login`, or set HF_TOKEN") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(f"the Hub does not accept the token ({type(error).__name__}); nothing was done. Run `hf auth login`") from error
+
+
+def _verify(repo: str, kind: str, revision: str, local: Path, api: HfApi) -> None:
+    """Download what was published, by commit, into an empty cache, and compare it with what was sent, byte for byte."""
+    with tempfile.TemporaryDirectory() as cache:
+        back = Path(snapshot_download(repo, repo_type=kind, revision=revision, cache_dir=cache, token=api.token))
+        for file in sorted(p for p in local.rglob("*") if p.is_file()):
+            name = file.relative_to(local)
+            if not (back / name).is_file() or (back / name).read_bytes() != file.read_bytes():
+                raise RuntimeError(f"{repo} at {revision}: {name} on the Hub differs from the local file; publish again")
+
+
+def publish(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """Push the student, and the dataset if `hub_dataset_id` is given; then load both back by commit and compare.
+
+    Returns:
+        The address of each commit. Empty without `push_to_hub`.
+
+    Raises:
+        RuntimeError: What the Hub returns differs from what was sent.
+    """
+    if not recipe.training.push_to_hub:
+        return []
+    api = _api(recipe)
+    targets: Sequence[tuple[str | None, str, Path]] = (
+        (recipe.run.hub_dataset_id, "dataset", folder.dataset),
+        (recipe.training.hub_model_id, "model", folder.student),
+    )
+    addresses = []
+    for repo, kind, local in targets:
+        if repo is None:
+            continue
+        made = api.create_repo(repo, repo_type=kind, private=recipe.training.hub_private_repo, exist_ok=True)
+        commit = api.upload_folder(repo_id=made.repo_id, repo_type=kind, folder_path=str(local), commit_message="Release by hf_distill")
+        _verify(made.repo_id, kind, str(commit.oid), local, api)
+        addresses.append(str(commit.commit_url))
+    return addresses
+

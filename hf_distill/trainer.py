@@ -1,0 +1,229 @@
+"""The Trainer: SentenceTransformerTrainer with the hybrid objective as its loss."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.nn.functional as distributed
+from datasets import Dataset, Features, Sequence, Value
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_distill.arguments import Recipe
+from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices
+from hf_distill.errors import InputError
+from hf_distill.objective import Weights, hybrid
+from hf_distill.data.contract import map_rows
+from hf_distill.run_folder import RunFolder, write_json
+from hf_distill.scoring import EmbeddingTable
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    """`tensor` of every process, in order of rank, with gradients to all of them where it carries any."""
+    if tensor.requires_grad:
+        return torch.cat(distributed.all_gather(tensor))
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class DistillationTrainer(SentenceTransformerTrainer):
+    """Trains a student on rows that carry the teacher's scores and embeddings (see :class:`DistillationCollator`).
+
+    Everything of `SentenceTransformerTrainer` works: evaluation, checkpoints, resume, mixed precision, several processes.
+    Under several processes every query is contrasted with the documents of all of them, so that N processes with batches
+    of B train like one with N * B.
+
+    Args:
+        weights: The objective.
+        components: (student dimension, teacher dimension) orthonormal rows; the alignment term's target is the teacher's
+            embedding in these coordinates. Needed only if that term has a weight.
+        **trainer: As for `SentenceTransformerTrainer`, less `loss`.
+    """
+
+    data_collator_class = DistillationCollator
+
+    def __init__(self, *, weights: Weights, components: Tensor | None = None, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.weights = weights
+        self.components = components
+        # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not by a token count.
+        self.model_accepts_loss_kwargs = False
+        self._distributed = self.args.world_size > 1 and torch.distributed.is_initialized()
+
+    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+        """The student, held where the parent looks for what to optimise; `compute_loss` is the objective."""
+        return nn.ModuleDict({"model": model})
+
+    def get_data_collator(self, model: SentenceTransformer, args: Any, processing_class: Any = None) -> DistillationCollator:
+        """The collator, with the student's own prompts."""
+        return DistillationCollator(
+            preprocess_fn=model.preprocess,
+            query_prompt=model.prompts.get("query") or "",
+            document_prompt=model.prompts.get("document") or "",
+        )
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """None: the release writes the card, from measured results and without printing training rows."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint without a README: the stock one asks the Hub about the base model each time."""
+        path = str(output_dir or self.args.output_dir)
+        self.model.save_pretrained(path, create_model_card=False)
+
+    def matrices(self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor) -> tuple[Tensor, InBatch]:
+        """The student's (B, N) cosines and the teacher's view of the same cells; N counts the documents of all processes."""
+        if not self._distributed:
+            local = InBatch(inputs["teacher_matrix"], inputs["positives"], inputs["ignore"])
+            return queries @ documents.T, local
+        rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
+        columns = {name: _gather(value) for name, value in rows.items()}
+        offset = torch.distributed.get_rank() * len(queries)
+        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The hybrid objective on one batch; each weighted term is logged under its name.
+
+        Raises:
+            FloatingPointError: A term is NaN or infinite, with its name and the step.
+        """
+        (query_features, document_features), _ = self.collect_features(inputs)
+        queries = model(query_features)["sentence_embedding"].float()
+        documents = model(document_features)["sentence_embedding"].float()
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            student, batch = self.matrices(inputs, queries, documents)
+            embeddings, targets = None, None
+            if self.weights.alignment and self.components is not None and "teacher_query_embedding" in inputs:
+                teacher = torch.cat([inputs["teacher_query_embedding"], inputs["teacher_document_embedding"]]).float()
+                embeddings, targets = torch.cat([queries, documents]), teacher @ self.components.to(teacher.device).T
+            terms = hybrid(student, batch, self.weights, embeddings, targets)
+        self.track_loss_components(terms)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            broken = {name: float(value.detach()) for name, value in terms.items() if not torch.isfinite(value)}
+            raise FloatingPointError(
+                f"step {self.state.global_step}: the objective is not finite ({broken}). The last checkpoint is kept; try a lower "
+                "learning_rate, or fp32 (--bf16 false --fp16 false)"
+            )
+        return (loss, {}) if return_outputs else loss
+
+
+def training_rows(scored: Dataset, embeddings: EmbeddingTable) -> Dataset:
+    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's two embeddings as float16."""
+    dimension = embeddings.rows.shape[1]
+
+    def attach(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        return {
+            "teacher_query_embedding": list(embeddings.of(batch["query_id"])),
+            "teacher_document_embedding": list(embeddings.of(batch["document_id"])),
+        }
+
+    vector = Sequence(Value("float16"), length=dimension)
+    features = Features(
+        {
+            **{name: scored.features[name] for name in ("query", "document", "teacher_score")},
+            "teacher_query_embedding": vector,
+            "teacher_document_embedding": vector,
+        }
+    )
+    return map_rows(scored, attach, features, batch_size=256).with_format("numpy")
+
+
+def check_batch(pairs: int, args: SentenceTransformerTrainingArguments) -> None:
+    """Raise InputError if the pairs do not fill one batch of all processes."""
+    needed = args.train_batch_size * args.world_size
+    if pairs < needed:
+        raise InputError(
+            f"{pairs} training pairs do not fill one batch of {args.train_batch_size} on {args.world_size} process(es); "
+            "keep more pairs (see selection) or lower per_device_train_batch_size"
+        )
+
+
+def objective_weights(recipe: Recipe) -> Weights:
+    """The recipe's objective."""
+    o = recipe.objective
+    return Weights(
+        contrastive=o.contrastive_weight,
+        regression=o.regression_weight,
+        regression_on=o.regression_on,
+        distribution=o.distribution_weight,
+        alignment=o.alignment_weight,
+        temperature=o.temperature,
+    )
+
+
+def train_student(
+    student: SentenceTransformer,
+    recipe: Recipe,
+    train_rows: Dataset,
+    validation_rows: Dataset,
+    components: np.ndarray,
+    folder: RunFolder,
+    key: str,
+) -> dict[str, Any]:
+    """Train `student` in place, going on from the last checkpoint of the same training if there is one.
+
+    Args:
+        student: The untrained student.
+        recipe: The objective and the training arguments.
+        train_rows: As made by :func:`training_rows`.
+        validation_rows: The same, for the validation loss; may be empty if nothing evaluates.
+        components: The alignment target's coordinates.
+        folder: The run's folder.
+        key: The fingerprint of everything that the training depends on.
+
+    Returns:
+        What `training.json` holds: steps, examples, seconds, precision and the log.
+
+    Raises:
+        InputError: Fewer pairs than a batch, or an evaluation without validation pairs.
+    """
+    args = copy.copy(recipe.training)
+    args.push_to_hub = False  # the release stage publishes, once everything is measured
+    if "output_dir" not in recipe.given:
+        args.output_dir = str(Path(args.output_dir) / key)
+    check_batch(len(train_rows), args)
+    evaluates = args.eval_strategy.value != "no"
+    if evaluates and not len(validation_rows):
+        raise InputError("eval_strategy asks for a validation loss, but there are no validation pairs (validation_fraction)")
+    patience = recipe.trainer.early_stopping_patience
+    trainer = DistillationTrainer(
+        weights=objective_weights(recipe),
+        components=torch.from_numpy(components),
+        model=student,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows if evaluates else None,
+        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
+    )
+    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    student.eval()
+    state = trainer.state
+    record = {
+        "fingerprint": key,
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "examples": state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        "processes": args.world_size,
+        "pairs": len(train_rows),
+        "seconds": round(seconds, 1),
+        "resumed_from": Path(checkpoint).name if checkpoint else None,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "best_step": state.best_global_step,
+        "log": state.log_history,
+    }
+    if trainer.is_world_process_zero():
+        write_json(folder.training, record)
+    return record

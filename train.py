@@ -1,0 +1,108 @@
+"""From pairs to a released student: `accelerate launch train.py [RECIPE] [--key value ...]`.
+
+Each stage is one call whose result feeds the next, and leaves an artefact in the run's folder that a later call reuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets.utils.logging import disable_progress_bar
+from sentence_transformers import SentenceTransformer
+
+from hf_distill.arguments import STAGES, Recipe, read_recipe
+from hf_distill.data import load_pair_data
+from hf_distill.errors import InputError
+from hf_distill.evaluation import evaluate_student
+from hf_distill.export import save_student
+from hf_distill.hub import check_publishing, publish, write_dataset, write_model_card
+from hf_distill.report import results_table, write_report
+from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe
+from hf_distill.scoring import score_pairs
+from hf_distill.selection import parse_rules, select_pairs
+from hf_distill.student import build_student, principal_components
+from hf_distill.teachers import load_teacher
+from hf_distill.trainer import check_batch, train_student, training_rows
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+
+def run(recipe: Recipe) -> None:
+    """Run the stages of `recipe` up to `recipe.run.until`."""
+    state, seed = PartialState(), recipe.training.seed
+    wanted = STAGES[: STAGES.index(recipe.run.until) + 1]
+
+    # Whatever can be refused is refused before anything is written.
+    rules = parse_rules(recipe.selection.selection)
+    folder = open_run_folder(recipe)
+    check_publishing(recipe)
+    teacher = load_teacher(recipe.teacher)
+    build_student(recipe.student, teacher, None, seed)
+
+    with state.main_process_first():
+        data = load_pair_data(recipe.data, seed, folder)
+    state.print(data.summary())
+    check_batch(len(data.train), recipe.training)
+    if state.is_main_process:
+        save_recipe(recipe, folder)
+
+    scored = score_pairs(data, teacher, folder, recipe.teacher.shard_size)
+    state.print(scored.summary())
+    if "select" not in wanted:
+        return
+
+    selected = select_pairs(scored.train, rules, seed, folder, scored.key)
+    state.print(selected.summary())
+    check_batch(len(selected.selected), recipe.training)
+    if "train" not in wanted:
+        return
+
+    components = principal_components(scored.embeddings.rows, min(recipe.student.student_dim, teacher.dimension))
+    key = fingerprint(selected.key, vars(recipe.student), vars(recipe.objective), vars(recipe.trainer), recipe.training_keys())
+    training = read_json_if_current(folder.training, key)
+    if training is not None and folder.student.is_dir():
+        state.print(f"The student is there already, trained with these settings: {folder.student}")
+        student = SentenceTransformer(str(folder.student), device=teacher.model.device.type)
+    else:
+        student = build_student(recipe.student, teacher, components, seed)
+        rows = training_rows(selected.selected, scored.embeddings)
+        validation_rows = training_rows(scored.validation, scored.embeddings)
+        training = train_student(student, recipe, rows, validation_rows, components, folder, key)
+        if state.is_main_process:
+            save_student(student, folder.student)
+    if "evaluate" not in wanted or not state.is_main_process:
+        return  # the other ranks have nothing left to do, and wait for nobody
+
+    evaluation_key = fingerprint(key, data.key)
+    evaluation = read_json_if_current(folder.evaluation, evaluation_key)
+    if evaluation is None:
+        untrained = build_student(recipe.student, teacher, components, seed)
+        evaluation = evaluate_student(student, untrained, teacher, data, scored, folder, seed, evaluation_key)
+    write_report(evaluation, selected.audit, training, scored.manifest, data.counts, recipe.keys(), recipe.name, folder)
+    if "release" in wanted:
+        write_dataset(scored, selected, recipe, data.source, data.counts, folder)
+        write_model_card(evaluation, training, selected.audit, recipe, data.source, folder)
+        for address in publish(recipe, folder):
+            print(f"Published: {address}")
+    print(f"\n{results_table(evaluation)}\n\nStudent: {folder.student}\nReport:  {folder.report}")
+
+
+def main() -> int:
+    """Read the command line and run; input that cannot be used is one message and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch says it once a run where there is no accelerator
+    disable_progress_bar()  # of `datasets`: each stage has a bar of its own
+    try:
+        run(read_recipe(default_recipe=DEFAULT_RECIPE))
+    except InputError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
