@@ -6,6 +6,7 @@ Each stage is one call whose result feeds the next, and leaves an artefact in th
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from hf_distill.data import load_pair_data
 from hf_distill.errors import InputError
 from hf_distill.evaluation import evaluate_student
 from hf_distill.export import save_student
+from hf_distill.hardware import use_all_cores
 from hf_distill.hub import check_publishing, publish, write_dataset, write_model_card
 from hf_distill.report import results_table, write_report
 from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe
@@ -34,6 +36,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 def run(recipe: Recipe) -> None:
     """Run the stages of `recipe` up to `recipe.run.until`."""
     state, seed = PartialState(), recipe.training.seed
+    use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     wanted = STAGES[: STAGES.index(recipe.run.until) + 1]
 
     # Whatever can be refused is refused before anything is written.
@@ -66,7 +69,6 @@ def run(recipe: Recipe) -> None:
     training = read_json_if_current(folder.training, key)
     if training is not None and folder.student.is_dir():
         state.print(f"The student is there already, trained with these settings: {folder.student}")
-        student = SentenceTransformer(str(folder.student), device=teacher.model.device.type)
     else:
         student = build_student(recipe.student, teacher, components, seed)
         rows = training_rows(selected.selected, scored.embeddings)
@@ -77,6 +79,8 @@ def run(recipe: Recipe) -> None:
     if "evaluate" not in wanted or not state.is_main_process:
         return  # the other ranks have nothing left to do, and wait for nobody
 
+    # Measured is what was saved, as anyone would load it.
+    student = SentenceTransformer(str(folder.student), device=teacher.model.device.type)
     evaluation_key = fingerprint(key, data.key)
     evaluation = read_json_if_current(folder.evaluation, evaluation_key)
     if evaluation is None:

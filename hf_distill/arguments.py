@@ -99,7 +99,7 @@ class TeacherArguments:
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Precision of the teacher. auto: bfloat16 where a quick check shows that it is faster, else float32."
     )
-    teacher_batch_size: int = _option(64, "Texts in one forward pass of the teacher.")
+    teacher_batch_size: int | None = _option(None, "Texts in one forward pass of the teacher. Default: what suits the device.")
     query_prompt: str | None = _option(None, "Put before queries, for teacher and student. Default: the teacher's own.")
     document_prompt: str | None = _option(None, "Put before documents, for teacher and student. Default: the teacher's own.")
     shard_size: int = _option(4096, "Texts in one restartable shard of the scoring: what a killed run can lose.")
@@ -356,10 +356,10 @@ def _check(recipe: Recipe) -> None:
         "temperature": objective.temperature,
         "student_dim": student.student_dim,
         "student_max_length": student.student_max_length,
-        "teacher_batch_size": recipe.teacher.teacher_batch_size,
         "shard_size": recipe.teacher.shard_size,
     }
     optional = {"max_pairs": data.max_pairs, "teacher_max_length": recipe.teacher.teacher_max_length}
+    optional |= {"teacher_batch_size": recipe.teacher.teacher_batch_size}
     for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
         if value <= 0:
             raise InputError(f"{name} is {value}, but must be above 0")

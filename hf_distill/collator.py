@@ -12,10 +12,9 @@ from torch import Tensor
 from hf_distill.data.contract import text_id
 
 SIDE_COLUMNS = (
-    "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "key_of_query", "key_of_document",
+    "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
 )  # fmt: skip
-"""Batch entries (B, ...) beside the tokenised texts: what `in_batch_matrices` needs. None may begin with `query_` or `document_`:
-the Trainer hands everything under those prefixes to the model."""
+"""Batch entries (B, ...) beside the tokenised texts: what `in_batch_matrices` needs."""
 
 
 class InBatch(NamedTuple):
@@ -49,45 +48,51 @@ def in_batch_matrices(rows: dict[str, Tensor], columns: dict[str, Tensor] | None
         offset: Where this process's pairs begin among the columns.
     """
     columns = rows if columns is None else columns
-    count, total = len(rows["key_of_query"]), len(columns["key_of_document"])
-    positives = torch.arange(offset, offset + count, device=rows["key_of_query"].device)
+    count, total = len(rows["query_key"]), len(columns["document_key"])
+    positives = torch.arange(offset, offset + count, device=rows["query_key"].device)
     if "teacher_query_embedding" in rows:
         teacher = rows["teacher_query_embedding"].float() @ columns["teacher_document_embedding"].float().T
     else:
-        teacher = torch.full((count, total), torch.nan, device=rows["key_of_query"].device)
+        teacher = torch.full((count, total), torch.nan, device=rows["query_key"].device)
     teacher[torch.arange(count, device=positives.device), positives] = rows["teacher_score"].float()
-    ignore = rows["key_of_document"][:, None] == columns["key_of_document"][None, :]
-    ignore |= rows["key_of_query"][:, None] == columns["key_of_query"][None, :]
+    ignore = rows["document_key"][:, None] == columns["document_key"][None, :]
+    ignore |= rows["query_key"][:, None] == columns["query_key"][None, :]
     ignore[torch.arange(count, device=positives.device), positives] = False
     return InBatch(teacher, positives, ignore)
 
 
 @dataclass
 class DistillationCollator(SentenceTransformerDataCollator):
-    """Tokenises `query` and `document`, and puts the teacher's side columns and in-batch matrices beside them.
+    """Tokenises queries and documents, and puts the teacher's side columns and in-batch matrices beside them.
 
     Reads the columns `query`, `document`, `teacher_score` (float), and, where the teacher has them,
     `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). Other columns are left alone: the
     stock collator would tokenise them.
 
-    Returns a batch of `query_*` and `document_*` model inputs, the `SIDE_COLUMNS`, and `teacher_matrix` (B, B) float32,
-    `positives` (B,) int64 and `ignore` (B, B) bool.
+    The 2B texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
+    texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
+
+    Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B,) int64, the `SIDE_COLUMNS`, and `teacher_matrix`
+    (B, B) float32, `positives` (B,) int64, `ignore` (B, B) bool.
     """
 
     query_prompt: str = ""
     document_prompt: str = ""
+    group_size: int = 16
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
             raise ValueError(f"the training rows have no column {', '.join(sorted(missing))}; they have {', '.join(features[0])}")
-        batch: dict[str, Any] = {}
-        for name, prompt in (("query", self.query_prompt), ("document", self.document_prompt)):
-            tokens = self.preprocess_fn([row[name] for row in features], prompt=prompt or None)
-            batch |= {f"{name}_{key}": value for key, value in tokens.items()}
+        texts = [self.query_prompt + row["query"] for row in features] + [self.document_prompt + row["document"] for row in features]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        batch: dict[str, Any] = {"place": torch.tensor(order).argsort()}
+        for number, start in enumerate(range(0, len(texts), self.group_size)):
+            tokens = self.preprocess_fn([texts[i] for i in order[start : start + self.group_size]])
+            batch |= {f"texts{number}_{key}": value for key, value in tokens.items()}
         side: dict[str, Tensor] = {
             "teacher_score": torch.tensor([row["teacher_score"] for row in features], dtype=torch.float32),
-            "key_of_query": torch.tensor([key_of(row["query"]) for row in features]),
-            "key_of_document": torch.tensor([key_of(row["document"]) for row in features]),
+            "query_key": torch.tensor([key_of(row["query"]) for row in features]),
+            "document_key": torch.tensor([key_of(row["document"]) for row in features]),
         }
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:

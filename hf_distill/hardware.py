@@ -52,11 +52,37 @@ def bfloat16_is_faster(device_type: str) -> bool:
     return bfloat16_speedup(device_type) > 1.5
 
 
+def cpu_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_all_cores(local_processes: int) -> None:
+    """Share the cores out among this machine's processes.
+
+    `accelerate launch` and `torchrun` give each process one thread (`OMP_NUM_THREADS=1`) unless told otherwise: on a CPU, a single
+    process would leave every core but one idle. Another value is somebody's wish and stays.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1" and device_type() == "cpu":
+        torch.set_num_threads(max(1, cpu_cores() // local_processes))
+
+
 def device_type() -> str:
     """`cuda`, `mps` or `cpu`: what models are put on."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def encoding_batch_size(device_type: str, bfloat16: bool) -> int:
+    """Texts in a forward pass without gradients: few on a CPU in float32, whose activations then stay in its caches.
+
+    Measured on two AVX2 cores with MiniLM-L6 and texts of 44 tokens on average: 4,000 tokens/s in batches of 8, 3,800 of 16,
+    3,100 of 32, 2,400 of 64.
+    """
+    if device_type != "cpu":
+        return 256
+    return 64 if bfloat16 else 12
 
 
 def _processor() -> str:
@@ -94,7 +120,7 @@ def describe_environment() -> dict[str, Any]:
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
-            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpu_cores": cpu_cores(),
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "bfloat16_speedup": round(bfloat16_speedup(device_type()), 2),
         },

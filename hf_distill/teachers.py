@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from hf_distill.arguments import TeacherArguments
 from hf_distill.errors import InputError
-from hf_distill.hardware import bfloat16_is_faster, device_type
+from hf_distill.hardware import bfloat16_is_faster, device_type, encoding_batch_size
 from hf_distill.run_folder import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def load_teacher(arguments: TeacherArguments) -> BiEncoderTeacher:
         name=arguments.teacher,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        batch_size=arguments.teacher_batch_size,
+        batch_size=arguments.teacher_batch_size or encoding_batch_size(model.device.type, dtype != torch.float32),
         dtype=dtype,
         fingerprint=fingerprint(
             weights.hexdigest(), arguments.teacher_pooling, model.max_seq_length, query_prompt, document_prompt, str(dtype)

@@ -20,7 +20,7 @@ from hf_distill.data.cleaning import NearDuplicates, text_key
 from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of
 from hf_distill.errors import InputError
 
-PASSAGE_CHARACTERS = 300
+PASSAGE_CHARACTERS = 240
 """A document is a passage: the rest of the docstring up to about this length, cut at a space. Every system sees the same."""
 
 _SUMMARY_CHARACTERS = (15, 200)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-_DOCUMENTS, _QUERIES, _BATCH, _ROUNDS = 128, 24, 32, 3
+_DOCUMENTS, _QUERIES, _BATCH, _ROUNDS = 128, 24, 16, 3
 
 
 def _documents_per_second(model: SentenceTransformer, documents: list[str]) -> float:
@@ -30,7 +30,7 @@ def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], d
     Args:
         models: Name -> model.
         queries: Of these the first 24 are timed one by one.
-        documents: Of these the first 128 are timed, in batches of 32.
+        documents: Of these the first 128 are timed, in batches of 16.
     """
     sample, speeds, latencies = list(documents[:_DOCUMENTS]), {name: [] for name in models}, {name: [] for name in models}
     for model in models.values():

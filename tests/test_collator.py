@@ -1,0 +1,92 @@
+import pytest
+import torch
+from conftest import sentences
+from sentence_transformers import SentenceTransformer
+
+from hf_distill.collator import DistillationCollator, in_batch_matrices, key_of
+
+
+def rows(count: int, dimension: int = 8) -> list[dict]:
+    torch.manual_seed(1)
+    vectors = torch.nn.functional.normalize(torch.randn(2 * count, dimension), dim=1)
+    return [
+        {
+            "query": q,
+            "document": d,
+            "teacher_score": float(vectors[i] @ vectors[count + i]),
+            "teacher_query_embedding": vectors[i].numpy(),
+            "teacher_document_embedding": vectors[count + i].numpy(),
+            "group": "never read",
+        }
+        for i, (q, d) in enumerate(zip(sentences(count), sentences(count, 500), strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(teacher_dir) -> SentenceTransformer:  # noqa: ANN001
+    return SentenceTransformer(str(teacher_dir), device="cpu").eval()
+
+
+def test_the_teachers_matrix_is_the_cosines_of_its_embeddings(model: SentenceTransformer) -> None:
+    features = rows(6)
+    batch = DistillationCollator(model.preprocess)(features)
+    q = torch.stack([torch.tensor(r["teacher_query_embedding"]) for r in features])
+    d = torch.stack([torch.tensor(r["teacher_document_embedding"]) for r in features])
+    torch.testing.assert_close(batch["teacher_matrix"], q @ d.T)
+    assert batch["positives"].tolist() == list(range(6))
+    assert not batch["ignore"].any()
+
+
+def test_a_teacher_without_embeddings_knows_the_diagonal_only(model: SentenceTransformer) -> None:
+    features = [{k: v for k, v in row.items() if "embedding" not in k} for row in rows(3)]
+    matrix = DistillationCollator(model.preprocess)(features)["teacher_matrix"]
+    assert matrix.diagonal().tolist() == pytest.approx([row["teacher_score"] for row in features])
+    assert matrix.isnan().sum() == 6
+
+
+def test_the_same_document_or_query_is_no_negative(model: SentenceTransformer) -> None:
+    features = rows(4)
+    features[2]["document"] = features[0]["document"]
+    features[3]["query"] = features[1]["query"]
+    ignore = DistillationCollator(model.preprocess)(features)["ignore"]
+    assert ignore.nonzero().tolist() == [[0, 2], [1, 3], [2, 0], [3, 1]]
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 8, 100])
+def test_groups_by_length_give_the_embeddings_of_plain_encoding(model: SentenceTransformer, group_size: int) -> None:
+    features = rows(5)
+    features[0]["document"] = "cat"
+    collator = DistillationCollator(model.preprocess, query_prompt="who ", document_prompt="book ", group_size=group_size)
+    batch = collator(features)
+    groups = []
+    while f"texts{len(groups)}_input_ids" in batch:
+        prefix = f"texts{len(groups)}_"
+        groups.append({k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)})
+    assert len(groups) == -(-10 // group_size)
+    with torch.no_grad():
+        embeddings = torch.cat([model(group)["sentence_embedding"] for group in groups])[batch["place"]]
+    plain = model.encode(["who " + r["query"] for r in features] + ["book " + r["document"] for r in features], convert_to_tensor=True)
+    torch.testing.assert_close(embeddings, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_missing_column_is_said(model: SentenceTransformer) -> None:
+    with pytest.raises(ValueError, match="no column teacher_score; they have query, document"):
+        DistillationCollator(model.preprocess)([{"query": "a", "document": "b"}])
+
+
+def test_blocks_of_two_processes_are_the_rows_of_one(model: SentenceTransformer) -> None:
+    features = rows(8)
+    features[6]["document"] = features[1]["document"]
+    whole = DistillationCollator(model.preprocess)(features)
+    names = ("teacher_score", "query_key", "document_key", "teacher_query_embedding", "teacher_document_embedding")
+    columns = {name: whole[name] for name in names}
+    for start in (0, 4):
+        part = in_batch_matrices({name: columns[name][start : start + 4] for name in names}, columns, offset=start)
+        torch.testing.assert_close(part.teacher, whole["teacher_matrix"][start : start + 4])
+        assert part.ignore.equal(whole["ignore"][start : start + 4])
+        assert part.positives.tolist() == list(range(start, start + 4))
+
+
+def test_keys_are_equal_only_for_equal_texts() -> None:
+    assert key_of("a b") == key_of("a b") != key_of("a  b")
+    assert -(2**63) <= key_of("x") < 2**63

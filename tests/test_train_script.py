@@ -1,0 +1,271 @@
+"""What a user runs: `train.py` as a subprocess, end to end on a tiny recipe, refused input, two processes, the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, sentences
+from datasets import load_dataset
+from hub_server import TOKEN, Hub, running_hub
+from sentence_transformers import SentenceTransformer
+
+RECIPE = {
+    "dataset": "files", "group_column": "topic", "test_fraction": 0.2, "validation_fraction": 0.1, "teacher_dtype": "float32",
+    "selection": ["invalid", "echo", "duplicate", "percentile=20"], "student_layers": "0,2", "student_dim": 16, "student_init": "pca",
+    "student_max_length": 32, "student_dropout": 0.0, "alignment_weight": 1.0, "regression_on": "matrix", "num_train_epochs": 2,
+    "per_device_train_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 0.1, "eval_strategy": "epoch", "save_strategy": "epoch",
+    "load_best_model_at_end": True, "early_stopping_patience": 3, "logging_steps": 2, "bf16": False, "shard_size": 100,
+}  # fmt: skip
+
+
+def run_script(*line: str, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *line]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False, timeout=600)
+    if check is not None:
+        assert done.returncode == check, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path, teacher_dir: Path) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "dataset_path": str(pairs_file), "teacher": str(teacher_dir)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = run_script(str(recipe), "--run_dir", str(folder))
+    return folder, done.stdout
+
+
+def test_a_run_leaves_every_artefact(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    for name in (
+        "recipe.yaml", "soft_labels/manifest.json", "teacher_soft_labels.json", "selection.json", "dataset/README.md", "student_model_sd/README.md",
+        "student_model_sd/modules.json", "evaluation.json", "report.html", "training.json",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert str(folder / "report.html") in output
+    assert "The student keeps" in output
+    assert not [p for p in (folder / "student_model_sd").rglob("*") if p.suffix in {".bin", ".pt", ".pkl"}]
+
+
+def test_the_student_loads_plainly_and_is_what_was_evaluated(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    student = SentenceTransformer(str(folder / "student_model_sd"), device="cpu")
+    embeddings = student.encode(["a cat", "the moon"])
+    assert embeddings.shape == (2, 16)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    test = load_dataset(str(folder / "dataset"), "selected", split="test", cache_dir=str(folder / "loaded"))
+    cosines = (student.encode_query(list(test["query"])) * student.encode_document(list(test["document"]))).sum(axis=1)
+    assert evaluation["pairs"]["student_score"] == pytest.approx(cosines.tolist(), abs=1e-4)
+    assert evaluation["fidelity"]["num_pairs"] == len(test) == evaluation["retrieval"]["num_queries"]
+    assert set(evaluation["retrieval"]["systems"]) == {"teacher", "student", "untrained student", "bm25"}
+    for system in evaluation["retrieval"]["systems"].values():
+        for figure in system.values():
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+
+
+def test_the_dataset_accounts_for_every_pair(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    everything = load_dataset(str(folder / "dataset"), "all", cache_dir=str(folder / "loaded"))
+    selected = load_dataset(str(folder / "dataset"), "selected", cache_dir=str(folder / "loaded"))
+    audit = json.loads((folder / "selection.json").read_text())
+    assert sum(len(split) for split in everything.values()) == 200
+    dropped = [reason for reason in everything["train"]["dropped_by"] if reason]
+    assert len(selected["train"]) == audit["kept"] == len(everything["train"]) - len(dropped)
+    assert len([r for r in dropped if not r.startswith("leak")]) == sum(rule["dropped"] for rule in audit["rules"])
+
+
+def test_a_second_call_reuses_every_stage(finished: tuple[Path, str], recipe: Path) -> None:
+    folder, _ = finished
+    watched = ["soft_labels/manifest.json", "selection.json", "training.json", "student_model_sd/model.safetensors", "evaluation.json"]
+    before = {name: (folder / name).stat().st_mtime_ns for name in watched}
+    done = run_script(str(recipe), "--run_dir", str(folder))
+    assert "The student is there already" in done.stdout
+    assert {name: (folder / name).stat().st_mtime_ns for name in watched} == before
+
+
+def test_a_saved_recipe_runs_again_to_the_same_student(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = finished
+    run_script(str(folder / "recipe.yaml"), "--run_dir", str(tmp_path / "again"), "--until", "train")
+    one, two = (f / "student_model_sd" / "model.safetensors" for f in (folder, tmp_path / "again"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_stages_one_by_one_are_a_whole_run(recipe: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "staged"
+    run_script(str(recipe), "--run_dir", str(folder), "--until", "score")
+    assert (folder / "teacher_soft_labels.json").is_file()
+    assert not (folder / "selection.json").exists()
+    run_script(str(recipe), "--run_dir", str(folder), "--until", "select")
+    assert not (folder / "student_model_sd").exists()
+    run_script(str(recipe), "--run_dir", str(folder), "--until", "evaluate")
+    assert not (folder / "dataset").exists()
+    one, two = (json.loads((f / "evaluation.json").read_text())["retrieval"] for f in (finished[0], folder))
+    assert one == two
+
+
+def test_report_and_cards_stand_alone_and_escape_the_data(tmp_path: Path, recipe: Path, teacher_dir: Path) -> None:
+    evil = '<script>alert("x")</script> | **bold** [link](http://x)'
+    rows = [{"query": f"{q} {evil}", "document": f"{d} {evil}", "topic": i} for i, (q, d) in enumerate(zip(sentences(60), sentences(60, 900), strict=True))]
+    path = tmp_path / "evil.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run"
+    run_script(str(recipe), "--dataset_path", str(path), "--run_dir", str(folder), "--num_train_epochs", "1", "--selection", "percentile=20")
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in report
+    assert "<script" not in report
+    assert 'src="http' not in report
+    assert 'href="http' not in report
+    card = (folder / "dataset" / "README.md").read_text(encoding="utf-8")
+    assert "<script" not in card
+    assert r"\*\*bold\*\* \[link\]\(http" in card
+    for text in (report, card, (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")):
+        assert str(tmp_path) not in text.replace(str(path), ""), "no card names a path of this machine"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["--dataset_path", "nowhere.jsonl"], "no file or folder at nowhere.jsonl"),
+        (["--selection", "best"], "unknown selection rule 'best'"),
+        (["--selection", "percentile=180"], "the value of percentile must be between 0 and 100"),
+        (["--teacher", "./nowhere"], "no folder at ./nowhere"),
+        (["--per_device_train_batch_size", "500"], "do not fill one batch of 500"),
+        (["--tempreature", "1"], "did you mean 'temperature'?"),
+        (["--push_to_hub", "true"], "push_to_hub needs --hub_model_id"),
+        (["--query_column", "question"], "no column 'question'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_error_code_2_and_nothing_written(recipe: Path, tmp_path: Path, line: list[str], says: str) -> None:
+    folder = tmp_path / "run"
+    done = run_script(str(recipe), "--run_dir", str(folder), *line, check=2)
+    errors = [row for row in done.stderr.splitlines() if "error" in row.lower()]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("train.py: error: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "recipe.yaml").exists()
+    assert not (folder / "soft_labels").exists()
+
+
+def test_the_run_folder_of_another_recipe_is_refused(recipe: Path, finished: tuple[Path, str], tmp_path: Path, pairs_file: Path) -> None:
+    folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe.read_text())
+    done = run_script(str(other), "--run_dir", str(folder), check=2)
+    assert "holds another run: its recipe is 'tiny', this one is 'other'" in done.stderr
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(pairs_file.read_text())
+    done = run_script(str(recipe), "--run_dir", str(folder), "--dataset_path", str(copy), check=2)
+    assert "dataset_path is" in done.stderr
+    done = run_script(str(recipe), "--run_dir", str(tmp_path), check=2)
+    assert "no recipe.yaml, so it is no run" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_a_teacher_of_nans_is_refused(recipe: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = SentenceTransformer(str(teacher_dir), device="cpu")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    model.save_pretrained(str(tmp_path / "broken"), create_model_card=False)
+    done = run_script(str(recipe), "--teacher", str(tmp_path / "broken"), "--run_dir", str(tmp_path / "run"), check=2)
+    assert "returns NaN or infinite embeddings" in done.stderr
+    assert not (tmp_path / "run" / "teacher_soft_labels.json").exists()
+
+
+def test_two_processes_run_through(recipe: Path, tmp_path: Path, finished: tuple[Path, str]) -> None:
+    folder = tmp_path / "two"
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    run_script(str(recipe), "--run_dir", str(folder), "--per_device_train_batch_size", "8", "--use_cpu", "true", launcher=launcher)
+    training = json.loads((folder / "training.json").read_text())
+    assert training["processes"] == 2
+    assert (folder / "report.html").is_file()
+    labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished[0])]
+    assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
+
+
+def test_real_qrecc_with_the_papers_recipe(qrecc_train: Path, teacher_dir: Path, backbone_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "qrecc"
+    done = run_script(
+        str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", str(qrecc_train), "--teacher", str(teacher_dir), "--student_backbone",
+        str(backbone_dir), "--teacher_max_length", "32", "--student_max_length", "32", "--num_train_epochs", "1", "--run_dir", str(folder),
+        "--teacher_dtype", "float32", "--bf16", "false",
+    )  # fmt: skip
+    turns = json.loads(qrecc_train.read_text(encoding="utf-8"))
+    by_hand = sum(len(t["Rewrite"].strip() or t["Question"].strip()) > 5 and len(t["Answer"].strip()) > 10 for t in turns)
+    assert len(json.loads((folder / "teacher_soft_labels.json").read_text())) == by_hand
+    assert f"kept {by_hand:,}" in done.stdout
+    assert "turns found 2,711" in done.stdout
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def hub_environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+PUSH = ("--push_to_hub", "true", "--hub_model_id", "you/student", "--hub_dataset_id", "you/pairs")
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(finished[0], tmp_path / "copied"))
+
+
+def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"))
+        assert done.stdout.count("Published: ") == 2
+        _, files = hub.files("models", "you/student") or ("", {})
+        assert files["model.safetensors"] == (copied / "student_model_sd" / "model.safetensors").read_bytes()
+        assert b"datasets:\n- you/pairs" in files["README.md"]
+        code = (
+            "from sentence_transformers import SentenceTransformer; from datasets import load_dataset\n"
+            "print(SentenceTransformer('you/student', device='cpu').encode('a cat').tolist())\n"
+            "print(len(load_dataset('you/pairs', 'selected', split='train')))"
+        )
+        fresh = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hub_environment(hub, tmp_path / "fresh")}, check=True
+        ).stdout.splitlines()
+    local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
+    assert json.loads(fresh[0]) == pytest.approx(local.tolist(), abs=1e-6)
+    assert int(fresh[1]) == json.loads((copied / "selection.json").read_text())["kept"]
+    for file in copied.rglob("*"):
+        assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), f"the token is in {file}"
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        hub.corrupt = True
+        done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"), check=1)
+    assert "model.safetensors on the Hub differs from the local file" in done.stderr
+
+
+def test_a_wrong_token_is_said_before_any_work(recipe: Path, tmp_path: Path) -> None:
+    wrong = "hf_wrongwrongwrongwrongwrongwrong"
+    with running_hub() as hub:
+        done = run_script(str(recipe), "--run_dir", str(tmp_path / "run"), *PUSH, env=hub_environment(hub, tmp_path / "home", wrong), check=2)
+        assert not hub.repos
+    assert "the Hub does not accept the token" in done.stderr
+    assert wrong not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,187 @@
+"""Training on a tiny model: parameters move, the loss is the formula, and equal effective batches train equally."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import sentences
+from datasets import Dataset, Features, Sequence, Value
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+
+from hf_distill.arguments import StudentArguments, TeacherArguments
+from hf_distill.errors import InputError
+from hf_distill.objective import Weights
+from hf_distill.student import build_student, principal_components
+from hf_distill.teachers import BiEncoderTeacher, load_teacher
+from hf_distill.trainer import DistillationTrainer, check_batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_dir: Path) -> BiEncoderTeacher:
+    return load_teacher(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def rows(teacher: BiEncoderTeacher) -> Dataset:
+    queries, documents = sentences(32), sentences(32, 400)
+    q, d = teacher.embed(queries), teacher.embed(documents)
+    vector = Sequence(Value("float32"), length=32)
+    features = Features(
+        {
+            "query": Value("string"), "document": Value("string"), "teacher_score": Value("float32"),
+            "teacher_query_embedding": vector, "teacher_document_embedding": vector,
+        }
+    )  # fmt: skip
+    table = {
+        "query": queries, "document": documents, "teacher_score": (q * d).sum(1), "teacher_query_embedding": list(q),
+        "teacher_document_embedding": list(d),
+    }  # fmt: skip
+    return Dataset.from_dict(table, features=features).with_format("numpy")
+
+
+@pytest.fixture(scope="module")
+def components(rows: Dataset) -> np.ndarray:
+    return principal_components(np.concatenate([rows["teacher_query_embedding"], rows["teacher_document_embedding"]]), 16)
+
+
+@pytest.fixture(scope="module")
+def untrained(teacher: BiEncoderTeacher, components: np.ndarray) -> SentenceTransformer:
+    arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=32, student_init="pca", student_dropout=0.0)
+    return build_student(arguments, teacher, components, 0)
+
+
+def make_trainer(
+    model: SentenceTransformer, rows: Dataset, folder: Path, weights: Weights, components: np.ndarray | None = None, **changes: Any
+) -> DistillationTrainer:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder), "per_device_train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-3, "save_strategy": "no",
+        "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "seed": 3, "report_to": "none",
+    }  # fmt: skip
+    return DistillationTrainer(
+        weights=weights,
+        components=None if components is None else torch.from_numpy(components),
+        model=copy.deepcopy(model),
+        args=SentenceTransformerTrainingArguments(**{**settings, **changes}),
+        train_dataset=rows,
+        eval_dataset=rows if changes.get("eval_strategy", "no") != "no" else None,
+    )
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    a, b = weights_of(one), weights_of(other)
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_every_parameter_that_matters_moves(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    trainer = make_trainer(untrained, rows, tmp_path, Weights())
+    before = weights_of(trainer.model)
+    trainer.train()
+    still = {name for name, value in trainer.model.named_parameters() if value.equal(before[name])}
+    assert {name for name in still if "pooler" not in name and "position" not in name} == set()
+
+
+def test_the_loss_of_a_step_is_the_papers_formula(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    trainer = make_trainer(untrained, rows, tmp_path, Weights(contrastive=1.0, regression=0.1, temperature=0.1))
+    features = [rows[i] for i in range(8)]
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(features)).item()
+    model = trainer.model.eval()
+    q, d = (model.encode([str(row[name]) for row in features]).astype(np.float64) for name in ("query", "document"))
+    cosines = q @ d.T
+    info_nce = np.mean([-cosines[i, i] / 0.1 + math.log(np.exp(cosines[i] / 0.1).sum()) for i in range(8)])
+    mse = np.mean([(cosines[i, i] - float(features[i]["teacher_score"])) ** 2 for i in range(8)])
+    assert loss == pytest.approx(info_nce + 0.1 * mse, abs=1e-4)
+
+
+def test_each_term_is_logged_and_they_sum_to_the_loss(
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    weights = Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, alignment=3)
+    trainer = make_trainer(untrained, rows, tmp_path, weights, components, eval_strategy="epoch")
+    trainer.train()
+    terms = ("contrastive", "regression", "distribution", "alignment")
+    steps = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(steps) == 4
+    for row in steps:
+        assert sum(row[term] for term in terms) == pytest.approx(row["loss"], abs=1e-3)
+    evaluation = next(row for row in trainer.state.log_history if "eval_loss" in row)
+    assert sum(evaluation[f"eval_{term}"] for term in terms) == pytest.approx(evaluation["eval_loss"], abs=1e-3)
+
+
+def test_alignment_brings_the_student_to_the_teacher(
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    trainer = make_trainer(untrained, rows, tmp_path, Weights(contrastive=0, regression=0, alignment=1), components, num_train_epochs=8)
+    trainer.train()
+    losses = [row["alignment"] for row in trainer.state.log_history if "alignment" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_accumulated_steps_weigh_as_much_as_one(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    """Regression sees no other rows, so 4 x 2 accumulated must train like 1 x 8 (a batch key `labels` would make it 4 times)."""
+    trained = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            untrained, rows, tmp_path, Weights(contrastive=0, regression=1), per_device_train_batch_size=batch, gradient_accumulation_steps=steps,
+            optim="sgd", learning_rate=0.1, max_grad_norm=0,
+        )  # fmt: skip
+        trainer.train()
+        trained.append(trainer)
+    assert largest_difference(trained[0].model, trained[1].model) < 1e-5
+    assert largest_difference(trained[0].model, untrained) > 1e-3
+
+
+def test_resumed_training_is_uninterrupted_training(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2}
+    whole = make_trainer(untrained, rows, tmp_path / "whole", Weights(), **settings)
+    whole.train()
+    assert whole.state.global_step == 8
+    resumed = make_trainer(untrained, rows, tmp_path / "resumed", Weights(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert largest_difference(whole.model, resumed.model) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    broken = rows.with_format(None).map(lambda _, i: {"teacher_score": math.inf if i == 20 else 0.5}, with_indices=True).with_format("numpy")
+    trainer = make_trainer(untrained, broken, tmp_path, Weights())
+    with pytest.raises(FloatingPointError, match=r"step [0-3]: the objective is not finite \({'regression': inf}\)"):
+        trainer.train()
+
+
+def test_bfloat16_trains_to_nearly_the_same_student(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    trained = []
+    for bf16 in (False, True):
+        trainer = make_trainer(untrained, rows, tmp_path, Weights(), bf16=bf16)
+        trainer.train()
+        trained.append(trainer.model.eval().encode(sentences(10)))
+    assert (trained[0] * trained[1]).sum(axis=1).min() > 0.99
+    assert not np.array_equal(trained[0], trained[1])
+
+
+def test_the_best_checkpoint_is_loaded_at_the_end(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        untrained, rows, tmp_path, Weights(), eval_strategy="epoch", save_strategy="epoch", num_train_epochs=3, load_best_model_at_end=True
+    )
+    trainer.train()
+    best = min((row for row in trainer.state.log_history if "eval_loss" in row), key=lambda row: row["eval_loss"])
+    assert trainer.state.best_metric == best["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-5)
+
+
+def test_fewer_pairs_than_a_batch_is_said() -> None:
+    args = SentenceTransformerTrainingArguments(output_dir="unused", per_device_train_batch_size=16, use_cpu=True)
+    with pytest.raises(InputError, match="15 training pairs do not fill one batch of 16 on 1 process"):
+        check_batch(15, args)
+    check_batch(16, args)
