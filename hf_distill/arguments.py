@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -51,9 +51,7 @@ class RunArguments:
     )
     student_license: str | None = _option(None, "Licence id of the student, for the model card, e.g. apache-2.0.")
     card_examples: bool = _option(True, "Show a few pairs as examples in the dataset card.")
-    hub_dataset_id: str | None = _option(
-        None, "With --push_to_hub: also publish the scored pairs as this dataset, e.g. you/pairs."
-    )
+    hub_dataset_id: str | None = _option(None, "With --push_to_hub: also publish the scored pairs as this dataset, e.g. you/pairs.")
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ class DataArguments:
     language: str = _option("en", "Language of the texts (ISO code), for the cards.")
     query_column: str = _option("query", "Column of the query text (files, hub).")
     document_column: str = _option("document", "Column of the document text (files, hub).")
-    group_column: str | None = _option(
-        None, "Column whose values are never shared by train and test, e.g. a conversation id (files, hub)."
-    )
+    group_column: str | None = _option(None, "Column whose values are never shared by train and test, e.g. a conversation id (files, hub).")
     max_pairs: int | None = _option(None, "Use at most this many pairs, in a seeded order of whole groups.")
     test_fraction: float = _option(0.1, "Share of the groups that is held out for the evaluation.")
     validation_fraction: float = _option(0.05, "Share of the groups whose loss is watched during training.")
@@ -91,9 +87,7 @@ class TeacherArguments:
 
     _argument_group_name = "teacher"
 
-    teacher: str = _option(
-        "sentence-transformers/all-MiniLM-L6-v2", "SentenceTransformer that scores the pairs: a folder or a Hub id."
-    )
+    teacher: str = _option("sentence-transformers/all-MiniLM-L6-v2", "SentenceTransformer that scores the pairs: a folder or a Hub id.")
     teacher_pooling: Literal["cls", "mean"] | None = _option(None, "Replace the teacher's own pooling.")
     teacher_max_length: int | None = _option(None, "Truncate the teacher's input to this many tokens. Default: its own limit.")
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
@@ -112,10 +106,9 @@ class SelectionArguments:
 
     _argument_group_name = "selection"
 
-    selection: list[str] = _option(
+    selection: list[str] = _option(  # noqa: RUF009  (a field, like the others; ruff sees a call)
         [],
-        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, random=F; "
-        "or none.",
+        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, random=F; or none.",
     )
 
 
@@ -125,9 +118,7 @@ class StudentArguments:
 
     _argument_group_name = "student"
 
-    student_backbone: str = _option(
-        "teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id."
-    )
+    student_backbone: str = _option("teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id.")
     student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5. Default: all.")
     student_pooling: Literal["cls", "mean"] = _option("mean", "How token embeddings become a text embedding.")
     student_dim: int = _option(256, "Dimensions of the L2-normalised embedding.")
@@ -154,9 +145,7 @@ class ObjectiveArguments:
         "diagonal", "Regress on the scores of the pairs (the paper), or on every known cell of the in-batch matrix."
     )
     distribution_weight: float = _option(0.0, "Weight of the KL divergence between in-batch score distributions.")
-    alignment_weight: float = _option(
-        0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components."
-    )
+    alignment_weight: float = _option(0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components.")
     temperature: float = _option(0.1, "Temperature of the contrastive and the distribution term.")
 
 
@@ -169,6 +158,12 @@ class TrainerArguments:
     early_stopping_patience: int | None = _option(
         None, "Stop after this many evaluations without a better validation loss; needs eval_strategy and save_strategy."
     )
+
+
+def _plain(training: SentenceTransformerTrainingArguments) -> dict[str, Any]:
+    """The training arguments as values that YAML can hold (`to_dict` is untyped)."""
+    plain: dict[str, Any] = training.to_dict()  # type: ignore[no-untyped-call]
+    return plain
 
 
 RECIPE_PARTS = (
@@ -204,14 +199,14 @@ class Recipe:
 
     def training_keys(self) -> dict[str, Any]:
         """Every training argument that can change the student, for its fingerprint."""
-        plain = self.training.to_dict()
+        plain: dict[str, Any] = _plain(self.training)
         return {key: value for key, value in plain.items() if not key.startswith(_NO_EFFECT_ON_STUDENT)}
 
     def keys(self) -> dict[str, Any]:
         """The recipe as flat keys: every key of this project, and the training arguments that were given."""
         parts = (self.run, self.data, self.teacher, self.selection, self.student, self.objective, self.trainer)
         flat = {k: v for part in parts for k, v in dataclasses.asdict(part).items()}
-        plain = self.training.to_dict()
+        plain: dict[str, Any] = _plain(self.training)
         flat |= {key: plain[key] for key in sorted(self.given) if key in plain and not key.endswith("_token")}
         return flat
 
@@ -242,7 +237,7 @@ class _RecipeParser(HfArgumentParser):
 
 def _parser() -> _RecipeParser:
     return _RecipeParser(
-        (*RECIPE_PARTS, _TrainingArguments),
+        [*RECIPE_PARTS, _TrainingArguments],  # type: ignore[list-item]  # its DataClassType is a NewType of Any
         prog="train.py",
         usage="accelerate launch train.py [RECIPE] [--key value ...]",
         description=(
@@ -324,14 +319,13 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
     if not given & {"bf16", "fp16", "help"} and bfloat16_is_faster(device_type()):
         line += ["--bf16", "true"]
     try:
-        *parts, training, stray = parser.parse_args_into_dataclasses(
-            line, look_for_args_file=False, return_remaining_strings=True
-        )
+        *parts, training, stray = parser.parse_args_into_dataclasses(line, look_for_args_file=False, return_remaining_strings=True)
     except (ValueError, ImportError, RuntimeError) as error:
         raise error if isinstance(error, InputError) else InputError(f"the training arguments do not fit: {error}") from error
     if stray:
         raise InputError(f"{stray[0]!r} belongs to no key; flags look like --key value. See: train.py --help")
-    recipe = Recipe(name, *parts, training=training, given=frozenset(given))
+    run, data, teacher, selection, student, objective, trainer = parts
+    recipe = Recipe(name, run, data, teacher, selection, student, objective, trainer, training, frozenset(given))
     if recipe.selection.selection == ["none"]:
         recipe = dataclasses.replace(recipe, selection=SelectionArguments([]))
     if "output_dir" not in given:
@@ -340,12 +334,42 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
     return recipe
 
 
+def _check_ranges(recipe: Recipe) -> None:
+    """Every number within what it can mean."""
+    data, teacher, student = recipe.data, recipe.teacher, recipe.student
+    weights = {k: v for k, v in dataclasses.asdict(recipe.objective).items() if k.endswith("_weight")}
+    if not any(weights.values()):
+        raise InputError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to train on")
+    positive = {
+        "temperature": recipe.objective.temperature,
+        "student_dim": student.student_dim,
+        "student_max_length": student.student_max_length,
+        "shard_size": teacher.shard_size,
+        "max_pairs": data.max_pairs,
+        "teacher_max_length": teacher.teacher_max_length,
+        "teacher_batch_size": teacher.teacher_batch_size,
+    }
+    fractions = {
+        "test_fraction": data.test_fraction,
+        "validation_fraction": data.validation_fraction,
+        "head_dropout": student.head_dropout,
+        "student_dropout": student.student_dropout,
+    }
+    ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
+        (positive, lambda x: x > 0, "must be above 0"),
+        (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),
+        (weights, lambda x: x >= 0, "must be at least 0"),
+    )
+    for values, holds, says in ranges:
+        for name, value in values.items():
+            if value is not None and not holds(value):
+                raise InputError(f"{name} is {value}, but {says}")
+
+
 def _check(recipe: Recipe) -> None:
-    """Values that argparse cannot judge, said before any work is done."""
-    data, student, objective = recipe.data, recipe.student, recipe.objective
-    for name, fraction in (("test_fraction", data.test_fraction), ("validation_fraction", data.validation_fraction)):
-        if not 0 <= fraction < 1:
-            raise InputError(f"{name} is {fraction}, but a share of the groups lies in [0, 1)")
+    """What argparse cannot judge, said before any work is done."""
+    _check_ranges(recipe)
+    data = recipe.data
     if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
         raise InputError(
             f"test_fraction {data.test_fraction} and validation_fraction {data.validation_fraction} must leave groups "
@@ -355,27 +379,7 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"--dataset {data.dataset} needs --dataset_path")
     if data.dataset == "hub" and not data.dataset_name:
         raise InputError("--dataset hub needs --dataset_name, e.g. sentence-transformers/natural-questions")
-    positive = {
-        "temperature": objective.temperature,
-        "student_dim": student.student_dim,
-        "student_max_length": student.student_max_length,
-        "shard_size": recipe.teacher.shard_size,
-    }
-    optional = {"max_pairs": data.max_pairs, "teacher_max_length": recipe.teacher.teacher_max_length}
-    optional |= {"teacher_batch_size": recipe.teacher.teacher_batch_size}
-    for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
-        if value <= 0:
-            raise InputError(f"{name} is {value}, but must be above 0")
-    weights = {k: v for k, v in dataclasses.asdict(objective).items() if k.endswith("_weight")}
-    for name, value in weights.items():
-        if value < 0:
-            raise InputError(f"{name} is {value}, but a weight is at least 0")
-    if not any(weights.values()):
-        raise InputError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to train on")
-    for name, value in (("head_dropout", student.head_dropout), ("student_dropout", student.student_dropout or 0.0)):
-        if not 0 <= value < 1:
-            raise InputError(f"{name} is {value}, but a dropout probability lies in [0, 1)")
-    if recipe.trainer.early_stopping_patience is not None and str(recipe.training.eval_strategy.value) == "no":
+    if recipe.trainer.early_stopping_patience is not None and recipe.training.eval_strategy == "no":
         raise InputError("early_stopping_patience needs eval_strategy: steps or epoch (there is no validation loss to watch)")
     if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
         raise InputError("hub_dataset_id is given without push_to_hub: nothing would be published")

@@ -58,7 +58,9 @@ def save_student(student: SentenceTransformer, path: Path) -> None:
     strangers = [type(module).__name__ for module in modules if not isinstance(module, (Transformer, Pooling, Dense, Normalize))]
     if strangers:
         raise ValueError(f"a student is made of Transformer, Pooling, Dense and Normalize; this one holds {', '.join(strangers)}")
-    plain = SentenceTransformer(modules=modules, prompts=student.prompts, similarity_fn_name="cosine", device="cpu")
+    plain = SentenceTransformer(
+        modules=modules, prompts={name: prompt or "" for name, prompt in student.prompts.items()}, similarity_fn_name="cosine", device="cpu"
+    )
     plain.max_seq_length = student.max_seq_length
     # Encoding leaves the last batch's padding and truncation in the tokenizer; they do not belong in the saved file.
     tokenizer = getattr(plain.tokenizer, "backend_tokenizer", None)

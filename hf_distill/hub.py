@@ -275,4 +275,3 @@ def publish(recipe: Recipe, folder: RunFolder) -> list[str]:
         _verify(made.repo_id, kind, str(commit.oid), local, api)
         addresses.append(str(commit.commit_url))
     return addresses
-

@@ -85,7 +85,10 @@ def hybrid(
         ValueError: A shape that does not fit, with the shapes; or alignment without embeddings and targets.
     """
     if batch.teacher.shape != student.shape or batch.ignore.shape != student.shape:
-        raise ValueError(f"the student's matrix is {tuple(student.shape)}, the teacher's {tuple(batch.teacher.shape)}, ignore {tuple(batch.ignore.shape)}")
+        raise ValueError(
+            f"the student's matrix is {tuple(student.shape)}, the teacher's {tuple(batch.teacher.shape)}, "
+            f"ignore {tuple(batch.ignore.shape)}"
+        )
     terms: dict[str, Tensor] = {}
     if weights.contrastive:
         terms["contrastive"] = weights.contrastive * contrastive(student, batch.positives, batch.ignore, weights.temperature)

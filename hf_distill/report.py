@@ -21,7 +21,7 @@ from hf_distill.run_folder import RunFolder, written_whole
 TEMPLATES = Path(__file__).parent / "templates"
 
 BLUE, ORANGE, GREY = "#2f6fb3", "#c8642b", "#8a8f98"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "svg.fonttype": "path", "svg.hashsalt": "hf_distill", "axes.edgecolor": GREY, "text.color": GREY, "axes.labelcolor": GREY,
     "xtick.color": GREY, "ytick.color": GREY, "axes.titlecolor": GREY,
@@ -66,7 +66,9 @@ def plot_retrieval(retrieval: Mapping[str, Any]) -> Picture:
     figures = [retrieval["systems"][name]["nDCG@10"] for name in names]
     plot, axes = _plot(5.4, 2.2)
     for row, (name, f) in enumerate(zip(names, figures, strict=True)):
-        axes.plot([f["low"], f["high"]], [row, row], color=BLUE if name == STUDENT else GREY, linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(
+            [f["low"], f["high"]], [row, row], color=BLUE if name == STUDENT else GREY, linewidth=5, alpha=0.45, solid_capstyle="butt"
+        )
         axes.plot(f["value"], row, "o", color=BLUE if name == STUDENT else GREY)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(f"nDCG@10 over {retrieval['num_queries']:,} queries, 95% interval")
@@ -87,7 +89,8 @@ def plot_scatter(evaluation: Mapping[str, Any]) -> Picture:
     r = "undefined" if f["pearson"]["value"] is None else f"{f['pearson']['value']:.3f}"
     return _picture(
         plot,
-        f"Scatter of {len(teacher):,} held-out pairs: Pearson {r}, mean absolute error {f['mae']['value']:.3f}, bias {f['bias']['value']:+.3f}",
+        f"Scatter of {len(teacher):,} held-out pairs: Pearson {r}, mean absolute error {f['mae']['value']:.3f}, "
+        f"bias {f['bias']['value']:+.3f}",
         "Every held-out pair; on the line, student and teacher agree.",
     )
 
@@ -135,7 +138,12 @@ def plot_losses(training: Mapping[str, Any]) -> Picture:
         points = [(row["step"], row[name]) for row in log if name in row]
         if points:
             style = {"color": BLUE, "linewidth": 1.8} if name == "loss" else {"color": ORANGE, "marker": "o"} if name == "eval_loss" else {}
-            axes.plot(*zip(*points, strict=True), label="validation loss" if name == "eval_loss" else name, alpha=1 if name in own else 0.6, **style)
+            axes.plot(
+                *zip(*points, strict=True),
+                label="validation loss" if name == "eval_loss" else name,
+                alpha=1 if name in own else 0.6,
+                **style,
+            )
     axes.set_xlabel("step")
     axes.set_ylabel("weighted loss")
     if log:
@@ -199,19 +207,23 @@ def write_report(
             "selection": plot_selection(audit),
             "losses": plot_losses(training),
         }
-    page = environment().get_template("report.html.j2").render(
-        name=name,
-        verdict=verdict(evaluation),
-        rows=headline(evaluation),
-        measures=list(next(iter(evaluation["retrieval"]["systems"].values()))),
-        evaluation=evaluation,
-        audit=audit,
-        training=training,
-        soft_labels=soft_labels,
-        counts=counts,
-        recipe=recipe,
-        pictures=pictures,
-        Markup=Markup,
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            name=name,
+            verdict=verdict(evaluation),
+            rows=headline(evaluation),
+            measures=list(next(iter(evaluation["retrieval"]["systems"].values()))),
+            evaluation=evaluation,
+            audit=audit,
+            training=training,
+            soft_labels=soft_labels,
+            counts=counts,
+            recipe=recipe,
+            pictures=pictures,
+            Markup=Markup,
+        )
     )
     with written_whole(folder.report) as temporary:
         temporary.write_text(page, encoding="utf-8")

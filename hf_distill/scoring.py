@@ -131,7 +131,10 @@ def embed_texts(texts: Dataset, teacher: Teacher, folder: Path, shard_size: int)
         def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
             embeddings = teacher.embed(batch["text"])
             if embeddings.shape != (len(batch["text"]), teacher.dimension):
-                raise InputError(f"the teacher returned embeddings of shape {embeddings.shape} for {len(batch['text'])} texts, expected dimension {teacher.dimension}")
+                raise InputError(
+                    f"the teacher returned embeddings of shape {embeddings.shape} for {len(batch['text'])} texts, "
+                    f"expected dimension {teacher.dimension}"
+                )
             bar.update(len(batch["text"]))
             return {"embedding": list(embeddings.astype(np.float16))}
 
@@ -190,9 +193,7 @@ def _score(pairs: Dataset, teacher: Teacher, embeddings: EmbeddingTable) -> Data
         document_ids = [text_id(teacher.prompted(text, "document")) for text in batch["document"]]
         return {"query_id": query_ids, "document_id": document_ids, "teacher_score": pair_scores(query_ids, document_ids, embeddings)}
 
-    features = Features(
-        {**pairs.features, "query_id": Value("string"), "document_id": Value("string"), "teacher_score": Value("float32")}
-    )
+    features = Features({**pairs.features, "query_id": Value("string"), "document_id": Value("string"), "teacher_score": Value("float32")})
     return map_rows(pairs, score, features)
 
 

@@ -69,7 +69,7 @@ def duplicate(columns: Columns, _: float | None) -> Outcome:
 
 def percentile(columns: Columns, value: float | None) -> Outcome:
     """Keep scores at or above the `value`-th percentile (linear interpolation, as numpy and the paper: 80 keeps the top 20%)."""
-    cut = float(np.percentile(columns.score, value))
+    cut = float(np.percentile(columns.score, value or 0.0))
     return columns.score >= cut, cut
 
 
@@ -172,7 +172,8 @@ def apply_rules(columns: Columns, rules: Sequence[Rule]) -> tuple[list[str | Non
         alive = np.flatnonzero(dropped_by < 0)
         ranks = np.empty(len(alive), dtype=np.int64)
         ranks[np.argsort(columns.order[alive])] = np.arange(len(alive))
-        part = Columns([columns.query[i] for i in alive], [columns.document[i] for i in alive], columns.score[alive], ranks)
+        rows = alive.tolist()
+        part = Columns([columns.query[i] for i in rows], [columns.document[i] for i in rows], columns.score[alive], ranks)
         keep, cut = _KINDS[rule.name].apply(part, rule.value) if len(alive) else (np.ones(0, dtype=bool), None)
         gone = alive[~keep]
         dropped_by[gone] = number

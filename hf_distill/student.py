@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_distill.arguments import StudentArguments
 from hf_distill.errors import InputError
@@ -47,7 +48,7 @@ def _layer_stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     raise InputError(f"--student_layers: {type(model).__name__} keeps its layers in a place that is not known here; leave the key out")
 
 
-def keep_layers(backbone: nn.Module, text: str) -> None:
+def keep_layers(backbone: PreTrainedModel, text: str) -> None:
     """Cut `backbone` (a transformers model) down to the layers named by `text`, in place."""
     holder, name, stack = _layer_stack(backbone)
     kept = parse_layers(text, len(stack))
@@ -60,7 +61,7 @@ def keep_layers(backbone: nn.Module, text: str) -> None:
         config.layer_types = [config.layer_types[i] for i in kept]
 
 
-def set_dropout(backbone: nn.Module, probability: float) -> None:
+def set_dropout(backbone: PreTrainedModel, probability: float) -> None:
     """Set every dropout probability of `backbone`, in modules and configuration, in place."""
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
@@ -88,7 +89,9 @@ def principal_components(embeddings: np.ndarray, dimension: int) -> np.ndarray:
     """
     d = embeddings.shape[1]
     if dimension > d:
-        raise InputError(f"--student_init pca: {dimension} components of {d}-dimensional teacher embeddings; student_dim can be {d} at most")
+        raise InputError(
+            f"--student_init pca: {dimension} components of {d}-dimensional teacher embeddings; student_dim can be {d} at most"
+        )
     moment = np.zeros((d, d))
     for start in range(0, len(embeddings), 8192):
         block = np.asarray(embeddings[start : start + 8192], dtype=np.float64)
@@ -119,7 +122,9 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
         source = load_sentence_transformer(arguments.student_backbone, "student_backbone")
         transformer = source[0]
     if not isinstance(transformer, Transformer):
-        raise InputError(f"--student_backbone {arguments.student_backbone}: its first module is a {type(transformer).__name__}, not a Transformer")
+        raise InputError(
+            f"--student_backbone {arguments.student_backbone}: its first module is a {type(transformer).__name__}, not a Transformer"
+        )
     backbone = transformer.auto_model
     backbone.float().train()
     if arguments.student_layers:
@@ -139,9 +144,9 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
     if arguments.student_init == "pca":
         if teacher.dimension != hidden or arguments.student_dim > hidden:
             raise InputError(
-                f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings {teacher.dimension}, and student_dim is "
-                f"{arguments.student_dim}; the first two must be equal (e.g. student_backbone: teacher) and the third no larger, "
-                "or take student_init: random"
+                f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings {teacher.dimension}, "
+                f"and student_dim is {arguments.student_dim}; the first two must be equal (e.g. student_backbone: teacher), "
+                "the third no larger; or take student_init: random"
             )
         if components is not None:
             head.linear.weight.data = torch.from_numpy(components.copy())
@@ -151,7 +156,7 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
     modules.append(Normalize())
     student = SentenceTransformer(modules=modules, device=teacher.model.device.type, similarity_fn_name="cosine")
     student.max_seq_length = arguments.student_max_length
-    prompts = {"query": teacher.query_prompt, "document": teacher.document_prompt}
+    prompts: dict[str, str | None] = {"query": teacher.query_prompt, "document": teacher.document_prompt}
     if any(prompts.values()):
         student.prompts = prompts
     return student

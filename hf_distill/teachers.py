@@ -169,7 +169,8 @@ class BiEncoderTeacher:
         embeddings = self.model.encode(
             texts, prompt="", batch_size=self.batch_size, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         )
-        values: np.ndarray = embeddings.float().cpu().numpy()
+        # Normalised again in float32: the model's own normalisation rounds to its dtype.
+        values: np.ndarray = torch.nn.functional.normalize(embeddings.float(), dim=1).cpu().numpy()
         broken = ~np.isfinite(values).all(axis=1)
         if broken.any():
             example = texts[int(broken.argmax())]
@@ -197,7 +198,9 @@ def load_teacher(arguments: TeacherArguments) -> BiEncoderTeacher:
     if arguments.teacher_pooling:
         places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
         if len(places) != 1:
-            raise InputError(f"--teacher_pooling {arguments.teacher_pooling}: {arguments.teacher} has {len(places)} pooling modules, expected one")
+            raise InputError(
+                f"--teacher_pooling {arguments.teacher_pooling}: {arguments.teacher} has {len(places)} pooling modules, expected one"
+            )
         model[places[0]] = Pooling(model[places[0]].embedding_dimension, pooling_mode=arguments.teacher_pooling)
     if arguments.teacher_max_length:
         model.max_seq_length = arguments.teacher_max_length

@@ -12,15 +12,16 @@ import torch
 import torch.distributed.nn.functional as distributed
 from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.model import BaseModel
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.arguments import Recipe
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices
+from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid
-from hf_distill.data.contract import map_rows
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import EmbeddingTable
 
@@ -28,7 +29,7 @@ from hf_distill.scoring import EmbeddingTable
 def _gather(tensor: Tensor) -> Tensor:
     """`tensor` of every process, in order of rank, with gradients to all of them where it carries any."""
     if tensor.requires_grad:
-        return torch.cat(distributed.all_gather(tensor))
+        return torch.cat(distributed.all_gather(tensor))  # type: ignore[no-untyped-call]
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
@@ -58,11 +59,11 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self.model_accepts_loss_kwargs = False
         self._distributed = self.args.world_size > 1 and torch.distributed.is_initialized()
 
-    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+    def get_default_loss(self, model: BaseModel) -> nn.Module:
         """The student, held where the parent looks for what to optimise; `compute_loss` is the objective."""
         return nn.ModuleDict({"model": model})
 
-    def get_data_collator(self, model: SentenceTransformer, args: Any, processing_class: Any = None) -> DistillationCollator:
+    def get_data_collator(self, model: BaseModel, args: Any, processing_class: Any = None) -> DistillationCollator:
         """The collator, with the student's own prompts."""
         return DistillationCollator(
             preprocess_fn=model.preprocess,
@@ -90,9 +91,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         offset = torch.distributed.get_rank() * len(queries)
         return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
 
         Raises:
@@ -191,13 +190,16 @@ def train_student(
     """
     if student.device.type == "cpu":
         # The backward pass of PyTorch's fused attention on a CPU takes half of a training step; plain matrix products do not.
-        student[0].auto_model.set_attn_implementation("eager")
+        backbone: PreTrainedModel = student[0].auto_model  # type: ignore[assignment]
+        backbone.set_attn_implementation("eager")
     args = copy.copy(recipe.training)
+    output = Path(str(args.output_dir))
     args.push_to_hub = False  # the release stage publishes, once everything is measured
     if "output_dir" not in recipe.given:
-        args.output_dir = str(Path(args.output_dir) / key)
+        output = output / key
+        args.output_dir = str(output)
     check_batch(len(train_rows), args)
-    evaluates = args.eval_strategy.value != "no"
+    evaluates = args.eval_strategy != "no"
     if evaluates and not len(validation_rows):
         raise InputError("eval_strategy asks for a validation loss, but there are no validation pairs (validation_fraction)")
     patience = recipe.trainer.early_stopping_patience
@@ -210,7 +212,7 @@ def train_student(
         eval_dataset=validation_rows if evaluates else None,
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else [],
     )
-    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None)
+    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(output) if output.is_dir() else None)  # type: ignore[no-untyped-call]
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TOKEN = "hf_goodtokengoodtokengoodtokengood"  # noqa: S105  (a made-up one)
+TOKEN = "hf_goodtokengoodtokengoodtokengood"
 
 
 class Hub(ThreadingHTTPServer):
@@ -99,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
         commit, files = state
         if action == "tree":
-            return self.answer(200, [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()])
+            return self.answer(
+                200, [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()]
+            )
         return self.answer(200, {"id": repo, "sha": commit, "private": False, "siblings": [{"rfilename": p} for p in files], "tags": []})
 
     def resolve(self, kind: str, repo: str, revision: str, name: str) -> None:

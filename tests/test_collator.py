@@ -23,7 +23,7 @@ def rows(count: int, dimension: int = 8) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def model(teacher_dir) -> SentenceTransformer:  # noqa: ANN001
+def model(teacher_dir) -> SentenceTransformer:
     return SentenceTransformer(str(teacher_dir), device="cpu").eval()
 
 

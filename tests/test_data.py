@@ -55,9 +55,7 @@ def test_real_qrecc_counts_equal_the_rule_by_hand(qrecc_train: Path, tmp_path: P
     read = read_qrecc(qrecc_train, tmp_path)
     turns = json.loads(qrecc_train.read_text(encoding="utf-8"))
     by_hand = [
-        (q, a)
-        for t in turns
-        if len(q := (t["Rewrite"].strip() or t["Question"].strip())) > 5 and len(a := t["Answer"].strip()) > 10
+        (q, a) for t in turns if len(q := (t["Rewrite"].strip() or t["Question"].strip())) > 5 and len(a := t["Answer"].strip()) > 10
     ]
     assert list(zip(read.pairs["query"], read.pairs["document"], strict=True)) == by_hand
     assert read.counts["turns found"] == 2711 == sum(n for reason, n in read.counts.items() if reason != "turns found")
@@ -71,7 +69,7 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
     read = read_source(arguments, 0, tmp_path)
     data = split_pairs(read, arguments, 0, tmp_path)
     assert data.counts["leaks"]["left"] == 0
-    assert sum(data.counts["leaks"]["removed"].values()) > 0, "answers such as \"I don't know.\" are shared by conversations"
+    assert sum(data.counts["leaks"]["removed"].values()) > 0, 'answers such as "I don\'t know." are shared by conversations'
     ids = [i for split in (data.train, data.validation, data.test, data.leaked) for i in split["pair_id"]]
     assert sorted(ids) == sorted(read.pairs["pair_id"])
     conversations = [set(split["group"]) for split in (data.train, data.validation, data.test)]
@@ -181,7 +179,10 @@ def beir_folder(path: Path, splits: dict[str, list[tuple[str, str, int]]]) -> Pa
 def test_beir_keeps_its_test_queries_and_searches_its_whole_corpus(tmp_path: Path) -> None:
     folder = beir_folder(
         tmp_path / "b",
-        {"train": [(f"q{i}", f"d{i}", 1) for i in range(20)], "test": [("q25", "d25", 2), ("q26", "d26", 1), ("q26", "d1", 0), ("q99", "d1", 1)]},
+        {
+            "train": [(f"q{i}", f"d{i}", 1) for i in range(20)],
+            "test": [("q25", "d25", 2), ("q26", "d26", 1), ("q26", "d1", 0), ("q99", "d1", 1)],
+        },
     )
     arguments = DataArguments(dataset="beir", dataset_path=str(folder), validation_fraction=0.1)
     data = split_pairs(read_source(arguments, 0, tmp_path), arguments, 0, tmp_path)
@@ -287,10 +288,13 @@ texts = st.lists(st.sampled_from([f"word{i}" for i in range(12)]), min_size=1, m
 def test_nothing_is_shared_and_nothing_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: list, seed: int) -> None:
     arguments = DataArguments(test_fraction=0.3, validation_fraction=0.2)
     cache = tmp_path_factory.mktemp("cache")
+    if len({group for _, _, group in rows}) < 3:
+        with pytest.raises(InputError, match="groups cannot be split"):
+            split_pairs(pairs_of(rows), arguments, seed, cache)
+        return
     try:
         data = split_pairs(pairs_of(rows), arguments, seed, cache)
-    except InputError as error:
-        assert "groups cannot be split" in str(error) or "no pair is left for training" in str(error)
+    except InputError:  # every training pair shared something with a held-out one
         return
     splits = {name: getattr(data, name) for name in ("train", "validation", "test", "leaked")}
     assert sorted(i for split in splits.values() for i in split["pair_id"]) == sorted(str(i) for i in range(len(rows)))

@@ -70,7 +70,9 @@ def test_bm25_finds_the_document_with_the_words() -> None:
 def test_an_interval_is_the_bootstraps_of_scipy() -> None:
     values = RNG.normal(size=400)
     ours = figure(mean, [values], 0)
-    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
+    ).confidence_interval
     assert ours["value"] == pytest.approx(values.mean())
     assert (ours["low"], ours["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.01)
     assert ours["n"] == 400

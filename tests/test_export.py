@@ -46,7 +46,11 @@ def test_the_layout_is_the_portable_one(saved: Path) -> None:
     assert [m["type"] for m in modules] == [f"sentence_transformers.models.{n}" for n in ("Transformer", "Pooling", "Dense", "Normalize")]
     assert [m["path"] for m in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
     pooling = json.loads((saved / "1_Pooling" / "config.json").read_text())
-    assert (pooling["word_embedding_dimension"], pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (32, True, False)
+    assert (pooling["word_embedding_dimension"], pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (
+        32,
+        True,
+        False,
+    )
     dense = json.loads((saved / "2_Dense" / "config.json").read_text())
     assert set(dense) == {"in_features", "out_features", "bias", "activation_function"}
     assert json.loads((saved / "sentence_bert_config.json").read_text())["max_seq_length"] == 24

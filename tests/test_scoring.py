@@ -85,7 +85,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert [part.read_bytes() for part in parts] == whole
 
 
-def test_a_killed_shard_leaves_no_part(data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_shard_leaves_no_part(
+    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embed, calls = type(teacher).embed, []
 
     def dies(self: BiEncoderTeacher, texts: list[str]) -> np.ndarray:

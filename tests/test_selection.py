@@ -93,9 +93,7 @@ def test_a_bad_rule_is_said(rule: str, says: str) -> None:
 
 
 word = st.sampled_from(["alpha beta", "Alpha, beta", "gamma delta epsilon", "x", "one two three four five"])
-rules = st.lists(
-    st.sampled_from(["invalid", "echo", "duplicate", "percentile=30", "threshold=0.2", "top_k=5", "random=0.5"]), max_size=6
-)
+rules = st.lists(st.sampled_from(["invalid", "echo", "duplicate", "percentile=30", "threshold=0.2", "top_k=5", "random=0.5"]), max_size=6)
 
 
 @settings(max_examples=150, deadline=None)
@@ -123,7 +121,7 @@ def scored(n: int = 10) -> Dataset:
     )
 
 
-def test_selection_json_says_what_each_rule_dropped(tmp_path) -> None:  # noqa: ANN001
+def test_selection_json_says_what_each_rule_dropped(tmp_path) -> None:
     folder = RunFolder(tmp_path)
     result = select_pairs(scored(), parse_rules(["echo", "percentile=80"]), 0, folder, "scores")
     assert result.selected["pair_id"] == ["8", "9"]
@@ -136,7 +134,9 @@ def test_selection_json_says_what_each_rule_dropped(tmp_path) -> None:  # noqa: 
     assert sum(written["histogram"]["dropped"]) == 8
 
 
-def test_an_empty_selection_is_said_with_the_scores(tmp_path) -> None:  # noqa: ANN001
-    with pytest.raises(InputError, match=r"leaves none of 10 pairs; most fell to threshold=0.99 \(10, threshold 0.9900; .* 0.0000 and 0.9000"):
+def test_an_empty_selection_is_said_with_the_scores(tmp_path) -> None:
+    with pytest.raises(
+        InputError, match=r"leaves none of 10 pairs; most fell to threshold=0.99 \(10, threshold 0.9900; .* 0.0000 and 0.9000"
+    ):
         select_pairs(scored(), [Rule("threshold", 0.99)], 0, RunFolder(tmp_path), "scores")
     assert not (tmp_path / "selection.json").exists()

@@ -11,7 +11,7 @@ from hf_distill.teachers import BiEncoderTeacher, load_teacher
 
 
 @pytest.fixture(scope="module")
-def teacher(teacher_dir) -> BiEncoderTeacher:  # noqa: ANN001
+def teacher(teacher_dir) -> BiEncoderTeacher:
     return load_teacher(TeacherArguments(teacher=str(teacher_dir)))
 
 
@@ -19,7 +19,7 @@ def components(dimension: int = 16, width: int = 32) -> np.ndarray:
     return principal_components(np.random.default_rng(0).normal(size=(200, width)), dimension)
 
 
-def arguments(**changes) -> StudentArguments:  # noqa: ANN003
+def arguments(**changes) -> StudentArguments:
     return StudentArguments(**{"student_dim": 16, "student_max_length": 32, **changes})
 
 
@@ -46,7 +46,7 @@ def test_kept_layers_are_the_teachers_and_the_teacher_keeps_its_own(teacher: BiE
     assert theirs.encoder.layer[1].output.dense.weight.abs().sum() > 0
 
 
-def test_a_backbone_of_its_own(teacher: BiEncoderTeacher, backbone_dir) -> None:  # noqa: ANN001
+def test_a_backbone_of_its_own(teacher: BiEncoderTeacher, backbone_dir) -> None:
     student = build_student(arguments(student_backbone=str(backbone_dir)), teacher, None, 0)
     assert student.encode(["a cat"]).shape == (1, 16)
 
@@ -90,7 +90,7 @@ def test_dropout_is_set_everywhere(teacher: BiEncoderTeacher) -> None:
     assert not third.equal(fourth)
 
 
-def test_prompts_come_from_the_teacher(teacher_dir) -> None:  # noqa: ANN001
+def test_prompts_come_from_the_teacher(teacher_dir) -> None:
     teacher = load_teacher(TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", document_prompt="book "))
     student = build_student(arguments(), teacher, None, 0)
     assert student.prompts == {"query": "who ", "document": "book "}
@@ -99,7 +99,13 @@ def test_prompts_come_from_the_teacher(teacher_dir) -> None:  # noqa: ANN001
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("0,9", "the backbone has 4 layers, 0 to 3"), ("2,1", "ascending order"), ("1,1", "ascending"), ("all", "by number"), ("-1", "ascending")],
+    [
+        ("0,9", "the backbone has 4 layers, 0 to 3"),
+        ("2,1", "ascending order"),
+        ("1,1", "ascending"),
+        ("all", "by number"),
+        ("-1", "ascending"),
+    ],
 )
 def test_layers_that_do_not_exist_are_said(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import sentences
 from sentence_transformers import SentenceTransformer
 
 from hf_distill import teachers
@@ -91,7 +92,9 @@ def test_other_weights_under_the_packages_name_are_refused(tmp_path: Path, monke
 
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(importlib.metadata, "files", lambda _: [File()])
-    with pytest.raises(InputError, match=f"holds other weights than {QUICKSTART_TEACHER}: SHA-256 [0-9a-f]{{64}} instead of {QUICKSTART_SHA256}"):
+    with pytest.raises(
+        InputError, match=f"holds other weights than {QUICKSTART_TEACHER}: SHA-256 [0-9a-f]{{64}} instead of {QUICKSTART_SHA256}"
+    ):
         packaged_quickstart_teacher()
 
 
@@ -107,12 +110,13 @@ def test_bfloat16_is_used_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
         assert load_teacher(TeacherArguments(teacher=str(teacher_dir))).precision == dtype
 
 
-def test_bfloat16_embeddings_stay_close_to_float32(teacher_dir: Path) -> None:
-    from conftest import sentences
-
-    exact, rough = (load_teacher(TeacherArguments(teacher=str(teacher_dir), teacher_dtype=d)) for d in ("float32", "bfloat16"))
-    texts = sentences(40)
+def test_bfloat16_scores_stay_close_to_float32() -> None:
+    if packaged_quickstart_teacher() is None:
+        pytest.skip(f"{teachers.QUICKSTART_PACKAGE} is not installed")
+    exact, rough = (load_teacher(TeacherArguments(teacher=QUICKSTART_TEACHER, teacher_dtype=d)) for d in ("float32", "bfloat16"))
+    texts = sentences(16)
     a, b = exact.embed(texts), rough.embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(b, axis=1), 1, atol=1e-6)
     difference = np.abs(a @ a.T - b @ b.T)
     assert difference.mean() < 2e-3
-    assert difference.max() < 2e-2
+    assert difference.max() < 1e-2

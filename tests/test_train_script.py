@@ -25,7 +25,9 @@ RECIPE = {
 }  # fmt: skip
 
 
-def run_script(*line: str, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+def run_script(
+    *line: str, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, check: int | None = 0
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *line]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False, timeout=600)
     if check is not None:
@@ -50,8 +52,8 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_a_run_leaves_every_artefact(finished: tuple[Path, str]) -> None:
     folder, output = finished
     for name in (
-        "recipe.yaml", "soft_labels/manifest.json", "teacher_soft_labels.json", "selection.json", "dataset/README.md", "student_model_sd/README.md",
-        "student_model_sd/modules.json", "evaluation.json", "report.html", "training.json",
+        "recipe.yaml", "soft_labels/manifest.json", "teacher_soft_labels.json", "selection.json", "dataset/README.md",
+        "student_model_sd/README.md", "student_model_sd/modules.json", "evaluation.json", "report.html", "training.json",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert str(folder / "report.html") in output
@@ -118,11 +120,16 @@ def test_stages_one_by_one_are_a_whole_run(recipe: Path, finished: tuple[Path, s
 
 def test_report_and_cards_stand_alone_and_escape_the_data(tmp_path: Path, recipe: Path, teacher_dir: Path) -> None:
     evil = '<script>alert("x")</script> | **bold** [link](http://x)'
-    rows = [{"query": f"{q} {evil}", "document": f"{d} {evil}", "topic": i} for i, (q, d) in enumerate(zip(sentences(60), sentences(60, 900), strict=True))]
+    rows = [
+        {"query": f"{q} {evil}", "document": f"{d} {evil}", "topic": i}
+        for i, (q, d) in enumerate(zip(sentences(60), sentences(60, 900), strict=True))
+    ]
     path = tmp_path / "evil.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "run"
-    run_script(str(recipe), "--dataset_path", str(path), "--run_dir", str(folder), "--num_train_epochs", "1", "--selection", "percentile=20")
+    run_script(
+        str(recipe), "--dataset_path", str(path), "--run_dir", str(folder), "--num_train_epochs", "1", "--selection", "percentile=20"
+    )
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in report
     assert "<script" not in report
@@ -244,7 +251,11 @@ def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path)
             "print(len(load_dataset('you/pairs', 'selected', split='train')))"
         )
         fresh = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hub_environment(hub, tmp_path / "fresh")}, check=True
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **hub_environment(hub, tmp_path / "fresh")},
+            check=True,
         ).stdout.splitlines()
     local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
     assert json.loads(fresh[0]) == pytest.approx(local.tolist(), abs=1e-6)
@@ -264,7 +275,9 @@ def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_pa
 def test_a_wrong_token_is_said_before_any_work(recipe: Path, tmp_path: Path) -> None:
     wrong = "hf_wrongwrongwrongwrongwrongwrong"
     with running_hub() as hub:
-        done = run_script(str(recipe), "--run_dir", str(tmp_path / "run"), *PUSH, env=hub_environment(hub, tmp_path / "home", wrong), check=2)
+        done = run_script(
+            str(recipe), "--run_dir", str(tmp_path / "run"), *PUSH, env=hub_environment(hub, tmp_path / "home", wrong), check=2
+        )
         assert not hub.repos
     assert "the Hub does not accept the token" in done.stderr
     assert wrong not in done.stdout + done.stderr

@@ -134,7 +134,8 @@ def test_accumulated_steps_weigh_as_much_as_one(untrained: SentenceTransformer, 
     trained = []
     for batch, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(
-            untrained, rows, tmp_path, Weights(contrastive=0, regression=1), per_device_train_batch_size=batch, gradient_accumulation_steps=steps,
+            untrained, rows, tmp_path, Weights(contrastive=0, regression=1), per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
             optim="sgd", learning_rate=0.1, max_grad_norm=0,
         )  # fmt: skip
         trainer.train()
@@ -154,7 +155,9 @@ def test_resumed_training_is_uninterrupted_training(untrained: SentenceTransform
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
-    broken = rows.with_format(None).map(lambda _, i: {"teacher_score": math.inf if i == 20 else 0.5}, with_indices=True).with_format("numpy")
+    broken = (
+        rows.with_format(None).map(lambda _, i: {"teacher_score": math.inf if i == 20 else 0.5}, with_indices=True).with_format("numpy")
+    )
     trainer = make_trainer(untrained, broken, tmp_path, Weights())
     with pytest.raises(FloatingPointError, match=r"step [0-3]: the objective is not finite \({'regression': inf}\)"):
         trainer.train()

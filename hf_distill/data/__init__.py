@@ -33,8 +33,8 @@ from hf_distill.data.splits import (
     check_enough,
     count_leaks,
     limit_pairs,
-    separate_leaks,
     seeded_order,
+    separate_leaks,
     split_groups,
     where,
 )
@@ -92,19 +92,19 @@ def split_pairs(read: SourcePairs, arguments: DataArguments, seed: int, cache: P
         raise InputError(f"{read.source.name} has no valid (query, document) pair ({reasons or 'it is empty'})")
     if arguments.max_pairs is not None and len(pairs) > arguments.max_pairs:
         chosen = limit_pairs(pairs["group"], arguments.max_pairs, seed)
-        pairs = where(pairs, chosen.__contains__)
+        pairs = where(pairs, chosen)
     if read.judged is None:
         split_of = split_groups(pairs["group"], arguments.test_fraction, arguments.validation_fraction, seed)
-        parts = {name: where(pairs, lambda group, name=name: split_of[group] == name) for name in ("train", "validation", "test")}
+        parts = {name: where(pairs, {g for g, split in split_of.items() if split == name}) for name in ("train", "validation", "test")}
         judged = _with_column(parts["test"], "relevance", [1] * len(parts["test"]), TEST_FEATURES)
     else:
         judged = read.judged
         held_out_groups = set(judged["group"])
-        rest = where(pairs, lambda group: group not in held_out_groups)
+        rest = where(pairs, set(pairs["group"]) - held_out_groups)
         check_enough(len(rest), "training")
         n_validation = round(arguments.validation_fraction * len(set(rest["group"])))
         chosen = set(seeded_order(rest["group"], seed)[:n_validation])
-        parts = {"train": where(rest, lambda group: group not in chosen), "validation": where(rest, chosen.__contains__)}
+        parts = {"train": where(rest, set(rest["group"]) - chosen), "validation": where(rest, chosen)}
     corpus = read.corpus if read.corpus is not None else _corpus_of(judged, cache)
 
     held_out = HeldOut()

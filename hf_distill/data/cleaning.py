@@ -26,9 +26,7 @@ def word_trigrams(text: str) -> frozenset[int]:
     """64-bit hashes of the word trigrams of `text_key(text)`; of the whole key if it has fewer than three words."""
     words = text_key(text).split()
     grams = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-    return frozenset(
-        struct.unpack("<Q", hashlib.blake2b(g.encode("utf-8", "surrogatepass"), digest_size=8).digest())[0] for g in grams
-    )
+    return frozenset(struct.unpack("<Q", hashlib.blake2b(g.encode("utf-8", "surrogatepass"), digest_size=8).digest())[0] for g in grams)
 
 
 def jaccard(left: frozenset[int], right: frozenset[int]) -> float:

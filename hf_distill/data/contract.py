@@ -110,7 +110,9 @@ def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Pat
         writer.finalize()
 
 
-def map_rows(rows: Dataset, add: Callable[[dict[str, list[Any]], list[int]], dict[str, Any]], features: Features, batch_size: int = 1000) -> Dataset:
+def map_rows(
+    rows: Dataset, add: Callable[[dict[str, list[Any]], list[int]], dict[str, Any]], features: Features, batch_size: int = 1000
+) -> Dataset:
     """`rows` through `datasets.map`, in batches: `add(batch, indices)` returns columns to add; the result has `features`.
 
     Columns that are not in `features` go. The result is memory-mapped, beside the data it was made from. It is made anew each

@@ -11,7 +11,7 @@ import os
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -20,7 +20,7 @@ from hf_distill.data.cleaning import NearDuplicates, text_key
 from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of
 from hf_distill.errors import InputError
 
-PASSAGE_CHARACTERS = 240
+PASSAGE_CHARACTERS = 200
 """A document is a passage: the rest of the docstring up to about this length, cut at a space. Every system sees the same."""
 
 _SUMMARY_CHARACTERS = (15, 200)
@@ -69,6 +69,48 @@ def passage(text: str) -> str:
     return flat[: PASSAGE_CHARACTERS + 1].rpartition(" ")[0] or flat[:PASSAGE_CHARACTERS]
 
 
+def _parse(file: Path) -> ast.Module | None:
+    """The file's syntax tree; None if it is no Python that this interpreter reads."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError, OSError):
+        return None
+
+
+class _Sieve:
+    """Lets a pair through that is long enough and that repeats none it has let through before."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._summaries: set[str] = set()
+        self._passages: set[str] = set()
+        self._near = NearDuplicates()
+
+    def rejects(self, name: str, query: str, document: str) -> str | None:
+        """Why the pair is left out, or None: it is taken."""
+        query_key, document_key = text_key(query), text_key(document)
+        low, high = _SUMMARY_CHARACTERS
+        checks: tuple[tuple[str, Callable[[], bool]], ...] = (
+            ("summary only", lambda: not document),
+            ("summary too short or too long", lambda: not low <= len(query) <= high or len(query.split()) < _MIN_SUMMARY_WORDS),
+            ("text too short", lambda: len(document) < _MIN_PASSAGE_CHARACTERS),
+            ("redefined name", lambda: name in self._names),
+            ("repeated summary", lambda: query_key in self._summaries),
+            ("repeated text", lambda: document_key in self._passages),
+            ("near-duplicate text", lambda: self._near.has(document)),
+        )
+        for reason, holds in checks:
+            if holds():
+                return reason
+        self._names.add(name)
+        self._summaries.add(query_key)
+        self._passages.add(document_key)
+        self._near.add(document)
+        return None
+
+
 def read_pydocs(root: Path | None, max_pairs: int | None, seed: int, cache: Path) -> SourcePairs:
     """Harvest (summary, rest) pairs from docstrings.
 
@@ -95,49 +137,22 @@ def read_pydocs(root: Path | None, max_pairs: int | None, seed: int, cache: Path
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, str]]:
-        names: set[str] = set()
-        summaries: set[str] = set()
-        passages: set[str] = set()
-        near = NearDuplicates()
+        sieve = _Sieve()
         with tqdm(total=max_pairs, unit=" pairs", desc="Reading docstrings", leave=False) as bar:
             for module, file in files:
                 if max_pairs is not None and counts["kept"] >= max_pairs:
                     return
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-                        tree = ast.parse(file.read_bytes())
-                except (SyntaxError, ValueError, RecursionError, OSError):
-                    counts["files that do not parse"] += 1
-                    continue
-                counts["files read"] += 1
-                for name, text in _docstrings(tree, module):
-                    counts["docstrings found"] += 1
+                tree = _parse(file)
+                counts["files read" if tree else "files that do not parse"] += 1
+                for name, text in _docstrings(tree, module) if tree else ():
                     head, _, rest = text.partition("\n\n")
                     query, document = " ".join(head.split()), passage(rest)
-                    if not document:
-                        reason = "summary only"
-                    elif not _SUMMARY_CHARACTERS[0] <= len(query) <= _SUMMARY_CHARACTERS[1] or len(query.split()) < _MIN_SUMMARY_WORDS:
-                        reason = "summary too short or too long"
-                    elif len(document) < _MIN_PASSAGE_CHARACTERS:
-                        reason = "text too short"
-                    elif name in names:
-                        reason = "redefined name"
-                    elif (query_key := text_key(query)) in summaries:
-                        reason = "repeated summary"
-                    elif (document_key := text_key(document)) in passages:
-                        reason = "repeated text"
-                    elif near.has(document):
-                        reason = "near-duplicate text"
-                    else:
-                        reason = "kept"
-                        names.add(name)
-                        summaries.add(query_key)
-                        passages.add(document_key)
-                        near.add(document)
+                    reason = sieve.rejects(name, query, document)
+                    counts["docstrings found"] += 1
+                    counts[reason or "kept"] += 1
+                    if reason is None:
                         bar.update()
                         yield {"pair_id": name, "query": query, "document": document, "group": module}
-                    counts[reason] += 1
 
     pairs = dataset_of(rows(), PAIR_FEATURES, cache, "pydocs")
     where = "the Python packages installed on this machine" if root is None else f"the Python files of {root.name}"

@@ -45,7 +45,9 @@ def _read_turns(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} holds a JSON {type(turns).__name__}, but QReCC is a list of turns")
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise InputError(f"{path}: turn {number} is a {type(turn).__name__}, but a turn is an object with Question, Rewrite, Answer, ...")
+            raise InputError(
+                f"{path}: turn {number} is a {type(turn).__name__}, but a turn is an object with Question, Rewrite, Answer, ..."
+            )
         for key in ("Conversation_no", "Turn_no", "Answer"):
             if key not in turn:
                 raise InputError(f"{path}: turn {number} has no {key!r}; its keys are {', '.join(sorted(map(str, turn)))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from datasets import Dataset
@@ -103,13 +103,12 @@ def separate_leaks(pairs: Dataset, held_out: HeldOut) -> tuple[Dataset, Dataset,
     return kept, leaked, [reason for reason in reasons if reason is not None]
 
 
-def where(pairs: Dataset, condition: Callable[[str], bool]) -> Dataset:
-    """The pairs whose group meets `condition`."""
-    return pairs.select([i for i, group in enumerate(pairs["group"]) if condition(group)])
+def where(pairs: Dataset, groups: Set[str]) -> Dataset:
+    """The pairs whose group is one of `groups`."""
+    return pairs.select([i for i, group in enumerate(pairs["group"]) if group in groups])
 
 
 def check_enough(pairs: int, split: str) -> None:
     """Raise InputError if nothing is left of a split."""
     if pairs < 1:
         raise InputError(f"no pair is left for {split} after splitting and removing leaks; bring more data or fewer near-duplicates")
-

@@ -24,7 +24,10 @@ def _files(path: Path) -> list[Path]:
     found = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
     kinds = {BUILDERS.get(p.suffix) for p in found}
     if not found or None in kinds:
-        raise InputError(f"{path}: pairs are read from {', '.join(BUILDERS)} files" + ("; the folder holds none" if not found else f", not {path.suffix or 'this'}"))
+        raise InputError(
+            f"{path}: pairs are read from {', '.join(BUILDERS)} files"
+            + ("; the folder holds none" if not found else f", not {path.suffix or 'this'}")
+        )
     if len(kinds) > 1:
         raise InputError(f"{path} mixes {', '.join(sorted({p.suffix for p in found}))}; keep one kind in a folder")
     return found

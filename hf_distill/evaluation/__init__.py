@@ -61,7 +61,9 @@ def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -
     bar.update()
     for what, values in (("queries", queries), ("documents", documents)):
         if not np.isfinite(values).all():
-            raise InputError(f"the {name} returns NaN or infinite embeddings for {int((~np.isfinite(values).all(axis=1)).sum())} of {len(values)} {what}")
+            raise InputError(
+                f"the {name} returns NaN or infinite embeddings for {int((~np.isfinite(values).all(axis=1)).sum())} of {len(values)} {what}"
+            )
     return queries, documents
 
 
@@ -130,9 +132,7 @@ def evaluate_student(
                 name: {str(measure): figure(mean, [result[str(measure)]], seed) for measure in MEASURES} for name, result in values.items()
             },
             "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)},
-            "student_minus": {
-                name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in (TEACHER, UNTRAINED, BM25)
-            },
+            "student_minus": {name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in (TEACHER, UNTRAINED, BM25)},
         },
         "fidelity": fidelity(teacher_scores, cosines[STUDENT], seed),
         "fidelity_untrained": fidelity(teacher_scores, cosines[UNTRAINED], seed),

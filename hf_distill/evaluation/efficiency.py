@@ -32,7 +32,9 @@ def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], d
         queries: Of these the first 24 are timed one by one.
         documents: Of these the first 128 are timed, in batches of 16.
     """
-    sample, speeds, latencies = list(documents[:_DOCUMENTS]), {name: [] for name in models}, {name: [] for name in models}
+    sample = list(documents[:_DOCUMENTS])
+    speeds: dict[str, list[float]] = {name: [] for name in models}
+    latencies: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.encode(sample[:4], show_progress_bar=False)  # the first call pays for set-up
     for _ in range(_ROUNDS):
@@ -41,7 +43,11 @@ def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], d
     for query in queries[:_QUERIES]:
         for name, model in models.items():
             latencies[name].append(_latency(model, query))
-    result: dict[str, Any] = {"documents": len(sample), "queries": len(queries[:_QUERIES]), "device": str(next(iter(models.values())).device)}
+    result: dict[str, Any] = {
+        "documents": len(sample),
+        "queries": len(queries[:_QUERIES]),
+        "device": str(next(iter(models.values())).device),
+    }
     for name, model in models.items():
         parameters = list(model.parameters())
         result[name] = {
