@@ -11,8 +11,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import datasets
+import transformers
 from accelerate import PartialState
-from datasets.utils.logging import disable_progress_bar
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.arguments import STAGES, Recipe, read_recipe
@@ -99,7 +100,9 @@ def main() -> int:
     """Read the command line and run; input that cannot be used is one message and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch says it once a run where there is no accelerator
-    disable_progress_bar()  # of `datasets`: each stage has a bar of its own
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
+    datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
+    transformers.utils.logging.disable_progress_bar()
     try:
         run(read_recipe(default_recipe=DEFAULT_RECIPE))
     except InputError as error:

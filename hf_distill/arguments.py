@@ -93,7 +93,7 @@ class TeacherArguments:
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Precision of the teacher. auto: bfloat16 where a quick check shows that it is faster, else float32."
     )
-    teacher_batch_size: int | None = _option(None, "Texts in one forward pass of the teacher. Default: what suits the device.")
+    teacher_batch_tokens: int | None = _option(None, "Tokens in one forward pass of the teacher. Default: what suits the device.")
     query_prompt: str | None = _option(None, "Put before queries, for teacher and student. Default: the teacher's own.")
     document_prompt: str | None = _option(None, "Put before documents, for teacher and student. Default: the teacher's own.")
     shard_size: int = _option(4096, "Texts in one restartable shard of the scoring: what a killed run can lose.")
@@ -347,7 +347,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "shard_size": teacher.shard_size,
         "max_pairs": data.max_pairs,
         "teacher_max_length": teacher.teacher_max_length,
-        "teacher_batch_size": teacher.teacher_batch_size,
+        "teacher_batch_tokens": teacher.teacher_batch_tokens,
     }
     fractions = {
         "test_fraction": data.test_fraction,

@@ -48,12 +48,13 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def save_student(student: SentenceTransformer, path: Path) -> None:
+def save_student(student: SentenceTransformer, path: str | Path) -> None:
     """Save `student` to the folder `path` in the portable layout: safetensors only, no Dropout, replaced as a whole.
 
     Raises:
         ValueError: A module other than Transformer, Pooling, Dense, Dropout and Normalize.
     """
+    path = Path(path)
     modules = [module for module in student if not isinstance(module, Dropout)]
     strangers = [type(module).__name__ for module in modules if not isinstance(module, (Transformer, Pooling, Dense, Normalize))]
     if strangers:

@@ -42,7 +42,7 @@ def escape_markdown(text: str) -> str:
 def _interval(figure: Mapping[str, Any]) -> str:
     if figure["value"] is None:
         return f"undefined ({figure['undefined']})"
-    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def _render(template: str, **values: Any) -> str:
@@ -59,6 +59,11 @@ def _front_matter(data: DatasetCardData | ModelCardData) -> str:
 def hub_id(name: str) -> str | None:
     """`name` if it can be a Hub id and is no folder here, else None: cards never name local paths."""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def public_name(name: str) -> str:
+    """How a card calls a model: its Hub id, or the last part of a local path."""
+    return hub_id(name) or Path(name).name
 
 
 def _shorten(text: str) -> str:
@@ -124,6 +129,7 @@ def write_dataset(
         commit=describe_environment()["git_commit"],
         sizes=sizes,
         soft_labels=soft_labels,
+        teacher=public_name(str(soft_labels["teacher"])),
         counts=counts,
         leaked=", ".join(f"{reason} {n}" for reason, n in counts["leaks"]["removed"].items()) or "none",
         audit=selected.audit,
@@ -187,14 +193,14 @@ def write_model_card(
         eval_results=results,
         **extra,
     )
-    backbone = "the teacher's backbone" if from_teacher else f"`{escape_markdown(recipe.student.student_backbone)}`"
+    backbone = "the teacher's backbone" if from_teacher else f"`{public_name(recipe.student.student_backbone)}`"
     layers = recipe.student.student_layers
     card = _render(
         "model_card_template.md",
         metadata=_front_matter(metadata),
         title=title,
         repo=recipe.training.hub_model_id,
-        teacher_name=teacher_name,
+        teacher_name=public_name(teacher_name),
         student=evaluation["efficiency"]["student"],
         teacher=evaluation["efficiency"]["teacher"],
         verdict=verdict(evaluation),

@@ -12,11 +12,13 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure as Plot
 
 from hf_distill.evaluation import BM25, STUDENT, TEACHER, UNTRAINED
 from hf_distill.run_folder import RunFolder, written_whole
+
+LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "the untrained student", BM25: "BM25"}
+"""How a system is called in a sentence."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -70,7 +72,7 @@ def plot_retrieval(retrieval: Mapping[str, Any]) -> Picture:
             [f["low"], f["high"]], [row, row], color=BLUE if name == STUDENT else GREY, linewidth=5, alpha=0.45, solid_capstyle="butt"
         )
         axes.plot(f["value"], row, "o", color=BLUE if name == STUDENT else GREY)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [LABELS[name].removeprefix("the ") for name in names])
     axes.set_xlabel(f"nDCG@10 over {retrieval['num_queries']:,} queries, 95% interval")
     text = "; ".join(f"{n} {f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for n, f in zip(names, figures, strict=True))
     return _picture(plot, f"nDCG@10 with 95% intervals: {text}", "Retrieval over the full held-out corpus.")
@@ -156,7 +158,7 @@ def plot_losses(training: Mapping[str, Any]) -> Picture:
 def headline(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the headline table: one per system, figures as {value, low, high}."""
     systems = evaluation["retrieval"]["systems"]
-    return [{"system": name, **systems[name]} for name in (TEACHER, STUDENT, UNTRAINED, BM25)]
+    return [{"system": name, "label": LABELS[name].removeprefix("the "), **systems[name]} for name in (TEACHER, STUDENT, UNTRAINED, BM25)]
 
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
@@ -164,7 +166,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     measures = list(evaluation["retrieval"]["systems"][TEACHER])
     lines = [f"{'':<18}" + "".join(f"{name:>10}" for name in measures)]
     for row in headline(evaluation):
-        lines.append(f"{row['system']:<18}" + "".join(f"{row[name]['value']:>10.3f}" for name in measures))
+        lines.append(f"{row['label']:<18}" + "".join(f"{row[name]['value']:>10.3f}" for name in measures))
     f = evaluation["fidelity"]
     lines.append("")
     for name in ("pearson", "mae"):
@@ -181,12 +183,13 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
     beaten = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["low"] > 0]
     level = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["low"] <= 0 <= margins[name]["nDCG@10"]["high"]]
     worse = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["high"] < 0]
-    parts = [f"The student keeps {ratio['value']:.1%} of the teacher's nDCG@10 (95% interval {ratio['low']:.1%} to {ratio['high']:.1%})"]
-    named = {BM25: "BM25", UNTRAINED: "the untrained student"}
-    for verb, names in (("is better than", beaten), ("cannot be told apart from", level), ("is worse than", worse)):
-        if names:
-            parts.append(f"{verb} {' and '.join(named[name] for name in names)}")
-    return ", ".join(parts) + "."
+    kept = f"The student keeps {ratio['value']:.1%} of the teacher's nDCG@10 (95% interval {ratio['low']:.1%} to {ratio['high']:.1%})"
+    claims = [
+        f"{verb} {' and '.join(LABELS[name] for name in names)}"
+        for verb, names in (("is better than", beaten), ("cannot be told apart from", level), ("is worse than", worse))
+        if names
+    ]
+    return f"{kept}; it {', '.join(claims)}."
 
 
 def write_report(
@@ -222,7 +225,6 @@ def write_report(
             counts=counts,
             recipe=recipe,
             pictures=pictures,
-            Markup=Markup,
         )
     )
     with written_whole(folder.report) as temporary:

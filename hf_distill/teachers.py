@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,10 +16,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
 
 from hf_distill.arguments import TeacherArguments
 from hf_distill.errors import InputError
-from hf_distill.hardware import bfloat16_is_faster, device_type, encoding_batch_size
+from hf_distill.hardware import bfloat16_is_faster, device_type, encoding_batch_tokens
 from hf_distill.run_folder import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -134,6 +136,34 @@ def load_sentence_transformer(name: str, key: str, trust_remote_code: bool = Fal
         raise InputError(f"--{key} {name!r} was found at {location} but cannot be loaded: {error}") from error
 
 
+CHARACTERS_PER_TOKEN = 3.5
+"""Roughly, for the sub-word vocabularies of encoders: only the sizes of batches depend on it."""
+
+
+def batches_by_length(texts: list[str], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of `texts` in batches of similar length, each of about `batch_tokens` tokens once padded; longest texts first."""
+    order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
+    start = 0
+    while start < len(order):
+        tokens = len(texts[order[start]]) / CHARACTERS_PER_TOKEN + 2
+        size = max(1, int(batch_tokens / tokens))
+        yield order[start : start + size]
+        start += size
+
+
+def encode(model: SentenceTransformer, texts: list[str], batch_tokens: int) -> Tensor:
+    """Embeddings (len(texts), d), float32 on the CPU, of texts that carry their prompts already, in batches of bounded tokens.
+
+    `SentenceTransformer.encode` takes a fixed number of texts a batch: too many long ones for a CPU's caches, or too few short ones
+    to keep it busy.
+    """
+    embeddings = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
+    for rows in batches_by_length(texts, batch_tokens):
+        batch = [texts[i] for i in rows]
+        embeddings[rows] = model.encode(batch, prompt="", batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False).float().cpu()
+    return embeddings
+
+
 @dataclass
 class BiEncoderTeacher:
     """A SentenceTransformer as teacher (implements :class:`Teacher`)."""
@@ -142,7 +172,7 @@ class BiEncoderTeacher:
     name: str
     query_prompt: str
     document_prompt: str
-    batch_size: int
+    batch_tokens: int
     fingerprint: str
     dtype: torch.dtype
 
@@ -166,11 +196,9 @@ class BiEncoderTeacher:
         Raises:
             InputError: The teacher returns NaN or an infinity, with the text it did so for.
         """
-        embeddings = self.model.encode(
-            texts, prompt="", batch_size=self.batch_size, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
-        )
+        embeddings = encode(self.model, texts, self.batch_tokens)
         # Normalised again in float32: the model's own normalisation rounds to its dtype.
-        values: np.ndarray = torch.nn.functional.normalize(embeddings.float(), dim=1).cpu().numpy()
+        values: np.ndarray = torch.nn.functional.normalize(embeddings, dim=1).numpy()
         broken = ~np.isfinite(values).all(axis=1)
         if broken.any():
             example = texts[int(broken.argmax())]
@@ -221,7 +249,7 @@ def load_teacher(arguments: TeacherArguments) -> BiEncoderTeacher:
         name=arguments.teacher,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        batch_size=arguments.teacher_batch_size or encoding_batch_size(model.device.type, dtype != torch.float32),
+        batch_tokens=arguments.teacher_batch_tokens or encoding_batch_tokens(model.device.type, dtype != torch.float32),
         dtype=dtype,
         fingerprint=fingerprint(
             weights.hexdigest(), arguments.teacher_pooling, model.max_seq_length, query_prompt, document_prompt, str(dtype)

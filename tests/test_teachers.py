@@ -11,7 +11,16 @@ from hf_distill import teachers
 from hf_distill.arguments import TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.hardware import bfloat16_is_faster, bfloat16_speedup
-from hf_distill.teachers import QUICKSTART_SHA256, QUICKSTART_TEACHER, load_teacher, packaged_quickstart_teacher, sha256_of
+from hf_distill.teachers import (
+    CHARACTERS_PER_TOKEN,
+    QUICKSTART_SHA256,
+    QUICKSTART_TEACHER,
+    batches_by_length,
+    encode,
+    load_teacher,
+    packaged_quickstart_teacher,
+    sha256_of,
+)
 
 
 def test_embeddings_are_the_models_own_normalised(teacher_dir: Path) -> None:
@@ -120,3 +129,18 @@ def test_bfloat16_scores_stay_close_to_float32() -> None:
     difference = np.abs(a @ a.T - b @ b.T)
     assert difference.mean() < 2e-3
     assert difference.max() < 1e-2
+
+
+def test_batches_hold_every_text_once_and_few_tokens() -> None:
+    texts = [" ".join(["word"] * n) for n in (1, 400, 30, 2, 2, 70, 5)]
+    batches = list(batches_by_length(texts, 60))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert batches[0] == [1], "a text longer than a batch has one of its own"
+    for batch in batches[1:]:
+        assert len(batch) * (max(len(texts[i]) for i in batch) / CHARACTERS_PER_TOKEN + 2) <= 60 or len(batch) == 1
+
+
+def test_encoding_keeps_the_order_of_the_texts(teacher_dir: Path) -> None:
+    model = SentenceTransformer(str(teacher_dir), device="cpu")
+    texts = [*sentences(9), "cat", "the moon", ""]
+    np.testing.assert_allclose(encode(model, texts, 40).numpy(), model.encode(texts), atol=1e-6)

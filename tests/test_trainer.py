@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sentences
+from conftest import ROOT, sentences
 from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
@@ -188,3 +188,13 @@ def test_fewer_pairs_than_a_batch_is_said() -> None:
     with pytest.raises(InputError, match="15 training pairs do not fill one batch of 16 on 1 process"):
         check_batch(15, args)
     check_batch(16, args)
+
+
+def test_the_readmes_library_example_runs(teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n")[1:] if "DistillationTrainer" in block).split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("path/to/a/model", str(teacher_dir)), "README.md", "exec"), {})
+    student = SentenceTransformer(str(tmp_path / "my-student"), device="cpu")
+    assert student.encode(["read a csv file"]).shape == (1, 32)
+    assert largest_difference(student, SentenceTransformer(str(teacher_dir), device="cpu")) > 0

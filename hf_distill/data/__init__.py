@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset, Features, concatenate_datasets
 
 from hf_distill.arguments import DataArguments
@@ -170,6 +171,9 @@ def load_pair_data(arguments: DataArguments, seed: int, folder: RunFolder) -> Pa
     keys = {k: v for k, v in vars(arguments).items() if k not in ("dataset_license", "language")}
     key = fingerprint(keys, seed, _content_of(arguments))
     manifest_path = folder.pairs / "manifest.json"
+    if PartialState().is_main_process:
+        for stale in folder.pairs.glob("cache-*.arrow"):  # what `map` left there in an earlier call
+            stale.unlink()
     manifest = read_json_if_current(manifest_path, key)
     if manifest is None:
         existed = folder.path.exists()

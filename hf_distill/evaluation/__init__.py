@@ -18,10 +18,10 @@ from hf_distill.evaluation.fidelity import fidelity
 from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.retrieval import MEASURES, Qrels, bm25_run, make_run, per_query, search
-from hf_distill.hardware import encoding_batch_size
+from hf_distill.hardware import encoding_batch_tokens
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import ScoredPairs
-from hf_distill.teachers import BiEncoderTeacher
+from hf_distill.teachers import BiEncoderTeacher, encode
 
 __all__ = ["HeldOutTask", "evaluate_student", "held_out_task"]
 
@@ -54,10 +54,11 @@ def held_out_task(data: PairData) -> HeldOutTask:
 def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the task's queries (Q, d) and documents (N, d), float32."""
     bar.set_postfix_str(name)
-    size = encoding_batch_size(model.device.type, bfloat16=False)
-    queries = model.encode_query(list(task.queries.values()), batch_size=size, show_progress_bar=False)
+    tokens = encoding_batch_tokens(model.device.type, bfloat16=False)
+    prompts = {kind: model.prompts.get(kind) or "" for kind in ("query", "document")}
+    queries = encode(model, [prompts["query"] + text for text in task.queries.values()], tokens).numpy()
     bar.update()
-    documents = model.encode_document(list(task.documents.values()), batch_size=size, show_progress_bar=False)
+    documents = encode(model, [prompts["document"] + text for text in task.documents.values()], tokens).numpy()
     bar.update()
     for what, values in (("queries", queries), ("documents", documents)):
         if not np.isfinite(values).all():
