@@ -24,12 +24,12 @@ from hf_distill.export import save_student
 from hf_distill.hardware import use_all_cores
 from hf_distill.hub import check_publishing, publish, write_dataset, write_model_card
 from hf_distill.report import results_table, write_report
-from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe
+from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json
 from hf_distill.scoring import score_pairs
 from hf_distill.selection import parse_rules, select_pairs
 from hf_distill.student import build_student, principal_components
 from hf_distill.teachers import load_teacher
-from hf_distill.trainer import check_batch, train_student, training_rows
+from hf_distill.trainer import check_alignment, check_batch, train_student, training_rows
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -46,6 +46,7 @@ def run(recipe: Recipe) -> None:
     check_publishing(recipe)
     teacher = load_teacher(recipe.teacher)
     build_student(recipe.student, teacher, None, seed)
+    check_alignment(recipe, teacher.dimension)
 
     with state.main_process_first():
         data = load_pair_data(recipe.data, seed, folder)
@@ -74,9 +75,10 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, components, seed)
         rows = training_rows(selected.selected, scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, components, folder, key)
+        training = train_student(student, recipe, rows, validation_rows, components, key)
         if state.is_main_process:
             save_student(student, folder.student)
+            write_json(folder.training, training)  # last: from here on, the student counts as trained
     if "evaluate" not in wanted or not state.is_main_process:
         return  # the other ranks have nothing left to do, and wait for nobody
 

@@ -5,6 +5,7 @@ Runs the README's command in a new folder and measures the whole process tree. P
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -36,8 +37,13 @@ def peak_memory_of(process: subprocess.Popen[bytes], result: dict[str, float]) -
 
 def main() -> None:
     """Run it, measure it, say it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run_dir", type=Path, help="Keep the run in this new folder. Default: a temporary one.")
+    kept: Path | None = parser.parse_args().run_dir
     with tempfile.TemporaryDirectory() as temporary:
-        run = Path(temporary) / "quickstart"
+        run = kept or Path(temporary) / "quickstart"
+        if run.exists():
+            sys.exit(f"{run} exists: a run that reuses stages measures nothing")
         start, wall = time.perf_counter(), time.time()
         command = ["accelerate", "launch", str(ROOT / "train.py"), str(ROOT / "recipes" / "quickstart.yaml"), "--run_dir", str(run)]
         process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -22,7 +22,6 @@ from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_
 from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid
-from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import EmbeddingTable
 
 
@@ -149,6 +148,15 @@ def check_batch(pairs: int, args: SentenceTransformerTrainingArguments) -> None:
         )
 
 
+def check_alignment(recipe: Recipe, teacher_dimension: int) -> None:
+    """Raise InputError if the student has more dimensions than the teacher's embedding that it is to be aligned to."""
+    if recipe.objective.alignment_weight and recipe.student.student_dim > teacher_dimension:
+        raise InputError(
+            f"alignment_weight is {recipe.objective.alignment_weight}, but student_dim {recipe.student.student_dim} is more than the "
+            f"{teacher_dimension} dimensions of the teacher's embeddings; lower student_dim or set alignment_weight: 0"
+        )
+
+
 def objective_weights(recipe: Recipe) -> Weights:
     """The recipe's objective."""
     o = recipe.objective
@@ -168,7 +176,6 @@ def train_student(
     train_rows: Dataset,
     validation_rows: Dataset,
     components: np.ndarray,
-    folder: RunFolder,
     key: str,
 ) -> dict[str, Any]:
     """Train `student` in place, going on from the last checkpoint of the same training if there is one.
@@ -179,7 +186,6 @@ def train_student(
         train_rows: As made by :func:`training_rows`.
         validation_rows: The same, for the validation loss; may be empty if nothing evaluates.
         components: The alignment target's coordinates.
-        folder: The run's folder.
         key: The fingerprint of everything that the training depends on.
 
     Returns:
@@ -231,6 +237,4 @@ def train_student(
         "best_step": state.best_global_step,
         "log": state.log_history,
     }
-    if trainer.is_world_process_zero():
-        write_json(folder.training, record)
     return record

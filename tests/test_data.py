@@ -44,6 +44,7 @@ def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
         ({"Rewrite": "who i", "Answer": "12345678901"}, ("who i", "12345678901", "query shorter than 6 characters")),
         ({"Rewrite": "who is", "Answer": "1234567890"}, ("who is", "1234567890", "answer shorter than 11 characters")),
         ({"Rewrite": "who is", "Answer": "  "}, ("who is", "", "no answer")),
+        ({"Rewrite": "who is", "Answer": "12345 \ud800 12345"}, ("who is", "12345 \ud800 12345", "text that is no valid Unicode")),
         ({"Rewrite": "who is", "Answer": None}, ("who is", "", "no answer")),
     ],
 )
@@ -207,6 +208,7 @@ def test_beir_with_one_qrels_file_splits_by_query(tmp_path: Path) -> None:
     ("file", "content", "says"),
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{oops\n', r"corpus.jsonl, line 2: not JSON"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x \\ud800"}\n', "line 1: text that is no valid Unicode"),
         ("corpus.jsonl", '{"_id": "a"}\n', "line 1: expected an object with _id and text"),
         ("queries.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "line 2: the id 'a' appears a second time"),
         ("qrels/test.tsv", "q1\td1\n", "line 1: expected query id"),

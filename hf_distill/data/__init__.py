@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import shutil
 from collections import Counter
@@ -189,4 +190,7 @@ def load_pair_data(arguments: DataArguments, seed: int, folder: RunFolder) -> Pa
         manifest = {"fingerprint": key, "source": vars(data.source), "counts": data.counts}
         write_json(manifest_path, manifest)
     tables = {name: Dataset.from_file(str(folder.pairs / f"{name}.arrow")) for name in TABLES}
-    return PairData(**tables, source=Source(**manifest["source"]), counts=manifest["counts"], key=key)
+    source = Source(**manifest["source"])
+    if arguments.dataset_license:
+        source = dataclasses.replace(source, license=arguments.dataset_license)
+    return PairData(**tables, source=source, counts=manifest["counts"], key=key)

@@ -16,6 +16,7 @@ from hf_distill.data.contract import (
     Source,
     SourcePairs,
     dataset_of,
+    is_unicode,
     text_id,
 )
 from hf_distill.errors import InputError
@@ -37,6 +38,8 @@ def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
             if not isinstance(record, dict) or "_id" not in record or "text" not in record:
                 raise InputError(f"{path}, line {number}: expected an object with _id and text")
             name = str(record["_id"])
+            if not is_unicode(f"{name} {record['text']} {record.get('title') or ''}"):
+                raise InputError(f"{path}, line {number}: text that is no valid Unicode (a lone surrogate); mend or remove the line")
             if name in texts:
                 raise InputError(f"{path}, line {number}: the id {name!r} appears a second time")
             texts[name] = " ".join(str(record[key]).strip() for key in fields if record.get(key)).strip()

@@ -34,6 +34,11 @@ def text_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8. JSON may smuggle in a lone surrogate, which no file format here can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @dataclass(frozen=True)
 class Source:
     """What a data set is: for the cards, and to know whether it has changed."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of
+from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of, is_unicode
 from hf_distill.errors import InputError
 
 MIN_QUERY_CHARACTERS = 6
@@ -23,6 +23,8 @@ def extract_pair(turn: dict[str, Any]) -> tuple[str, str, str | None]:
     """
     query = str(turn.get("Rewrite") or "").strip() or str(turn.get("Question") or "").strip()
     document = str(turn.get("Answer") or "").strip()
+    if not is_unicode(query + document):
+        return query, document, "text that is no valid Unicode"
     if not document:
         return query, document, "no answer"
     if len(document) < MIN_DOCUMENT_CHARACTERS:

@@ -57,7 +57,7 @@ def _load_files(arguments: DataArguments, cache: Path) -> tuple[Dataset, Source]
             for file in files:
                 _check_json_lines(file)
         raise InputError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
-    return table, Source(name=path.stem, license=arguments.dataset_license, description=f"Pairs from {path.name}.")
+    return table, Source(name=path.stem, description=f"Pairs from {path.name}.")
 
 
 def _load_hub(arguments: DataArguments) -> tuple[Dataset, Source]:
@@ -68,7 +68,6 @@ def _load_hub(arguments: DataArguments) -> tuple[Dataset, Source]:
         raise InputError(f"the data set {name!r} (split {arguments.dataset_split!r}) cannot be loaded: {error}") from error
     return table, Source(
         name=name,
-        license=arguments.dataset_license,
         url=f"https://huggingface.co/datasets/{name}",
         description=f"Pairs from the data set {name} on the Hugging Face Hub.",
     )
