@@ -316,6 +316,8 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
         raise InputError(f"unknown key --{key}; {_nearest(key, known)}")
     if "output_dir" not in given:
         line += ["--output_dir", "unused"]
+    if "use_cpu" not in given and device_type() == "cpu":
+        line += ["--use_cpu", "true"]  # without it, the processes of `torchrun` do not find each other
     if not given & {"bf16", "fp16", "help"} and bfloat16_is_faster(device_type()):
         line += ["--bf16", "true"]
     try:

@@ -200,8 +200,8 @@ def test_a_teacher_of_nans_is_refused(recipe: Path, teacher_dir: Path, tmp_path:
 
 def test_two_processes_run_through(recipe: Path, tmp_path: Path, finished: tuple[Path, str]) -> None:
     folder = tmp_path / "two"
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
-    run_script(str(recipe), "--run_dir", str(folder), "--per_device_train_batch_size", "8", "--use_cpu", "true", launcher=launcher)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    run_script(str(recipe), "--run_dir", str(folder), "--per_device_train_batch_size", "8", launcher=launcher)
     training = json.loads((folder / "training.json").read_text())
     assert training["processes"] == 2
     assert (folder / "report.html").is_file()
