@@ -127,9 +127,6 @@ class StudentArguments:
     )
     student_max_length: int = _option(256, "Longest input of the student, in tokens.")
     student_dropout: float | None = _option(None, "Dropout inside the backbone. Default: the backbone's own.")
-    freeze_embeddings: bool = _option(
-        False, "Leave the backbone's word embeddings as they are: for a short training on a CPU, a quarter less time a step."
-    )
     head_dropout: float = _option(0.0, "Dropout after the head, in training only.")
 
 

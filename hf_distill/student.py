@@ -131,8 +131,6 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
         keep_layers(backbone, arguments.student_layers)
     if arguments.student_dropout is not None:
         set_dropout(backbone, arguments.student_dropout)
-    if arguments.freeze_embeddings:
-        backbone.get_input_embeddings().weight.requires_grad_(False)
     limit = getattr(backbone.config, "max_position_embeddings", arguments.student_max_length)
     if arguments.student_max_length > limit:
         raise InputError(f"--student_max_length {arguments.student_max_length}: the backbone reads {limit} tokens at most")
