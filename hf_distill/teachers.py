@@ -160,7 +160,8 @@ def encode(model: SentenceTransformer, texts: list[str], batch_tokens: int) -> T
     embeddings = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
     for rows in batches_by_length(texts, batch_tokens):
         batch = [texts[i] for i in rows]
-        embeddings[rows] = model.encode(batch, prompt="", batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False).float().cpu()
+        made = model.encode(batch, prompt="", batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
+        embeddings[rows] = made.float().cpu()
     return embeddings
 
 

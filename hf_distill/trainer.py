@@ -224,7 +224,7 @@ def train_student(
     seconds = time.perf_counter() - start
     student.eval()
     state = trainer.state
-    record = {
+    return {
         "fingerprint": key,
         "steps": state.global_step,
         "epochs": state.epoch,
@@ -237,4 +237,3 @@ def train_student(
         "best_step": state.best_global_step,
         "log": state.log_history,
     }
-    return record
