@@ -21,15 +21,16 @@ from hf_distill.data import load_pair_data
 from hf_distill.errors import InputError
 from hf_distill.evaluation import evaluate_student
 from hf_distill.export import save_student
-from hf_distill.hardware import use_all_cores
+from hf_distill.hardware import device_type, use_all_cores
 from hf_distill.hub import check_publishing, publish, write_dataset, write_model_card
 from hf_distill.report import results_table, write_report
 from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json
 from hf_distill.scoring import score_pairs
 from hf_distill.selection import parse_rules, select_pairs
-from hf_distill.student import build_student, principal_components
+from hf_distill.signals import with_signals
+from hf_distill.student import build_student, teacher_components
 from hf_distill.teachers import load_teacher
-from hf_distill.trainer import check_alignment, check_batch, train_student, training_rows
+from hf_distill.trainer import check_batch, check_objective, train_student, training_rows
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -44,9 +45,9 @@ def run(recipe: Recipe) -> None:
     rules = parse_rules(recipe.selection.selection)
     folder = open_run_folder(recipe)
     check_publishing(recipe)
-    teacher = load_teacher(recipe.teacher)
+    teacher = load_teacher(recipe.teacher, recipe.data, folder.cache)
     build_student(recipe.student, teacher, None, seed)
-    check_alignment(recipe, teacher.dimension)
+    check_objective(recipe, teacher)
 
     with state.main_process_first():
         data = load_pair_data(recipe.data, seed, folder)
@@ -55,18 +56,19 @@ def run(recipe: Recipe) -> None:
     if state.is_main_process:
         save_recipe(recipe, folder)
 
-    scored = score_pairs(data, teacher, folder, recipe.teacher.shard_size)
+    scored = score_pairs(data, teacher, folder, recipe.teacher)
     state.print(scored.summary())
+    train, train_key = with_signals(scored, recipe.teacher.pool_size, recipe.teacher.hard_negatives, seed, folder)
     if "select" not in wanted:
         return
 
-    selected = select_pairs(scored.train, rules, seed, folder, scored.key)
+    selected = select_pairs(train, rules, seed, folder, train_key)
     state.print(selected.summary())
     check_batch(len(selected.selected), recipe.training)
     if "train" not in wanted:
         return
 
-    components = principal_components(scored.embeddings.rows, min(recipe.student.student_dim, teacher.dimension))
+    components = teacher_components(scored.embeddings, recipe.student.student_dim)
     key = fingerprint(selected.key, vars(recipe.student), vars(recipe.objective), vars(recipe.trainer), recipe.training_keys())
     training = read_json_if_current(folder.training, key)
     if training is not None and folder.student.is_dir():
@@ -75,7 +77,7 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, components, seed)
         rows = training_rows(selected.selected, scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, components, key)
+        training = train_student(student, recipe, rows, validation_rows, components, scored.scale, key)
         if state.is_main_process:
             save_student(student, folder.student)
             write_json(folder.training, training)  # last: from here on, the student counts as trained
@@ -83,7 +85,7 @@ def run(recipe: Recipe) -> None:
         return  # the other ranks have nothing left to do, and wait for nobody
 
     # Measured is what was saved, as anyone would load it.
-    student = SentenceTransformer(str(folder.student), device=teacher.model.device.type)
+    student = SentenceTransformer(str(folder.student), device=device_type())
     evaluation_key = fingerprint(key, data.key)
     evaluation = read_json_if_current(folder.evaluation, evaluation_key)
     if evaluation is None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import yaml
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -81,22 +81,60 @@ class DataArguments:
     validation_fraction: float = _option(0.05, "Share of the groups whose loss is watched during training.")
 
 
+TeacherKind = Literal["bi-encoder", "cross-encoder", "endpoint", "precomputed", "ensemble"]
+
+
 @dataclass(frozen=True)
 class TeacherArguments:
     """Who scores the pairs."""
 
     _argument_group_name = "teacher"
 
-    teacher: str = _option("sentence-transformers/all-MiniLM-L6-v2", "SentenceTransformer that scores the pairs: a folder or a Hub id.")
+    teacher: str = _option(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "Who scores the pairs: a folder or a Hub id; the model's name at an endpoint; a file of precomputed scores or embeddings.",
+    )
+    teacher_kind: TeacherKind = _option(
+        "bi-encoder",
+        "bi-encoder: a SentenceTransformer; cross-encoder: a CrossEncoder with one output; endpoint: an OpenAI-compatible embeddings API "
+        "(its key, if it needs one, in OPENAI_API_KEY); precomputed: a JSON, JSONL, CSV or Parquet file, e.g. a teacher_soft_labels.json; "
+        "ensemble: several of these.",
+    )
+    teacher_similarity: Literal["cosine", "dot", "euclidean", "manhattan", "declared"] = _option(
+        "cosine", "What a teacher's embeddings are compared by. declared: what the model says. Only cosines can be regressed on."
+    )
+    teacher_activation: Literal["auto", "sigmoid", "identity"] = _option(
+        "auto", "What turns a cross-encoder's logits, or precomputed scores, into scores. auto: sigmoid for logits, nothing for others."
+    )
     teacher_pooling: Literal["cls", "mean"] | None = _option(None, "Replace the teacher's own pooling.")
     teacher_max_length: int | None = _option(None, "Truncate the teacher's input to this many tokens. Default: its own limit.")
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Precision of the teacher. auto: bfloat16 where a quick check shows that it is faster, else float32."
     )
     teacher_batch_tokens: int | None = _option(None, "Tokens in one forward pass of the teacher. Default: what suits the device.")
+    teacher_url: str | None = _option(None, "Base URL of the endpoint, e.g. http://localhost:8080/v1.")
+    endpoint_batch_size: int = _option(32, "Texts in one request to the endpoint.")
+    endpoint_concurrency: int = _option(4, "Requests to the endpoint at a time.")
+    score_column: str = _option("teacher_score", "Column of the precomputed scores; texts are in query_column and document_column.")
+    score_range: list[float] | None = _option(None, "Least and greatest precomputed score, e.g. 0 1. Default: -1 1.")
+    ensemble: list[str] = _option(
+        [], "Members of the ensemble: KIND:TEACHER=WEIGHT, e.g. bi-encoder:sentence-transformers/all-MiniLM-L6-v2=0.5."
+    )
+    ensemble_normalization: Literal["none", "minmax", "quantile"] = _option(
+        "quantile",
+        "How each member's scores are brought to [0, 1] before they are added, by those of the training pairs: their quantiles, their "
+        "least and greatest, or not at all.",
+    )
     query_prompt: str | None = _option(None, "Put before queries, for teacher and student. Default: the teacher's own.")
     document_prompt: str | None = _option(None, "Put before documents, for teacher and student. Default: the teacher's own.")
     shard_size: int = _option(4096, "Texts in one restartable shard of the scoring: what a killed run can lose.")
+    teacher_cache: str | None = _option(
+        None, "Folder of the teacher's shards, which several runs may share, also at the same time. Default: the run's own."
+    )
+    pool_size: int = _option(
+        100_000, "Documents that a pair's own is ranked among: those of the training pairs, or a seeded sample of this size."
+    )
+    hard_negatives: int = _option(4, "Best other documents of that pool to note for each training pair.")
     trust_remote_code: bool = _option(False, "Let a teacher or backbone run code from its repository.")
 
 
@@ -106,9 +144,9 @@ class SelectionArguments:
 
     _argument_group_name = "selection"
 
-    selection: list[str] = _option(  # noqa: RUF009  (a field, like the others; ruff sees a call)
+    selection: list[str] = _option(
         [],
-        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, random=F; or none.",
+        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, rank=K, margin=M, random=F; or none.",
     )
 
 
@@ -327,10 +365,49 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
     recipe = Recipe(name, run, data, teacher, selection, student, objective, trainer, training, frozenset(given))
     if recipe.selection.selection == ["none"]:
         recipe = dataclasses.replace(recipe, selection=SelectionArguments([]))
+    if recipe.teacher.ensemble == ["none"]:
+        recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, ensemble=[]))
     if "output_dir" not in given:
         recipe.training.output_dir = str(recipe.run_dir / "checkpoints")
     _check(recipe)
     return recipe
+
+
+def parse_member(text: str) -> tuple[TeacherKind, str, float]:
+    """Read a member of an ensemble, `KIND:TEACHER=WEIGHT`.
+
+    Raises:
+        InputError: Not of this form, an unknown kind, or a weight that is not above 0.
+    """
+    kind, colon, rest = text.partition(":")
+    name, equals, weight = rest.rpartition("=")
+    kinds = [k for k in get_args(TeacherKind) if k != "ensemble"]
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if kind not in kinds or not (colon and equals and name) or not 0 < number < float("inf"):
+        raise InputError(
+            f"ensemble: {text!r} is no KIND:TEACHER=WEIGHT with a kind of {', '.join(kinds)} and a weight above 0, "
+            "as in cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2=0.5"
+        )
+    return kind, name, number  # type: ignore[return-value]  # it is one of `kinds`
+
+
+def _check_teacher(teacher: TeacherArguments) -> None:
+    """What each kind of teacher needs, and what would have no effect on it."""
+    kinds = {teacher.teacher_kind, *(parse_member(text)[0] for text in teacher.ensemble)}
+    if (teacher.teacher_kind == "ensemble") != bool(teacher.ensemble):
+        raise InputError("--teacher_kind ensemble and --ensemble KIND:TEACHER=WEIGHT ... go together; one of them is missing")
+    if ("endpoint" in kinds) != (teacher.teacher_url is not None):
+        raise InputError("--teacher_kind endpoint and --teacher_url go together; one of them is missing")
+    if teacher.score_range is not None and "precomputed" not in kinds:
+        raise InputError("--score_range declares the scale of precomputed scores; this teacher knows its own")
+    bounds = teacher.score_range
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise InputError(f"--score_range {' '.join(map(str, bounds))}: two numbers, the lesser first")
+    if teacher.teacher_activation != "auto" and not kinds & {"cross-encoder", "precomputed"}:
+        raise InputError("--teacher_activation is for cross-encoders and precomputed scores; a score of embeddings has none")
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -345,6 +422,9 @@ def _check_ranges(recipe: Recipe) -> None:
         "student_max_length": student.student_max_length,
         "shard_size": teacher.shard_size,
         "max_pairs": data.max_pairs,
+        "endpoint_batch_size": teacher.endpoint_batch_size,
+        "endpoint_concurrency": teacher.endpoint_concurrency,
+        "pool_size": teacher.pool_size,
         "teacher_max_length": teacher.teacher_max_length,
         "teacher_batch_tokens": teacher.teacher_batch_tokens,
     }
@@ -357,7 +437,7 @@ def _check_ranges(recipe: Recipe) -> None:
     ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "must be above 0"),
         (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-        (weights, lambda x: x >= 0, "must be at least 0"),
+        ({**weights, "hard_negatives": teacher.hard_negatives}, lambda x: x >= 0, "must be at least 0"),
     )
     for values, holds, says in ranges:
         for name, value in values.items():
@@ -368,6 +448,7 @@ def _check_ranges(recipe: Recipe) -> None:
 def _check(recipe: Recipe) -> None:
     """What argparse cannot judge, said before any work is done."""
     _check_ranges(recipe)
+    _check_teacher(recipe.teacher)
     data = recipe.data
     if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
         raise InputError(

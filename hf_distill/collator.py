@@ -10,6 +10,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from hf_distill.data.contract import text_id
+from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
     "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
@@ -35,10 +36,12 @@ def key_of(text: str) -> int:
     return int(text_id(text), 16) - 2**63
 
 
-def in_batch_matrices(rows: dict[str, Tensor], columns: dict[str, Tensor] | None = None, offset: int = 0) -> InBatch:
+def in_batch_matrices(
+    rows: dict[str, Tensor], columns: dict[str, Tensor] | None = None, offset: int = 0, measure: str = "cosine"
+) -> InBatch:
     """Build the teacher's in-batch matrices from side columns.
 
-    Off the diagonal the teacher's score is the cosine of its two embeddings; a teacher without embeddings leaves NaN there.
+    Off the diagonal the teacher's score is the similarity of its two embeddings; a teacher without embeddings leaves NaN there.
     A cell is ignored as a negative if its document's text is the row's own, or its query's text is the row's own (that
     query's document answers this one, too).
 
@@ -46,12 +49,13 @@ def in_batch_matrices(rows: dict[str, Tensor], columns: dict[str, Tensor] | None
         rows: `SIDE_COLUMNS` of this process's B pairs (embeddings may be absent).
         columns: The same of all N pairs, of every process in order of rank; None: `rows`.
         offset: Where this process's pairs begin among the columns.
+        measure: The teacher's similarity (a key of `hf_distill.teachers.SCALES`).
     """
     columns = rows if columns is None else columns
     count, total = len(rows["query_key"]), len(columns["document_key"])
     positives = torch.arange(offset, offset + count, device=rows["query_key"].device)
     if "teacher_query_embedding" in rows:
-        teacher = rows["teacher_query_embedding"].float() @ columns["teacher_document_embedding"].float().T
+        teacher = similarity(measure, rows["teacher_query_embedding"].float(), columns["teacher_document_embedding"].float())
     else:
         teacher = torch.full((count, total), torch.nan, device=rows["query_key"].device)
     teacher[torch.arange(count, device=positives.device), positives] = rows["teacher_score"].float()
@@ -79,6 +83,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     query_prompt: str = ""
     document_prompt: str = ""
     group_size: int = 16
+    measure: str = "cosine"
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
@@ -97,5 +102,5 @@ class DistillationCollator(SentenceTransformerDataCollator):
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])
-        matrices = in_batch_matrices(side)
+        matrices = in_batch_matrices(side, measure=self.measure)
         return {**batch, **side, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}

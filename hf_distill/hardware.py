@@ -74,15 +74,12 @@ def device_type() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def encoding_batch_tokens(device_type: str, bfloat16: bool) -> int:
-    """Tokens in a forward pass without gradients: few on a CPU in float32, whose activations then stay in its caches.
+def encoding_batch_tokens(device_type: str) -> int:
+    """Tokens in a forward pass without gradients: few on a CPU, where each core runs batches of its own and keeps them in its caches.
 
-    Measured on two AVX2 cores with MiniLM-L6 and texts of 44 tokens on average: 4,000 tokens/s in batches of 8 texts, 3,800 of 16,
-    3,100 of 32, 2,400 of 64.
+    Measured on two cores with MiniLM-L6, in float32 and bfloat16: level between 512 and 4,096 (`benchmarks/scoring.py`).
     """
-    if device_type != "cpu":
-        return 32768
-    return 4096 if bfloat16 else 768
+    return 1024 if device_type == "cpu" else 32768
 
 
 def _processor() -> str:

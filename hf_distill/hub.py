@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCardData, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from hf_distill.arguments import Recipe
+from hf_distill.arguments import Recipe, TeacherArguments, parse_member
 from hf_distill.data import Source
 from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
 from hf_distill.data.contract import map_rows
@@ -66,6 +66,14 @@ def public_name(name: str) -> str:
     return hub_id(name) or Path(name).name
 
 
+def public_teacher(arguments: TeacherArguments) -> str:
+    """How a card calls the teacher, in Markdown: its public name, or each member's of an ensemble with its weight."""
+    if not arguments.ensemble:
+        return f"`{public_name(arguments.teacher)}`"
+    members = [parse_member(text) for text in arguments.ensemble]
+    return "an ensemble of " + ", ".join(f"`{public_name(name)}` ({kind}, weight {weight:g})" for kind, name, weight in members)
+
+
 def _shorten(text: str) -> str:
     return text if len(text) <= _EXAMPLE_CHARACTERS else text[: _EXAMPLE_CHARACTERS - 1] + "…"
 
@@ -101,14 +109,14 @@ def write_dataset(
     }
     splits = {config: {name: split for name, split in parts.items() if len(split)} for config, parts in splits.items()}
     sizes = [{"config": c, "split": s, "pairs": len(split)} for c, parts in splits.items() for s, split in parts.items()]
-    teacher = hub_id(str(soft_labels["teacher"]))
+    teacher = hub_id(recipe.teacher.teacher) if recipe.teacher.teacher_kind in ("bi-encoder", "cross-encoder") else None
     metadata = DatasetCardData(
         language=recipe.data.language,
         license=source.license or "unknown",
         task_categories=["text-retrieval", "sentence-similarity"],
         size_categories=_size_category(len(splits["all"]["train"])),
         source_datasets=[source.name] if hub_id(source.name) else ["original"],
-        pretty_name=f"{source.name} scored by {Path(str(soft_labels['teacher'])).name}",
+        pretty_name=f"{source.name} scored by {Path(recipe.teacher.teacher).name if not recipe.teacher.ensemble else 'an ensemble'}",
         tags=["sentence-transformers", "knowledge-distillation", "hf_distill", *([f"base_model:{teacher}"] if teacher else [])],
         configs=[
             {
@@ -129,7 +137,8 @@ def write_dataset(
         commit=describe_environment()["git_commit"],
         sizes=sizes,
         soft_labels=soft_labels,
-        teacher=public_name(str(soft_labels["teacher"])),
+        teacher=public_teacher(recipe.teacher),
+        scale=str(scored.scale),
         counts=counts,
         leaked=", ".join(f"{reason} {n}" for reason, n in counts["leaks"]["removed"].items()) or "none",
         audit=selected.audit,
@@ -169,7 +178,9 @@ def write_model_card(
     teacher_name = recipe.teacher.teacher
     from_teacher = recipe.student.student_backbone == "teacher"
     base = hub_id(teacher_name if from_teacher else recipe.student.student_backbone)
-    title = (recipe.training.hub_model_id or f"{Path(teacher_name).name}-{recipe.name}-student").split("/")[-1]
+    title = (
+        recipe.training.hub_model_id or f"{'ensemble' if recipe.teacher.ensemble else Path(teacher_name).name}-{recipe.name}-student"
+    ).split("/")[-1]
     systems = evaluation["retrieval"]["systems"]
     dataset_type = hub_id(source.name) or re.sub(r"[^\w.-]", "-", source.name)
     results = [
@@ -200,9 +211,9 @@ def write_model_card(
         metadata=_front_matter(metadata),
         title=title,
         repo=recipe.training.hub_model_id,
-        teacher_name=public_name(teacher_name),
+        teacher_name=public_teacher(recipe.teacher),
         student=evaluation["efficiency"]["student"],
-        teacher=evaluation["efficiency"]["teacher"],
+        teacher=evaluation["efficiency"].get("teacher"),
         verdict=verdict(evaluation),
         retrieval=evaluation["retrieval"],
         rows=headline(evaluation),

@@ -7,19 +7,22 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 
 from hf_distill.arguments import ENVIRONMENT_KEY, Recipe
 from hf_distill.errors import InputError
 from hf_distill.hardware import describe_environment
 
 IDENTITY = (
-    "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher", "student_backbone",
+    "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher", "teacher_kind", "ensemble", "teacher_url",
+    "student_backbone",
 )  # fmt: skip
 """Keys that make a run what it is: with another value, the folder belongs to another run. (Any other key may change: the
 stages that depend on it are then made again.)"""
@@ -29,6 +32,12 @@ def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits over the JSON of `parts`: equal inputs, equal fingerprint, in any process."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -46,6 +55,18 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def main_makes(path: Path, make: Callable[[], None]) -> None:
+    """Let the main process `make` the file at `path` if it is missing; the others look for it until it is there.
+
+    A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process fails, the launcher ends the others.
+    """
+    while not path.is_file():
+        if PartialState().is_main_process:
+            make()
+        else:
+            time.sleep(0.3)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -142,7 +163,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
     except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"{folder.recipe} is damaged ({error!r}); name another --run_dir") from error
     now = recipe.keys()
-    differences = [f"{key} is {before.get(key)!r} there, {now[key]!r} here" for key in IDENTITY if before.get(key) != now[key]]
+    differences = [f"{key} is {before.get(key)!r} there, {now[key]!r} here" for key in IDENTITY if before.get(key, now[key]) != now[key]]
     if name != recipe.name:
         differences.insert(0, f"its recipe is {name!r}, this one is {recipe.name!r}")
     if differences:

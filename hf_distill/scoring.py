@@ -1,27 +1,32 @@
-"""Teacher scores: every unique text is embedded once, in restartable shards; a pair's score is a cosine of two of them."""
+"""Teacher scores: every unique text is embedded once, or every unique pair is scored once, in restartable shards."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
-from hf_distill.data.contract import PairData, dataset_of, map_rows, text_id
+from hf_distill.arguments import TeacherArguments
+from hf_distill.data.contract import PairData, map_rows, pair_key, text_number
+from hf_distill.encoding import Advance
 from hf_distill.errors import InputError
-from hf_distill.run_folder import RunFolder, fingerprint, read_json_if_current, write_json, written_whole
-from hf_distill.teachers import Teacher
+from hf_distill.run_folder import RunFolder, fingerprint, main_makes, read_json_if_current, write_json, written_whole
+from hf_distill.shards import KEY_COLUMN, VALUE_COLUMN, Shards
+from hf_distill.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, Scale, Teacher, pair_similarity
+from hf_distill.teachers.ensemble import combine, normalise_scores
 
 SCORED_SPLITS = ("train", "validation", "test", "leaked")
-_TEXT_FEATURES = Features({"text_id": Value("string"), "text": Value("string")})
+_READ = 1000
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,10 @@ class EmbeddingTable:
         Raises:
             KeyError: A text was never embedded.
         """
-        wanted = np.array([int(name, 16) for name in text_ids], dtype=np.uint64)
+        return self.of_numbers(np.array([int(name, 16) for name in text_ids], dtype=np.uint64))
+
+    def of_numbers(self, wanted: np.ndarray) -> np.ndarray:
+        """The same, by the ids (m,) uint64 as numbers."""
         places = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         if (self.ids[places] != wanted).any():
             raise KeyError(f"{int((self.ids[places] != wanted).sum())} of {len(wanted)} texts have no teacher embedding")
@@ -52,10 +60,10 @@ class ScoredPairs:
     """What the teacher said.
 
     Attributes:
-        train, validation, test, leaked: The pairs, with `query_id` and `document_id` (ids of the prompted texts, the keys
-            of `embeddings`) and `teacher_score` (float32, the cosine of the two embeddings).
-        corpus_ids: For each corpus document, in order, its key in `embeddings`.
-        embeddings: The teacher's embeddings.
+        train, validation, test, leaked: The pairs, with `teacher_score` (float32, NaN where the teacher has none) and, of a teacher
+            that embeds, `query_id` and `document_id` (ids of the prompted texts, the keys of `embeddings`).
+        embeddings: The teacher's embeddings, or None if it has none.
+        scale: What the scores mean.
         manifest: Which teacher, at which precision and prompts, how many texts, and how long it took.
         key: The fingerprint of what the scores depend on.
     """
@@ -64,193 +72,370 @@ class ScoredPairs:
     validation: Dataset
     test: Dataset
     leaked: Dataset
-    corpus_ids: list[str]
-    embeddings: EmbeddingTable
+    embeddings: EmbeddingTable | None
+    scale: Scale
     manifest: Mapping[str, Any]
     key: str
 
     def summary(self) -> str:
-        """What was scored, for a terminal."""
+        """What was scored, at what cost, for a terminal."""
         m, s = self.manifest, self.manifest["score"]
-        saved = m["texts_without_deduplication"] - m["texts"]
+        saved = m["items_without_deduplication"] - m["items"]
+        speed = f", {m['pairs'] / m['seconds']:,.0f} pairs/s" if m["seconds"] > 1 else ""
+        unscored = f"; {m['unscored']:,} without a score" if m["unscored"] else ""
         return (
-            f"Scores   {m['pairs']:,} pairs by {m['teacher']} ({m['precision']}), {m['texts']:,} texts embedded once "
-            f"({saved:,} saved), {m['seconds']} s; mean {s['mean']:.3f}, sd {s['sd']:.3f}, min {s['min']:.3f}, max {s['max']:.3f}"
+            f"Scores   {m['pairs']:,} pairs by {m['teacher']} ({m['precision']}; {self.scale}), {m['items']:,} {m['item']}s at work once "
+            f"({saved:,} saved), {m['seconds']} s{speed}\n"
+            f"         mean {s['mean']:.3f}, sd {s['sd']:.3f}, min {s['min']:.3f}, max {s['max']:.3f}{unscored}"
         )
 
 
-def _unique_texts(data: PairData, teacher: Teacher) -> Iterator[dict[str, str]]:
-    seen: set[str] = set()
+class _Progress:
+    """A bar over characters (texts come longest first, so their number would mislead about the time left), with texts/s and tokens/s."""
 
-    def texts() -> Iterator[str]:
-        for name in SCORED_SPLITS:
-            split: Dataset = getattr(data, name)
-            yield from (teacher.prompted(text, "query") for text in split["query"])
-            yield from (teacher.prompted(text, "document") for text in split["document"])
-        yield from (teacher.prompted(text, "document") for text in data.corpus["document"])
+    def __init__(self, what: str, items: int, characters: int) -> None:
+        self._what, self._items, self._done, self._tokens = what, items, 0, 0
+        self._start = time.perf_counter()
+        self._bar = tqdm(
+            total=characters,
+            desc=f"Teacher, {items:,} {what}s",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            disable=not PartialState().is_local_main_process or not items,
+        )
 
-    for text in texts():
-        if (name := text_id(text)) not in seen:
-            seen.add(name)
-            yield {"text_id": name, "text": text}
+    def shard(self, characters: np.ndarray) -> Advance:
+        """To be told of the progress in a shard whose items, in the order of their batches, have so many characters."""
+        per_item = float(characters.mean())
 
+        def advance(items: int, tokens: int) -> None:
+            self._done += items
+            self._tokens += tokens
+            seconds = time.perf_counter() - self._start
+            rates = f"{self._done:,} done, {self._done / seconds:,.0f} {self._what}s/s"
+            self._bar.set_postfix_str(rates + (f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""), refresh=False)
+            self._bar.update(items * per_item)
 
-def _is_whole(part: Path, rows: int) -> bool:
-    """Whether a shard's file is there and complete (Parquet keeps its row count at the very end)."""
-    try:
-        return part.is_file() and pq.ParquetFile(part).metadata.num_rows == rows
-    except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError: truncated or altered
-        return False
+        return advance
 
-
-def embed_texts(texts: Dataset, teacher: Teacher, folder: Path, shard_size: int) -> list[Path]:
-    """Embed `texts` in shards of `shard_size` rows, each written whole as a Parquet part; parts that are there are kept.
-
-    Under several processes the shards are dealt out by rank, and every process returns once all parts are there. A killed
-    run loses the shard it was at.
-
-    Args:
-        texts: Columns `text_id` and `text` (prompted), no text twice.
-        teacher: Who embeds.
-        folder: Where the parts go. A part's name holds a hash of the teacher and of its texts.
-        shard_size: Rows in a part.
-
-    Returns:
-        The parts, in the order of `texts`.
-    """
-    state = PartialState()
-    features = Features({"text_id": Value("string"), "embedding": Sequence(Value("float16"), length=teacher.dimension)})
-    shards = [texts.select(range(start, min(start + shard_size, len(texts)))) for start in range(0, len(texts), shard_size)]
-    keys = [fingerprint(teacher.fingerprint, list(shard["text_id"])) for shard in shards]
-    parts = [folder / f"part-{i:05d}-{key}.parquet" for i, key in enumerate(keys)]
-    mine = [i for i in range(len(shards)) if i % state.num_processes == state.process_index and not _is_whole(parts[i], len(shards[i]))]
-    with tqdm(
-        total=sum(len(shards[i]) for i in mine), unit=" texts", desc="Teacher embeds", disable=not state.is_local_main_process or not mine
-    ) as bar:
-
-        def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
-            embeddings = teacher.embed(batch["text"])
-            if embeddings.shape != (len(batch["text"]), teacher.dimension):
-                raise InputError(
-                    f"the teacher returned embeddings of shape {embeddings.shape} for {len(batch['text'])} texts, "
-                    f"expected dimension {teacher.dimension}"
-                )
-            bar.update(len(batch["text"]))
-            return {"embedding": list(embeddings.astype(np.float16))}
-
-        for i in mine:
-            # Given by hand: hashing a closure over a model is slow, and differs from process to process.
-            made = shards[i].map(
-                embed, batched=True, batch_size=512, remove_columns=["text"], features=features,
-                keep_in_memory=True, new_fingerprint=keys[i],
-            )  # fmt: skip
-            with written_whole(parts[i]) as temporary:
-                made.to_parquet(str(temporary))
-    while not all(_is_whole(part, len(shard)) for part, shard in zip(parts, shards, strict=True)):
-        time.sleep(0.5)  # another rank's shards; if that rank dies, the launcher ends this one too
-    return parts
+    def close(self) -> None:
+        self._bar.close()
 
 
-def _consolidate(parts: list[Path], count: int, dimension: int, path: Path) -> EmbeddingTable:
-    """One memory-mapped table of all parts, sorted by id: a derived file, remade whenever it is missing."""
+@dataclass(frozen=True)
+class _Column:
+    """Texts that scoring reads: a column of a memory-mapped table, and what they become before the teacher sees them."""
+
+    table: Dataset
+    name: str
+    prompted: Callable[[str], str]
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        return [self.prompted(text) for text in self.table[rows.tolist()][self.name]]
+
+
+def _numbers(column: _Column) -> tuple[np.ndarray, np.ndarray]:
+    """For each text of the column its number (n,) uint64 and its length (n,) int64 in characters."""
+    count = len(column.table)
+    numbers, lengths = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.int64)
+    for start in range(0, count, _READ):
+        texts = [column.prompted(text) for text in column.table[start : start + _READ][column.name]]
+        numbers[start : start + len(texts)] = [text_number(text) for text in texts]
+        lengths[start : start + len(texts)] = [len(text) for text in texts]
+    return numbers, lengths
+
+
+def _longest_first(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Order (n,) by length, then key: batches of one length need no padding, and memory runs out at once or never."""
+    return np.lexsort((keys, -lengths))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores (n,) float32 of each split, and how they came about."""
+
+    scores: Mapping[str, np.ndarray]
+    items: int
+    items_without_deduplication: int
+    item: str
+    parts: list[str]
+    embeddings: EmbeddingTable | None = None
+    query_numbers: Mapping[str, np.ndarray] | None = None
+    document_numbers: Mapping[str, np.ndarray] | None = None
+
+
+def _table(shards: Shards, wanted: np.ndarray, dimension: int, path: Path) -> EmbeddingTable:
+    """One memory-mapped table of the `wanted` ids (n,) ascending: a derived file, remade whenever it is missing."""
     ids_path, rows_path = path.with_suffix(".ids.npy"), path.with_suffix(".rows.npy")
-    if not (ids_path.is_file() and rows_path.is_file()):
-        ids = np.empty(count, dtype=np.uint64)
-        start = 0
-        for part in parts:
-            names = pq.read_table(part, columns=["text_id"]).column("text_id").to_pylist()
-            ids[start : start + len(names)] = [int(name, 16) for name in names]
-            start += len(names)
-        order = np.argsort(ids)
-        place = np.empty(count, dtype=np.int64)
-        place[order] = np.arange(count)
+
+    def make() -> None:
         with written_whole(rows_path) as temporary:
-            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(count, dimension))
-            start = 0
-            for part in parts:
-                column = pq.read_table(part, columns=["embedding"]).column("embedding").combine_chunks()
-                values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
-                rows[place[start : start + len(values)]] = values
-                start += len(values)
+            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(wanted), dimension))
+            for keys, values in shards.values():
+                places = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+                ours = wanted[places] == keys
+                rows[places[ours]] = values[ours]
             rows.flush()
         with written_whole(ids_path) as temporary:
-            np.save(temporary, ids[order])
+            np.save(temporary, wanted)
+
+    main_makes(ids_path, make)
     return EmbeddingTable(ids=np.load(ids_path, mmap_mode="r"), rows=np.load(rows_path, mmap_mode="r"))
 
 
-def pair_scores(query_ids: list[str], document_ids: list[str], embeddings: EmbeddingTable) -> np.ndarray:
-    """Cosines (n,), float32, of the teacher's query and document embeddings, clipped to [-1, 1] against rounding."""
-    queries = embeddings.of(query_ids).astype(np.float32)
-    documents = embeddings.of(document_ids).astype(np.float32)
-    norms = np.linalg.norm(queries, axis=1) * np.linalg.norm(documents, axis=1)
-    scores: np.ndarray = np.clip(np.einsum("nd,nd->n", queries, documents) / norms, -1.0, 1.0)
-    return scores
+def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder, arguments: TeacherArguments, key: str) -> _Scored:
+    state = PartialState()
+    of_query, of_document = (lambda text, kind=kind: teacher.prompted(text, kind) for kind in ("query", "document"))
+    columns = [
+        _Column(getattr(data, split), name, fn) for split in SCORED_SPLITS for name, fn in (("query", of_query), ("document", of_document))
+    ]
+    columns.append(_Column(data.corpus, "document", of_document))
+    read = [_numbers(column) for column in tqdm(columns, desc="Looking for equal texts", delay=3, leave=False)]
+    starts = np.cumsum([0, *(len(numbers) for numbers, _ in read)])
+    ids, first = np.unique(np.concatenate([numbers for numbers, _ in read]), return_index=True)
+    lengths = np.concatenate([lengths for _, lengths in read])[first]
+
+    def texts_of(keys: np.ndarray) -> list[str]:
+        places = first[np.searchsorted(ids, keys)]
+        texts = np.empty(len(keys), dtype=object)
+        for number, column in enumerate(columns):
+            here = (places >= starts[number]) & (places < starts[number + 1])
+            if here.any():
+                texts[here] = column.texts(places[here] - starts[number])
+        return list(texts)
+
+    shards = Shards(Path(arguments.teacher_cache) if arguments.teacher_cache else folder.soft_labels / "texts", teacher.fingerprint)
+    missing = ~np.isin(ids, shards.known())
+    progress = _Progress("text", int(missing.sum()), int(lengths[missing].sum()))
+    vector = Features({KEY_COLUMN: Value("uint64"), VALUE_COLUMN: Sequence(Value("float16"), length=teacher.dimension)})
+
+    def embed(keys: np.ndarray) -> Dataset:
+        texts = texts_of(keys)
+        advance = progress.shard(np.array([len(text) for text in texts]))
+
+        def add(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            values = teacher.embed(batch["text"], advance)
+            if values.shape != (len(batch["text"]), teacher.dimension):
+                raise InputError(
+                    f"the teacher {teacher.name} returned embeddings of shape {values.shape} for {len(batch['text'])} texts, "
+                    f"expected dimension {teacher.dimension}"
+                )
+            with np.errstate(over="ignore"):
+                stored = values.astype(np.float16)
+            if not np.isfinite(stored).all():
+                raise InputError(
+                    f"the teacher {teacher.name} returned embeddings with values up to {np.abs(values).max():.3g}, more than float16 holds "
+                    "(65,504); compare them by --teacher_similarity cosine"
+                )
+            return {VALUE_COLUMN: list(stored)}
+
+        rows = Dataset(pa.table({KEY_COLUMN: keys, "text": texts}))
+        return rows.map(
+            add, batched=True, batch_size=len(rows), remove_columns=["text"], features=vector, keep_in_memory=True,
+            # By hand: hashing a closure over a model is slow, and differs from process to process.
+            new_fingerprint=fingerprint(teacher.fingerprint, keys.tolist()),
+        )  # fmt: skip
+
+    shards.complete(ids[_longest_first(ids, lengths)], arguments.shard_size, embed, state.process_index, state.num_processes)
+    progress.close()
+    embeddings = _table(shards, ids, teacher.dimension, folder.cache / f"embeddings-{key}")
+    numbers = {split: (read[2 * i][0], read[2 * i + 1][0]) for i, split in enumerate(SCORED_SPLITS)}
+    scores = {}
+    for split, (queries, documents) in numbers.items():
+        values = np.empty(len(queries), dtype=np.float32)
+        for start in range(0, len(queries), 8192):
+            rows = slice(start, start + 8192)
+            values[rows] = pair_similarity(
+                teacher.scale.measure, embeddings.of_numbers(queries[rows]), embeddings.of_numbers(documents[rows])
+            )
+        scores[split] = values
+    return _Scored(
+        scores=scores,
+        items=len(ids),
+        items_without_deduplication=int(starts[-1]),
+        item="text",
+        parts=[part.name for part in shards.parts()],
+        embeddings=embeddings,
+        query_numbers={split: queries for split, (queries, _) in numbers.items()},
+        document_numbers={split: documents for split, (_, documents) in numbers.items()},
+    )
 
 
-def _score(pairs: Dataset, teacher: Teacher, embeddings: EmbeddingTable) -> Dataset:
-    def score(batch: dict[str, list[str]], _: list[int]) -> dict[str, Any]:
-        query_ids = [text_id(teacher.prompted(text, "query")) for text in batch["query"]]
-        document_ids = [text_id(teacher.prompted(text, "document")) for text in batch["document"]]
-        return {"query_id": query_ids, "document_id": document_ids, "teacher_score": pair_scores(query_ids, document_ids, embeddings)}
+def _by_pairs(data: PairData, teacher: PairTeacher, folder: RunFolder, arguments: TeacherArguments) -> _Scored:
+    state = PartialState()
+    tables = [getattr(data, split) for split in SCORED_SPLITS]
 
-    features = Features({**pairs.features, "query_id": Value("string"), "document_id": Value("string"), "teacher_score": Value("float32")})
-    return map_rows(pairs, score, features)
+    def keys_of(table: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        keys, lengths = np.empty(len(table), dtype=np.uint64), np.empty(len(table), dtype=np.int64)
+        for start in range(0, len(table), _READ):
+            block = table[start : start + _READ]
+            pairs = list(zip(block["query"], block["document"], strict=True))
+            keys[start : start + len(pairs)] = [pair_key(query, document) for query, document in pairs]
+            lengths[start : start + len(pairs)] = [len(query) + len(document) for query, document in pairs]
+        return keys, lengths
+
+    read = [keys_of(table) for table in tables]
+    starts = np.cumsum([0, *(len(keys) for keys, _ in read)])
+    keys, first = np.unique(np.concatenate([k for k, _ in read]), return_index=True)
+    lengths = np.concatenate([n for _, n in read])[first]
+    shards = Shards(Path(arguments.teacher_cache) if arguments.teacher_cache else folder.soft_labels / "scores", teacher.fingerprint)
+    missing = ~np.isin(keys, shards.known())
+    progress = _Progress("pair", int(missing.sum()), int(lengths[missing].sum()))
+
+    def pairs_of(wanted: np.ndarray) -> dict[str, list[str]]:
+        places = first[np.searchsorted(keys, wanted)]
+        result = {name: np.empty(len(wanted), dtype=object) for name in ("query", "document")}
+        for number, table in enumerate(tables):
+            here = (places >= starts[number]) & (places < starts[number + 1])
+            if here.any():
+                rows = table[(places[here] - starts[number]).tolist()]
+                for name, texts in result.items():
+                    texts[here] = rows[name]
+        return {name: list(texts) for name, texts in result.items()}
+
+    def score(wanted: np.ndarray) -> Dataset:
+        texts = pairs_of(wanted)
+        advance = progress.shard(np.array([len(q) + len(d) for q, d in zip(texts["query"], texts["document"], strict=True)]))
+        rows = Dataset(pa.table({KEY_COLUMN: wanted, **texts}))
+        return rows.map(
+            lambda batch: {
+                VALUE_COLUMN: teacher.scale.check(
+                    teacher.score(list(zip(batch["query"], batch["document"], strict=True)), advance), teacher.name
+                )
+            },
+            batched=True, batch_size=len(rows), remove_columns=["query", "document"], keep_in_memory=True,
+            features=Features({KEY_COLUMN: Value("uint64"), VALUE_COLUMN: Value("float32")}),
+            new_fingerprint=fingerprint(teacher.fingerprint, wanted.tolist()),
+        )  # fmt: skip
+
+    shards.complete(keys[_longest_first(keys, lengths)], arguments.shard_size, score, state.process_index, state.num_processes)
+    progress.close()
+    values = np.full(len(keys), np.nan, dtype=np.float32)
+    for made, scores in shards.values():
+        places = np.minimum(np.searchsorted(keys, made), len(keys) - 1)
+        ours = keys[places] == made
+        values[places[ours]] = scores[ours]
+    return _Scored(
+        scores={split: values[np.searchsorted(keys, read[i][0])] for i, split in enumerate(SCORED_SPLITS)},
+        items=len(keys),
+        items_without_deduplication=int(starts[-1]),
+        item="pair",
+        parts=[part.name for part in shards.parts()],
+    )
+
+
+def _by_ensemble(data: PairData, teacher: EnsembleTeacher, folder: RunFolder, arguments: TeacherArguments, key: str) -> _Scored:
+    members = [_scores_by(data, member, folder, arguments, fingerprint(key, i)) for i, member in enumerate(teacher.members)]
+    normalised = {
+        split: [
+            normalise_scores(member.scores["train"].astype(np.float64), member.scores[split].astype(np.float64), teacher.normalization)
+            for member in members
+        ]
+        for split in SCORED_SPLITS
+    }
+    return _Scored(
+        scores={split: combine(scores, teacher.weights).astype(np.float32) for split, scores in normalised.items()},
+        items=sum(member.items for member in members),
+        items_without_deduplication=sum(member.items_without_deduplication for member in members),
+        item="item",
+        parts=[part for member in members for part in member.parts],
+    )
+
+
+def _scores_by(data: PairData, teacher: Teacher, folder: RunFolder, arguments: TeacherArguments, key: str) -> _Scored:
+    if isinstance(teacher, EnsembleTeacher):
+        return _by_ensemble(data, teacher, folder, arguments, key)
+    if isinstance(teacher, EmbeddingTeacher):
+        return _by_embeddings(data, teacher, folder, arguments, key)
+    if isinstance(teacher, PairTeacher):
+        return _by_pairs(data, teacher, folder, arguments)
+    raise TypeError(f"{type(teacher).__name__} neither embeds texts nor scores pairs")
+
+
+def _with_scores(pairs: Dataset, split: str, scored: _Scored) -> Dataset:
+    features = {**pairs.features, "teacher_score": Value("float32")}
+    if scored.query_numbers is not None:
+        features |= {"query_id": Value("string"), "document_id": Value("string")}
+
+    def add(_: dict[str, list[Any]], indices: list[int]) -> dict[str, Any]:
+        made: dict[str, Any] = {"teacher_score": scored.scores[split][indices]}
+        if scored.query_numbers is not None and scored.document_numbers is not None:
+            made["query_id"] = [f"{number:016x}" for number in scored.query_numbers[split][indices]]
+            made["document_id"] = [f"{number:016x}" for number in scored.document_numbers[split][indices]]
+        return made
+
+    return map_rows(pairs, add, Features(features))
 
 
 def write_soft_labels(path: Path, pairs: Dataset) -> None:
-    """Write the paper's `teacher_soft_labels.json`: a list of {pair_id, query, document, teacher_score}, row by row."""
+    """Write the paper's `teacher_soft_labels.json`: a list of {pair_id, query, document, teacher_score}, row by row.
+
+    A pair without a score has null.
+    """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for number, row in enumerate(pairs.select_columns(["pair_id", "query", "document", "teacher_score"])):
-            row["teacher_score"] = round(row["teacher_score"], 6)
+            score = row["teacher_score"]
+            row["teacher_score"] = None if score is None or np.isnan(score) else round(score, 6)
             file.write(("[\n" if number == 0 else ",\n") + json.dumps(row, ensure_ascii=False))
         file.write("\n]\n" if len(pairs) else "[]\n")
 
 
-def score_pairs(data: PairData, teacher: Teacher, folder: RunFolder, shard_size: int) -> ScoredPairs:
+def _statistics(scores: np.ndarray) -> dict[str, float]:
+    return {
+        "mean": float(scores.mean()), "sd": float(scores.std()), "median": float(np.median(scores)),
+        "min": float(scores.min()), "max": float(scores.max()),
+    }  # fmt: skip
+
+
+def score_pairs(data: PairData, teacher: Teacher, folder: RunFolder, arguments: TeacherArguments) -> ScoredPairs:
     """Score every pair with the teacher; keep the result in `folder.soft_labels` until the pairs or the teacher change.
 
     Args:
         data: The split pairs.
         teacher: Who scores.
         folder: The run's folder.
-        shard_size: Texts in one restartable shard.
+        arguments: `shard_size` and `teacher_cache`.
 
     Raises:
-        InputError: The teacher's embeddings are not finite or change shape.
+        InputError: Embeddings that are not finite or change shape, scores outside the declared scale, or no score at all for the
+            pairs of a split.
     """
     state = PartialState()
-    key = fingerprint(data.key, teacher.fingerprint, shard_size)
+    prompts = {kind: teacher.prompted("", kind) if isinstance(teacher, EmbeddingTeacher) else "" for kind in ("query", "document")}
+    key = fingerprint(data.key, teacher.fingerprint, prompts, teacher.scale.key())
     start = time.perf_counter()
-    texts = dataset_of(_unique_texts(data, teacher), _TEXT_FEATURES, folder.cache, "texts")
-    parts = embed_texts(texts, teacher, folder.soft_labels / "texts", shard_size)
-    with state.main_process_first():
-        embeddings = _consolidate(parts, len(texts), teacher.dimension, folder.cache / f"embeddings-{key}")
-    scored = {name: _score(getattr(data, name), teacher, embeddings) for name in SCORED_SPLITS}
+    made = _scores_by(data, teacher, folder, arguments, key)
+    made = dataclasses.replace(made, scores={split: teacher.scale.check(values, teacher.name) for split, values in made.scores.items()})
+    every = np.concatenate(list(made.scores.values()))
+    known = every[~np.isnan(every)].astype(np.float64)
+    for split in ("train", "test"):
+        if np.isnan(made.scores[split]).all():
+            raise InputError(
+                f"{teacher.name} has a score for none of the {len(made.scores[split])} {split} pairs; are its texts those of the pairs, "
+                "letter by letter?"
+            )
+    scored = {name: _with_scores(getattr(data, name), name, made) for name in SCORED_SPLITS}
     manifest_path = folder.soft_labels / "manifest.json"
     manifest = read_json_if_current(manifest_path, key)
     if manifest is None:
-        total = sum(len(getattr(data, name)) for name in SCORED_SPLITS)
-        scores = np.concatenate([np.asarray(split["teacher_score"], dtype=np.float64) for split in scored.values()])
         manifest = {
             "fingerprint": key,
             "teacher": teacher.name,
+            "teacher_kind": arguments.teacher_kind,
             "teacher_fingerprint": teacher.fingerprint,
             "precision": teacher.precision,
-            "query_prompt": teacher.prompted("", "query"),
-            "document_prompt": teacher.prompted("", "document"),
-            "similarity": "cosine",
-            "range": [-1.0, 1.0],
-            "dimension": teacher.dimension,
-            "pairs": total,
-            "texts": len(texts),
-            "texts_without_deduplication": 2 * total + len(data.corpus),
+            "query_prompt": prompts["query"],
+            "document_prompt": prompts["document"],
+            "scale": teacher.scale.record(),
+            "dimension": teacher.dimension if isinstance(teacher, EmbeddingTeacher) else None,
+            "pairs": len(every),
+            "unscored": int(np.isnan(every).sum()),
+            "item": made.item,
+            "items": made.items,
+            "items_without_deduplication": made.items_without_deduplication,
             "seconds": round(time.perf_counter() - start, 1),
-            "score": {
-                "mean": float(scores.mean()), "sd": float(scores.std()), "median": float(np.median(scores)),
-                "min": float(scores.min()), "max": float(scores.max()),
-            },
-            "parts": [part.name for part in parts],
-        }  # fmt: skip
+            "score": _statistics(known),
+            "parts": made.parts,
+        }
         if state.is_main_process:
             for name, split in scored.items():
                 with written_whole(folder.soft_labels / f"{name}.parquet") as temporary:
@@ -258,5 +443,4 @@ def score_pairs(data: PairData, teacher: Teacher, folder: RunFolder, shard_size:
             columns = ["pair_id", "query", "document", "teacher_score"]
             write_soft_labels(folder.soft_labels_json, concatenate_datasets([split.select_columns(columns) for split in scored.values()]))
             write_json(manifest_path, manifest)
-    corpus_ids = [text_id(teacher.prompted(text, "document")) for text in data.corpus["document"]]
-    return ScoredPairs(**scored, corpus_ids=corpus_ids, embeddings=embeddings, manifest=manifest, key=key)
+    return ScoredPairs(**scored, embeddings=made.embeddings, scale=teacher.scale, manifest=manifest, key=key)

@@ -26,7 +26,8 @@ _EXAMPLE_CHARACTERS = 160
 
 @dataclass(frozen=True)
 class Columns:
-    """What a rule sees, each of shape (n,): `query` and `document` as lists of str, `score` float64, `order` int64.
+    """What a rule sees, each of shape (n,): `query` and `document` as lists of str, `score` float64, `order` int64, and of a teacher that
+    embeds `rank` int32 and `margin` float32 (see `hf_distill.signals.Signals`).
 
     `order` is a seeded permutation: it breaks ties and it is what `random` draws by.
     """
@@ -35,6 +36,8 @@ class Columns:
     document: Sequence[str]
     score: np.ndarray
     order: np.ndarray
+    rank: np.ndarray | None = None
+    margin: np.ndarray | None = None
 
 
 Outcome = tuple[np.ndarray, float | None]
@@ -48,6 +51,11 @@ def invalid(columns: Columns, _: float | None) -> Outcome:
         for query, document in zip(columns.query, columns.document, strict=True)
     ]
     return np.array(long_enough, dtype=bool) & np.isfinite(columns.score), None
+
+
+def unscored(columns: Columns, _: float | None) -> Outcome:
+    """Drop pairs that the teacher has no score for. Applied first, unasked, where there are any."""
+    return ~np.isnan(columns.score), None
 
 
 def echo(columns: Columns, _: float | None) -> Outcome:
@@ -86,6 +94,23 @@ def top_k(columns: Columns, value: float | None) -> Outcome:
     return keep, float(columns.score[best].min()) if len(best) else None
 
 
+def rank(columns: Columns, value: float | None) -> Outcome:
+    """Keep pairs whose document is among the teacher's `value` best of the pool for its query (E5, arXiv:2212.03533: 2 of a million)."""
+    return _signal(columns, columns.rank) <= (value or 0), None
+
+
+def margin(columns: Columns, value: float | None) -> Outcome:
+    """Keep pairs whose document scores at least `value` above the best other one of the pool. Without another, a pair is kept."""
+    values = _signal(columns, columns.margin)
+    return (values >= value) | np.isnan(values), None
+
+
+def _signal(columns: Columns, values: np.ndarray | None) -> np.ndarray:
+    if values is None:
+        raise InputError("the selection rules rank and margin need a teacher that embeds texts; this one scores pairs only")
+    return values
+
+
 def random(columns: Columns, value: float | None) -> Outcome:
     """Keep a seeded random share `value` of the pairs: the control that any other rule should beat at equal size."""
     return columns.order < round((value or 0) * len(columns.order)), None
@@ -103,13 +128,18 @@ class _Kind:
         return self.low is not None
 
 
+UNSCORED = "unscored"
+
 _KINDS: Mapping[str, _Kind] = {
+    UNSCORED: _Kind(unscored),
     "invalid": _Kind(invalid),
     "echo": _Kind(echo),
     "duplicate": _Kind(duplicate),
     "percentile": _Kind(percentile, 0, 100),
-    "threshold": _Kind(threshold, -1, 1),
+    "threshold": _Kind(threshold, float("-inf"), float("inf")),
     "top_k": _Kind(top_k, 1, float("inf"), whole=True),
+    "rank": _Kind(rank, 1, float("inf"), whole=True),
+    "margin": _Kind(margin, float("-inf"), float("inf")),
     "random": _Kind(random, 0, 1),
 }
 
@@ -173,7 +203,14 @@ def apply_rules(columns: Columns, rules: Sequence[Rule]) -> tuple[list[str | Non
         ranks = np.empty(len(alive), dtype=np.int64)
         ranks[np.argsort(columns.order[alive])] = np.arange(len(alive))
         rows = alive.tolist()
-        part = Columns([columns.query[i] for i in rows], [columns.document[i] for i in rows], columns.score[alive], ranks)
+        part = Columns(
+            [columns.query[i] for i in rows],
+            [columns.document[i] for i in rows],
+            columns.score[alive],
+            ranks,
+            None if columns.rank is None else columns.rank[alive],
+            None if columns.margin is None else columns.margin[alive],
+        )
         keep, cut = _KINDS[rule.name].apply(part, rule.value) if len(alive) else (np.ones(0, dtype=bool), None)
         gone = alive[~keep]
         dropped_by[gone] = number
@@ -223,7 +260,7 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
         rules: What to apply, in order.
         seed: Seeds `random`, and how ties are broken.
         folder: The run's folder.
-        scores_key: The fingerprint of the scores.
+        scores_key: The fingerprint of the scores and signals.
 
     Raises:
         InputError: No pair is left.
@@ -231,15 +268,18 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
     key = fingerprint(scores_key, [str(rule) for rule in rules], seed)
     score = np.asarray(scored["teacher_score"], dtype=np.float64)
     order = np.random.default_rng(seed).permutation(len(score))
+    ranks, margins = (np.asarray(scored[name]) if name in scored.column_names else None for name in ("rank", "margin"))
+    if np.isnan(score).any():
+        rules = [Rule(UNSCORED), *rules]
     queries, documents = list(scored["query"]), list(scored["document"])
-    dropped_by, records = apply_rules(Columns(queries, documents, score, order), rules)
+    dropped_by, records = apply_rules(Columns(queries, documents, score, order, ranks, margins), rules)
     kept = sum(reason is None for reason in dropped_by)
     if not kept:
         worst = max(records, key=lambda record: record["dropped"])
         raise InputError(
             f"the selection leaves none of {len(score)} pairs; most fell to {worst['rule']} ({worst['dropped']}"
             + (f", threshold {worst['threshold']:.4f}" if worst["threshold"] is not None else "")
-            + f"; the teacher's scores lie between {score.min():.4f} and {score.max():.4f})"
+            + f"; the teacher's scores lie between {np.nanmin(score):.4f} and {np.nanmax(score):.4f})"
         )
     for record in records:
         record["examples"] = [
@@ -247,7 +287,7 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
                 "pair_id": scored[i]["pair_id"],
                 "query": _shorten(queries[i]),
                 "document": _shorten(documents[i]),
-                "teacher_score": round(float(score[i]), 4),
+                "teacher_score": None if np.isnan(score[i]) else round(float(score[i]), 4),
             }
             for i in record["examples"]
         ]
@@ -259,7 +299,8 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
         batched=True,
     ).flatten_indices()
     kept_score = score[[reason is None for reason in dropped_by]]
-    edges = np.linspace(min(0.0, float(score.min())), 1.0, 41)
+    known = score[~np.isnan(score)]
+    edges = np.linspace(min(0.0, float(known.min())), max(1.0, float(known.max())), 41)
     audit = {
         "fingerprint": key,
         "seed": seed,
@@ -267,13 +308,13 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
         "kept": kept,
         "rules": records,
         "score": {
-            "all": {"mean": float(score.mean()), "min": float(score.min()), "max": float(score.max())},
+            "all": {"mean": float(known.mean()), "min": float(known.min()), "max": float(known.max())},
             "kept": {"mean": float(kept_score.mean()), "min": float(kept_score.min()), "max": float(kept_score.max())},
         },
         "histogram": {
             "edges": [round(float(edge), 6) for edge in edges],
             "kept": np.histogram(kept_score, edges)[0].tolist(),
-            "dropped": (np.histogram(score, edges)[0] - np.histogram(kept_score, edges)[0]).tolist(),
+            "dropped": (np.histogram(known, edges)[0] - np.histogram(kept_score, edges)[0]).tolist(),
         },
     }
     if read_json_if_current(folder.selection, key) is None:

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 
 from hf_distill.arguments import StudentArguments
 from hf_distill.errors import InputError
-from hf_distill.teachers import BiEncoderTeacher, load_sentence_transformer
+from hf_distill.hardware import device_type
+from hf_distill.scoring import EmbeddingTable
+from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher, load_sentence_transformer
 
 
 def parse_layers(text: str, available: int) -> list[int]:
@@ -102,12 +104,33 @@ def principal_components(embeddings: np.ndarray, dimension: int) -> np.ndarray:
     return np.ascontiguousarray(components * signs[:, None], dtype=np.float32)
 
 
-def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, components: np.ndarray | None, seed: int) -> SentenceTransformer:
+def teacher_components(embeddings: EmbeddingTable | None, student_dim: int) -> np.ndarray | None:
+    """`principal_components` of the teacher's embeddings, as many as the student has dimensions or the teacher can give; None without."""
+    return None if embeddings is None else principal_components(embeddings.rows, min(student_dim, embeddings.rows.shape[1]))
+
+
+def _transformer(name: str, teacher: Teacher) -> Transformer:
+    """The first module of the model that `student_backbone` names, to be changed at will."""
+    if name == "teacher":
+        if not isinstance(teacher, BiEncoderTeacher):
+            raise InputError(
+                f"--student_backbone teacher: {teacher.name} is no SentenceTransformer that a student could be cut from; name a "
+                "backbone, e.g. --student_backbone microsoft/MiniLM-L12-H384-uncased"
+            )
+        transformer = copy.deepcopy(teacher.model[0])
+    else:
+        transformer = load_sentence_transformer(name, "student_backbone")[0]
+    if not isinstance(transformer, Transformer):
+        raise InputError(f"--student_backbone {name}: its first module is a {type(transformer).__name__}, not a Transformer")
+    return transformer
+
+
+def build_student(arguments: StudentArguments, teacher: Teacher, components: np.ndarray | None, seed: int) -> SentenceTransformer:
     """Build the untrained student, in float32.
 
     Args:
         arguments: What from.
-        teacher: Gives the backbone if `student_backbone` is `teacher`, and the prompts.
+        teacher: Gives the backbone if `student_backbone` is `teacher`, and the prompts, where it has them.
         components: Principal components (student_dim, teacher's dimension) of the teacher's embeddings, for `pca`. None leaves
             that head at random: enough to find out whether a student can be built.
         seed: Seeds the random head.
@@ -115,16 +138,7 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
     Raises:
         InputError: A backbone that cannot be loaded or cut, or a `pca` head whose sizes do not fit.
     """
-    if arguments.student_backbone == "teacher":
-        source = teacher.model
-        transformer = copy.deepcopy(source[0])
-    else:
-        source = load_sentence_transformer(arguments.student_backbone, "student_backbone")
-        transformer = source[0]
-    if not isinstance(transformer, Transformer):
-        raise InputError(
-            f"--student_backbone {arguments.student_backbone}: its first module is a {type(transformer).__name__}, not a Transformer"
-        )
+    transformer = _transformer(arguments.student_backbone, teacher)
     backbone = transformer.auto_model
     backbone.float().train()
     if arguments.student_layers:
@@ -140,9 +154,10 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
         torch.manual_seed(seed)
         head = Dense(hidden, arguments.student_dim, bias=arguments.student_init == "random", activation_function=nn.Identity())
     if arguments.student_init == "pca":
-        if teacher.dimension != hidden or arguments.student_dim > hidden:
+        dimension = teacher.dimension if isinstance(teacher, EmbeddingTeacher) else None
+        if dimension != hidden or arguments.student_dim > hidden:
             raise InputError(
-                f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings {teacher.dimension}, "
+                f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings {dimension or 'do not exist'}, "
                 f"and student_dim is {arguments.student_dim}; the first two must be equal (e.g. student_backbone: teacher), "
                 "the third no larger; or take student_init: random"
             )
@@ -152,9 +167,10 @@ def build_student(arguments: StudentArguments, teacher: BiEncoderTeacher, compon
     if arguments.head_dropout:
         modules.append(Dropout(arguments.head_dropout))
     modules.append(Normalize())
-    student = SentenceTransformer(modules=modules, device=teacher.model.device.type, similarity_fn_name="cosine")
+    student = SentenceTransformer(modules=modules, device=device_type(), similarity_fn_name="cosine")
     student.max_seq_length = arguments.student_max_length
-    prompts: dict[str, str | None] = {"query": teacher.query_prompt, "document": teacher.document_prompt}
-    if any(prompts.values()):
-        student.prompts = prompts
+    if isinstance(teacher, EmbeddingTeacher):
+        prompts: dict[str, str | None] = {"query": teacher.prompted("", "query"), "document": teacher.prompted("", "document")}
+        if any(prompts.values()):
+            student.prompts = prompts
     return student

@@ -23,6 +23,7 @@ from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid
 from hf_distill.scoring import EmbeddingTable
+from hf_distill.teachers import SCALES, EmbeddingTeacher, Scale, Teacher
 
 
 def _gather(tensor: Tensor) -> Tensor:
@@ -45,13 +46,19 @@ class DistillationTrainer(SentenceTransformerTrainer):
         weights: The objective.
         components: (student dimension, teacher dimension) orthonormal rows; the alignment term's target is the teacher's
             embedding in these coordinates. Needed only if that term has a weight.
+        scale: What the teacher's scores mean. Regression is refused where they are no numbers that a cosine could take.
         **trainer: As for `SentenceTransformerTrainer`, less `loss`.
     """
 
     data_collator_class = DistillationCollator
 
-    def __init__(self, *, weights: Weights, components: Tensor | None = None, **trainer: Any) -> None:
+    def __init__(self, *, weights: Weights, components: Tensor | None = None, scale: Scale = SCALES["cosine"], **trainer: Any) -> None:
+        self._measure = scale.measure if scale.measure in SCALES else "cosine"
+        check_scale(weights, scale, "the training rows")
         super().__init__(**trainer)
+        for rows in (self.train_dataset, self.eval_dataset):
+            if isinstance(rows, Dataset):
+                scale.check(np.asarray(rows.with_format("numpy")["teacher_score"]), "teacher_score of the training rows")
         self.weights = weights
         self.components = components
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not by a token count.
@@ -69,6 +76,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             query_prompt=model.prompts.get("query") or "",
             document_prompt=model.prompts.get("document") or "",
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
+            measure=self._measure,
             group_size=16 if args.device.type == "cpu" else max(16, args.train_batch_size),
         )
 
@@ -88,7 +96,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
         columns = {name: _gather(value) for name, value in rows.items()}
         offset = torch.distributed.get_rank() * len(queries)
-        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset)
+        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset, self._measure)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
@@ -117,8 +125,15 @@ class DistillationTrainer(SentenceTransformerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def training_rows(scored: Dataset, embeddings: EmbeddingTable) -> Dataset:
-    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's two embeddings as float16."""
+def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset:
+    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's two embeddings as float16, if it has any.
+
+    Pairs without a score are left out (of the training pairs, the selection has dropped and counted them).
+    """
+    if np.isnan(np.asarray(scored["teacher_score"], dtype=np.float32)).any():
+        scored = scored.filter(lambda scores: [not np.isnan(x) for x in scores], input_columns="teacher_score", batched=True)
+    if embeddings is None:
+        return scored.select_columns(["query", "document", "teacher_score"]).with_format("numpy")
     dimension = embeddings.rows.shape[1]
 
     def attach(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
@@ -148,8 +163,29 @@ def check_batch(pairs: int, args: SentenceTransformerTrainingArguments) -> None:
         )
 
 
-def check_alignment(recipe: Recipe, teacher_dimension: int) -> None:
-    """Raise InputError if the student has more dimensions than the teacher's embedding that it is to be aligned to."""
+def check_scale(weights: Weights, scale: Scale, of: str) -> None:
+    """Raise InputError if cosines are to be regressed on scores `of` something that are not within [-1, 1]."""
+    if weights.regression and not scale.is_bounded:
+        raise InputError(
+            f"regression_weight is {weights.regression}, but the scores of {of} are {scale}: a student's cosine, in [-1, 1], cannot "
+            "follow them. Bring them to that scale (teacher_activation: sigmoid for a cross-encoder, teacher_similarity: cosine for "
+            "embeddings), or set regression_weight: 0"
+        )
+
+
+def check_objective(recipe: Recipe, teacher: Teacher) -> None:
+    """Raise InputError if the objective needs of the teacher what it does not have: bounded scores, embeddings, enough dimensions."""
+    check_scale(objective_weights(recipe), teacher.scale, teacher.name)
+    if not isinstance(teacher, EmbeddingTeacher):
+        needs = {"alignment_weight": recipe.objective.alignment_weight, "distribution_weight": recipe.objective.distribution_weight}
+        for name, weight in needs.items():
+            if weight:
+                raise InputError(
+                    f"{name} is {weight}, but the teacher {teacher.name} embeds no texts, so that it knows no scores but those of the "
+                    f"pairs; set {name}: 0"
+                )
+        return
+    teacher_dimension = teacher.dimension
     if recipe.objective.alignment_weight and recipe.student.student_dim > teacher_dimension:
         raise InputError(
             f"alignment_weight is {recipe.objective.alignment_weight}, but student_dim {recipe.student.student_dim} is more than the "
@@ -175,7 +211,8 @@ def train_student(
     recipe: Recipe,
     train_rows: Dataset,
     validation_rows: Dataset,
-    components: np.ndarray,
+    components: np.ndarray | None,
+    scale: Scale,
     key: str,
 ) -> dict[str, Any]:
     """Train `student` in place, going on from the last checkpoint of the same training if there is one.
@@ -185,7 +222,8 @@ def train_student(
         recipe: The objective and the training arguments.
         train_rows: As made by :func:`training_rows`.
         validation_rows: The same, for the validation loss; may be empty if nothing evaluates.
-        components: The alignment target's coordinates.
+        components: The alignment target's coordinates; None without teacher embeddings.
+        scale: What the teacher's scores mean.
         key: The fingerprint of everything that the training depends on.
 
     Returns:
@@ -212,7 +250,8 @@ def train_student(
     patience = recipe.trainer.early_stopping_patience
     trainer = DistillationTrainer(
         weights=objective_weights(recipe),
-        components=torch.from_numpy(components),
+        components=None if components is None else torch.from_numpy(components),
+        scale=scale,
         model=student,
         args=args,
         train_dataset=train_rows,

@@ -13,26 +13,10 @@ from hf_distill.evaluation import ratio_of_means
 from hf_distill.evaluation.fidelity import by_range, fidelity, pearson, spearman
 from hf_distill.evaluation.intervals import figure, mean
 from hf_distill.evaluation.paper_protocol import PUBLISHED, cohens_d, f1_at_median, ndcg_at, paper_protocol, recall_at
-from hf_distill.evaluation.retrieval import bm25_run, make_run, per_query, search
+from hf_distill.evaluation.retrieval import bm25_run, make_run, per_query
+from hf_distill.search import search
 
 RNG = np.random.default_rng(0)
-
-
-def test_search_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_distill.evaluation.retrieval._DOCUMENT_BLOCK", 17)
-    monkeypatch.setattr("hf_distill.evaluation.retrieval._QUERY_BLOCK", 3)
-    queries, documents = RNG.normal(size=(10, 8)).astype(np.float32), RNG.normal(size=(100, 8)).astype(np.float32)
-    scores, indices = search(queries, documents, depth=12)
-    brute = queries @ documents.T
-    expected = np.argsort(-brute, axis=1, kind="stable")[:, :12]
-    assert indices.tolist() == expected.tolist()
-    np.testing.assert_allclose(scores, np.take_along_axis(brute, expected, 1), rtol=1e-5)
-
-
-def test_search_breaks_ties_by_index_and_stops_at_the_corpus() -> None:
-    documents = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=np.float32)
-    _, indices = search(np.array([[1.0, 0.0]], dtype=np.float32), documents)
-    assert indices.tolist() == [[0, 2, 3, 1]]
 
 
 def test_every_judged_query_counts_by_hand() -> None:
@@ -49,7 +33,7 @@ def test_per_query_values_are_those_of_ir_measures() -> None:
     documents = RNG.normal(size=(60, 6)).astype(np.float32)
     queries = RNG.normal(size=(20, 6)).astype(np.float32)
     query_ids, document_ids = [f"q{i}" for i in range(20)], [f"d{i}" for i in range(60)]
-    run = make_run(query_ids, document_ids, *search(queries, documents))
+    run = make_run(query_ids, document_ids, *search(queries, documents, 100))
     qrels = {q: {document_ids[j]: int(g) for j, g in zip(RNG.choice(60, 4, False), (1, 2, 1, 3), strict=True)} for q in query_ids}
     values = per_query(run, qrels)
     expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)

@@ -12,14 +12,14 @@ from transformers import AutoModel, AutoTokenizer
 from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.export import save_student
 from hf_distill.student import build_student
-from hf_distill.teachers import load_teacher
+from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who"]
 
 
 @pytest.fixture(scope="module")
 def student(teacher_dir: Path) -> SentenceTransformer:
-    teacher = load_teacher(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
+    teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
     arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=24, head_dropout=0.1)
     return build_student(arguments, teacher, None, 0).eval()
 

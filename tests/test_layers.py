@@ -9,8 +9,8 @@ import hf_distill
 
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
-    "errors", "hardware", "arguments", "run_folder", "data", "teachers", "scoring", "selection", "student", "collator", "objective",
-    "trainer", "evaluation", "report", "export", "hub",
+    "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals", "selection",
+    "student", "collator", "objective", "trainer", "search", "evaluation", "report", "export", "hub",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -7,15 +7,16 @@ import pytest
 
 from hf_distill.arguments import DataArguments, TeacherArguments
 from hf_distill.data import PairData, load_pair_data, text_id
+from hf_distill.encoding import Advance
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder
 from hf_distill.scoring import EmbeddingTable, score_pairs
-from hf_distill.teachers import BiEncoderTeacher, load_teacher
+from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 
 
 @pytest.fixture(scope="module")
 def teacher(teacher_dir: Path) -> BiEncoderTeacher:
-    return load_teacher(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
+    return load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
 
 
 @pytest.fixture
@@ -28,34 +29,37 @@ def data(pairs_file: Path, folder: RunFolder) -> PairData:
     return load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
 
 
+SHARDS = TeacherArguments(shard_size=64)
+
+
 def count_embedded(teacher: BiEncoderTeacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     embed = type(teacher).embed
-    monkeypatch.setattr(type(teacher), "embed", lambda self, texts: calls.append(len(texts)) or embed(self, texts))
+    monkeypatch.setattr(type(teacher), "embed", lambda self, texts, advance=None: calls.append(len(texts)) or embed(self, texts, advance))
     return calls
 
 
 def test_a_score_is_the_cosine_of_the_teachers_embeddings(data: PairData, teacher: BiEncoderTeacher, folder: RunFolder) -> None:
-    scored = score_pairs(data, teacher, folder, 64)
+    scored = score_pairs(data, teacher, folder, SHARDS)
     by_hand = (teacher.embed(list(data.train["query"])) * teacher.embed(list(data.train["document"]))).sum(axis=1)
     np.testing.assert_allclose(scored.train["teacher_score"], by_hand, atol=2e-3)  # embeddings are kept as float16
     assert scored.train["pair_id"] == data.train["pair_id"]
     assert scored.manifest["pairs"] == 200
-    assert (scored.manifest["similarity"], scored.manifest["range"]) == ("cosine", [-1.0, 1.0])
+    assert scored.manifest["scale"] == {"measure": "cosine", "activation": None, "range": [-1.0, 1.0]}
 
 
 def test_every_unique_text_is_embedded_once(
     data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count_embedded(teacher, monkeypatch)
-    scored = score_pairs(data, teacher, folder, 64)
-    assert sum(calls) == 400 == scored.manifest["texts"]  # 200 queries, 200 documents, the corpus is among them
-    score_pairs(data, teacher, folder, 64)
+    scored = score_pairs(data, teacher, folder, SHARDS)
+    assert sum(calls) == 400 == scored.manifest["items"]  # 200 queries, 200 documents, the corpus is among them
+    score_pairs(data, teacher, folder, SHARDS)
     assert sum(calls) == 400, "nothing has changed, so nothing is embedded again"
 
 
 def test_soft_labels_are_in_the_papers_form(data: PairData, teacher: BiEncoderTeacher, folder: RunFolder) -> None:
-    scored = score_pairs(data, teacher, folder, 64)
+    scored = score_pairs(data, teacher, folder, SHARDS)
     labels = json.loads(folder.soft_labels_json.read_text(encoding="utf-8"))
     assert len(labels) == 200
     assert all(set(label) == {"pair_id", "query", "document", "teacher_score"} for label in labels)
@@ -66,22 +70,24 @@ def test_soft_labels_are_in_the_papers_form(data: PairData, teacher: BiEncoderTe
         assert pq.read_metadata(folder.soft_labels / f"{name}.parquet").num_rows == len(split)
 
 
-@pytest.mark.parametrize("damage", ["removed", "truncated", "emptied"])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "emptied", "one bit flipped"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    score_pairs(data, teacher, folder, 64)
+    score_pairs(data, teacher, folder, SHARDS)
     parts = sorted((folder.soft_labels / "texts").glob("*.parquet"))
     whole = [part.read_bytes() for part in parts]
     assert len(parts) == 7
-    victim = parts[3]
+    victim, content = parts[3], bytearray(whole[3])
+    size = pq.read_metadata(victim).num_rows
     if damage == "removed":
         victim.unlink()
     else:
-        victim.write_bytes(whole[3][: len(whole[3]) // 2] if damage == "truncated" else b"")
+        content[len(content) // 3] ^= 1
+        victim.write_bytes({"truncated": whole[3][: len(whole[3]) // 2], "emptied": b"", "one bit flipped": content}[damage])
     calls = count_embedded(teacher, monkeypatch)
-    score_pairs(data, teacher, folder, 64)
-    assert sum(calls) == 64, "only the damaged shard is made again"
+    score_pairs(data, teacher, folder, SHARDS)
+    assert sum(calls) == size, "only the damaged shard is made again"
     assert [part.read_bytes() for part in parts] == whole
 
 
@@ -90,24 +96,24 @@ def test_a_killed_shard_leaves_no_part(
 ) -> None:
     embed, calls = type(teacher).embed, []
 
-    def dies(self: BiEncoderTeacher, texts: list[str]) -> np.ndarray:
+    def dies(self: BiEncoderTeacher, texts: list[str], advance: Advance | None = None) -> np.ndarray:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return embed(self, texts)
+        return embed(self, texts, advance)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(teacher), "embed", dies)
         with pytest.raises(KeyboardInterrupt):
-            score_pairs(data, teacher, folder, 64)
+            score_pairs(data, teacher, folder, SHARDS)
     assert len(list((folder.soft_labels / "texts").glob("*"))) == 2, "two whole parts, nothing half-written"
     assert not folder.soft_labels_json.exists()
-    assert score_pairs(data, teacher, folder, 64).manifest["texts"] == 400
+    assert score_pairs(data, teacher, folder, SHARDS).manifest["items"] == 400
 
 
 def test_prompts_are_part_of_the_text(data: PairData, teacher_dir: Path, folder: RunFolder) -> None:
-    prompted = load_teacher(TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", teacher_dtype="float32"))
-    scored = score_pairs(data, prompted, folder, 64)
+    prompted = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", teacher_dtype="float32"))
+    scored = score_pairs(data, prompted, folder, SHARDS)
     assert scored.train["query_id"][0] == text_id("who " + data.train["query"][0])
     by_hand = prompted.embed(["who " + data.train["query"][0]]) @ prompted.embed([data.train["document"][0]]).T
     assert scored.train["teacher_score"][0] == pytest.approx(by_hand.item(), abs=2e-3)
@@ -117,9 +123,9 @@ def test_a_teacher_that_changes_its_dimension_is_said(
     data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed = type(teacher).embed
-    monkeypatch.setattr(type(teacher), "embed", lambda self, texts: embed(self, texts)[:, :16])
+    monkeypatch.setattr(type(teacher), "embed", lambda self, texts, advance=None: embed(self, texts, advance)[:, :16])
     with pytest.raises(InputError, match=r"shape \(64, 16\) for 64 texts, expected dimension 32"):
-        score_pairs(data, teacher, folder, 64)
+        score_pairs(data, teacher, folder, SHARDS)
 
 
 def test_an_unknown_text_has_no_embedding() -> None:

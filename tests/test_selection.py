@@ -75,12 +75,12 @@ def test_rules_apply_to_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("perzentile=80", "unknown selection rule 'perzentile=80'; the rules are invalid, echo, duplicate, percentile=..."),
+        ("perzentile=80", "unknown selection rule 'perzentile=80'; the rules are unscored, invalid, echo, duplicate, percentile=..."),
         ("percentile=180", "percentile=180: the value of percentile must be between 0 and 100"),
         ("percentile", "percentile needs a number"),
         ("percentile=high", "percentile needs a number"),
         ("percentile=nan", "must be between 0 and 100"),
-        ("threshold=2", "must be between -1 and 1"),
+        ("threshold=nan", "must be between -inf and inf"),
         ("top_k=0", "must be a whole number of at least 1"),
         ("top_k=2.5", "must be a whole number of at least 1"),
         ("random=1.5", "must be between 0 and 1"),

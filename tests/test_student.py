@@ -7,12 +7,12 @@ from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.student import build_student, parse_layers, principal_components, set_dropout
-from hf_distill.teachers import BiEncoderTeacher, load_teacher
+from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 
 
 @pytest.fixture(scope="module")
 def teacher(teacher_dir) -> BiEncoderTeacher:
-    return load_teacher(TeacherArguments(teacher=str(teacher_dir)))
+    return load_bi_encoder(TeacherArguments(teacher=str(teacher_dir)))
 
 
 def components(dimension: int = 16, width: int = 32) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_dropout_is_set_everywhere(teacher: BiEncoderTeacher) -> None:
 
 
 def test_prompts_come_from_the_teacher(teacher_dir) -> None:
-    teacher = load_teacher(TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", document_prompt="book "))
+    teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", document_prompt="book "))
     student = build_student(arguments(), teacher, None, 0)
     assert student.prompts == {"query": "who ", "document": "book "}
     np.testing.assert_allclose(student.encode_query("a cat"), student.encode("who a cat"), atol=1e-6)

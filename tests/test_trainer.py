@@ -18,7 +18,7 @@ from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
 from hf_distill.student import build_student, principal_components
-from hf_distill.teachers import BiEncoderTeacher, load_teacher
+from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 from hf_distill.trainer import DistillationTrainer, check_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
 @pytest.fixture(scope="module")
 def teacher(teacher_dir: Path) -> BiEncoderTeacher:
-    return load_teacher(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
+    return load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_resumed_training_is_uninterrupted_training(untrained: SentenceTransform
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
-    broken = (
-        rows.with_format(None).map(lambda _, i: {"teacher_score": math.inf if i == 20 else 0.5}, with_indices=True).with_format("numpy")
-    )
-    trainer = make_trainer(untrained, broken, tmp_path, Weights())
+    column = "teacher_query_embedding"
+    infinite = np.array([math.inf] + [0.0] * 31, dtype=np.float32)
+    broken = rows.map(lambda row, i: {column: infinite if i == 20 else row[column]}, with_indices=True)
+    trainer = make_trainer(untrained, broken, tmp_path, Weights(regression_on="matrix"))
     with pytest.raises(FloatingPointError, match=r"step [0-3]: the objective is not finite \({'regression': inf}\)"):
         trainer.train()
 

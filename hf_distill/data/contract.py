@@ -34,6 +34,16 @@ def text_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def text_number(text: str) -> int:
+    """`text_id` as an unsigned 64-bit number."""
+    return int(text_id(text), 16)
+
+
+def pair_key(query: str, document: str) -> int:
+    """An unsigned 64-bit key of a (query, document) pair: equal texts, equal key."""
+    return text_number(text_id(query) + text_id(document))
+
+
 def is_unicode(text: str) -> bool:
     """Whether `text` can be written as UTF-8. JSON may smuggle in a lone surrogate, which no file format here can hold."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -18,14 +18,14 @@ from hf_distill.errors import InputError
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, key: str) -> list[Path]:
     if not path.exists():
-        raise InputError(f"no file or folder at {path} (--dataset_path)")
+        raise InputError(f"no file or folder at {path} (--{key})")
     found = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
     kinds = {BUILDERS.get(p.suffix) for p in found}
     if not found or None in kinds:
         raise InputError(
-            f"{path}: pairs are read from {', '.join(BUILDERS)} files"
+            f"{path}: --{key} is read from {', '.join(BUILDERS)} files"
             + ("; the folder holds none" if not found else f", not {path.suffix or 'this'}")
         )
     if len(kinds) > 1:
@@ -45,19 +45,32 @@ def _check_json_lines(file: Path) -> None:
                 raise InputError(f"{file}, line {number}: a {type(record).__name__}, but a row is an object with a query and a document")
 
 
-def _load_files(arguments: DataArguments, cache: Path) -> tuple[Dataset, Source]:
-    path = Path(str(arguments.dataset_path))
-    files = _files(path)
+def load_files(path: Path, cache: Path, key: str) -> Dataset:
+    """The rows of a JSON, JSONL, CSV or Parquet file, or of a folder of one kind of them; memory-mapped.
+
+    Args:
+        path: File or folder.
+        cache: Where they are prepared for reading.
+        key: The recipe's key that names `path`, for errors.
+
+    Raises:
+        InputError: Nothing there, mixed kinds, or a file that cannot be read (with the line, where it is JSONL).
+    """
+    files = _files(path, key)
     builder = BUILDERS[files[0].suffix]
     options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
     try:
-        table = datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", cache_dir=str(cache), **options)
+        return datasets.load_dataset(builder, data_files=[str(f) for f in files], split="train", cache_dir=str(cache), **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
         if files[0].suffix == ".jsonl":
             for file in files:
                 _check_json_lines(file)
         raise InputError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
-    return table, Source(name=path.stem, description=f"Pairs from {path.name}.")
+
+
+def _load_files(arguments: DataArguments, cache: Path) -> tuple[Dataset, Source]:
+    path = Path(str(arguments.dataset_path))
+    return load_files(path, cache, "dataset_path"), Source(name=path.stem, description=f"Pairs from {path.name}.")
 
 
 def _load_hub(arguments: DataArguments) -> tuple[Dataset, Source]:

@@ -12,16 +12,17 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from hf_distill.data import PairData, text_id
+from hf_distill.encoding import encode
 from hf_distill.errors import InputError
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.fidelity import fidelity
 from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
 from hf_distill.evaluation.paper_protocol import paper_protocol
-from hf_distill.evaluation.retrieval import MEASURES, Qrels, bm25_run, make_run, per_query, search
-from hf_distill.hardware import encoding_batch_tokens
+from hf_distill.evaluation.retrieval import DEPTH, MEASURES, Qrels, bm25_run, make_run, per_query
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import ScoredPairs
-from hf_distill.teachers import BiEncoderTeacher, encode
+from hf_distill.search import search
+from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher
 
 __all__ = ["HeldOutTask", "evaluate_student", "held_out_task"]
 
@@ -54,11 +55,10 @@ def held_out_task(data: PairData) -> HeldOutTask:
 def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the task's queries (Q, d) and documents (N, d), float32."""
     bar.set_postfix_str(name)
-    tokens = encoding_batch_tokens(model.device.type, bfloat16=False)
     prompts = {kind: model.prompts.get(kind) or "" for kind in ("query", "document")}
-    queries = encode(model, [prompts["query"] + text for text in task.queries.values()], tokens).numpy()
+    queries = encode(model, [prompts["query"] + text for text in task.queries.values()]).numpy()
     bar.update()
-    documents = encode(model, [prompts["document"] + text for text in task.documents.values()], tokens).numpy()
+    documents = encode(model, [prompts["document"] + text for text in task.documents.values()]).numpy()
     bar.update()
     for what, values in (("queries", queries), ("documents", documents)):
         if not np.isfinite(values).all():
@@ -81,7 +81,7 @@ def pair_cosines(test: Dataset, task: HeldOutTask, queries: np.ndarray, document
 def evaluate_student(
     student: SentenceTransformer,
     untrained: SentenceTransformer,
-    teacher: BiEncoderTeacher,
+    teacher: Teacher,
     data: PairData,
     scored: ScoredPairs,
     folder: RunFolder,
@@ -93,7 +93,8 @@ def evaluate_student(
     Args:
         student: The trained student.
         untrained: The student as it was before training: without this row, every figure flatters.
-        teacher: For its cost; its embeddings are those of `scored`.
+        teacher: For its cost; its embeddings are those of `scored`. One that embeds nothing cannot search a corpus: it has no row among
+            the retrieval systems.
         data: The held-out pairs and the corpus.
         scored: The teacher's scores and embeddings.
         folder: The run's folder.
@@ -106,22 +107,22 @@ def evaluate_student(
     task = held_out_task(data)
     query_ids, document_ids = list(task.queries), list(task.documents)
     with tqdm(total=4, desc="Evaluating", unit=" encodings", leave=False) as bar:
-        embedded = {
-            TEACHER: (
-                scored.embeddings.of(text_id(teacher.prompted(text, "query")) for text in task.queries.values()).astype(np.float32),
-                scored.embeddings.of(text_id(teacher.prompted(text, "document")) for text in task.documents.values()).astype(np.float32),
-            ),
-            STUDENT: _embed(student, task, STUDENT, bar),
-            UNTRAINED: _embed(untrained, task, UNTRAINED, bar),
-        }
+        embedded = {STUDENT: _embed(student, task, STUDENT, bar), UNTRAINED: _embed(untrained, task, UNTRAINED, bar)}
+    if isinstance(teacher, EmbeddingTeacher) and scored.embeddings is not None:
+        queries_of_teacher = scored.embeddings.of(text_id(teacher.prompted(text, "query")) for text in task.queries.values())
+        documents_of_teacher = scored.embeddings.of(text_id(teacher.prompted(text, "document")) for text in task.documents.values())
+        embedded = {TEACHER: (queries_of_teacher, documents_of_teacher), **embedded}
+    measure_of = {TEACHER: scored.scale.measure}
     values = {
-        name: per_query(make_run(query_ids, document_ids, *search(queries, documents)), task.qrels)
+        name: per_query(make_run(query_ids, document_ids, *search(queries, documents, DEPTH, measure_of.get(name, "dot"))), task.qrels)
         for name, (queries, documents) in embedded.items()
     }
     values[BM25] = per_query(bm25_run(query_ids, list(task.queries.values()), document_ids, list(task.documents.values())), task.qrels)
 
     teacher_scores = np.asarray(scored.test["teacher_score"], dtype=np.float64)
-    cosines = {name: pair_cosines(data.test, task, *embedded[name]) for name in (STUDENT, UNTRAINED)}
+    known = ~np.isnan(teacher_scores)
+    cosines = {name: pair_cosines(data.test, task, *embedded[name])[known] for name in (STUDENT, UNTRAINED)}
+    teacher_scores = teacher_scores[known]
     ndcg = {name: result["nDCG@10"] for name, result in values.items()}
     evaluation = {
         "fingerprint": key,
@@ -132,15 +133,19 @@ def evaluate_student(
             "systems": {
                 name: {str(measure): figure(mean, [result[str(measure)]], seed) for measure in MEASURES} for name, result in values.items()
             },
-            "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)},
-            "student_minus": {name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in (TEACHER, UNTRAINED, BM25)},
+            "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)} if TEACHER in ndcg else None,
+            "student_minus": {name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in ndcg if name != STUDENT},
         },
         "fidelity": fidelity(teacher_scores, cosines[STUDENT], seed),
         "fidelity_untrained": fidelity(teacher_scores, cosines[UNTRAINED], seed),
         "paper_protocol": paper_protocol(teacher_scores, cosines[STUDENT]),
-        "efficiency": efficiency({TEACHER: teacher.model, STUDENT: student}, list(task.queries.values()), list(task.documents.values())),
+        "efficiency": efficiency(
+            {**({TEACHER: teacher.model} if isinstance(teacher, BiEncoderTeacher) else {}), STUDENT: student},
+            list(task.queries.values()),
+            list(task.documents.values()),
+        ),
         "pairs": {
-            "pair_id": list(data.test["pair_id"]),
+            "pair_id": [name for name, has_score in zip(data.test["pair_id"], known, strict=True) if has_score],
             "teacher_score": [round(float(x), 5) for x in teacher_scores],
             "student_score": [round(float(x), 5) for x in cosines[STUDENT]],
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,15 @@ def _figure_or_reason(name: str, teacher: np.ndarray, student: np.ndarray, seed:
 
 
 def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> list[dict[str, Any]]:
-    """The errors in each range of the teacher's score, `width` wide; ranges without pairs are left out."""
+    """The errors in each range of the teacher's score, `width` wide; ranges without pairs are left out.
+
+    Scores that do not lie in [-1, 1] are cut into as many ranges between the least and the greatest.
+    """
     rows = []
-    for start in np.arange(-1, 1, width):
-        low, high = round(float(start), 6), round(float(start + width), 6)
-        inside = (teacher >= low) & ((teacher < high) | (high >= 1))
+    first, last = (-1.0, 1.0) if np.abs(teacher).max() <= 1 else (float(teacher.min()), float(teacher.max()))
+    edges = np.linspace(first, last, round(2 / width) + 1).round(6).tolist()
+    for low, high in pairwise(edges):
+        inside = ((teacher >= low) | (low == edges[0])) & ((teacher < high) | (high == edges[-1]))
         if inside.any():
             t, s = teacher[inside], student[inside]
             rows.append(

@@ -1,0 +1,109 @@
+"""A small embeddings server on loopback that speaks OpenAI's format, and fails on request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Fault = Callable[["_Handler", list[str]], bool]
+"""Given the request, either answers it wrongly and returns True, or leaves it to the server."""
+
+
+@dataclass
+class Endpoint:
+    """What the server embeds with, what it was asked, and the faults that the next requests meet, in order."""
+
+    embed: Callable[[list[str]], list[list[float]]]
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+    at_once: int = 0
+    most_at_once: int = 0
+    seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    endpoint: Endpoint
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        state = self.endpoint
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with state.lock:
+            state.at_once += 1
+            state.most_at_once = max(state.most_at_once, state.at_once)
+            state.requests.append({"path": self.path, "authorization": self.headers["Authorization"], **request})
+            fault = state.faults.pop(0) if state.faults else None
+        try:
+            time.sleep(state.seconds)
+            if fault and fault(self, request["input"]):
+                return
+            self.answer(200, embeddings_body(state.embed(request["input"])))
+        finally:
+            with state.lock:
+                state.at_once -= 1
+
+
+def embeddings_body(embeddings: list[list[float]]) -> bytes:
+    """OpenAI's answer; the items stand in reverse, since it is their index that counts."""
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(embeddings)]
+    return json.dumps({"object": "list", "data": data[::-1], "usage": {"total_tokens": 7 * len(data)}}).encode()
+
+
+def refuse(status: int, text: str = '{"error": "no"}', **headers: str) -> Fault:
+    """A status other than 200, to be tried again at once."""
+
+    def fault(handler: _Handler, _: list[str]) -> bool:
+        handler.answer(status, text.encode(), {"Retry-After": "0.01", **headers})
+        return True
+
+    return fault
+
+
+def say(body: bytes) -> Fault:
+    """Status 200 and this body."""
+
+    def fault(handler: _Handler, _: list[str]) -> bool:
+        handler.answer(200, body)
+        return True
+
+    return fault
+
+
+def hang_up(handler: _Handler, _: list[str]) -> bool:
+    """No answer at all."""
+    handler.close_connection = True
+    return True
+
+
+@contextlib.contextmanager
+def running_endpoint(embed: Callable[[list[str]], list[list[float]]]) -> Iterator[Endpoint]:
+    """Serve until the block ends."""
+    state = Endpoint(embed)
+    handler = type("Handler", (_Handler,), {"endpoint": state})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
