@@ -57,6 +57,8 @@ def load_files(path: Path, cache: Path, key: str) -> Dataset:
         InputError: Nothing there, mixed kinds, or a file that cannot be read (with the line, where it is JSONL).
     """
     files = _files(path, key)
+    if empty := [file for file in files if file.stat().st_size == 0]:
+        raise InputError(f"{empty[0]} (--{key}) is empty")
     builder = BUILDERS[files[0].suffix]
     options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
     try:
