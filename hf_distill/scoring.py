@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,12 @@ class _Column:
         return [self.prompted(text) for text in self.table[rows.tolist()][self.name]]
 
 
-def _numbers(column: _Column) -> tuple[np.ndarray, np.ndarray]:
-    """For each text of the column its number (n,) uint64 and its length (n,) int64 in characters."""
-    count = len(column.table)
-    numbers, lengths = np.empty(count, dtype=np.uint64), np.empty(count, dtype=np.int64)
-    for start in range(0, count, _READ):
+def _read_numbers(column: _Column, numbers: np.ndarray, lengths: np.ndarray) -> None:
+    """Fill in, for each text of the column, its number (n,) uint64 and its length (n,) int32 in characters."""
+    for start in range(0, len(numbers), _READ):
         texts = [column.prompted(text) for text in column.table[start : start + _READ][column.name]]
         numbers[start : start + len(texts)] = [text_number(text) for text in texts]
         lengths[start : start + len(texts)] = [len(text) for text in texts]
-    return numbers, lengths
 
 
 def _longest_first(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -189,18 +187,22 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
         _Column(getattr(data, split), name, fn) for split in SCORED_SPLITS for name, fn in (("query", of_query), ("document", of_document))
     ]
     columns.append(_Column(data.corpus, "document", of_document))
-    read = [_numbers(column) for column in tqdm(columns, desc="Looking for equal texts", delay=3, leave=False)]
-    starts = np.cumsum([0, *(len(numbers) for numbers, _ in read)])
-    ids, first = np.unique(np.concatenate([numbers for numbers, _ in read]), return_index=True)
-    lengths = np.concatenate([lengths for _, lengths in read])[first]
+    starts = np.cumsum([0, *(len(column.table) for column in columns)])
+    # Of a text only its number is held, 8 bytes: all that grows with the pairs are arrays like these.
+    numbers, lengths = np.empty(starts[-1], dtype=np.uint64), np.empty(starts[-1], dtype=np.int32)
+    places = [slice(start, stop) for start, stop in pairwise(starts)]
+    for column, place in tqdm(list(zip(columns, places, strict=True)), desc="Looking for equal texts", delay=3, leave=False):
+        _read_numbers(column, numbers[place], lengths[place])
+    ids, first = np.unique(numbers, return_index=True)
+    lengths = lengths[first]
 
     def texts_of(keys: np.ndarray) -> list[str]:
-        places = first[np.searchsorted(ids, keys)]
+        wanted = first[np.searchsorted(ids, keys)]
         texts = np.empty(len(keys), dtype=object)
-        for number, column in enumerate(columns):
-            here = (places >= starts[number]) & (places < starts[number + 1])
+        for column, place in zip(columns, places, strict=True):
+            here = (wanted >= place.start) & (wanted < place.stop)
             if here.any():
-                texts[here] = column.texts(places[here] - starts[number])
+                texts[here] = column.texts(wanted[here] - place.start)
         return list(texts)
 
     shards = Shards(Path(arguments.teacher_cache) if arguments.teacher_cache else folder.soft_labels / "texts", teacher.fingerprint)
@@ -238,9 +240,9 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
     shards.complete(ids[_longest_first(ids, lengths)], arguments.shard_size, embed, state.process_index, state.num_processes)
     progress.close()
     embeddings = _table(shards, ids, teacher.dimension, folder.cache / f"embeddings-{key}")
-    numbers = {split: (read[2 * i][0], read[2 * i + 1][0]) for i, split in enumerate(SCORED_SPLITS)}
+    of_split = {split: (numbers[places[2 * i]], numbers[places[2 * i + 1]]) for i, split in enumerate(SCORED_SPLITS)}
     scores = {}
-    for split, (queries, documents) in numbers.items():
+    for split, (queries, documents) in of_split.items():
         values = np.empty(len(queries), dtype=np.float32)
         for start in range(0, len(queries), 8192):
             rows = slice(start, start + 8192)
@@ -255,8 +257,8 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
         item="text",
         parts=[part.name for part in shards.parts()],
         embeddings=embeddings,
-        query_numbers={split: queries for split, (queries, _) in numbers.items()},
-        document_numbers={split: documents for split, (_, documents) in numbers.items()},
+        query_numbers={split: queries for split, (queries, _) in of_split.items()},
+        document_numbers={split: documents for split, (_, documents) in of_split.items()},
     )
 
 
@@ -265,7 +267,7 @@ def _by_pairs(data: PairData, teacher: PairTeacher, folder: RunFolder, arguments
     tables = [getattr(data, split) for split in SCORED_SPLITS]
 
     def keys_of(table: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        keys, lengths = np.empty(len(table), dtype=np.uint64), np.empty(len(table), dtype=np.int64)
+        keys, lengths = np.empty(len(table), dtype=np.uint64), np.empty(len(table), dtype=np.int32)
         for start in range(0, len(table), _READ):
             block = table[start : start + _READ]
             pairs = list(zip(block["query"], block["document"], strict=True))

@@ -117,11 +117,12 @@ def _transformer(name: str, teacher: Teacher) -> Transformer:
                 f"--student_backbone teacher: {teacher.name} is no SentenceTransformer that a student could be cut from; name a "
                 "backbone, e.g. --student_backbone microsoft/MiniLM-L12-H384-uncased"
             )
-        transformer = copy.deepcopy(teacher.model[0])
+        first = copy.deepcopy(teacher.model[0])
     else:
-        transformer = load_sentence_transformer(name, "student_backbone")[0]
-    if not isinstance(transformer, Transformer):
-        raise InputError(f"--student_backbone {name}: its first module is a {type(transformer).__name__}, not a Transformer")
+        first = load_sentence_transformer(name, "student_backbone")[0]
+    if not isinstance(first, Transformer):
+        raise InputError(f"--student_backbone {name}: its first module is a {type(first).__name__}, not a Transformer")
+    transformer: Transformer = first
     return transformer
 
 
@@ -140,7 +141,7 @@ def build_student(arguments: StudentArguments, teacher: Teacher, components: np.
     """
     transformer = _transformer(arguments.student_backbone, teacher)
     backbone = transformer.auto_model
-    backbone.float().train()
+    backbone.float().train()  # type: ignore[no-untyped-call]
     if arguments.student_layers:
         keep_layers(backbone, arguments.student_layers)
     if arguments.student_dropout is not None:

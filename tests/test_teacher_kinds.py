@@ -26,21 +26,6 @@ from hf_distill.teachers.ensemble import combine, normalise_scores
 FILES = DataArguments(dataset="files", group_column="topic")
 
 
-@pytest.fixture(scope="module")
-def cross_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny real cross-encoder whose logits leave [-1, 1], as transformers saves it."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("models") / "cross-encoder"
-    tokenizer = make_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.5, num_labels=1,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")

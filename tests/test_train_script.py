@@ -155,6 +155,10 @@ def test_report_and_cards_stand_alone_and_escape_the_data(tmp_path: Path, recipe
         (["--tempreature", "1"], "did you mean 'temperature'?"),
         (["--push_to_hub", "true"], "push_to_hub needs --hub_model_id"),
         (["--query_column", "question"], "no column 'question'"),
+        (["--teacher_similarity", "dot"], "are dot, unbounded: a student's cosine, in [-1, 1], cannot follow them"),
+        (["--teacher_kind", "endpoint"], "--teacher_kind endpoint and --teacher_url go together"),
+        (["--ensemble", "bi-encoder:x"], "'bi-encoder:x' is no KIND:TEACHER=WEIGHT"),
+        (["--score_range", "0", "1"], "declares the scale of precomputed scores"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -207,6 +211,64 @@ def test_two_processes_run_through(recipe: Path, tmp_path: Path, finished: tuple
     assert (folder / "report.html").is_file()
     labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished[0])]
     assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
+
+
+@pytest.fixture(scope="module")
+def of_pairs(cross_encoder_dir: Path, backbone_dir: Path) -> list[str]:
+    """What to change in the recipe for a teacher that only scores pairs."""
+    return [
+        "--teacher_kind", "cross-encoder", "--teacher", str(cross_encoder_dir), "--student_backbone", str(backbone_dir), "--student_init",
+        "random", "--alignment_weight", "0",
+    ]  # fmt: skip
+
+
+def test_a_cross_encoder_teaches_from_pairs_to_cards(recipe: Path, of_pairs: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run_script(str(recipe), "--run_dir", str(folder), *of_pairs)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert set(evaluation["retrieval"]["systems"]) == {"student", "untrained student", "bm25"}
+    assert evaluation["retrieval"]["student_over_teacher"] is None
+    assert "the teacher embeds no texts, so it cannot search the corpus" in done.stdout
+    assert "cannot search" in (folder / "report.html").read_text(encoding="utf-8")
+    card = (folder / "dataset" / "README.md").read_text(encoding="utf-8")
+    assert r"cross\-encoder through sigmoid, in \[0, 1\]" in card
+    assert "`cross-encoder`" in (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    again = run_script(
+        str(recipe), "--run_dir", str(tmp_path / "again"), *of_pairs, "--teacher_kind", "precomputed", "--teacher",
+        str(folder / "teacher_soft_labels.json"), "--score_range", "0", "1", "--until", "train",
+    )  # fmt: skip
+    assert "given, in [0, 1]" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["--student_backbone", "teacher"], "is no SentenceTransformer that a student could be cut from"),
+        (["--student_init", "pca"], "the teacher's embeddings do not exist"),
+        (["--distribution_weight", "1"], "embeds no texts, so that it knows no scores but those of the pairs; set distribution_weight: 0"),
+        (["--teacher_activation", "identity"], "are cross-encoder through identity, unbounded"),
+        (["--selection", "rank=2"], "rank and margin need a teacher that embeds texts"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_a_teacher_of_pairs_cannot_do_is_said(recipe: Path, of_pairs: list[str], tmp_path: Path, line: list[str], says: str) -> None:
+    done = run_script(str(recipe), "--run_dir", str(tmp_path / "run"), *of_pairs, *line, check=2)
+    assert says in done.stderr
+
+
+def test_pairs_without_a_score_are_dropped_by_name_and_counted(recipe: Path, of_pairs: list[str], pairs_file: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    scores = tmp_path / "scores.jsonl"
+    scores.write_text("".join(json.dumps({**row, "teacher_score": i / 200}) + "\n" for i, row in enumerate(rows) if i % 10))
+    folder = tmp_path / "run"
+    done = run_script(str(recipe), "--run_dir", str(folder), *of_pairs, "--teacher_kind", "precomputed", "--teacher", str(scores))
+    assert "20 without a score" in done.stdout
+    audit = json.loads((folder / "selection.json").read_text())
+    test = load_dataset(str(folder / "dataset"), "selected", split="test", cache_dir=str(folder / "loaded"))
+    scored_test = int(np.isfinite(test["teacher_score"]).sum())
+    assert audit["rules"][0]["rule"] == "unscored"
+    assert 0 < audit["rules"][0]["dropped"] <= 20
+    assert json.loads((folder / "evaluation.json").read_text())["fidelity"]["num_pairs"] == scored_test < len(test)
 
 
 def test_real_qrecc_with_the_papers_recipe(qrecc_train: Path, teacher_dir: Path, backbone_dir: Path, tmp_path: Path) -> None:
