@@ -79,7 +79,7 @@ def encoding_batch_tokens(device_type: str) -> int:
 
     Measured on two cores with MiniLM-L6, in float32 and bfloat16: level between 512 and 4,096 (`benchmarks/scoring.py`).
     """
-    return 1024 if device_type == "cpu" else 32768
+    return 2048 if device_type == "cpu" else 32768
 
 
 def _processor() -> str:

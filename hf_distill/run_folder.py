@@ -138,8 +138,16 @@ class RunFolder:
         return self.path / "report.html"
 
 
+def remove_leftovers(folder: RunFolder) -> None:
+    """Remove what `written_whole` was writing when an earlier call was killed: hidden files that no one reads."""
+    for place in (folder.path, folder.soft_labels, folder.cache):
+        for path in place.glob(".*.*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+
 def open_run_folder(recipe: Recipe) -> RunFolder:
-    """The run's folder, if it is free or holds an earlier call of the same recipe. Writes nothing.
+    """The run's folder, if it is free or holds an earlier call of the same recipe; that call's leftovers are then removed. Writes nothing.
 
     Raises:
         InputError: The folder is a file, holds something that is no run, or holds the run of another recipe.
@@ -168,6 +176,8 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         differences.insert(0, f"its recipe is {name!r}, this one is {recipe.name!r}")
     if differences:
         raise InputError(f"{folder.path} holds another run: {'; '.join(differences)}. Name another --run_dir, or remove that folder")
+    if PartialState().is_main_process:
+        remove_leftovers(folder)
     return folder
 
 

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from hf_distill.arguments import TeacherArguments
 from hf_distill.data.contract import PairData, map_rows, pair_key, text_number
-from hf_distill.encoding import Advance
+from hf_distill.encoding import Advance, text_length
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder, fingerprint, main_makes, read_json_if_current, write_json, written_whole
 from hf_distill.shards import KEY_COLUMN, VALUE_COLUMN, Shards
-from hf_distill.teachers import EmbeddingTeacher, EnsembleTeacher, PairTeacher, Scale, Teacher, pair_similarity
+from hf_distill.teachers import EmbeddingTeacher, EnsembleTeacher, Kind, PairTeacher, Scale, Teacher, pair_similarity
 from hf_distill.teachers.ensemble import combine, normalise_scores
 
 SCORED_SPLITS = ("train", "validation", "test", "leaked")
@@ -122,29 +122,89 @@ class _Progress:
         self._bar.close()
 
 
+Item = str | tuple[str, str]
+"""What a teacher works on: a prompted text, or a (query, document) pair."""
+
+
 @dataclass(frozen=True)
-class _Column:
-    """Texts that scoring reads: a column of a memory-mapped table, and what they become before the teacher sees them."""
+class _Source:
+    """Items that a memory-mapped table holds: `items` makes them of some rows, given as columns."""
 
     table: Dataset
-    name: str
-    prompted: Callable[[str], str]
-
-    def texts(self, rows: np.ndarray) -> list[str]:
-        return [self.prompted(text) for text in self.table[rows.tolist()][self.name]]
+    items: Callable[[dict[str, list[Any]]], list[Item]]
 
 
-def _read_numbers(column: _Column, numbers: np.ndarray, lengths: np.ndarray) -> None:
-    """Fill in, for each text of the column, its number (n,) uint64 and its length (n,) int32 in characters."""
-    for start in range(0, len(numbers), _READ):
-        texts = [column.prompted(text) for text in column.table[start : start + _READ][column.name]]
-        numbers[start : start + len(texts)] = [text_number(text) for text in texts]
-        lengths[start : start + len(texts)] = [len(text) for text in texts]
+@dataclass(frozen=True)
+class _Keys:
+    """Keys (n,) uint64 and lengths (n,) int32, in characters, of all items of some sources, of which source i holds those at `places[i]`.
+
+    Of an item only this is held, twelve bytes: memory grows with the number of items by arrays like these alone.
+    """
+
+    keys: np.ndarray
+    lengths: np.ndarray
+    places: list[slice]
 
 
-def _longest_first(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Order (n,) by length, then key: batches of one length need no padding, and memory runs out at once or never."""
-    return np.lexsort((keys, -lengths))
+def _read_keys(sources: list[_Source]) -> _Keys:
+    starts = np.cumsum([0, *(len(source.table) for source in sources)])
+    keys, lengths = np.empty(starts[-1], dtype=np.uint64), np.empty(starts[-1], dtype=np.int32)
+    places = [slice(int(start), int(stop)) for start, stop in pairwise(starts)]
+    for source, place in tqdm(list(zip(sources, places, strict=True)), desc="Looking for equal items", delay=3, leave=False):
+        for start in range(0, len(source.table), _READ):
+            items = source.items(source.table[start : start + _READ])
+            here = slice(place.start + start, place.start + start + len(items))
+            keys[here] = [text_number(item) if isinstance(item, str) else pair_key(*item) for item in items]
+            lengths[here] = [text_length(item) for item in items]
+    return _Keys(keys, lengths, places)
+
+
+def _work_once(
+    sources: list[_Source],
+    read: _Keys,
+    shards: Shards,
+    shard_size: int,
+    compute: Callable[[list[Item], Advance], np.ndarray],
+    value: Value | Sequence,
+) -> np.ndarray:
+    """Let `compute` work on every unique item that no shard holds yet, the longest first.
+
+    So batches of one length need no padding, and memory runs out at once or never.
+
+    Returns:
+        The unique keys (m,) uint64, ascending.
+    """
+    state = PartialState()
+    unique, first = np.unique(read.keys, return_index=True)
+    lengths = read.lengths[first]
+    missing = ~np.isin(unique, shards.known())
+    what = "text" if not isinstance(value, Value) else "pair"
+    progress = _Progress(what, int(missing.sum()), int(lengths[missing].sum()))
+    features = Features({KEY_COLUMN: Value("uint64"), VALUE_COLUMN: value})
+
+    def items_of(keys: np.ndarray) -> list[Item]:
+        wanted = first[np.searchsorted(unique, keys)]
+        items = np.empty(len(keys), dtype=object)
+        for source, place in zip(sources, read.places, strict=True):
+            here = np.flatnonzero((wanted >= place.start) & (wanted < place.stop))
+            if len(here):
+                for i, item in zip(here, source.items(source.table[(wanted[here] - place.start).tolist()]), strict=True):
+                    items[i] = item
+        return list(items)
+
+    def shard(keys: np.ndarray) -> Dataset:
+        items = items_of(keys)
+        advance = progress.shard(np.array([text_length(item) for item in items]))
+        return Dataset(pa.table({KEY_COLUMN: keys, "row": np.arange(len(keys))})).map(
+            lambda batch: {VALUE_COLUMN: list(compute([items[i] for i in batch["row"]], advance))},
+            batched=True, batch_size=len(keys), remove_columns=["row"], features=features, keep_in_memory=True,
+            # By hand: hashing a closure over a model is slow, and differs from process to process.
+            new_fingerprint=fingerprint(shards.worker, keys.tolist()),
+        )  # fmt: skip
+
+    shards.complete(unique[np.lexsort((unique, -lengths))], shard_size, shard, state.process_index, state.num_processes)
+    progress.close()
+    return unique
 
 
 @dataclass(frozen=True)
@@ -180,80 +240,53 @@ def _table(shards: Shards, wanted: np.ndarray, dimension: int, path: Path) -> Em
     return EmbeddingTable(ids=np.load(ids_path, mmap_mode="r"), rows=np.load(rows_path, mmap_mode="r"))
 
 
+def _embed(teacher: EmbeddingTeacher, texts: list[Item], advance: Advance) -> np.ndarray:
+    """The teacher's embeddings as float16, checked."""
+    values = teacher.embed([text for text in texts if isinstance(text, str)], advance)
+    if values.shape != (len(texts), teacher.dimension):
+        raise InputError(
+            f"the teacher {teacher.name} returned embeddings of shape {values.shape} for {len(texts)} texts, "
+            f"expected dimension {teacher.dimension}"
+        )
+    with np.errstate(over="ignore"):
+        stored: np.ndarray = values.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise InputError(
+            f"the teacher {teacher.name} returned embeddings with values up to {np.abs(values).max():.3g}, more than float16 holds "
+            "(65,504); compare them by --teacher_similarity cosine"
+        )
+    return stored
+
+
+def _cache(arguments: TeacherArguments, own: Path) -> Path:
+    return Path(arguments.teacher_cache) if arguments.teacher_cache else own
+
+
 def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder, arguments: TeacherArguments, key: str) -> _Scored:
-    state = PartialState()
-    of_query, of_document = (lambda text, kind=kind: teacher.prompted(text, kind) for kind in ("query", "document"))
-    columns = [
-        _Column(getattr(data, split), name, fn) for split in SCORED_SPLITS for name, fn in (("query", of_query), ("document", of_document))
-    ]
-    columns.append(_Column(data.corpus, "document", of_document))
-    starts = np.cumsum([0, *(len(column.table) for column in columns)])
-    # Of a text only its number is held, 8 bytes: all that grows with the pairs are arrays like these.
-    numbers, lengths = np.empty(starts[-1], dtype=np.uint64), np.empty(starts[-1], dtype=np.int32)
-    places = [slice(start, stop) for start, stop in pairwise(starts)]
-    for column, place in tqdm(list(zip(columns, places, strict=True)), desc="Looking for equal texts", delay=3, leave=False):
-        _read_numbers(column, numbers[place], lengths[place])
-    ids, first = np.unique(numbers, return_index=True)
-    lengths = lengths[first]
+    def column(table: Dataset, kind: Kind) -> _Source:
+        return _Source(table.select_columns([kind]), lambda rows: [teacher.prompted(text, kind) for text in rows[kind]])
 
-    def texts_of(keys: np.ndarray) -> list[str]:
-        wanted = first[np.searchsorted(ids, keys)]
-        texts = np.empty(len(keys), dtype=object)
-        for column, place in zip(columns, places, strict=True):
-            here = (wanted >= place.start) & (wanted < place.stop)
-            if here.any():
-                texts[here] = column.texts(wanted[here] - place.start)
-        return list(texts)
-
-    shards = Shards(Path(arguments.teacher_cache) if arguments.teacher_cache else folder.soft_labels / "texts", teacher.fingerprint)
-    missing = ~np.isin(ids, shards.known())
-    progress = _Progress("text", int(missing.sum()), int(lengths[missing].sum()))
-    vector = Features({KEY_COLUMN: Value("uint64"), VALUE_COLUMN: Sequence(Value("float16"), length=teacher.dimension)})
-
-    def embed(keys: np.ndarray) -> Dataset:
-        texts = texts_of(keys)
-        advance = progress.shard(np.array([len(text) for text in texts]))
-
-        def add(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            values = teacher.embed(batch["text"], advance)
-            if values.shape != (len(batch["text"]), teacher.dimension):
-                raise InputError(
-                    f"the teacher {teacher.name} returned embeddings of shape {values.shape} for {len(batch['text'])} texts, "
-                    f"expected dimension {teacher.dimension}"
-                )
-            with np.errstate(over="ignore"):
-                stored = values.astype(np.float16)
-            if not np.isfinite(stored).all():
-                raise InputError(
-                    f"the teacher {teacher.name} returned embeddings with values up to {np.abs(values).max():.3g}, more than float16 holds "
-                    "(65,504); compare them by --teacher_similarity cosine"
-                )
-            return {VALUE_COLUMN: list(stored)}
-
-        rows = Dataset(pa.table({KEY_COLUMN: keys, "text": texts}))
-        return rows.map(
-            add, batched=True, batch_size=len(rows), remove_columns=["text"], features=vector, keep_in_memory=True,
-            # By hand: hashing a closure over a model is slow, and differs from process to process.
-            new_fingerprint=fingerprint(teacher.fingerprint, keys.tolist()),
-        )  # fmt: skip
-
-    shards.complete(ids[_longest_first(ids, lengths)], arguments.shard_size, embed, state.process_index, state.num_processes)
-    progress.close()
-    embeddings = _table(shards, ids, teacher.dimension, folder.cache / f"embeddings-{key}")
-    of_split = {split: (numbers[places[2 * i]], numbers[places[2 * i + 1]]) for i, split in enumerate(SCORED_SPLITS)}
+    kinds: tuple[Kind, Kind] = ("query", "document")
+    sources = [column(getattr(data, split), kind) for split in SCORED_SPLITS for kind in kinds]
+    sources.append(column(data.corpus, "document"))
+    read = _read_keys(sources)
+    shards = Shards(_cache(arguments, folder.soft_labels / "texts"), teacher.fingerprint)
+    vector = Sequence(Value("float16"), length=teacher.dimension)
+    unique = _work_once(sources, read, shards, arguments.shard_size, lambda texts, advance: _embed(teacher, texts, advance), vector)
+    embeddings = _table(shards, unique, teacher.dimension, folder.cache / f"embeddings-{key}")
+    of_split = {split: (read.keys[read.places[2 * i]], read.keys[read.places[2 * i + 1]]) for i, split in enumerate(SCORED_SPLITS)}
     scores = {}
     for split, (queries, documents) in of_split.items():
-        values = np.empty(len(queries), dtype=np.float32)
+        scores[split] = np.empty(len(queries), dtype=np.float32)
         for start in range(0, len(queries), 8192):
             rows = slice(start, start + 8192)
-            values[rows] = pair_similarity(
+            scores[split][rows] = pair_similarity(
                 teacher.scale.measure, embeddings.of_numbers(queries[rows]), embeddings.of_numbers(documents[rows])
             )
-        scores[split] = values
     return _Scored(
         scores=scores,
-        items=len(ids),
-        items_without_deduplication=int(starts[-1]),
+        items=len(unique),
+        items_without_deduplication=len(read.keys),
         item="text",
         parts=[part.name for part in shards.parts()],
         embeddings=embeddings,
@@ -263,63 +296,27 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
 
 
 def _by_pairs(data: PairData, teacher: PairTeacher, folder: RunFolder, arguments: TeacherArguments) -> _Scored:
-    state = PartialState()
-    tables = [getattr(data, split) for split in SCORED_SPLITS]
+    columns = ["query", "document"]
+    sources = [
+        _Source(getattr(data, split).select_columns(columns), lambda rows: list(zip(rows["query"], rows["document"], strict=True)))
+        for split in SCORED_SPLITS
+    ]
 
-    def keys_of(table: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        keys, lengths = np.empty(len(table), dtype=np.uint64), np.empty(len(table), dtype=np.int32)
-        for start in range(0, len(table), _READ):
-            block = table[start : start + _READ]
-            pairs = list(zip(block["query"], block["document"], strict=True))
-            keys[start : start + len(pairs)] = [pair_key(query, document) for query, document in pairs]
-            lengths[start : start + len(pairs)] = [len(query) + len(document) for query, document in pairs]
-        return keys, lengths
+    def score(pairs: list[Item], advance: Advance) -> np.ndarray:
+        return teacher.scale.check(teacher.score([pair for pair in pairs if not isinstance(pair, str)], advance), teacher.name)
 
-    read = [keys_of(table) for table in tables]
-    starts = np.cumsum([0, *(len(keys) for keys, _ in read)])
-    keys, first = np.unique(np.concatenate([k for k, _ in read]), return_index=True)
-    lengths = np.concatenate([n for _, n in read])[first]
-    shards = Shards(Path(arguments.teacher_cache) if arguments.teacher_cache else folder.soft_labels / "scores", teacher.fingerprint)
-    missing = ~np.isin(keys, shards.known())
-    progress = _Progress("pair", int(missing.sum()), int(lengths[missing].sum()))
-
-    def pairs_of(wanted: np.ndarray) -> dict[str, list[str]]:
-        places = first[np.searchsorted(keys, wanted)]
-        result = {name: np.empty(len(wanted), dtype=object) for name in ("query", "document")}
-        for number, table in enumerate(tables):
-            here = (places >= starts[number]) & (places < starts[number + 1])
-            if here.any():
-                rows = table[(places[here] - starts[number]).tolist()]
-                for name, texts in result.items():
-                    texts[here] = rows[name]
-        return {name: list(texts) for name, texts in result.items()}
-
-    def score(wanted: np.ndarray) -> Dataset:
-        texts = pairs_of(wanted)
-        advance = progress.shard(np.array([len(q) + len(d) for q, d in zip(texts["query"], texts["document"], strict=True)]))
-        rows = Dataset(pa.table({KEY_COLUMN: wanted, **texts}))
-        return rows.map(
-            lambda batch: {
-                VALUE_COLUMN: teacher.scale.check(
-                    teacher.score(list(zip(batch["query"], batch["document"], strict=True)), advance), teacher.name
-                )
-            },
-            batched=True, batch_size=len(rows), remove_columns=["query", "document"], keep_in_memory=True,
-            features=Features({KEY_COLUMN: Value("uint64"), VALUE_COLUMN: Value("float32")}),
-            new_fingerprint=fingerprint(teacher.fingerprint, wanted.tolist()),
-        )  # fmt: skip
-
-    shards.complete(keys[_longest_first(keys, lengths)], arguments.shard_size, score, state.process_index, state.num_processes)
-    progress.close()
-    values = np.full(len(keys), np.nan, dtype=np.float32)
-    for made, scores in shards.values():
-        places = np.minimum(np.searchsorted(keys, made), len(keys) - 1)
-        ours = keys[places] == made
+    read = _read_keys(sources)
+    shards = Shards(_cache(arguments, folder.soft_labels / "scores"), teacher.fingerprint)
+    unique = _work_once(sources, read, shards, arguments.shard_size, score, Value("float32"))
+    values = np.full(len(unique), np.nan, dtype=np.float32)
+    for keys, scores in shards.values():
+        places = np.minimum(np.searchsorted(unique, keys), len(unique) - 1)
+        ours = unique[places] == keys
         values[places[ours]] = scores[ours]
     return _Scored(
-        scores={split: values[np.searchsorted(keys, read[i][0])] for i, split in enumerate(SCORED_SPLITS)},
-        items=len(keys),
-        items_without_deduplication=int(starts[-1]),
+        scores={split: values[np.searchsorted(unique, read.keys[place])] for split, place in zip(SCORED_SPLITS, read.places, strict=True)},
+        items=len(unique),
+        items_without_deduplication=len(read.keys),
         item="pair",
         parts=[part.name for part in shards.parts()],
     )

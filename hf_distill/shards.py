@@ -48,7 +48,7 @@ class Shards:
 
     folder: Path
     worker: str
-    _whole: dict[Path, np.ndarray] = field(default_factory=dict, repr=False)
+    _whole: set[Path] = field(default_factory=set, repr=False)
 
     def parts(self) -> list[Path]:
         """The whole parts, by name. One that is damaged is removed, with a warning; each is read once to find out."""
@@ -60,7 +60,7 @@ class Shards:
                     logger.warning("%s is damaged (its bytes do not have the digest in its name): it is made again", path)
                     path.unlink(missing_ok=True)
                     continue
-                self._whole[path] = pq.read_table(path, columns=[KEY_COLUMN]).column(KEY_COLUMN).to_numpy()
+                self._whole.add(path)
             except FileNotFoundError:
                 continue  # another run found it damaged first
         return sorted(self._whole)
@@ -68,7 +68,12 @@ class Shards:
     def known(self) -> np.ndarray:
         """Keys (n,) uint64 of all items in whole parts, ascending."""
         parts = self.parts()
-        return np.unique(np.concatenate([self._whole[part] for part in parts])) if parts else np.empty(0, dtype=np.uint64)
+        return np.unique(np.concatenate([self._keys(part) for part in parts])) if parts else np.empty(0, dtype=np.uint64)
+
+    @staticmethod
+    def _keys(part: Path) -> np.ndarray:
+        keys: np.ndarray = pq.read_table(part, columns=[KEY_COLUMN]).column(KEY_COLUMN).to_numpy()
+        return keys
 
     def complete(self, keys: np.ndarray, shard_size: int, work: Work, rank: int = 0, ranks: int = 1) -> None:
         """Make what is missing of `keys`, in shards of `shard_size`, and return once all of it is there.
@@ -127,7 +132,7 @@ class Shards:
         """Keys (n,) uint64 and values (n,) or (n, d) of each whole part, part by part. A key may come in more parts than one."""
         for part in self.parts():
             column = pq.read_table(part, columns=[VALUE_COLUMN]).column(VALUE_COLUMN).combine_chunks()
-            keys = self._whole[part]
+            keys = self._keys(part)
             if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
                 yield keys, column.flatten().to_numpy(zero_copy_only=False).reshape(len(keys), -1)
             else:

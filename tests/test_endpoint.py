@@ -41,7 +41,7 @@ def test_embeddings_are_the_servers_normalised(endpoint: Endpoint, teacher_dir: 
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
     assert teacher.dimension == 32
     assert told == [(4, 28), (4, 28), (2, 14)]
-    assert [len(request["input"]) for request in endpoint.requests] == [1, 4, 4, 2]
+    assert sorted(len(request["input"]) for request in endpoint.requests) == [1, 2, 4, 4]
     assert {request["path"] for request in endpoint.requests} == {"/v1/embeddings"}
 
 

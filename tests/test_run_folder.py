@@ -6,7 +6,16 @@ import yaml
 
 from hf_distill.arguments import Recipe, read_recipe
 from hf_distill.errors import InputError
-from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json, written_whole
+from hf_distill.run_folder import (
+    RunFolder,
+    fingerprint,
+    open_run_folder,
+    read_json_if_current,
+    remove_leftovers,
+    save_recipe,
+    write_json,
+    written_whole,
+)
 
 
 @pytest.fixture
@@ -77,3 +86,12 @@ def test_no_token_is_ever_saved(tmp_path: Path) -> None:
     recipe = read_recipe([str(path), "--run_dir", str(tmp_path / "run"), "--hub_token", "hf_secretsecretsecret"])
     save_recipe(recipe, open_run_folder(recipe))
     assert "secret" not in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_leftovers_of_a_killed_call_are_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for name in ("evaluation.json", ".evaluation.json.k1.json", "soft_labels/.train.parquet.k1.parquet", "cache/.embeddings.npy.k1.npy"):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).touch()
+    remove_leftovers(folder)
+    assert [path.name for path in folder.path.rglob("*") if path.is_file()] == ["evaluation.json"]

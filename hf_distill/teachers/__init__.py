@@ -12,7 +12,7 @@ from hf_distill.teachers.endpoint import EndpointTeacher, load_endpoint
 from hf_distill.teachers.ensemble import EnsembleTeacher
 from hf_distill.teachers.locate import load_sentence_transformer
 from hf_distill.teachers.precomputed import PrecomputedEmbeddings, PrecomputedScores, load_precomputed
-from hf_distill.teachers.protocol import SCALES, EmbeddingTeacher, PairTeacher, Scale, Teacher, pair_similarity, similarity
+from hf_distill.teachers.protocol import SCALES, EmbeddingTeacher, Kind, PairTeacher, Scale, Teacher, pair_similarity, similarity
 
 __all__ = [
     "SCALES",
@@ -21,6 +21,7 @@ __all__ = [
     "EmbeddingTeacher",
     "EndpointTeacher",
     "EnsembleTeacher",
+    "Kind",
     "PairTeacher",
     "PrecomputedEmbeddings",
     "PrecomputedScores",

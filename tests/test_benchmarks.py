@@ -1,0 +1,30 @@
+"""The scripts in benchmarks/ run, and end with the line of JSON that they promise. What they measure is not judged here."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
+
+
+def last_line(*command: str) -> dict[str, float]:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def packaged_teacher() -> None:
+    if packaged_quickstart_teacher() is None:
+        pytest.skip(f"{QUICKSTART_PACKAGE} is not installed")
+
+
+def test_scoring() -> None:
+    figures = last_line("benchmarks/scoring.py", "--pairs", "60", "--rounds", "1")
+    assert {"x_default", "x_best", "peak_share", "mean_diff", "max_diff"} <= set(figures)
+    assert 0 < figures["peak_share"] < 1
+    assert figures["mean_diff"] <= 2e-3, "the scores stay close to float32"
+    assert figures["max_diff"] <= 1e-2
