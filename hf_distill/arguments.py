@@ -179,9 +179,27 @@ class ObjectiveArguments:
     regression_on: Literal["diagonal", "matrix"] = _option(
         "diagonal", "Regress on the scores of the pairs (the paper), or on every known cell of the in-batch matrix."
     )
+    regression_loss: Literal["mse", "mae", "huber"] = _option(
+        "mse", "Error that the regression takes the mean of: squared, absolute, Huber."
+    )
     distribution_weight: float = _option(0.0, "Weight of the KL divergence between in-batch score distributions.")
+    margin_weight: float = _option(0.0, "Weight of MarginMSE: the squared error of each other document's margin to the pair's own.")
     alignment_weight: float = _option(0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components.")
     temperature: float = _option(0.1, "Temperature of the contrastive and the distribution term.")
+    teacher_temperature: float | None = _option(
+        None, "Temperature of the teacher's scores in the distribution term. Default: the student's."
+    )
+    final_weights: list[str] = _option(
+        [], "Terms whose weight moves in a straight line over the training, with its last value, e.g. contrastive=1 alignment=2."
+    )
+    false_negative_margin: float | None = _option(
+        None,
+        "Documents of the batch that the teacher scores above a pair's own less this margin are no negatives of the contrastive term. "
+        "Default: only equal texts are none.",
+    )
+    log_gradient_norms: bool = _option(
+        False, "Log the norm of each term's gradient by the batch's embeddings: weights depend on scales, this shows them."
+    )
 
 
 @dataclass(frozen=True)
@@ -365,12 +383,34 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
     recipe = Recipe(name, run, data, teacher, selection, student, objective, trainer, training, frozenset(given))
     if recipe.selection.selection == ["none"]:
         recipe = dataclasses.replace(recipe, selection=SelectionArguments([]))
+    if recipe.objective.final_weights == ["none"]:
+        recipe = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, final_weights=[]))
     if recipe.teacher.ensemble == ["none"]:
         recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, ensemble=[]))
     if "output_dir" not in given:
         recipe.training.output_dir = str(recipe.run_dir / "checkpoints")
     _check(recipe)
     return recipe
+
+
+def parse_final_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Read `final_weights`, e.g. `contrastive=1`.
+
+    Raises:
+        InputError: A term that there is not, or a weight that is no number of at least 0.
+    """
+    terms = [f.name.removesuffix("_weight") for f in dataclasses.fields(ObjectiveArguments) if f.name.endswith("_weight")]
+    found: dict[str, float] = {}
+    for text in texts:
+        term, _, value = text.partition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = -1.0
+        if term not in terms or not 0 <= weight < float("inf"):
+            raise InputError(f"final_weights: {text!r} is no TERM=WEIGHT with a term of {', '.join(terms)} and a weight of at least 0")
+        found[term] = weight
+    return found
 
 
 def parse_member(text: str) -> tuple[TeacherKind, str, float]:
@@ -414,10 +454,11 @@ def _check_ranges(recipe: Recipe) -> None:
     """Every number within what it can mean."""
     data, teacher, student = recipe.data, recipe.teacher, recipe.student
     weights = {k: v for k, v in dataclasses.asdict(recipe.objective).items() if k.endswith("_weight")}
-    if not any(weights.values()):
+    if not any(weights.values()) and not any(parse_final_weights(recipe.objective.final_weights).values()):
         raise InputError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to train on")
     positive = {
         "temperature": recipe.objective.temperature,
+        "teacher_temperature": recipe.objective.teacher_temperature,
         "student_dim": student.student_dim,
         "student_max_length": student.student_max_length,
         "shard_size": teacher.shard_size,

@@ -37,19 +37,25 @@ def key_of(text: str) -> int:
 
 
 def in_batch_matrices(
-    rows: dict[str, Tensor], columns: dict[str, Tensor] | None = None, offset: int = 0, measure: str = "cosine"
+    rows: dict[str, Tensor],
+    columns: dict[str, Tensor] | None = None,
+    offset: int = 0,
+    measure: str = "cosine",
+    false_negative_margin: float | None = None,
 ) -> InBatch:
     """Build the teacher's in-batch matrices from side columns.
 
     Off the diagonal the teacher's score is the similarity of its two embeddings; a teacher without embeddings leaves NaN there.
     A cell is ignored as a negative if its document's text is the row's own, or its query's text is the row's own (that
-    query's document answers this one, too).
+    query's document answers this one, too), or if the teacher scores it above the row's own document less
+    `false_negative_margin`: it is likely an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still regressed on.
 
     Args:
         rows: `SIDE_COLUMNS` of this process's B pairs (embeddings may be absent).
         columns: The same of all N pairs, of every process in order of rank; None: `rows`.
         offset: Where this process's pairs begin among the columns.
         measure: The teacher's similarity (a key of `hf_distill.teachers.SCALES`).
+        false_negative_margin: None: the teacher's scores make no cell ignored.
     """
     columns = rows if columns is None else columns
     count, total = len(rows["query_key"]), len(columns["document_key"])
@@ -61,6 +67,8 @@ def in_batch_matrices(
     teacher[torch.arange(count, device=positives.device), positives] = rows["teacher_score"].float()
     ignore = rows["document_key"][:, None] == columns["document_key"][None, :]
     ignore |= rows["query_key"][:, None] == columns["query_key"][None, :]
+    if false_negative_margin is not None:
+        ignore |= teacher > teacher.gather(1, positives[:, None]) - false_negative_margin  # False where either is unknown
     ignore[torch.arange(count, device=positives.device), positives] = False
     return InBatch(teacher, positives, ignore)
 
@@ -84,6 +92,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     document_prompt: str = ""
     group_size: int = 16
     measure: str = "cosine"
+    false_negative_margin: float | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
@@ -102,5 +111,5 @@ class DistillationCollator(SentenceTransformerDataCollator):
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])
-        matrices = in_batch_matrices(side, measure=self.measure)
+        matrices = in_batch_matrices(side, measure=self.measure, false_negative_margin=self.false_negative_margin)
         return {**batch, **side, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}

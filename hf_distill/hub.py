@@ -225,7 +225,7 @@ def write_model_card(
         training=training,
         audit=audit,
         source=source,
-        objective=vars(recipe.objective),
+        objective={key: value for key, value in vars(recipe.objective).items() if value not in (None, [], False)},
         backbone_text=f"layers {layers} of {backbone}" if layers else backbone,
         pooling=recipe.student.student_pooling,
         max_length=recipe.student.student_max_length,

@@ -7,6 +7,8 @@ depend on the batch.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,17 +18,39 @@ from torch import Tensor
 
 from hf_distill.collator import InBatch
 
+TERMS = ("contrastive", "regression", "distribution", "margin", "alignment")
+
+RegressionLoss = Literal["mse", "mae", "huber"]
+
+HUBER_DELTA = 0.1
+"""Where the Huber loss turns from squared to linear, in units of the score."""
+
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight of each term (0 leaves it out), what the regression is on, and the temperature."""
+    """The weight of each of `TERMS` (0 leaves it out), and their settings.
+
+    Attributes:
+        regression_on: The scores of the pairs, or every known cell of the matrix.
+        regression_loss: Squared, absolute or Huber error.
+        temperature: Of the contrastive term and, of the student's scores, of the distribution term.
+        teacher_temperature: Of the teacher's scores in the distribution term; None: `temperature`.
+    """
 
     contrastive: float = 1.0
     regression: float = 0.1
     regression_on: Literal["diagonal", "matrix"] = "diagonal"
+    regression_loss: RegressionLoss = "mse"
     distribution: float = 0.0
+    margin: float = 0.0
     alignment: float = 0.0
     temperature: float = 0.1
+    teacher_temperature: float | None = None
+
+    def towards(self, end: Mapping[str, float], progress: float) -> Weights:
+        """The weights at `progress` (0 to 1) on a straight line from these to those of `end`; terms it does not name stay."""
+        moved = {name: (1 - progress) * getattr(self, name) + progress * value for name, value in end.items()}
+        return dataclasses.replace(self, **moved)
 
 
 def contrastive(student: Tensor, positives: Tensor, ignore: Tensor, temperature: float) -> Tensor:
@@ -35,18 +59,42 @@ def contrastive(student: Tensor, positives: Tensor, ignore: Tensor, temperature:
     return F.cross_entropy(logits, positives)
 
 
-def regression(student: Tensor, teacher: Tensor, positives: Tensor, on: Literal["diagonal", "matrix"]) -> Tensor:
-    """Mean squared error to the teacher's scores: at the positives (the paper), or at every known cell of the matrix."""
+def regression(
+    student: Tensor, teacher: Tensor, positives: Tensor, on: Literal["diagonal", "matrix"], loss: RegressionLoss = "mse"
+) -> Tensor:
+    """Mean error to the teacher's scores: at the positives (the paper, squared), or at every known cell of the matrix.
+
+    `huber` is half the squared error below `HUBER_DELTA`, and linear with slope `HUBER_DELTA` above (Huber 1964).
+    """
     if on == "diagonal":
         rows = torch.arange(len(positives), device=student.device)
         student, teacher = student[rows, positives], teacher[rows, positives]
     known = ~teacher.isnan()
     difference = (student - teacher).masked_fill(~known, 0.0)
-    return difference.square().sum() / known.sum().clamp(min=1)
+    if loss == "mae":
+        errors = difference.abs()
+    elif loss == "huber":
+        errors = F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=HUBER_DELTA)
+    else:
+        errors = difference.square()
+    return errors.sum() / known.sum().clamp(min=1)
 
 
-def distribution(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) between the softmaxes of each row at `temperature`, over known cells.
+def margin(student: Tensor, teacher: Tensor, positives: Tensor) -> Tensor:
+    """MarginMSE (Hofstaetter et al., 2020, arXiv:2010.02666): mean squared error of each other document's margin to the row's own.
+
+    The margin of column j in row i is S[i, positive] - S[i, j]; over known cells, the positives left out. A row whose own score is
+    unknown has no margins.
+    """
+    own = positives[:, None]
+    errors = (student.gather(1, own) - student) - (teacher.gather(1, own) - teacher)
+    known = ~errors.isnan()
+    known.scatter_(1, own, False)
+    return errors.masked_fill(~known, 0.0).square().sum() / known.sum().clamp(min=1)
+
+
+def distribution(student: Tensor, teacher: Tensor, temperature: float, teacher_temperature: float | None = None) -> Tensor:
+    """KL(teacher || student) between the softmaxes of each row, over known cells; the teacher's at its own temperature, if it has one.
 
     Rows with fewer than two known cells have no distribution and are left out. (In-batch distillation after Hinton et al.,
     2015; for retrieval Hofstaetter et al., 2021.)
@@ -54,7 +102,7 @@ def distribution(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     known = ~teacher.isnan()
     rows = known.sum(dim=1) >= 2
     log_q = (student / temperature).masked_fill(~known, -torch.inf)[rows].log_softmax(dim=1)
-    log_p = (teacher / temperature).masked_fill(~known, -torch.inf)[rows].log_softmax(dim=1)
+    log_p = (teacher / (teacher_temperature or temperature)).masked_fill(~known, -torch.inf)[rows].log_softmax(dim=1)
     known = known[rows]
     difference = (log_p - log_q).masked_fill(~known, 0.0)
     return (log_p.exp() * difference).sum() / rows.sum().clamp(min=1)
@@ -93,9 +141,15 @@ def hybrid(
     if weights.contrastive:
         terms["contrastive"] = weights.contrastive * contrastive(student, batch.positives, batch.ignore, weights.temperature)
     if weights.regression:
-        terms["regression"] = weights.regression * regression(student, batch.teacher, batch.positives, weights.regression_on)
+        terms["regression"] = weights.regression * regression(
+            student, batch.teacher, batch.positives, weights.regression_on, weights.regression_loss
+        )
     if weights.distribution:
-        terms["distribution"] = weights.distribution * distribution(student, batch.teacher, weights.temperature)
+        terms["distribution"] = weights.distribution * distribution(
+            student, batch.teacher, weights.temperature, weights.teacher_temperature
+        )
+    if weights.margin:
+        terms["margin"] = weights.margin * margin(student, batch.teacher, batch.positives)
     if weights.alignment:
         if embeddings is None or targets is None:
             raise ValueError("the alignment term needs student embeddings and the teacher's, and this teacher gives none")

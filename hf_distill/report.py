@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure as Plot
 
 from hf_distill.evaluation import BM25, STUDENT, TEACHER, UNTRAINED
+from hf_distill.objective import TERMS
 from hf_distill.run_folder import RunFolder, written_whole
 
 LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "the untrained student", BM25: "BM25"}
@@ -135,7 +136,7 @@ def plot_losses(training: Mapping[str, Any]) -> Picture:
     log = training["log"]
     plot, axes = _plot(5.4, 3.0)
     own = {"loss", "eval_loss"}
-    terms = [name for name in ("contrastive", "regression", "distribution", "alignment") if any(name in row for row in log)]
+    terms = [name for name in TERMS if any(name in row for row in log)]
     for name in ("loss", *terms, "eval_loss"):
         points = [(row["step"], row[name]) for row in log if name in row]
         if points:

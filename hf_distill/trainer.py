@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distill.arguments import Recipe
+from hf_distill.arguments import Recipe, parse_final_weights
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices
 from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
@@ -43,18 +44,34 @@ class DistillationTrainer(SentenceTransformerTrainer):
     of B train like one with N * B.
 
     Args:
-        weights: The objective.
+        weights: The objective, as it begins.
+        final_weights: Terms and what their weights have become, in a straight line, by the last step.
         components: (student dimension, teacher dimension) orthonormal rows; the alignment term's target is the teacher's
             embedding in these coordinates. Needed only if that term has a weight.
         scale: What the teacher's scores mean. Regression is refused where they are no numbers that a cosine could take.
+        false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so ignored is logged.
+        log_gradient_norms: Log, as `<term>_gradient`, the norm of each weighted term's gradient by the embeddings of the batch.
         **trainer: As for `SentenceTransformerTrainer`, less `loss`.
     """
 
     data_collator_class = DistillationCollator
 
-    def __init__(self, *, weights: Weights, components: Tensor | None = None, scale: Scale = SCALES["cosine"], **trainer: Any) -> None:
+    def __init__(
+        self,
+        *,
+        weights: Weights,
+        final_weights: Mapping[str, float] | None = None,
+        components: Tensor | None = None,
+        scale: Scale = SCALES["cosine"],
+        false_negative_margin: float | None = None,
+        log_gradient_norms: bool = False,
+        **trainer: Any,
+    ) -> None:
         self._measure = scale.measure if scale.measure in SCALES else "cosine"
-        check_scale(weights, scale, "the training rows")
+        self._false_negative_margin = false_negative_margin
+        self._log_gradient_norms = log_gradient_norms
+        self._final_weights = dict(final_weights or {})
+        check_scale(weights.towards(self._final_weights, 0.5), scale, "the training rows")
         super().__init__(**trainer)
         for rows in (self.train_dataset, self.eval_dataset):
             if isinstance(rows, Dataset):
@@ -77,6 +94,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             document_prompt=model.prompts.get("document") or "",
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
             measure=self._measure,
+            false_negative_margin=self._false_negative_margin,
             group_size=16 if args.device.type == "cpu" else max(16, args.train_batch_size),
         )
 
@@ -96,7 +114,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
         columns = {name: _gather(value) for name, value in rows.items()}
         offset = torch.distributed.get_rank() * len(queries)
-        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset, self._measure)
+        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset, self._measure, self._false_negative_margin)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
@@ -110,11 +128,24 @@ class DistillationTrainer(SentenceTransformerTrainer):
         with torch.autocast(device_type=queries.device.type, enabled=False):
             student, batch = self.matrices(inputs, queries, documents)
             embeddings, targets = None, None
-            if self.weights.alignment and self.components is not None and "teacher_query_embedding" in inputs:
+            weights = self.weights
+            if self._final_weights and self.model.training:
+                progress = self.state.global_step / max(1, self.state.max_steps - 1)
+                weights = weights.towards(self._final_weights, min(1.0, progress))
+            elif self._final_weights:
+                weights = weights.towards(self._final_weights, 1.0)  # validation losses are compared with each other
+            if weights.alignment and self.components is not None and "teacher_query_embedding" in inputs:
                 teacher = torch.cat([inputs["teacher_query_embedding"], inputs["teacher_document_embedding"]]).float()
                 embeddings, targets = texts, teacher @ self.components.to(teacher.device).T
-            terms = hybrid(student, batch, self.weights, embeddings, targets)
-        self.track_loss_components(terms)
+            terms = hybrid(student, batch, weights, embeddings, targets)
+        logged = dict(terms)
+        if self._false_negative_margin is not None:
+            logged["ignored_cells"] = batch.ignore.float().mean()
+        if self._log_gradient_norms and texts.requires_grad:
+            for name, term in terms.items():
+                (gradient,) = torch.autograd.grad(term, texts, retain_graph=True)
+                logged[f"{name}_gradient"] = gradient.norm()
+        self.track_loss_components(logged)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             broken = {name: float(value.detach()) for name, value in terms.items() if not torch.isfinite(value)}
@@ -175,9 +206,11 @@ def check_scale(weights: Weights, scale: Scale, of: str) -> None:
 
 def check_objective(recipe: Recipe, teacher: Teacher) -> None:
     """Raise InputError if the objective needs of the teacher what it does not have: bounded scores, embeddings, enough dimensions."""
-    check_scale(objective_weights(recipe), teacher.scale, teacher.name)
+    final = parse_final_weights(recipe.objective.final_weights)
+    used = objective_weights(recipe).towards(final, 0.5)  # a term that is used at all has a weight on the way
+    check_scale(used, teacher.scale, teacher.name)
     if not isinstance(teacher, EmbeddingTeacher):
-        needs = {"alignment_weight": recipe.objective.alignment_weight, "distribution_weight": recipe.objective.distribution_weight}
+        needs = {"alignment_weight": used.alignment, "distribution_weight": used.distribution, "margin_weight": used.margin}
         for name, weight in needs.items():
             if weight:
                 raise InputError(
@@ -186,7 +219,7 @@ def check_objective(recipe: Recipe, teacher: Teacher) -> None:
                 )
         return
     teacher_dimension = teacher.dimension
-    if recipe.objective.alignment_weight and recipe.student.student_dim > teacher_dimension:
+    if used.alignment and recipe.student.student_dim > teacher_dimension:
         raise InputError(
             f"alignment_weight is {recipe.objective.alignment_weight}, but student_dim {recipe.student.student_dim} is more than the "
             f"{teacher_dimension} dimensions of the teacher's embeddings; lower student_dim or set alignment_weight: 0"
@@ -200,7 +233,10 @@ def objective_weights(recipe: Recipe) -> Weights:
         contrastive=o.contrastive_weight,
         regression=o.regression_weight,
         regression_on=o.regression_on,
+        regression_loss=o.regression_loss,
         distribution=o.distribution_weight,
+        margin=o.margin_weight,
+        teacher_temperature=o.teacher_temperature,
         alignment=o.alignment_weight,
         temperature=o.temperature,
     )
@@ -250,6 +286,9 @@ def train_student(
     patience = recipe.trainer.early_stopping_patience
     trainer = DistillationTrainer(
         weights=objective_weights(recipe),
+        final_weights=parse_final_weights(recipe.objective.final_weights),
+        false_negative_margin=recipe.objective.false_negative_margin,
+        log_gradient_norms=recipe.objective.log_gradient_norms,
         components=None if components is None else torch.from_numpy(components),
         scale=scale,
         model=student,

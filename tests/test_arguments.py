@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from hf_distill.arguments import read_recipe
+from hf_distill.arguments import parse_final_weights, read_recipe
 from hf_distill.errors import InputError
 
 
@@ -101,3 +101,10 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for key in ("dataset", "selection", "student_layers", "regression_on", "run_dir", "until", "learning_rate"):
         assert f"--{key} " in text
+
+
+def test_final_weights_are_read_or_refused() -> None:
+    assert parse_final_weights(["contrastive=1", "alignment=0"]) == {"contrastive": 1.0, "alignment": 0.0}
+    for bad in ("contrastive", "contrastive=-1", "contrast=1", "margin=inf", "=1"):
+        with pytest.raises(InputError, match="is no TERM=WEIGHT with a term of contrastive, regression, distribution, margin, alignment"):
+            parse_final_weights([bad])

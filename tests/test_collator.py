@@ -52,6 +52,20 @@ def test_the_same_document_or_query_is_no_negative(model: SentenceTransformer) -
     assert ignore.nonzero().tolist() == [[0, 2], [1, 3], [2, 0], [3, 1]]
 
 
+def test_what_the_teacher_scores_near_the_pairs_own_is_no_negative(model: SentenceTransformer) -> None:
+    features = rows(5)
+    plain = DistillationCollator(model.preprocess)(features)
+    own = plain["teacher_matrix"].diagonal()[:, None]
+    for false_negative_margin in (0.0, 0.3):
+        batch = DistillationCollator(model.preprocess, false_negative_margin=false_negative_margin)(features)
+        expected = plain["teacher_matrix"] > own - false_negative_margin
+        assert 0 < expected.fill_diagonal_(False).sum() < 20
+        assert batch["ignore"].equal(expected)
+        torch.testing.assert_close(batch["teacher_matrix"], plain["teacher_matrix"])
+    without = [{k: v for k, v in row.items() if "embedding" not in k} for row in features]
+    assert not DistillationCollator(model.preprocess, false_negative_margin=0.3)(without)["ignore"].any(), "unknown cells stay negatives"
+
+
 @pytest.mark.parametrize("group_size", [1, 3, 8, 100])
 def test_groups_by_length_give_the_embeddings_of_plain_encoding(model: SentenceTransformer, group_size: int) -> None:
     features = rows(5)

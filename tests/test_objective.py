@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.collator import InBatch
-from hf_distill.objective import Weights, alignment, contrastive, distribution, hybrid, regression
+from hf_distill.objective import HUBER_DELTA, Weights, alignment, contrastive, distribution, hybrid, margin, regression
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
@@ -35,6 +35,32 @@ def test_ignored_cells_are_no_negatives() -> None:
 def test_regression_by_hand() -> None:
     assert regression(S, T, POSITIVES, "diagonal").item() == pytest.approx((0.1**2 + 0.1**2 + 0.2**2) / 3)
     assert regression(S, T, POSITIVES, "matrix").item() == pytest.approx(((S - T) ** 2).mean().item())
+
+
+def test_other_errors_of_the_regression_by_hand() -> None:
+    assert regression(S, T, POSITIVES, "diagonal", "mae").item() == pytest.approx((0.1 + 0.1 + 0.2) / 3)
+    huber = (2 * 0.5 * 0.1**2 + HUBER_DELTA * (0.2 - HUBER_DELTA / 2)) / 3
+    assert regression(S, T, POSITIVES, "diagonal", "huber").item() == pytest.approx(huber)
+
+
+def test_margin_by_hand_and_over_known_cells() -> None:
+    cells = {(i, j): ((S[i, i] - S[i, j]) - (T[i, i] - T[i, j])) ** 2 for i in range(3) for j in range(3) if i != j}
+    assert margin(S, T, POSITIVES).item() == pytest.approx((sum(cells.values()) / 6).item())
+    teacher = T.clone()
+    teacher[0, 0] = teacher[1, 2] = math.nan  # row 0 has no margins, row 1 has one
+    left = [cells[1, 0], cells[2, 0], cells[2, 1]]
+    assert margin(S, teacher, POSITIVES).item() == pytest.approx((sum(left) / 3).item())
+    assert margin(S, torch.full_like(S, math.nan), POSITIVES).item() == 0
+
+
+def test_the_teacher_may_have_a_temperature_of_its_own() -> None:
+    p, q = (T / 0.2).softmax(1), (S / 0.5).softmax(1)
+    assert distribution(S, T, 0.5, 0.2).item() == pytest.approx((p * (p / q).log()).sum(1).mean().item())
+
+
+def test_weights_move_towards_others() -> None:
+    moved = Weights(contrastive=0.0, alignment=10.0, regression=0.5).towards({"contrastive": 1.0, "alignment": 2.0}, 0.25)
+    assert (moved.contrastive, moved.alignment, moved.regression) == (0.25, 8.0, 0.5)
 
 
 def test_unknown_cells_are_left_out() -> None:
@@ -93,7 +119,16 @@ def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
     ignore = torch.zeros(4, 4, dtype=torch.bool)
     ignore[1, 2] = True
     targets = torch.randn(8, 3, dtype=torch.float64)
-    weights = Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, alignment=3, temperature=0.3)
+    weights = Weights(
+        contrastive=1,
+        regression=2,
+        regression_on="matrix",
+        distribution=0.5,
+        margin=0.7,
+        alignment=3,
+        temperature=0.3,
+        teacher_temperature=0.2,
+    )
 
     def loss(q: Tensor, d: Tensor) -> Tensor:
         matrix = F.normalize(q, dim=1) @ F.normalize(d, dim=1).T

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
 from hf_distill.student import build_student, principal_components
+from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 from hf_distill.trainer import DistillationTrainer, check_batch
 
@@ -61,11 +66,13 @@ def untrained(teacher: BiEncoderTeacher, components: np.ndarray) -> SentenceTran
 def make_trainer(
     model: SentenceTransformer, rows: Dataset, folder: Path, weights: Weights, components: np.ndarray | None = None, **changes: Any
 ) -> DistillationTrainer:
+    own = {name: changes.pop(name) for name in ("final_weights", "false_negative_margin", "log_gradient_norms", "scale") if name in changes}
     settings: dict[str, Any] = {
         "output_dir": str(folder), "per_device_train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-3, "save_strategy": "no",
         "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "seed": 3, "report_to": "none",
     }  # fmt: skip
     return DistillationTrainer(
+        **own,
         weights=weights,
         components=None if components is None else torch.from_numpy(components),
         model=copy.deepcopy(model),
@@ -198,3 +205,51 @@ def test_the_readmes_library_example_runs(teacher_dir: Path, tmp_path: Path, mon
     student = SentenceTransformer(str(tmp_path / "my-student"), device="cpu")
     assert student.encode(["read a csv file"]).shape == (1, 32)
     assert largest_difference(student, SentenceTransformer(str(teacher_dir), device="cpu")) > 0
+
+
+def test_two_processes_train_like_one_with_their_batches_together(teacher_dir: Path, tmp_path: Path) -> None:
+    """Loss gradients and parameters after eight steps, on gloo. (SGD: Adam divides what is 0 but for rounding by its own size.)"""
+    runs = {}
+    for name, launcher, batch in (
+        ("one", [], "16"),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "8"),
+    ):
+        script = str(Path(__file__).parent / "training_process.py")
+        done = subprocess.run(
+            [sys.executable, *launcher, script, str(teacher_dir), batch, str(tmp_path / name)],
+            capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        log = json.loads((tmp_path / name / "log.json").read_text())
+        runs[name] = (log, SentenceTransformer(str(tmp_path / name), device="cpu"))
+    assert [log["world"] for log, _ in runs.values()] == [1, 2]
+    assert len(runs["one"][0]["grad_norms"]) == 8
+    np.testing.assert_allclose(runs["two"][0]["grad_norms"], runs["one"][0]["grad_norms"], rtol=1e-4)
+    assert largest_difference(runs["one"][1], runs["two"][1]) < 1e-6
+
+
+def test_weights_move_in_a_straight_line_and_gradients_and_ignored_cells_are_logged(
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    plain = make_trainer(untrained, rows, tmp_path, Weights(contrastive=0, regression=0, alignment=2), components, learning_rate=0.0)
+    plain.train()
+    moving = make_trainer(
+        untrained, rows, tmp_path, Weights(contrastive=1, regression=0, alignment=2), components, learning_rate=0.0,
+        final_weights={"contrastive": 0.0, "alignment": 8.0}, false_negative_margin=0.5, log_gradient_norms=True,
+    )  # fmt: skip
+    moving.train()
+    steps = [[row for row in trainer.state.log_history if "loss" in row] for trainer in (plain, moving)]
+    assert [m["alignment"] / p["alignment"] for p, m in zip(*steps, strict=True)] == pytest.approx([1, 2, 3, 4], rel=1e-3)
+    assert steps[1][3]["contrastive"] == 0, "a term of weight 0 is not computed"
+    assert all(0 < row["ignored_cells"] < 1 for row in steps[1])
+    assert steps[1][3]["alignment_gradient"] == pytest.approx(4 * steps[1][0]["alignment_gradient"], rel=0.5)
+
+
+def test_training_rows_on_another_scale_are_refused(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    logits = rows.map(lambda row: {"teacher_score": 8.25})
+    with pytest.raises(InputError, match=r"32 of 32 scores lie outside the declared range \[-1, 1\], e\.g\. 8\.2500"):
+        make_trainer(untrained, logits, tmp_path, Weights())
+    unbounded = Scale("cross-encoder", "identity", -math.inf, math.inf)
+    with pytest.raises(InputError, match=r"regression_weight is 0\.1, but the scores of the training rows are cross-encoder"):
+        make_trainer(untrained, logits, tmp_path, Weights(), scale=unbounded)
+    make_trainer(untrained, logits, tmp_path, Weights(regression=0), scale=unbounded)
