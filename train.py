@@ -30,7 +30,7 @@ from hf_distill.selection import parse_rules, select_pairs
 from hf_distill.signals import with_signals
 from hf_distill.student import build_student, teacher_components
 from hf_distill.teachers import load_teacher
-from hf_distill.trainer import check_batch, check_objective, train_student, training_rows
+from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -75,7 +75,7 @@ def run(recipe: Recipe) -> None:
         state.print(f"The student is there already, trained with these settings: {folder.student}")
     else:
         student = build_student(recipe.student, teacher, components, seed)
-        rows = training_rows(selected.selected, scored.embeddings)
+        rows = training_rows(with_hard_negatives(selected.selected, train, recipe.trainer.hard_negatives_per_pair), scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
         training = train_student(student, recipe, rows, validation_rows, components, scored.scale, key)
         if state.is_main_process:

@@ -208,6 +208,12 @@ class TrainerArguments:
 
     _argument_group_name = "training"
 
+    hard_negatives_per_pair: int = _option(
+        0, "Train each pair with so many of its hard_negatives as further documents of the batch (the pair costs that many texts more)."
+    )
+    grad_cache: bool = _option(
+        False, "Batches of thousands of pairs in the memory of few texts, by a second forward pass (GradCache): more in-batch negatives."
+    )
     early_stopping_patience: int | None = _option(
         None, "Stop after this many evaluations without a better validation loss; needs eval_strategy and save_strategy."
     )
@@ -456,6 +462,9 @@ def _check_ranges(recipe: Recipe) -> None:
     weights = {k: v for k, v in dataclasses.asdict(recipe.objective).items() if k.endswith("_weight")}
     if not any(weights.values()) and not any(parse_final_weights(recipe.objective.final_weights).values()):
         raise InputError(f"every weight of the objective is 0 ({', '.join(weights)}): there is nothing to train on")
+    wanted = recipe.trainer.hard_negatives_per_pair
+    if wanted > teacher.hard_negatives:
+        raise InputError(f"hard_negatives_per_pair is {wanted}, but hard_negatives says to note {teacher.hard_negatives} for a pair")
     positive = {
         "temperature": recipe.objective.temperature,
         "teacher_temperature": recipe.objective.teacher_temperature,
@@ -478,7 +487,7 @@ def _check_ranges(recipe: Recipe) -> None:
     ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "must be above 0"),
         (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-        ({**weights, "hard_negatives": teacher.hard_negatives}, lambda x: x >= 0, "must be at least 0"),
+        ({**weights, "hard_negatives": teacher.hard_negatives, "hard_negatives_per_pair": wanted}, lambda x: x >= 0, "must be at least 0"),
     )
     for values, holds, says in ranges:
         for name, value in values.items():

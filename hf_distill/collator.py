@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
@@ -14,12 +15,13 @@ from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
     "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
+    "negative_key", "negative_score", "teacher_negative_embedding",
 )  # fmt: skip
-"""Batch entries (B, ...) beside the tokenised texts: what `in_batch_matrices` needs."""
+"""Batch entries (B, ...) beside the tokenised texts, for `in_batch_matrices`. The last three, (B, k, ...), only with hard negatives."""
 
 
 class InBatch(NamedTuple):
-    """The teacher's view of a batch of B queries against N documents.
+    """The teacher's view of a batch of B queries against N documents: those of all pairs, then the hard negatives of each pair in turn.
 
     teacher: (B, N) float32 teacher scores, NaN where the teacher has not scored the cell.
     positives: (B,) int64, the column of each query's own document.
@@ -58,18 +60,31 @@ def in_batch_matrices(
         false_negative_margin: None: the teacher's scores make no cell ignored.
     """
     columns = rows if columns is None else columns
-    count, total = len(rows["query_key"]), len(columns["document_key"])
-    positives = torch.arange(offset, offset + count, device=rows["query_key"].device)
+    count, pairs = len(rows["query_key"]), len(columns["document_key"])
+    device = rows["query_key"].device
+    own = torch.arange(count, device=device)
+    positives = own + offset
+    document_keys = columns["document_key"]
+    same_query = rows["query_key"][:, None] == columns["query_key"][None, :]
+    if "negative_key" in columns:
+        negatives_each = columns["negative_key"].shape[1]
+        document_keys = torch.cat([document_keys, columns["negative_key"].flatten()])
+        same_query = F.pad(same_query, (0, pairs * negatives_each), value=False)  # a query's negatives are meant as such
     if "teacher_query_embedding" in rows:
-        teacher = similarity(measure, rows["teacher_query_embedding"].float(), columns["teacher_document_embedding"].float())
+        documents = columns["teacher_document_embedding"]
+        if "teacher_negative_embedding" in columns:
+            documents = torch.cat([documents, columns["teacher_negative_embedding"].flatten(0, 1)])
+        teacher = similarity(measure, rows["teacher_query_embedding"].float(), documents.float())
     else:
-        teacher = torch.full((count, total), torch.nan, device=rows["query_key"].device)
-    teacher[torch.arange(count, device=positives.device), positives] = rows["teacher_score"].float()
-    ignore = rows["document_key"][:, None] == columns["document_key"][None, :]
-    ignore |= rows["query_key"][:, None] == columns["query_key"][None, :]
+        teacher = torch.full((count, len(document_keys)), torch.nan, device=device)
+    teacher[own, positives] = rows["teacher_score"].float()
+    if "negative_score" in rows:
+        first = pairs + positives[:, None] * negatives_each + torch.arange(negatives_each, device=device)
+        teacher[own[:, None], first] = rows["negative_score"].float()
+    ignore = (rows["document_key"][:, None] == document_keys[None, :]) | same_query
     if false_negative_margin is not None:
         ignore |= teacher > teacher.gather(1, positives[:, None]) - false_negative_margin  # False where either is unknown
-    ignore[torch.arange(count, device=positives.device), positives] = False
+    ignore[own, positives] = False
     return InBatch(teacher, positives, ignore)
 
 
@@ -78,14 +93,15 @@ class DistillationCollator(SentenceTransformerDataCollator):
     """Tokenises queries and documents, and puts the teacher's side columns and in-batch matrices beside them.
 
     Reads the columns `query`, `document`, `teacher_score` (float), and, where the teacher has them,
-    `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). Other columns are left alone: the
-    stock collator would tokenise them.
+    `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). With hard negatives also `negatives` (k texts,
+    k the same in every row), `negative_scores` (k) and, where the teacher embeds, `teacher_negative_embeddings` (k, d): they are
+    further columns of every row. Other columns are left alone: the stock collator would tokenise them.
 
-    The 2B texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
+    The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
     texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
 
-    Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B,) int64, the `SIDE_COLUMNS`, and `teacher_matrix`
-    (B, B) float32, `positives` (B,) int64, `ignore` (B, B) bool.
+    Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B + kB,) int64, the `SIDE_COLUMNS`, and
+    `teacher_matrix` (B, B + kB) float32, `positives` (B,) int64, `ignore` (B, B + kB) bool.
     """
 
     query_prompt: str = ""
@@ -98,6 +114,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
             raise ValueError(f"the training rows have no column {', '.join(sorted(missing))}; they have {', '.join(features[0])}")
         texts = [self.query_prompt + row["query"] for row in features] + [self.document_prompt + row["document"] for row in features]
+        texts += [self.document_prompt + str(negative) for row in features for negative in row.get("negatives", ())]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         batch: dict[str, Any] = {"place": torch.tensor(order).argsort()}
         for number, start in enumerate(range(0, len(texts), self.group_size)):
@@ -111,5 +128,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])
+        if "negatives" in features[0]:
+            side["negative_key"] = torch.tensor([[key_of(str(negative)) for negative in row["negatives"]] for row in features])
+            side["negative_score"] = torch.stack([torch.as_tensor(row["negative_scores"], dtype=torch.float32) for row in features])
+            if "teacher_negative_embeddings" in features[0]:
+                embeddings = [torch.as_tensor(row["teacher_negative_embeddings"], dtype=torch.float32) for row in features]
+                side["teacher_negative_embedding"] = torch.stack(embeddings)
         matrices = in_batch_matrices(side, measure=self.measure, false_negative_margin=self.false_negative_margin)
         return {**batch, **side, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}

@@ -15,12 +15,13 @@ from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.model import BaseModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.arguments import Recipe, parse_final_weights
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices
-from hf_distill.data.contract import map_rows
+from hf_distill.data.contract import map_rows, text_number
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid
 from hf_distill.scoring import EmbeddingTable
@@ -50,6 +51,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             embedding in these coordinates. Needed only if that term has a weight.
         scale: What the teacher's scores mean. Regression is refused where they are no numbers that a cosine could take.
         false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so ignored is logged.
+        grad_cache: Hold the activations of one group of texts at a time instead of the whole batch's, at the price of a second forward
+            pass: batches of thousands of pairs in little memory, with the same gradients.
         log_gradient_norms: Log, as `<term>_gradient`, the norm of each weighted term's gradient by the embeddings of the batch.
         **trainer: As for `SentenceTransformerTrainer`, less `loss`.
     """
@@ -65,11 +68,13 @@ class DistillationTrainer(SentenceTransformerTrainer):
         scale: Scale = SCALES["cosine"],
         false_negative_margin: float | None = None,
         log_gradient_norms: bool = False,
+        grad_cache: bool = False,
         **trainer: Any,
     ) -> None:
         self._measure = scale.measure if scale.measure in SCALES else "cosine"
         self._false_negative_margin = false_negative_margin
         self._log_gradient_norms = log_gradient_norms
+        self._grad_cache = grad_cache
         self._final_weights = dict(final_weights or {})
         check_scale(weights.towards(self._final_weights, 0.5), scale, "the training rows")
         super().__init__(**trainer)
@@ -106,15 +111,31 @@ class DistillationTrainer(SentenceTransformerTrainer):
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
 
-    def matrices(self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor) -> tuple[Tensor, InBatch]:
-        """The student's (B, N) cosines and the teacher's view of the same cells; N counts the documents of all processes."""
+    def matrices(self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor, negatives: Tensor) -> tuple[Tensor, InBatch]:
+        """The student's (B, N) cosines and the teacher's view of the same cells; N counts the documents of all processes, then their hard
+        negatives, of which there may be none."""
         if not self._distributed:
             local = InBatch(inputs["teacher_matrix"], inputs["positives"], inputs["ignore"])
-            return queries @ documents.T, local
+            return queries @ torch.cat([documents, negatives]).T, local
         rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
         columns = {name: _gather(value) for name, value in rows.items()}
         offset = torch.distributed.get_rank() * len(queries)
-        return queries @ _gather(documents).T, in_batch_matrices(rows, columns, offset, self._measure, self._false_negative_margin)
+        # Column by column, then together: documents of all ranks come before negatives of all ranks.
+        every = torch.cat([_gather(documents), _gather(negatives)]) if len(negatives) else _gather(documents)
+        return queries @ every.T, in_batch_matrices(rows, columns, offset, self._measure, self._false_negative_margin)
+
+    def _embed(self, model: nn.Module, group: dict[str, Tensor]) -> Tensor:
+        """Embeddings (n, d) of a group of tokenised texts, float32."""
+
+        def forward(features: dict[str, Tensor]) -> Tensor:
+            embeddings: Tensor = model(features)["sentence_embedding"]
+            return embeddings.float()
+
+        if self._grad_cache and torch.is_grad_enabled():
+            # GradCache (Gao et al. 2021, arXiv:2101.06983): forward for the loss alone, and once more, group by group, to go backward.
+            embeddings: Tensor = checkpoint(forward, group, use_reentrant=False)
+            return embeddings
+        return forward(group)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
@@ -123,10 +144,11 @@ class DistillationTrainer(SentenceTransformerTrainer):
             FloatingPointError: A term is NaN or infinite, with its name and the step.
         """
         groups, _ = self.collect_features(inputs)
-        texts = torch.cat([model(group)["sentence_embedding"].float() for group in groups])[inputs["place"]]
-        queries, documents = texts.chunk(2)
+        texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
+        pairs = len(inputs["query_key"])
+        queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            student, batch = self.matrices(inputs, queries, documents)
+            student, batch = self.matrices(inputs, queries, documents, negatives)
             embeddings, targets = None, None
             weights = self.weights
             if self._final_weights and self.model.training:
@@ -135,7 +157,10 @@ class DistillationTrainer(SentenceTransformerTrainer):
             elif self._final_weights:
                 weights = weights.towards(self._final_weights, 1.0)  # validation losses are compared with each other
             if weights.alignment and self.components is not None and "teacher_query_embedding" in inputs:
-                teacher = torch.cat([inputs["teacher_query_embedding"], inputs["teacher_document_embedding"]]).float()
+                parts = [inputs["teacher_query_embedding"], inputs["teacher_document_embedding"]]
+                if len(negatives):
+                    parts.append(inputs["teacher_negative_embedding"].flatten(0, 1))
+                teacher = torch.cat(parts).float()
                 embeddings, targets = texts, teacher @ self.components.to(teacher.device).T
             terms = hybrid(student, batch, weights, embeddings, targets)
         logged = dict(terms)
@@ -156,8 +181,59 @@ class DistillationTrainer(SentenceTransformerTrainer):
         return (loss, {}) if return_outputs else loss
 
 
+def _hard_negatives(pair_ids: list[list[str]], of: list[str], number: int) -> list[str]:
+    """`number` ids for each of the pairs `of`, from its candidates, best first; the last one repeated where there are fewer."""
+    found = []
+    for candidates, pair_id in zip(pair_ids, of, strict=True):
+        if not len(candidates):
+            raise InputError(f"the pair {pair_id} has no other document to be its hard negative; set hard_negatives_per_pair: 0")
+        found += [candidates[min(i, len(candidates) - 1)] for i in range(number)]
+    return found
+
+
+def with_hard_negatives(selected: Dataset, everything: Dataset, number: int) -> Dataset:
+    """`selected` with `number` hard negatives: `negatives` (texts), `negative_scores` and `negative_ids` (keys of the embeddings).
+
+    Args:
+        selected: Pairs with the signals' `hard_negatives` and `hard_negative_scores`.
+        everything: The pairs that these name: all that were scored for training.
+        number: How many; as many as the signals hold, at most. With 0, `selected` is returned as it is.
+
+    Raises:
+        InputError: The teacher embeds nothing, so that there are no candidates; or a pair has none.
+    """
+    if not number:
+        return selected
+    if "hard_negatives" not in selected.column_names:
+        raise InputError("hard_negatives_per_pair needs a teacher that embeds texts; this one scores pairs only")
+    keys = np.array([text_number(pair_id) for pair_id in everything["pair_id"]], dtype=np.uint64)
+    order = np.argsort(keys)
+
+    def attach(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        names = _hard_negatives(batch["hard_negatives"], batch["pair_id"], number)
+        places = order[np.searchsorted(keys, np.array([text_number(name) for name in names], dtype=np.uint64), sorter=order)]
+        found = everything[places.tolist()]
+
+        def by_row(values: list[Any]) -> list[list[Any]]:
+            return [values[start : start + number] for start in range(0, len(values), number)]
+
+        scores = [[row[min(i, len(row) - 1)] for i in range(number)] for row in batch["hard_negative_scores"]]
+        return {"negatives": by_row(found["document"]), "negative_ids": by_row(found["document_id"]), "negative_scores": scores}
+
+    features = Features(
+        {
+            **selected.features,
+            "negatives": Sequence(Value("string"), length=number),
+            "negative_ids": Sequence(Value("string"), length=number),
+            "negative_scores": Sequence(Value("float32"), length=number),
+        }
+    )
+    return map_rows(selected, attach, features, batch_size=256)
+
+
 def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset:
-    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's two embeddings as float16, if it has any.
+    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's embeddings as float16, if it has any; of hard
+    negatives too, where `with_hard_negatives` has put some.
 
     Pairs without a score are left out (of the training pairs, the selection has dropped and counted them).
     """
@@ -167,18 +243,24 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset
         return scored.select_columns(["query", "document", "teacher_score"]).with_format("numpy")
     dimension = embeddings.rows.shape[1]
 
+    negatives = [name for name in ("negatives", "negative_scores") if name in scored.features]
+
     def attach(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        return {
+        made = {
             "teacher_query_embedding": list(embeddings.of(batch["query_id"])),
             "teacher_document_embedding": list(embeddings.of(batch["document_id"])),
         }
+        if negatives:
+            made["teacher_negative_embeddings"] = [embeddings.of(row).tolist() for row in batch["negative_ids"]]
+        return made
 
     vector = Sequence(Value("float16"), length=dimension)
     features = Features(
         {
-            **{name: scored.features[name] for name in ("query", "document", "teacher_score")},
+            **{name: scored.features[name] for name in ("query", "document", "teacher_score", *negatives)},
             "teacher_query_embedding": vector,
             "teacher_document_embedding": vector,
+            **({"teacher_negative_embeddings": Sequence(vector, length=scored.features["negatives"].length)} if negatives else {}),
         }
     )
     return map_rows(scored, attach, features, batch_size=256).with_format("numpy")
@@ -289,6 +371,7 @@ def train_student(
         final_weights=parse_final_weights(recipe.objective.final_weights),
         false_negative_margin=recipe.objective.false_negative_margin,
         log_gradient_norms=recipe.objective.log_gradient_norms,
+        grad_cache=recipe.trainer.grad_cache,
         components=None if components is None else torch.from_numpy(components),
         scale=scale,
         model=student,

@@ -66,6 +66,36 @@ def test_what_the_teacher_scores_near_the_pairs_own_is_no_negative(model: Senten
     assert not DistillationCollator(model.preprocess, false_negative_margin=0.3)(without)["ignore"].any(), "unknown cells stay negatives"
 
 
+def with_negatives(features: list[dict], number: int = 2) -> list[dict]:
+    torch.manual_seed(2)
+    for i, row in enumerate(features):
+        embeddings = torch.nn.functional.normalize(torch.randn(number, 8), dim=1)
+        row["negatives"] = sentences(number, 700 + number * i)
+        row["teacher_negative_embeddings"] = embeddings.numpy()
+        row["negative_scores"] = (embeddings @ torch.tensor(row["teacher_query_embedding"])).numpy()
+    return features
+
+
+def test_hard_negatives_are_further_columns(model: SentenceTransformer) -> None:
+    features = with_negatives(rows(3))
+    features[1]["negatives"][0] = features[0]["document"]
+    batch = DistillationCollator(model.preprocess)(features)
+    q, d = (torch.stack([torch.tensor(r[f"teacher_{kind}_embedding"]) for r in features]) for kind in ("query", "document"))
+    n = torch.cat([torch.tensor(r["teacher_negative_embeddings"]) for r in features])
+    torch.testing.assert_close(batch["teacher_matrix"], q @ torch.cat([d, n]).T)
+    assert batch["ignore"].nonzero().tolist() == [[0, 3 + 2]], "the text of pair 0's document is no negative for pair 0 alone"
+    assert batch["positives"].tolist() == [0, 1, 2]
+    assert len(batch["place"]) == 3 + 3 + 6
+
+
+def test_a_teacher_without_embeddings_knows_the_scores_of_its_own_negatives(model: SentenceTransformer) -> None:
+    features = [{k: v for k, v in row.items() if "embedding" not in k} for row in with_negatives(rows(3))]
+    matrix = DistillationCollator(model.preprocess)(features)["teacher_matrix"]
+    assert matrix.shape == (3, 9)
+    assert (~matrix.isnan()).nonzero().tolist() == [[0, 0], [0, 3], [0, 4], [1, 1], [1, 5], [1, 6], [2, 2], [2, 7], [2, 8]]
+    assert matrix[1, 5:7].tolist() == pytest.approx(features[1]["negative_scores"].tolist())
+
+
 @pytest.mark.parametrize("group_size", [1, 3, 8, 100])
 def test_groups_by_length_give_the_embeddings_of_plain_encoding(model: SentenceTransformer, group_size: int) -> None:
     features = rows(5)

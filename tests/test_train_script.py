@@ -158,6 +158,8 @@ def test_report_and_cards_stand_alone_and_escape_the_data(tmp_path: Path, recipe
         (["--teacher_similarity", "dot"], "are dot, unbounded: a student's cosine, in [-1, 1], cannot follow them"),
         (["--teacher_kind", "endpoint"], "--teacher_kind endpoint and --teacher_url go together"),
         (["--ensemble", "bi-encoder:x"], "'bi-encoder:x' is no KIND:TEACHER=WEIGHT"),
+        (["--hard_negatives_per_pair", "9"], "hard_negatives_per_pair is 9, but hard_negatives says to note 4"),
+        (["--final_weights", "contrast=1"], "'contrast=1' is no TERM=WEIGHT"),
         (["--score_range", "0", "1"], "declares the scale of precomputed scores"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -211,6 +213,19 @@ def test_two_processes_run_through(recipe: Path, tmp_path: Path, finished: tuple
     assert (folder / "report.html").is_file()
     labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished[0])]
     assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
+
+
+def test_hard_negatives_and_every_term_run_through(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_script(
+        str(recipe), "--run_dir", str(folder), "--hard_negatives_per_pair", "2", "--false_negative_margin", "0.05", "--margin_weight", "1",
+        "--distribution_weight", "1", "--teacher_temperature", "0.2", "--regression_loss", "huber", "--final_weights", "alignment=0.5",
+        "--log_gradient_norms", "true", "--selection", "rank=50", "--until", "evaluate",
+    )  # fmt: skip
+    log = [row for row in json.loads((folder / "training.json").read_text())["log"] if "loss" in row]
+    terms = ("contrastive", "regression", "distribution", "margin", "alignment")
+    assert all({*terms, *(f"{term}_gradient" for term in terms), "ignored_cells"} <= set(row) for row in log)
+    assert sum(log[0][term] for term in terms) == pytest.approx(log[0]["loss"], abs=2e-3)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from hf_distill.objective import Weights
 from hf_distill.student import build_student, principal_components
 from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
-from hf_distill.trainer import DistillationTrainer, check_batch
+from hf_distill.trainer import DistillationTrainer, check_batch, with_hard_negatives
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -66,7 +66,11 @@ def untrained(teacher: BiEncoderTeacher, components: np.ndarray) -> SentenceTran
 def make_trainer(
     model: SentenceTransformer, rows: Dataset, folder: Path, weights: Weights, components: np.ndarray | None = None, **changes: Any
 ) -> DistillationTrainer:
-    own = {name: changes.pop(name) for name in ("final_weights", "false_negative_margin", "log_gradient_norms", "scale") if name in changes}
+    own = {
+        name: changes.pop(name)
+        for name in ("final_weights", "false_negative_margin", "log_gradient_norms", "grad_cache", "scale")
+        if name in changes
+    }
     settings: dict[str, Any] = {
         "output_dir": str(folder), "per_device_train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-3, "save_strategy": "no",
         "logging_steps": 1, "disable_tqdm": True, "use_cpu": True, "seed": 3, "report_to": "none",
@@ -253,3 +257,46 @@ def test_training_rows_on_another_scale_are_refused(untrained: SentenceTransform
     with pytest.raises(InputError, match=r"regression_weight is 0\.1, but the scores of the training rows are cross-encoder"):
         make_trainer(untrained, logits, tmp_path, Weights(), scale=unbounded)
     make_trainer(untrained, logits, tmp_path, Weights(regression=0), scale=unbounded)
+
+
+def test_hard_negatives_come_from_all_scored_pairs() -> None:
+    everything = Dataset.from_dict({"pair_id": ["a", "b", "c"], "document": ["da", "db", "dc"], "document_id": ["1", "2", "3"]})
+    selected = Dataset.from_dict(
+        {"pair_id": ["c", "a"], "hard_negatives": [["b", "a"], ["c"]], "hard_negative_scores": [[0.5, 0.25], [0.125]]}
+    )
+    made = with_hard_negatives(selected, everything, 2)
+    assert made["negatives"][:] == [["db", "da"], ["dc", "dc"]], "the last one is repeated where there are fewer"
+    assert made["negative_ids"][:] == [["2", "1"], ["3", "3"]]
+    assert made["negative_scores"][:] == [[0.5, 0.25], [0.125, 0.125]]
+    assert with_hard_negatives(selected, everything, 0) is selected
+    none = Dataset.from_dict({"pair_id": ["c"], "hard_negatives": [[]], "hard_negative_scores": [[]]})
+    with pytest.raises(InputError, match="the pair c has no other document"):
+        with_hard_negatives(none, everything, 1)
+    with pytest.raises(InputError, match="this one scores pairs only"):
+        with_hard_negatives(everything, everything, 1)
+
+
+def test_grad_cache_holds_few_activations_and_gives_the_same_gradients(
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    weights = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, alignment=1)
+    gradients, held = {}, {}
+    for cached in (False, True):
+        trainer = make_trainer(untrained, rows, tmp_path, weights, components, grad_cache=cached, per_device_train_batch_size=32)
+        trainer.data_collator.group_size = 4
+        sizes: list[int] = []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        trainer.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator([rows[i] for i in range(32)]))
+        held[cached] = sum(sizes)
+        loss.backward()
+        gradients[cached] = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert held[True] < held[False] / 10
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, gradient in gradients[True].items():
+        torch.testing.assert_close(gradient, gradients[False][name], atol=1e-5, rtol=1e-5)

@@ -20,11 +20,15 @@ from hf_distill.trainer import DistillationTrainer
 teacher = load_bi_encoder(TeacherArguments(teacher=sys.argv[1], teacher_dtype="float32"))
 queries, documents = sentences(64), sentences(64, 400)
 documents[5] = documents[40]  # the same document twice, perhaps on different processes
+negatives = [sentences(2, 900 + 2 * i) for i in range(64)]
+negatives[7][1] = documents[9]  # a negative that is another pair's document
 q, d = teacher.embed(queries), teacher.embed(documents)
+n = np.stack([teacher.embed(row) for row in negatives])
 rows = Dataset.from_dict(
     {
         "query": queries, "document": documents, "teacher_score": (q * d).sum(1), "teacher_query_embedding": q,
-        "teacher_document_embedding": d,
+        "teacher_document_embedding": d, "negatives": negatives, "teacher_negative_embeddings": n,
+        "negative_scores": np.einsum("bd,bkd->bk", q, n),
     }
 ).with_format("numpy")  # fmt: skip
 components = principal_components(np.concatenate([q, d]), 16)
