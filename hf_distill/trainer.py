@@ -324,6 +324,17 @@ def objective_weights(recipe: Recipe) -> Weights:
     )
 
 
+def use_plain_attention(student: SentenceTransformer) -> None:
+    """On a CPU, let the student's backbone train with attention of plain matrix products.
+
+    In bfloat16 the backward pass of PyTorch's fused attention takes half of a step there. In float32 the two are level, as far as a noisy
+    machine could tell.
+    """
+    if student.device.type == "cpu":
+        backbone: PreTrainedModel = student[0].auto_model  # type: ignore[assignment]
+        backbone.set_attn_implementation("eager")
+
+
 def train_student(
     student: SentenceTransformer,
     recipe: Recipe,
@@ -350,11 +361,7 @@ def train_student(
     Raises:
         InputError: Fewer pairs than a batch, or an evaluation without validation pairs.
     """
-    if student.device.type == "cpu":
-        # On a CPU in bfloat16, the backward pass of PyTorch's fused attention takes half of a step; plain matrix products do not.
-        # In float32 the two are level, as far as a noisy machine could tell.
-        backbone: PreTrainedModel = student[0].auto_model  # type: ignore[assignment]
-        backbone.set_attn_implementation("eager")
+    use_plain_attention(student)
     args = copy.copy(recipe.training)
     output = Path(str(args.output_dir))
     args.push_to_hub = False  # the release stage publishes, once everything is measured

@@ -28,3 +28,9 @@ def test_scoring() -> None:
     assert 0 < figures["peak_share"] < 1
     assert figures["mean_diff"] <= 2e-3, "the scores stay close to float32"
     assert figures["max_diff"] <= 1e-2
+
+
+def test_training() -> None:
+    figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL")
+    assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)
+    assert 0 < figures["peak_share"] < 1
