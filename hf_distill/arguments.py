@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -157,7 +158,7 @@ class StudentArguments:
     _argument_group_name = "student"
 
     student_backbone: str = _option("teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id.")
-    student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5. Default: all.")
+    student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5, or every=2 (each second one). Default: all.")
     student_pooling: Literal["cls", "mean"] = _option("mean", "How token embeddings become a text embedding.")
     student_dim: int = _option(256, "Dimensions of the L2-normalised embedding.")
     student_init: Literal["random", "pca"] = _option(
@@ -447,11 +448,21 @@ def _check_teacher(teacher: TeacherArguments) -> None:
         raise InputError("--teacher_kind ensemble and --ensemble KIND:TEACHER=WEIGHT ... go together; one of them is missing")
     if ("endpoint" in kinds) != (teacher.teacher_url is not None):
         raise InputError("--teacher_kind endpoint and --teacher_url go together; one of them is missing")
+    if teacher.teacher_url is not None:
+        address = urlsplit(teacher.teacher_url)
+        if address.username or address.password or address.query:
+            raise InputError(
+                "--teacher_url holds a user, a password or a query, and is saved with the recipe; put the key in OPENAI_API_KEY"
+            )
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise InputError(f"--teacher_url {teacher.teacher_url!r} is no address like http://localhost:8080/v1")
     if teacher.score_range is not None and "precomputed" not in kinds:
         raise InputError("--score_range declares the scale of precomputed scores; this teacher knows its own")
     bounds = teacher.score_range
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise InputError(f"--score_range {' '.join(map(str, bounds))}: two numbers, the lesser first")
+    if teacher.teacher_similarity != "cosine" and not kinds & {"bi-encoder", "endpoint", "precomputed"}:
+        raise InputError("--teacher_similarity compares embeddings; a cross-encoder has none")
     if teacher.teacher_activation != "auto" and not kinds & {"cross-encoder", "precomputed"}:
         raise InputError("--teacher_activation is for cross-encoders and precomputed scores; a score of embeddings has none")
 

@@ -24,15 +24,20 @@ from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher, loa
 
 
 def parse_layers(text: str, available: int) -> list[int]:
-    """Read kept layers such as `0,2,5`.
+    """Read kept layers such as `0,2,5`, or `every=2` for each second one from the first.
 
     Raises:
         InputError: Not whole numbers in ascending order, or a layer that the backbone does not have.
     """
+    if text.startswith("every="):
+        step = text.removeprefix("every=")
+        if not step.isdecimal() or not 1 <= int(step) <= available:
+            raise InputError(f"--student_layers {text!r}: the step is a whole number from 1 to the backbone's {available} layers")
+        return list(range(0, available, int(step)))
     try:
         layers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--student_layers {text!r}: name layers by number, e.g. 0,2,5") from None
+        raise InputError(f"--student_layers {text!r}: name layers by number, e.g. 0,2,5, or every=2") from None
     if layers != sorted(set(layers)) or layers[0] < 0:
         raise InputError(f"--student_layers {text!r}: each layer once, in ascending order")
     if layers[-1] >= available:

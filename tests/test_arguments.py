@@ -108,3 +108,19 @@ def test_final_weights_are_read_or_refused() -> None:
     for bad in ("contrastive", "contrastive=-1", "contrast=1", "margin=inf", "=1"):
         with pytest.raises(InputError, match="is no TERM=WEIGHT with a term of contrastive, regression, distribution, margin, alignment"):
             parse_final_weights([bad])
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("localhost:8080", "is no address like http"),
+        ("ftp://host/v1", "is no address like http"),
+        ("ftp://me:secret@host/v1", "put the key in OPENAI_API_KEY"),
+        ("https://me:secret@host/v1", "put the key in OPENAI_API_KEY"),
+        ("https://host/v1?key=secret", "put the key in OPENAI_API_KEY"),
+    ],
+)
+def test_an_endpoint_has_an_address_without_a_secret(url: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        read_recipe(["--teacher_kind", "endpoint", "--teacher_url", url])
+    assert "secret" not in str(caught.value)

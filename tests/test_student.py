@@ -104,12 +104,19 @@ def test_prompts_come_from_the_teacher(teacher_dir) -> None:
         ("2,1", "ascending order"),
         ("1,1", "ascending"),
         ("all", "by number"),
+        ("every=0", "the step is a whole number from 1 to the backbone's 4 layers"),
+        ("every=x", "the step is"),
         ("-1", "ascending"),
     ],
 )
 def test_layers_that_do_not_exist_are_said(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse_layers(text, 4)
+
+
+def test_every_second_layer() -> None:
+    assert parse_layers("every=2", 5) == [0, 2, 4]
+    assert parse_layers("every=1", 3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
