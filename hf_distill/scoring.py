@@ -85,8 +85,8 @@ class ScoredPairs:
         speed = f", {m['pairs'] / m['seconds']:,.0f} pairs/s" if m["seconds"] > 1 else ""
         unscored = f"; {m['unscored']:,} without a score" if m["unscored"] else ""
         return (
-            f"Scores   {m['pairs']:,} pairs by {m['teacher']} ({m['precision']}; {self.scale}), {m['items']:,} {m['item']}s at work once "
-            f"({saved:,} saved), {m['seconds']} s{speed}\n"
+            f"Scores   {m['pairs']:,} pairs by {m['teacher']} ({m['precision']}; {self.scale}), {m['items']:,} unique {m['item']}s "
+            f"({saved:,} repeats saved), {m['seconds']} s{speed}\n"
             f"         mean {s['mean']:.3f}, sd {s['sd']:.3f}, min {s['min']:.3f}, max {s['max']:.3f}{unscored}"
         )
 

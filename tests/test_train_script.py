@@ -71,6 +71,7 @@ def test_the_student_loads_plainly_and_is_what_was_evaluated(finished: tuple[Pat
     test = load_dataset(str(folder / "dataset"), "selected", split="test", cache_dir=str(folder / "loaded"))
     cosines = (student.encode_query(list(test["query"])) * student.encode_document(list(test["document"]))).sum(axis=1)
     assert evaluation["pairs"]["student_score"] == pytest.approx(cosines.tolist(), abs=1e-4)
+    assert evaluation["efficiency"]["teacher"]["dtype"] == evaluation["efficiency"]["student"]["dtype"] == "float32"
     assert evaluation["fidelity"]["num_pairs"] == len(test) == evaluation["retrieval"]["num_queries"]
     assert set(evaluation["retrieval"]["systems"]) == {"teacher", "student", "untrained student", "bm25"}
     for system in evaluation["retrieval"]["systems"].values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,8 @@ def evaluate_student(
         "fidelity_untrained": fidelity(teacher_scores, cosines[UNTRAINED], seed),
         "paper_protocol": paper_protocol(teacher_scores, cosines[STUDENT]),
         "efficiency": efficiency(
-            {**({TEACHER: teacher.model} if isinstance(teacher, BiEncoderTeacher) else {}), STUDENT: student},
+            # Both as they are published: the teacher may have scored in a faster precision.
+            {**({TEACHER: copy.deepcopy(teacher.model).float()} if isinstance(teacher, BiEncoderTeacher) else {}), STUDENT: student},
             list(task.queries.values()),
             list(task.documents.values()),
         ),
