@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from matmul import matmul_peak
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.arguments import DataArguments, TeacherArguments
@@ -44,20 +45,6 @@ from hf_distill.teachers import SCALES, Scale
 from hf_distill.teachers.locate import QUICKSTART_TEACHER, load_sentence_transformer
 
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (32, 128, 512)}
-
-
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some shapes of a transformer's matrix products."""
-    best = 0.0
-    for rows, inner, columns in ((256, 384, 1536), (1024, 384, 1536), (4096, 384, 1536), (4096, 1536, 384), (2048, 2048, 2048)):
-        left, right = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(columns, inner, device=device, dtype=dtype)
-        for _ in range(10):
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
-    return best
 
 
 def flops_of(model: SentenceTransformer, texts: list[str]) -> float:

@@ -23,6 +23,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
+from matmul import matmul_peak
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
 from transformers import TrainerCallback
@@ -105,18 +106,6 @@ def measure(variant: str, bf16: bool, steps: int, batch: int, dropout: float, pa
     result.put((times.seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flops))
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some shapes of a transformer's matrix products."""
-    best = 0.0
-    for rows, inner, columns in ((1024, 384, 1536), (4096, 384, 1536), (2048, 2048, 2048)):
-        left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-        for _ in range(10):
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
-    return best
-
-
 def main() -> None:
     """Measure and say it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +132,7 @@ def main() -> None:
             process.join()
     seconds = {variant: statistics.median(turn[0] for turn in turns) for variant, turns in found.items()}
     use_all_cores(1)
-    peaks = {bf16: matmul_peak(torch.bfloat16 if bf16 else torch.float32) for bf16 in precisions}
+    peaks = {bf16: matmul_peak(device_type(), torch.bfloat16 if bf16 else torch.float32) for bf16 in precisions}
     print(f"\nbatch {line.batch}, dropout {line.dropout}, {line.steps} steps a turn, {line.turns} turns, {cpu_cores()} cores")
     print(f"{'variant':<32}{'examples/s':>11}{'x first':>13}{'of peak':>9}{'peak MB':>9}")
     for variant, taken in seconds.items():
