@@ -77,7 +77,7 @@ def device_type() -> str:
 def encoding_batch_tokens(device_type: str) -> int:
     """Tokens in a forward pass without gradients: few on a CPU, where each core runs batches of its own and keeps them in its caches.
 
-    Measured on two cores with MiniLM-L6, in float32 and bfloat16: level between 512 and 4,096 (`benchmarks/scoring.py`).
+    Measured on two cores with MiniLM-L6, in float32 and bfloat16, once: level between 512 and 4,096, within the machine's noise.
     """
     return 2048 if device_type == "cpu" else 32768
 

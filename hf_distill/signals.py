@@ -118,7 +118,8 @@ def with_signals(scored: ScoredPairs, pool_size: int, k: int, seed: int, folder:
 
     The pool is the documents of the training pairs. A teacher without embeddings has no such signals: the pairs come back as they are.
     """
-    if scored.embeddings is None:
+    embeddings = scored.embeddings
+    if embeddings is None:
         return scored.train, scored.key
     key = fingerprint(scored.key, pool_size, k, seed)
     path = folder.soft_labels / f"signals-{key}.npz"
@@ -129,7 +130,7 @@ def with_signals(scored: ScoredPairs, pool_size: int, k: int, seed: int, folder:
         )
         pool = document_pool(documents, pool_size, seed)
         scores = np.asarray(scored.train["teacher_score"], dtype=np.float32)
-        made = pool_signals(queries, documents, scores, scored.embeddings, scored.scale.measure, pool, k)  # type: ignore[arg-type]
+        made = pool_signals(queries, documents, scores, embeddings, scored.scale.measure, pool, k)
         for stale in folder.soft_labels.glob("signals-*.npz"):
             stale.unlink()
         with written_whole(path) as temporary:

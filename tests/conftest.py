@@ -19,6 +19,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
+from hf_distill.arguments import DataArguments
+from hf_distill.data import PairData, load_pair_data
+from hf_distill.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 
@@ -94,6 +98,18 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"query": q, "document": d, "topic": i // 4} for i, (q, d) in enumerate(zip(queries, documents, strict=True))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of a run that has not begun."""
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def data(pairs_file: Path, folder: RunFolder) -> PairData:
+    """`pairs_file`, split."""
+    return load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
 
 
 @pytest.fixture(scope="session")

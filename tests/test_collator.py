@@ -3,7 +3,7 @@ import torch
 from conftest import sentences
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.collator import DistillationCollator, in_batch_matrices, key_of
+from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, in_batch_matrices, key_of
 
 
 def rows(count: int, dimension: int = 8) -> list[dict]:
@@ -134,3 +134,14 @@ def test_blocks_of_two_processes_are_the_rows_of_one(model: SentenceTransformer)
 def test_keys_are_equal_only_for_equal_texts() -> None:
     assert key_of("a b") == key_of("a b") != key_of("a  b")
     assert -(2**63) <= key_of("x") < 2**63
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+def test_hard_negatives_of_two_processes_stand_where_one_puts_them(model: SentenceTransformer, embeds: bool) -> None:
+    features = [{k: v for k, v in row.items() if embeds or "embedding" not in k} for row in with_negatives(rows(8))]
+    whole = DistillationCollator(model.preprocess)(features)
+    columns = {name: whole[name] for name in SIDE_COLUMNS if name in whole}
+    for start in (0, 4):
+        part = in_batch_matrices({name: value[start : start + 4] for name, value in columns.items()}, columns, offset=start)
+        torch.testing.assert_close(part.teacher, whole["teacher_matrix"][start : start + 4], equal_nan=True)
+        assert part.ignore.equal(whole["ignore"][start : start + 4])

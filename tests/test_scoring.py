@@ -5,8 +5,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hf_distill.arguments import DataArguments, TeacherArguments
-from hf_distill.data import PairData, load_pair_data, text_id
+from hf_distill.arguments import TeacherArguments
+from hf_distill.data import PairData, text_id
 from hf_distill.encoding import Advance
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder
@@ -17,16 +17,6 @@ from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 @pytest.fixture(scope="module")
 def teacher(teacher_dir: Path) -> BiEncoderTeacher:
     return load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "run")
-
-
-@pytest.fixture
-def data(pairs_file: Path, folder: RunFolder) -> PairData:
-    return load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
 
 
 SHARDS = TeacherArguments(shard_size=64)

@@ -26,16 +26,6 @@ from hf_distill.teachers.ensemble import combine, normalise_scores
 FILES = DataArguments(dataset="files", group_column="topic")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "run")
-
-
-@pytest.fixture
-def data(pairs_file: Path, folder: RunFolder) -> PairData:
-    return load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
-
-
 def load(folder: RunFolder, **keys: object) -> Teacher:
     return load_teacher(TeacherArguments(**{"teacher_dtype": "float32", **keys}), FILES, folder.cache)
 
