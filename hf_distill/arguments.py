@@ -198,6 +198,10 @@ class ObjectiveArguments:
         "Documents of the batch that the teacher scores above a pair's own less this margin are no negatives of the contrastive term. "
         "Default: only equal texts are none.",
     )
+    contrastive_symmetric: bool = _option(False, "Contrast each document with the batch's queries, too: the mean of both directions.")
+    matryoshka_dims: list[int] = _option(
+        [], "Train embeddings that may be cut to these dimensions: the objective is the mean over them and student_dim, e.g. 64 128."
+    )
     log_gradient_norms: bool = _option(
         False, "Log the norm of each term's gradient by the batch's embeddings: weights depend on scales, this shows them."
     )
@@ -317,14 +321,15 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def _flatten(keys: dict[str, Any], source: Path, known: Sequence[str]) -> list[str]:
     """The command line that says what the YAML file says (argparse then converts 2e-5, which YAML reads as text)."""
+    own = {field.name for part in RECIPE_PARTS for field in dataclasses.fields(part)}
     argv: list[str] = []
     for key, value in keys.items():
         if key == ENVIRONMENT_KEY:
             continue
         if key not in known:
             raise InputError(f"{source}: unknown key {key!r}; {_nearest(str(key), known)}")
-        if value is None:
-            continue
+        if value is None or (value == [] and key in own):
+            continue  # every list of this project is empty by default
         argv.append(f"--{key}")
         if isinstance(value, list):
             argv += [str(item) for item in value] or ["none"]
@@ -495,6 +500,9 @@ def _check_ranges(recipe: Recipe) -> None:
         "head_dropout": student.head_dropout,
         "student_dropout": student.student_dropout,
     }
+    for dimension in recipe.objective.matryoshka_dims:
+        if not 0 < dimension < student.student_dim:
+            raise InputError(f"matryoshka_dims: {dimension} is not between 1 and student_dim - 1 ({student.student_dim - 1})")
     ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "must be above 0"),
         (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),

@@ -38,6 +38,8 @@ trainer = DistillationTrainer(
     weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3),
     final_weights={"alignment": 1.0},
     false_negative_margin=0.05,
+    symmetric=True,
+    matryoshka_dims=[8],
     components=torch.from_numpy(components),
     model=build_student(arguments, teacher, components, 0),
     args=SentenceTransformerTrainingArguments(
