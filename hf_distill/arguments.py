@@ -157,8 +157,21 @@ class StudentArguments:
 
     _argument_group_name = "student"
 
-    student_backbone: str = _option("teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id.")
-    student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5, or every=2 (each second one). Default: all.")
+    student_backbone: str = _option(
+        "teacher",
+        "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id; or static: no transformer, a vector for "
+        "each token of the teacher's vocabulary.",
+    )
+    student_layers: str | None = _option(
+        None,
+        "Layers of the backbone to keep: 0,2,5, or every=2 (each second one), or search=3 (those three that rank most as the teacher does, "
+        "before training). Default: all.",
+    )
+    student_vocabulary: Literal["all", "used"] = _option(
+        "all",
+        "used: keep the tokens that the training texts use, special tokens and single characters; a far smaller student, which spells "
+        "words that it has not seen.",
+    )
     student_pooling: Literal["cls", "mean"] = _option("mean", "How token embeddings become a text embedding.")
     student_dim: int = _option(256, "Dimensions of the L2-normalised embedding.")
     student_init: Literal["random", "pca"] = _option(

@@ -16,6 +16,7 @@ import torch.distributed.nn.functional as distributed
 from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import EarlyStoppingCallback, PreTrainedModel
@@ -132,7 +133,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
             measure=self._measure,
             false_negative_margin=self._false_negative_margin,
-            group_size=16 if args.device.type == "cpu" else max(16, args.train_batch_size),
+            # A static student has no padding to waste.
+            group_size=16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size),
         )
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -369,8 +371,8 @@ def use_plain_attention(student: SentenceTransformer) -> None:
     In bfloat16 the backward pass of PyTorch's fused attention takes half of a step there. In float32 the two are level, as far as a noisy
     machine could tell.
     """
-    if student.device.type == "cpu":
-        backbone: PreTrainedModel = student[0].auto_model  # type: ignore[assignment]
+    if student.device.type == "cpu" and isinstance(student[0], Transformer):
+        backbone: PreTrainedModel = student[0].auto_model
         backbone.set_attn_implementation("eager")
 
 

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
-from hf_distill.student import build_student, principal_components
+from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 from hf_distill.trainer import DistillationTrainer, check_batch, with_hard_negatives
@@ -60,7 +60,7 @@ def components(rows: Dataset) -> np.ndarray:
 @pytest.fixture(scope="module")
 def untrained(teacher: BiEncoderTeacher, components: np.ndarray) -> SentenceTransformer:
     arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=32, student_init="pca", student_dropout=0.0)
-    return build_student(arguments, teacher, components, 0)
+    return build_student(arguments, teacher, Blueprint(components), 0)
 
 
 def make_trainer(
