@@ -176,6 +176,22 @@ class DistillationTrainer(SentenceTransformerTrainer):
             return embeddings
         return forward(group)
 
+    def _look_up_words(self, groups: list[dict[str, Any]]) -> None:
+        """Give each group its word embeddings, from one lookup for the whole batch.
+
+        The gradient of a lookup is a table of the whole vocabulary: one for each group of a batch costs a tenth of a step and more. Not
+        with GradCache, which would hold them all; not on a GPU, where groups are few; not where FSDP has the table in pieces.
+        """
+        transformer = self.model[0]
+        if self._grad_cache or self.args.device.type != "cpu" or self.is_fsdp_enabled or not isinstance(transformer, Transformer):
+            return
+        if not all("inputs_embeds" in (transformer.model_forward_params or ()) and "input_ids" in group for group in groups):
+            return
+        table = transformer.auto_model.get_input_embeddings()
+        vectors = table(torch.cat([group["input_ids"].flatten() for group in groups]))
+        for group, own in zip(groups, vectors.split([group["input_ids"].numel() for group in groups]), strict=True):
+            group["inputs_embeds"] = own.view(*group.pop("input_ids").shape, -1)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
 
@@ -183,6 +199,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             FloatingPointError: A term is NaN or infinite, with its name and the step.
         """
         groups, _ = self.collect_features(inputs)
+        self._look_up_words(groups)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
         pairs = len(inputs["query_key"])
         queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
