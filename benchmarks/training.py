@@ -39,6 +39,7 @@ from hf_distill.teachers.locate import QUICKSTART_TEACHER
 from hf_distill.trainer import DistillationTrainer, use_plain_attention
 
 WARM_UP = 3
+OWN, GRAD_CACHE = "this project", "this project, GradCache"
 PEERS = {"MNRL": losses.MultipleNegativesRankingLoss, "DistillKLDivLoss": losses.DistillKLDivLoss}
 
 
@@ -88,13 +89,13 @@ def measure(variant: str, bf16: bool, steps: int, batch: int, dropout: float, pa
             ),
             "callbacks": [times],
         }  # fmt: skip
-        if variant == "this project":
+        if variant.startswith(OWN):
             use_plain_attention(student)
             table = rows.add_column("teacher_score", (vectors[0] * vectors[1]).sum(1))
             table = table.add_column("teacher_query_embedding", list(vectors[0])).add_column("teacher_document_embedding", list(vectors[1]))
             trainer: SentenceTransformerTrainer = DistillationTrainer(
                 weights=Weights(contrastive=1, regression=0, alignment=15, temperature=0.05), components=torch.from_numpy(components),
-                train_dataset=table.with_format("numpy"), **common,
+                grad_cache=variant == GRAD_CACHE, train_dataset=table.with_format("numpy"), **common,
             )  # fmt: skip
         else:
             if variant == "DistillKLDivLoss":
@@ -113,6 +114,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="Turns that each variant takes.")
     parser.add_argument("--batch", type=int, default=64, help="Pairs in a batch.")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="Losses of SentenceTransformerTrainer.")
+    parser.add_argument(
+        "--grad_cache", action="store_true", help="Also measure this project with GradCache; see the memory at --batch 512."
+    )
     parser.add_argument("--dropout", type=float, default=0.1, help="Dropout in the student, the same for all.")
     line = parser.parse_args()
     datasets.utils.logging.disable_progress_bar()
@@ -120,7 +124,7 @@ def main() -> None:
         data = load_pair_data(DataArguments(max_pairs=1500), 42, RunFolder(Path(temporary) / "run"))
         pairs = [{"query": row["query"], "document": row["document"]} for row in data.train]
     precisions = (False, True) if bfloat16_is_faster(device_type()) else (False,)
-    variants = [(name, bf16) for bf16 in precisions for name in (*line.peers, "this project")]
+    variants = [(name, bf16) for bf16 in precisions for name in (*line.peers, OWN, *[GRAD_CACHE] * line.grad_cache)]
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[str, bool], list[tuple[float, float, float]]] = {variant: [] for variant in variants}
     for _ in range(line.turns):
@@ -140,12 +144,12 @@ def main() -> None:
         share = found[variant][0][2] / taken / peaks[variant[1]]
         memory = max(turn[1] for turn in found[variant])
         print(f"{name:<32}{line.batch / taken:>11.1f}{seconds['MNRL', False] / taken:>13.2f}{share:>9.1%}{memory:>9.0f}")
-    best = seconds["this project", precisions[-1]]
+    best = seconds[OWN, precisions[-1]]
     figures = {
         "x_fp32": round(seconds[line.peers[0], False] / best, 2),
         "x_bf16": round(min(seconds[name, precisions[-1]] for name in line.peers) / best, 2),
-        "x_fp32_in_fp32": round(seconds[line.peers[0], False] / seconds["this project", False], 2),
-        "peak_share": round(found["this project", precisions[-1]][0][2] / best / peaks[precisions[-1]], 3),
+        "x_fp32_in_fp32": round(seconds[line.peers[0], False] / seconds[OWN, False], 2),
+        "peak_share": round(found[OWN, precisions[-1]][0][2] / best / peaks[precisions[-1]], 3),
         "examples_per_second": round(line.batch / best, 1),
         "precision": "bfloat16" if precisions[-1] else "float32",
         "dropout": line.dropout,

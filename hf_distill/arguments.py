@@ -211,6 +211,9 @@ class ObjectiveArguments:
         "Documents of the batch that the teacher scores above a pair's own less this margin are no negatives of the contrastive term. "
         "Default: only equal texts are none.",
     )
+    false_negative_groups: bool = _option(
+        False, "Documents of the batch that share a pair's group are no negatives of it (a conversation, a module; see group_column)."
+    )
     contrastive_symmetric: bool = _option(False, "Contrast each document with the batch's queries, too: the mean of both directions.")
     matryoshka_dims: list[int] = _option(
         [], "Train embeddings that may be cut to these dimensions: the objective is the mean over them and student_dim, e.g. 64 128."

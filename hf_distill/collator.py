@@ -15,9 +15,10 @@ from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
     "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
-    "negative_key", "negative_score", "teacher_negative_embedding",
+    "group_key", "negative_key", "negative_score", "teacher_negative_embedding",
 )  # fmt: skip
-"""Batch entries (B, ...) beside the tokenised texts, for `in_batch_matrices`. The last three, (B, k, ...), only with hard negatives."""
+"""Batch entries (B, ...) beside the tokenised texts, for `in_batch_matrices`. The last three, (B, k, ...), only with hard negatives;
+`group_key` only where pairs of a group are no negatives of each other."""
 
 
 class InBatch(NamedTuple):
@@ -56,9 +57,10 @@ def in_batch_matrices(
     """Build the teacher's in-batch matrices from side columns.
 
     Off the diagonal the teacher's score is the similarity of its two embeddings; a teacher without embeddings leaves NaN there.
-    A cell is ignored as a negative if its document's text is the row's own, or its query's text is the row's own (that
-    query's document answers this one, too), or if the teacher scores it above the row's own document less
-    `false_negative_margin`: it is likely an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still regressed on.
+    A cell is ignored as a negative if its document's text is the row's own, or its query's text is the row's own (that query's document
+    answers this one, too), or its pair is of the row's own group (where groups are given), or if the teacher scores it above the row's
+    own document less `false_negative_margin`: it is likely an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still
+    regressed on.
 
     Args:
         rows: `SIDE_COLUMNS` of this process's B pairs (embeddings may be absent).
@@ -73,11 +75,13 @@ def in_batch_matrices(
     own = torch.arange(count, device=device)
     positives = own + offset
     document_keys = columns["document_key"]
-    same_query = rows["query_key"][:, None] == columns["query_key"][None, :]
+    related = rows["query_key"][:, None] == columns["query_key"][None, :]
+    if "group_key" in rows:
+        related = related | (rows["group_key"][:, None] == columns["group_key"][None, :])
     if "negative_key" in columns:
         negatives_each = columns["negative_key"].shape[1]
         document_keys = torch.cat([document_keys, columns["negative_key"].flatten()])
-        same_query = F.pad(same_query, (0, pairs * negatives_each), value=False)  # a query's negatives are meant as such
+        related = F.pad(related, (0, pairs * negatives_each), value=False)  # a query's negatives are meant as such
     if "teacher_query_embedding" in rows:
         documents = columns["teacher_document_embedding"]
         if "teacher_negative_embedding" in columns:
@@ -89,7 +93,7 @@ def in_batch_matrices(
     if "negative_score" in rows:
         first = pairs + positives[:, None] * negatives_each + torch.arange(negatives_each, device=device)
         teacher[own[:, None], first] = rows["negative_score"].float()
-    ignore = (rows["document_key"][:, None] == document_keys[None, :]) | same_query
+    ignore = (rows["document_key"][:, None] == document_keys[None, :]) | related
     if false_negative_margin is not None:
         ignore |= teacher > teacher.gather(1, positives[:, None]) - false_negative_margin  # False where either is unknown
     ignore[own, positives] = False
@@ -103,7 +107,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     Reads the columns `query`, `document`, `teacher_score` (float), and, where the teacher has them,
     `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). With hard negatives also `negatives` (k texts,
     k the same in every row), `negative_scores` (k) and, where the teacher embeds, `teacher_negative_embeddings` (k, d): they are
-    further columns of every row. Other columns are left alone: the stock collator would tokenise them.
+    further columns of every row. With `false_negative_groups` also `group`, whose pairs are then no negatives of each other. Other columns
+    are left alone: the stock collator would tokenise them.
 
     The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
     texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
@@ -117,6 +122,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     group_size: int = 16
     measure: str = "cosine"
     false_negative_margin: float | None = None
+    false_negative_groups: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
@@ -133,6 +139,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
             "query_key": torch.tensor([key_of(row["query"]) for row in features]),
             "document_key": torch.tensor([key_of(row["document"]) for row in features]),
         }
+        if self.false_negative_groups:
+            side["group_key"] = torch.tensor([key_of(str(row["group"])) for row in features])
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])

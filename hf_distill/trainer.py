@@ -77,6 +77,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             embedding in these coordinates. Needed only if that term has a weight.
         scale: What the teacher's scores mean. Regression is refused where they are no numbers that a cosine could take.
         false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so ignored is logged.
+        false_negative_groups: Pairs of a `group` are no negatives of each other; counted in the same share.
         grad_cache: Hold the activations of one group of texts at a time instead of the whole batch's, at the price of a second forward
             pass: batches of thousands of pairs in little memory, with the same gradients.
         symmetric: Contrast documents with the batch's queries, too (see `hf_distill.hybrid`).
@@ -96,6 +97,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         components: Tensor | None = None,
         scale: Scale = SCALES["cosine"],
         false_negative_margin: float | None = None,
+        false_negative_groups: bool = False,
         symmetric: bool = False,
         matryoshka_dims: TypingSequence[int] = (),
         log_gradient_norms: bool = False,
@@ -104,6 +106,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
     ) -> None:
         self._measure = scale.measure if scale.measure in SCALES else "cosine"
         self._false_negative_margin = false_negative_margin
+        self._false_negative_groups = false_negative_groups
         self._symmetric = symmetric
         self._matryoshka_dims = tuple(matryoshka_dims)
         self._log_gradient_norms = log_gradient_norms
@@ -133,6 +136,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
             measure=self._measure,
             false_negative_margin=self._false_negative_margin,
+            false_negative_groups=self._false_negative_groups,
             # A static student has no padding to waste.
             group_size=16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size),
         )
@@ -222,7 +226,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             cuts = [batch.terms(dimension, weights, embeddings, targets) for dimension in dimensions]
             terms = {name: torch.stack([cut[name] for cut in cuts]).mean() for name in cuts[0]}
         logged = dict(terms)
-        if self._false_negative_margin is not None:
+        if self._false_negative_margin is not None or self._false_negative_groups:
             logged["ignored_cells"] = batch.matrices.ignore.float().mean()
         if self._log_gradient_norms and texts.requires_grad:
             for name, term in terms.items():
@@ -290,15 +294,15 @@ def with_hard_negatives(selected: Dataset, everything: Dataset, number: int) -> 
 
 
 def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset:
-    """The columns that the collator reads: the texts, `teacher_score`, and the teacher's embeddings as float16, if it has any; of hard
-    negatives too, where `with_hard_negatives` has put some.
+    """The columns that the collator reads: the texts, `group`, `teacher_score`, and the teacher's embeddings as float16, if it has any;
+    of hard negatives too, where `with_hard_negatives` has put some.
 
     Pairs without a score are left out (of the training pairs, the selection has dropped and counted them).
     """
     if np.isnan(np.asarray(scored["teacher_score"], dtype=np.float32)).any():
         scored = scored.filter(lambda scores: [not np.isnan(x) for x in scores], input_columns="teacher_score", batched=True)
     if embeddings is None:
-        return scored.select_columns(["query", "document", "teacher_score"]).with_format("numpy")
+        return scored.select_columns(["query", "document", "group", "teacher_score"]).with_format("numpy")
     dimension = embeddings.rows.shape[1]
 
     negatives = [name for name in ("negatives", "negative_scores") if name in scored.features]
@@ -315,7 +319,7 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset
     vector = Sequence(Value("float16"), length=dimension)
     features = Features(
         {
-            **{name: scored.features[name] for name in ("query", "document", "teacher_score", *negatives)},
+            **{name: scored.features[name] for name in ("query", "document", "group", "teacher_score", *negatives)},
             "teacher_query_embedding": vector,
             "teacher_document_embedding": vector,
             **({"teacher_negative_embeddings": Sequence(vector, length=scored.features["negatives"].length)} if negatives else {}),
@@ -435,6 +439,7 @@ def train_student(
         weights=objective_weights(recipe),
         final_weights=parse_final_weights(recipe.objective.final_weights),
         false_negative_margin=recipe.objective.false_negative_margin,
+        false_negative_groups=recipe.objective.false_negative_groups,
         symmetric=recipe.objective.contrastive_symmetric,
         matryoshka_dims=recipe.objective.matryoshka_dims,
         log_gradient_norms=recipe.objective.log_gradient_norms,

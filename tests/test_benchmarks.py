@@ -31,6 +31,6 @@ def test_scoring() -> None:
 
 
 def test_training() -> None:
-    figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL")
+    figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL", "--grad_cache")
     assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)
     assert 0 < figures["peak_share"] < 1

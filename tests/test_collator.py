@@ -66,6 +66,15 @@ def test_what_the_teacher_scores_near_the_pairs_own_is_no_negative(model: Senten
     assert not DistillationCollator(model.preprocess, false_negative_margin=0.3)(without)["ignore"].any(), "unknown cells stay negatives"
 
 
+def test_pairs_of_a_group_are_no_negatives_of_each_other_and_hard_negatives_stay(model: SentenceTransformer) -> None:
+    features = with_negatives(rows(4))
+    for row, group in zip(features, "abab", strict=True):
+        row["group"] = group
+    ignore = DistillationCollator(model.preprocess, false_negative_groups=True)(features)["ignore"]
+    assert ignore.shape == (4, 12)
+    assert ignore.nonzero().tolist() == [[0, 2], [1, 3], [2, 0], [3, 1]]
+
+
 def with_negatives(features: list[dict], number: int = 2) -> list[dict]:
     torch.manual_seed(2)
     for i, row in enumerate(features):

@@ -27,7 +27,8 @@ n = np.stack([teacher.embed(row) for row in negatives])
 rows = Dataset.from_dict(
     {
         "query": queries, "document": documents, "teacher_score": (q * d).sum(1), "teacher_query_embedding": q,
-        "teacher_document_embedding": d, "negatives": negatives, "teacher_negative_embeddings": n,
+        "teacher_document_embedding": d, "group": [str(i // 3) for i in range(64)],
+        "negatives": negatives, "teacher_negative_embeddings": n,
         "negative_scores": np.einsum("bd,bkd->bk", q, n),
     }
 ).with_format("numpy")  # fmt: skip
@@ -38,6 +39,7 @@ trainer = DistillationTrainer(
     weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3),
     final_weights={"alignment": 1.0},
     false_negative_margin=0.05,
+    false_negative_groups=True,
     symmetric=True,
     matryoshka_dims=[8],
     components=torch.from_numpy(components),
