@@ -184,15 +184,42 @@ def compare_systems(values: Mapping[str, np.ndarray], baseline: str, seed: int) 
     }
 
 
+def crossed_interval(differences: np.ndarray) -> dict[str, Any]:
+    """The mean of differences (S, Q) of S seeds on Q queries, with an interval over other queries *and* other seeds.
+
+    Seeds and queries are crossed random effects: with the mean squares of seeds, queries and what is left, the variance of the grand mean
+    is (MS_seeds + MS_queries - MS_rest) / (S Q) (Searle, Casella & McCulloch, 1992, ch. 4; a component below 0 counts as 0), with
+    Satterthwaite's degrees of freedom (1946): Clark's quasi-F (1973), as an interval.
+    """
+    n = differences.size
+    if np.ptp(differences) == 0:
+        value = float(differences[0, 0])
+        same: Any = {"value": 0.0, "low": 0.0, "high": 0.0, "n": n} if value == 0 else undefined(n, f"every difference is {value:g}")
+        return {"difference": same, "p": 1.0 if value == 0 else None, "degrees_of_freedom": None}
+    seeds, queries = differences.shape
+    grand, rows, columns = float(differences.mean()), differences.mean(1, keepdims=True), differences.mean(0, keepdims=True)
+    freedom = np.array([seeds - 1, queries - 1, (seeds - 1) * (queries - 1)])
+    squares = [queries * np.square(rows - grand).sum(), seeds * np.square(columns - grand).sum()]
+    squares.append(np.square(differences - rows - columns + grand).sum())
+    of_seeds, of_queries, rest = np.array(squares) / freedom
+    seeds_vary, queries_vary = int(of_seeds > rest), int(of_queries > rest)
+    terms = np.array([of_seeds * seeds_vary, of_queries * queries_vary, rest * (1 - seeds_vary - queries_vary)])
+    df = float(terms.sum() ** 2 / (terms**2 / freedom).sum())
+    error = float(np.sqrt(terms.sum() / n))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    return {
+        "difference": {"value": grand, "low": grand - half, "high": grand + half, "n": n},
+        "p": float(2 * stats.t.sf(abs(grand) / error, df)),
+        "degrees_of_freedom": df,
+    }
+
+
 def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
     """A recipe that was run with several seeds against a baseline: what holds for other queries *and* other seeds.
 
-    Seeds and queries are crossed: every seed answers every query. Taking each (seed, query) for an observation of its own would count
-    every query S times, and taking the mean over seeds for one system would forget that another seed gives another student. Here both
-    are random effects: with the mean squares of seeds, queries and what is left, the variance of the grand mean is
-    (MS_seeds + MS_queries - MS_rest) / (S Q) (Searle, Casella & McCulloch, 1992, ch. 4; a component below 0 counts as 0), with
-    Satterthwaite's degrees of freedom (1946): Clark's quasi-F (1973), as an interval. A bootstrap over seeds would be too narrow: with S
-    seeds it shrinks their variance to (S - 1) / S of itself.
+    Every seed answers every query. Taking each (seed, query) for an observation of its own would count every query S times, and taking
+    the mean over seeds for one system would forget that another seed gives another student: see :func:`crossed_interval`. A bootstrap
+    over seeds would be too narrow: with S of them it shrinks their variance to (S - 1) / S of itself.
 
     Args:
         values: (S, Q) per-query values, S >= 2 seeds. Those of a run are in its `evaluation.json` under `per_query`.
@@ -215,36 +242,12 @@ def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str,
         )
     _check(values, baseline)
     differences = values - baseline
-    seeds, queries = differences.shape
-    grand, rows, columns = float(differences.mean()), differences.mean(1, keepdims=True), differences.mean(0, keepdims=True)
-    freedom = np.array([seeds - 1, queries - 1, (seeds - 1) * (queries - 1)])
-    squares = [queries * np.square(rows - grand).sum(), seeds * np.square(columns - grand).sum()]
-    squares.append(np.square(differences - rows - columns + grand).sum())
-    of_seeds, of_queries, rest = np.array(squares) / freedom
-    seeds_vary, queries_vary = int(of_seeds > rest), int(of_queries > rest)
-    terms = np.array([of_seeds * seeds_vary, of_queries * queries_vary, rest * (1 - seeds_vary - queries_vary)])
-    if np.ptp(differences) == 0:
-        same = not differences.any()
-        n = differences.size
-        inference: dict[str, Any] = {
-            "difference": figure(mean, [differences.ravel()], seed) if same else undefined(n, "every difference is the same"),
-            "p": 1.0 if same else None,
-            "degrees_of_freedom": None,
-        }
-    else:
-        df = float(terms.sum() ** 2 / (terms**2 / freedom).sum())
-        error = float(np.sqrt(terms.sum() / differences.size))
-        half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-        inference = {
-            "difference": {"value": grand, "low": grand - half, "high": grand + half, "n": differences.size},
-            "p": float(2 * stats.t.sf(abs(grand) / error, df)),
-            "degrees_of_freedom": df,
-        }
+    per_seed = differences.mean(1)
     return {
-        "num_seeds": seeds,
-        "num_queries": queries,
-        **inference,
-        "per_seed": rows[:, 0].tolist(),
-        "sd_between_seeds": float(rows.std(ddof=1)),
+        "num_seeds": len(values),
+        "num_queries": values.shape[1],
+        **crossed_interval(differences),
+        "per_seed": per_seed.tolist(),
+        "sd_between_seeds": float(per_seed.std(ddof=1)),
         "these_seeds": paired_tests(values.mean(0), np.broadcast_to(baseline, values.shape).mean(0), seed),
     }
