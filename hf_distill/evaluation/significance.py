@@ -51,6 +51,11 @@ def _bootstrap_test(differences: np.ndarray, seed: int) -> dict[str, Any]:
     return {"statistic": observed, "p": (1 + extreme) / (1 + len(drawn))}
 
 
+def _equal(differences: np.ndarray) -> bool:
+    """Whether all differences are the same, up to what floats make of equal ones."""
+    return bool(np.ptp(differences) <= 1e-12 * np.abs(differences).max())
+
+
 def cohens_dz(differences: np.ndarray) -> np.ndarray:
     """Cohen's d of paired values, d_z: mean of the differences / their standard deviation (Cohen, 1988, sec. 2.3.5), over the last axis.
 
@@ -58,7 +63,7 @@ def cohens_dz(differences: np.ndarray) -> np.ndarray:
     """
     spread = differences.std(-1, ddof=1) if differences.shape[-1] > 1 else np.zeros(differences.shape[:-1])
     # Equal floats may leave a spread in the last digit.
-    constant = np.ptp(differences, axis=-1) == 0
+    constant = np.ptp(differences, axis=-1) <= 1e-12 * np.abs(differences).max(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(constant, np.nan, differences.mean(-1) / spread))
 
@@ -72,7 +77,7 @@ def smallest_detectable(differences: np.ndarray) -> float | None:
     says how they vary.
     """
     n = len(differences)
-    if n < 2 or np.ptp(differences) == 0:
+    if n < 2 or _equal(differences):
         return None
     shift = special.nctdtrinc(n - 1, 1 - POWER, stats.t.ppf(1 - ALPHA / 2, n - 1))
     return float(shift * differences.std(ddof=1) / np.sqrt(n))
@@ -116,19 +121,19 @@ def paired_tests(system: np.ndarray, baseline: np.ndarray, seed: int) -> dict[st
     else:
         tests = {
             "paired_t_test": _t_test(differences)
-            if np.ptp(differences) > 0
+            if not _equal(differences)
             else {"statistic": None, "p": None, "undefined": "every difference is the same, so it has no variance"},
             "wilcoxon": _wilcoxon(differences),
             "randomisation": _randomisation(differences, seed),
             "bootstrap": _bootstrap_test(differences, seed)
-            if np.ptp(differences) > 0
+            if not _equal(differences)
             else {"statistic": None, "p": None, "undefined": "every difference is the same, so every resample is"},
         }
     d = undefined(n, "every difference is the same, so there is no spread to measure it in")
     return {
         "difference": figure(mean, [differences], seed),
         **tests,
-        "cohens_dz": figure(cohens_dz, [differences], seed) if np.ptp(differences) > 0 else d,
+        "cohens_dz": figure(cohens_dz, [differences], seed) if not _equal(differences) else d,
         "smallest_detectable": smallest_detectable(differences),
         "wins": int((differences > 0).sum()),
         "losses": int((differences < 0).sum()),
@@ -192,7 +197,7 @@ def crossed_interval(differences: np.ndarray) -> dict[str, Any]:
     Satterthwaite's degrees of freedom (1946): Clark's quasi-F (1973), as an interval.
     """
     n = differences.size
-    if np.ptp(differences) == 0:
+    if _equal(differences):
         value = float(differences[0, 0])
         same: Any = {"value": 0.0, "low": 0.0, "high": 0.0, "n": n} if value == 0 else undefined(n, f"every difference is {value:g}")
         return {"difference": same, "p": 1.0 if value == 0 else None, "degrees_of_freedom": None}
