@@ -1,7 +1,8 @@
 import jinja2
 import pytest
 
-from hf_distill.report import environment, plot_losses, plot_selection, verdict
+from hf_distill.plots import plot_losses, plot_selection
+from hf_distill.report import environment, verdict
 
 
 def evaluation(bm25: tuple[float, float], untrained: tuple[float, float]) -> dict:

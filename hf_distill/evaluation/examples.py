@@ -47,8 +47,9 @@ def wins_and_losses(
         qrels: Query id -> document id -> grade.
 
     Returns:
-        `measure`, `system`, `against`, and `wins` and `losses`: the `EXAMPLES` largest of each, largest first, among equals the earliest, with the texts of query, of the judged document that the system ranks best and of its first document (at most 300
-        characters each), both values, and both ranks of the judged document (None: not found).
+        `measure`, `system`, `against`, and `wins` and `losses`: the `EXAMPLES` largest of each, largest first, among equals the earliest,
+        with both values, the texts of the query, of the judged document that the system ranks best and of its first document if that is
+        another (at most 300 characters each), and both ranks of the judged document (None: not found).
     """
     system, against = names
     differences = values[system] - values[against]

@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
+from scipy.stats import kendalltau, norm, rankdata
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import Figure, Undefined, figure, mean, undefined
+from hf_distill.evaluation.intervals import LEVEL, Figure, Undefined, figure, mean, undefined
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -31,6 +31,32 @@ def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([kendalltau(a, b).statistic for a, b in rows]).reshape(x.shape[:-1])
 
 
+def kendall_figure(x: np.ndarray, y: np.ndarray) -> Figure:
+    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969): in O(n^2) once, where a bootstrap would sort anew.
+
+    Memory is bounded by a block of rows. With fewer than three pairs the interval is all of [-1, 1].
+    """
+    n = len(x)
+    value = float(kendall(x, y))
+    concordance = np.empty(n)
+    step = max(1, _CELLS // n)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        concordance[rows] = (np.sign(x[rows, None] - x) * np.sign(y[rows, None] - y)).sum(1)
+    untied = []
+    for side in (x, y):
+        _, place, counts = np.unique(side, return_inverse=True, return_counts=True)
+        untied.append(n - counts[place])
+    total, (of_x, of_y) = concordance.sum(), untied
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = (total - 2 * concordance) / np.sqrt((of_x.sum() - 2 * of_x) * (of_y.sum() - 2 * of_y).astype(np.float64))
+    without = without[np.isfinite(without)]  # what is left may be constant
+    if len(without) < 3:
+        return {"value": value, "low": -1.0, "high": 1.0, "n": n}
+    half = float(norm.ppf((1 + LEVEL) / 2) * np.sqrt((len(without) - 1) * without.var()))
+    return {"value": value, "low": max(-1.0, value - half), "high": min(1.0, value + half), "n": n}
+
+
 def mae(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Mean absolute error over the last axis."""
     return np.asarray(np.abs(x - y).mean(-1))
@@ -49,6 +75,7 @@ def bias(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 CORRELATIONS = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
 STATISTICS = {**CORRELATIONS, "mae": mae, "rmse": rmse, "bias": bias}
 BINS = 10
+_CELLS = 2**20
 
 
 def _constant(teacher: np.ndarray, student: np.ndarray) -> str | None:
@@ -63,7 +90,9 @@ def _constant(teacher: np.ndarray, student: np.ndarray) -> str | None:
 
 def _figure_or_reason(name: str, teacher: np.ndarray, student: np.ndarray, seed: int) -> Figure | Undefined:
     reason = _constant(teacher, student) if name in CORRELATIONS else None
-    return undefined(len(teacher), reason) if reason else figure(STATISTICS[name], [teacher, student], seed)
+    if reason:
+        return undefined(len(teacher), reason)
+    return kendall_figure(teacher, student) if name == "kendall" else figure(STATISTICS[name], [teacher, student], seed)
 
 
 def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> list[dict[str, Any]]:
