@@ -90,7 +90,7 @@ def plot_cost(evaluation: Mapping[str, Any]) -> Picture:
             reach = [[figure["value"] - figure["low"]], [figure["high"] - figure["value"]]]
             axes.errorbar([x], [figure["value"]], yerr=reach, fmt="o", color=colour, markersize=7, elinewidth=2, alpha=0.9)
             axes.annotate(label, (x, figure["value"]), xytext=(7, 4), textcoords="offset points", color=colour)
-            story.append(f"{label} {figure['value']:.3f} at {x} ms")
+            story.append(f"{label} {figure['value']:.3f} at {x:.{0 if x >= 10 else 1}f} ms")
         else:
             axes.axhline(figure["value"], color=GREY, linestyle="--", linewidth=1)
             axes.annotate(
