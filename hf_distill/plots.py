@@ -21,7 +21,7 @@ LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "the untrained stud
 
 BLUE, ORANGE, GREY = "#2f6fb3", "#c8642b", "#8a8f98"
 STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "svg.fonttype": "path", "svg.hashsalt": "hf_distill", "axes.edgecolor": GREY, "text.color": GREY, "axes.labelcolor": GREY,
     "xtick.color": GREY, "ytick.color": GREY, "axes.titlecolor": GREY,
 }  # fmt: skip
@@ -38,6 +38,9 @@ class Picture:
     svg: str
     alt: str
     caption: str
+
+
+_DRAWN_ONE_BY_ONE = 2000
 
 
 def _picture(plot: Plot, alt: str, caption: str) -> Picture:
@@ -109,7 +112,8 @@ def plot_scatter(evaluation: Mapping[str, Any]) -> Picture:
     """Teacher score against student score of the held-out pairs."""
     teacher, student = (np.array(evaluation["pairs"][f"{name}_score"]) for name in (TEACHER, STUDENT))
     plot, axes = _plot(4.2, 4.0)
-    axes.scatter(teacher, student, s=5, alpha=0.35, color=BLUE, linewidths=0, rasterized=True)
+    many = len(teacher) > _DRAWN_ONE_BY_ONE  # as a raster they do not follow dark mode: a colour for both
+    axes.scatter(teacher, student, s=7, alpha=0.5, color="#5a93d0" if many else BLUE, linewidths=0, rasterized=many)
     low, high = float(min(teacher.min(), student.min())), float(max(teacher.max(), student.max()))
     axes.plot([low, high], [low, high], color=ORANGE, linewidth=1)
     axes.set_xlabel("teacher's score")
