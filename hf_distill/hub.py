@@ -20,7 +20,8 @@ from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
 from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
 from hf_distill.hardware import describe_environment
-from hf_distill.report import environment, headline, save_selection_plot, verdict
+from hf_distill.plots import save_selection_plot
+from hf_distill.report import environment, headline, verdict
 from hf_distill.run_folder import RunFolder, written_whole
 from hf_distill.scoring import ScoredPairs
 from hf_distill.selection import SelectedPairs

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
-import numpy as np
-from matplotlib.figure import Figure as Plot
 
 from hf_distill.evaluation import BM25, STUDENT, TEACHER, UNTRAINED
-from hf_distill.objective import TERMS
+from hf_distill.evaluation.significance import ALPHA, TESTS
+from hf_distill.plots import (
+    LABELS,
+    STYLE,
+    plot_calibration,
+    plot_cost,
+    plot_losses,
+    plot_retrieval,
+    plot_scatter,
+    plot_selection,
+    plot_wins,
+)
 from hf_distill.run_folder import RunFolder, written_whole
 
-LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "the untrained student", BM25: "BM25"}
-"""How a system is called in a sentence."""
-
 TEMPLATES = Path(__file__).parent / "templates"
-
-BLUE, ORANGE, GREY = "#2f6fb3", "#c8642b", "#8a8f98"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "svg.fonttype": "path", "svg.hashsalt": "hf_distill", "axes.edgecolor": GREY, "text.color": GREY, "axes.labelcolor": GREY,
-    "xtick.color": GREY, "ytick.color": GREY, "axes.titlecolor": GREY,
-}  # fmt: skip
-"""Mid-grey ink on a transparent ground: readable in light and in dark mode."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A plot for the page: `svg` is an img tag's data URI, `alt` what it shows, in words and figures."""
-
-    svg: str
-    alt: str
-    caption: str
-
-
-def _picture(plot: Plot, alt: str, caption: str) -> Picture:
-    buffer = io.StringIO()
-    plot.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    return Picture("data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue().encode()).decode(), alt, caption)
-
-
-def _plot(width: float = 5.4, height: float = 3.4) -> tuple[Plot, Any]:
-    plot = Plot(figsize=(width, height))
-    return plot, plot.subplots()
 
 
 def environment() -> jinja2.Environment:
@@ -61,99 +36,6 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def plot_retrieval(retrieval: Mapping[str, Any]) -> Picture:
-    """nDCG@10 of every system with its interval."""
-    names = [name for name in (BM25, UNTRAINED, STUDENT, TEACHER) if name in retrieval["systems"]]
-    figures = [retrieval["systems"][name]["nDCG@10"] for name in names]
-    plot, axes = _plot(5.4, 2.2)
-    for row, (name, f) in enumerate(zip(names, figures, strict=True)):
-        axes.plot(
-            [f["low"], f["high"]], [row, row], color=BLUE if name == STUDENT else GREY, linewidth=5, alpha=0.45, solid_capstyle="butt"
-        )
-        axes.plot(f["value"], row, "o", color=BLUE if name == STUDENT else GREY)
-    axes.set_yticks(range(len(names)), [LABELS[name].removeprefix("the ") for name in names])
-    axes.set_xlabel(f"nDCG@10 over {retrieval['num_queries']:,} queries, 95% interval")
-    text = "; ".join(f"{n} {f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for n, f in zip(names, figures, strict=True))
-    return _picture(plot, f"nDCG@10 with 95% intervals: {text}", "Retrieval over the full held-out corpus.")
-
-
-def plot_scatter(evaluation: Mapping[str, Any]) -> Picture:
-    """Teacher score against student score of the held-out pairs."""
-    teacher, student = (np.array(evaluation["pairs"][f"{name}_score"]) for name in (TEACHER, STUDENT))
-    plot, axes = _plot(4.2, 4.0)
-    axes.scatter(teacher, student, s=5, alpha=0.35, color=BLUE, linewidths=0, rasterized=True)
-    low, high = float(min(teacher.min(), student.min())), float(max(teacher.max(), student.max()))
-    axes.plot([low, high], [low, high], color=ORANGE, linewidth=1)
-    axes.set_xlabel("teacher's score")
-    axes.set_ylabel("student's score")
-    f = evaluation["fidelity"]
-    r = "undefined" if f["pearson"]["value"] is None else f"{f['pearson']['value']:.3f}"
-    return _picture(
-        plot,
-        f"Scatter of {len(teacher):,} held-out pairs: Pearson {r}, mean absolute error {f['mae']['value']:.3f}, "
-        f"bias {f['bias']['value']:+.3f}",
-        "Every held-out pair; on the line, student and teacher agree.",
-    )
-
-
-def _draw_selection(audit: Mapping[str, Any]) -> Plot:
-    edges = np.array(audit["histogram"]["edges"])
-    kept, dropped = np.array(audit["histogram"]["kept"]), np.array(audit["histogram"]["dropped"])
-    plot, axes = _plot(5.4, 3.0)
-    axes.bar(edges[:-1], kept, np.diff(edges), align="edge", color=BLUE, label=f"kept ({kept.sum():,})")
-    axes.bar(edges[:-1], dropped, np.diff(edges), align="edge", bottom=kept, color=GREY, alpha=0.6, label=f"dropped ({dropped.sum():,})")
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    for name, cut in cuts:
-        axes.axvline(cut, color=ORANGE, label=f"{name}: {cut:.4f}")
-    axes.set_xlabel("teacher's score")
-    axes.set_ylabel("training pairs")
-    axes.legend(frameon=False, labelcolor=GREY)
-    return plot
-
-
-def plot_selection(audit: Mapping[str, Any]) -> Picture:
-    """The teacher's scores of kept and dropped training pairs, with the thresholds of the rules."""
-    kept, dropped = sum(audit["histogram"]["kept"]), sum(audit["histogram"]["dropped"])
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    thresholds = "; ".join(f"{name} at {cut:.4f}" for name, cut in cuts) or "no rule has a threshold"
-    return _picture(
-        _draw_selection(audit),
-        f"Histogram of teacher scores: {kept:,} pairs kept, {dropped:,} dropped; {thresholds}",
-        "What the selection kept and dropped.",
-    )
-
-
-def save_selection_plot(audit: Mapping[str, Any], path: Path) -> None:
-    """The same as a PNG on white, for the dataset card."""
-    with mpl.rc_context(_STYLE):
-        _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
-
-
-def plot_losses(training: Mapping[str, Any]) -> Picture:
-    """The training loss, its weighted terms, and the validation loss over steps."""
-    log = training["log"]
-    plot, axes = _plot(5.4, 3.0)
-    own = {"loss", "eval_loss"}
-    terms = [name for name in TERMS if any(name in row for row in log)]
-    for name in ("loss", *terms, "eval_loss"):
-        points = [(row["step"], row[name]) for row in log if name in row]
-        if points:
-            style = {"color": BLUE, "linewidth": 1.8} if name == "loss" else {"color": ORANGE, "marker": "o"} if name == "eval_loss" else {}
-            axes.plot(
-                *zip(*points, strict=True),
-                label="validation loss" if name == "eval_loss" else name,
-                alpha=1 if name in own else 0.6,
-                **style,
-            )
-    axes.set_xlabel("step")
-    axes.set_ylabel("weighted loss")
-    if log:
-        axes.legend(frameon=False, labelcolor=GREY)
-    losses = [row["loss"] for row in log if "loss" in row]
-    story = f"from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "not logged"
-    return _picture(plot, f"Training loss over {training['steps']:,} steps, {story}", "Training, term by term (each times its weight).")
 
 
 def headline(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -181,13 +63,31 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join([*lines, verdict(evaluation)])
 
 
+def standing(evaluation: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Which systems the student is "better", "level" or "worse" than in nDCG@10.
+
+    By the sign-flip randomisation test at 5% after Holm's correction; by the bootstrap interval where there is none.
+    """
+    margins, result = evaluation["retrieval"]["student_minus"], {"better": [], "level": [], "worse": []}  # type: ignore[var-annotated]
+    comparisons = evaluation.get("significance", {}).get("comparisons", {})
+    for name in (BM25, UNTRAINED, TEACHER):
+        if name not in margins:
+            continue
+        margin = margins[name]["nDCG@10"]
+        if name in comparisons:
+            p = comparisons[name]["randomisation"]["p_holm"]
+            differs = p is not None and p < ALPHA
+            better = differs and margin["value"] > 0
+        else:
+            differs, better = margin["low"] > 0 or margin["high"] < 0, margin["low"] > 0
+        result["better" if better else "worse" if differs else "level"].append(name)
+    return result
+
+
 def verdict(evaluation: Mapping[str, Any]) -> str:
-    """One honest sentence: what share of the teacher's nDCG@10 the student keeps, and what it beats beyond doubt."""
+    """One honest sentence: what share of the teacher's nDCG@10 the student keeps, and what it beats beyond doubt (see `standing`)."""
     over_teacher = evaluation["retrieval"]["student_over_teacher"]
-    margins = evaluation["retrieval"]["student_minus"]
-    beaten = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["low"] > 0]
-    level = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["low"] <= 0 <= margins[name]["nDCG@10"]["high"]]
-    worse = [name for name in (BM25, UNTRAINED) if margins[name]["nDCG@10"]["high"] < 0]
+    stands = {how: [name for name in names if name != TEACHER] for how, names in standing(evaluation).items()}
     if over_teacher is not None:
         ratio = over_teacher["nDCG@10"]
         kept = f"The student keeps {ratio['value']:.1%} of the teacher's nDCG@10 (95% interval {ratio['low']:.1%} to {ratio['high']:.1%})"
@@ -199,10 +99,77 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
         )
     claims = [
         f"{verb} {' and '.join(LABELS[name] for name in names)}"
-        for verb, names in (("is better than", beaten), ("cannot be told apart from", level), ("is worse than", worse))
+        for verb, names in (
+            ("is better than", stands["better"]),
+            ("cannot be told apart from", stands["level"]),
+            ("is worse than", stands["worse"]),
+        )
         if names
     ]
     return f"{kept}; it {', '.join(claims)}."
+
+
+def is_it_good_enough(evaluation: Mapping[str, Any]) -> str:
+    """The answer in a sentence, by fixed rules over `standing`: training must have helped, BM25 must be beaten, then the teacher counts."""
+    stands, queries = standing(evaluation), evaluation["retrieval"]["num_queries"]
+    as_far = f"as far as {queries:,} quer{'y' if queries == 1 else 'ies'} can tell"
+    rules = (
+        ("worse", UNTRAINED, "No: it is worse than before training."),
+        ("level", UNTRAINED, f"Not shown: {as_far}, training has changed nothing."),
+        ("worse", BM25, "No: BM25, which needs no model, is better."),
+        ("level", BM25, f"Not shown: {as_far}, BM25, which needs no model, is as good."),
+        ("better", TEACHER, "Yes: it is better than its teacher on this task."),
+        ("level", TEACHER, f"Yes, {as_far}: it cannot be told apart from its teacher."),
+        ("worse", TEACHER, "It is of use, and behind its teacher: enough, if the difference is worth less to you than the cost."),
+    )
+    alone = "It is of use: it beats BM25 and itself before training. Its teacher cannot search, so it cannot be held against it."
+    return next((answer for how, name, answer in rules if name in stands[how]), alone)
+
+
+def mirrored(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """The same difference the other way round."""
+    if figure["value"] is None:
+        return dict(figure)
+    return {**figure, "value": -figure["value"], "low": -figure["high"], "high": -figure["low"]}
+
+
+def comparison_rows(significance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The student against every other system, student minus other: the file has it the other way round."""
+    return [
+        {
+            "label": LABELS.get(name, name).removeprefix("the "),
+            "difference": mirrored(row["difference"]),
+            "tests": [row[test] for test in TESTS],
+            "cohens_dz": mirrored(row["cohens_dz"]),
+            "smallest_detectable": row["smallest_detectable"],
+            "wins": row["losses"],
+            "ties": row["ties"],
+            "losses": row["wins"],
+        }
+        for name, row in significance["comparisons"].items()
+    ]
+
+
+def probability(p: float | None) -> str:
+    """A p-value as it is read: "< .001", ".034", "1"."""
+    if p is None:
+        return "undefined"
+    return "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
+
+
+def _pictures(evaluation: Mapping[str, Any], audit: Mapping[str, Any], training: Mapping[str, Any], against: str | None) -> dict[str, Any]:
+    pictures = {
+        "cost": plot_cost(evaluation),
+        "retrieval": plot_retrieval(evaluation["retrieval"]),
+        "scatter": plot_scatter(evaluation),
+        "selection": plot_selection(audit),
+        "losses": plot_losses(training),
+    }
+    if "calibration" in evaluation["fidelity"]:
+        pictures["calibration"] = plot_calibration(evaluation["fidelity"]["calibration"])
+    if against is not None:
+        pictures["wins"] = plot_wins(evaluation["per_query"], against)
+    return pictures
 
 
 def write_report(
@@ -216,20 +183,20 @@ def write_report(
     folder: RunFolder,
 ) -> None:
     """Write `report.html` from measured results; text from the data is escaped, nothing is loaded from elsewhere."""
-    with mpl.rc_context(_STYLE):
-        pictures = {
-            "retrieval": plot_retrieval(evaluation["retrieval"]),
-            "scatter": plot_scatter(evaluation),
-            "selection": plot_selection(audit),
-            "losses": plot_losses(training),
-        }
+    against = evaluation["wins_and_losses"]["against"] if "wins_and_losses" in evaluation else None
+    with mpl.rc_context(STYLE):
+        pictures = _pictures(evaluation, audit, training, against)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             name=name,
+            answer=is_it_good_enough(evaluation),
             verdict=verdict(evaluation),
             rows=headline(evaluation),
+            comparisons=comparison_rows(evaluation["significance"]) if "significance" in evaluation else [],
+            against=None if against is None else LABELS[against] if against == BM25 else f"the {LABELS[against].removeprefix('the ')}",
+            probability=probability,
             measures=list(next(iter(evaluation["retrieval"]["systems"].values()))),
             evaluation=evaluation,
             audit=audit,

@@ -1,19 +1,38 @@
 """Every figure against a hand-computed value or a library called by hand."""
 
+import json
 import math
 
 import ir_measures
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_distill.errors import InputError
 from hf_distill.evaluation import ratio_of_means
-from hf_distill.evaluation.fidelity import by_range, fidelity, pearson, spearman
+from hf_distill.evaluation.agreement import overlaps, rank_biased_overlap, ranking_agreement
+from hf_distill.evaluation.examples import per_query_values, wins_and_losses
+from hf_distill.evaluation.fidelity import (
+    average_precision,
+    by_range,
+    calibration,
+    calibration_error,
+    decisions,
+    f1,
+    fidelity,
+    kendall_figure,
+    pearson,
+    quantile_bins,
+    roc_auc,
+    spearman,
+)
 from hf_distill.evaluation.intervals import figure, mean
 from hf_distill.evaluation.paper_protocol import PUBLISHED, cohens_d, f1_at_median, ndcg_at, paper_protocol, recall_at
 from hf_distill.evaluation.retrieval import bm25_run, make_run, per_query
+from hf_distill.evaluation.significance import compare_systems
 from hf_distill.search import search
 
 RNG = np.random.default_rng(0)
@@ -167,3 +186,173 @@ def test_undefined_statistics_are_none_not_nan() -> None:
     assert "no variance" in result["paired_t_test"]["undefined"]
     assert cohens_d(np.ones(3), np.ones(3)) is None
     assert paper_protocol(np.array([0.4, 0.6]), np.array([0.5, 0.5]))["pearson"] is None
+
+
+# --- fidelity: order, calibration, decisions -------------------------------------------------------------------------
+
+
+def test_kendall_is_scipys_and_its_interval_the_jackknifes() -> None:
+    x = RNG.normal(size=40).round(1)
+    y = (x + RNG.normal(size=40)).round(1)
+    ours = kendall_figure(x, y)
+    without = np.array([scipy.stats.kendalltau(np.delete(x, i), np.delete(y, i)).statistic for i in range(40)])
+    half = scipy.stats.norm.ppf(0.975) * math.sqrt(39 / 40 * ((without - without.mean()) ** 2).sum())
+    assert ours["value"] == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-9)
+    assert (ours["low"], ours["high"]) == pytest.approx((ours["value"] - half, ours["value"] + half), abs=1e-9)
+    assert kendall_figure(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == {"value": 1.0, "low": -1.0, "high": 1.0, "n": 2}
+
+
+def test_kendalls_interval_covers_the_truth() -> None:
+    truth = 2 / math.pi * math.asin(0.6)  # of the bivariate normal with correlation .6
+    hits = 0
+    for seed in range(300):
+        x, e = np.random.default_rng(seed).normal(size=(2, 80))
+        interval = kendall_figure(x, 0.6 * x + 0.8 * e)
+        hits += interval["low"] <= truth <= interval["high"]
+    assert hits / 300 == pytest.approx(0.95, abs=0.04)
+
+
+def test_calibration_by_hand() -> None:
+    student = np.array([0.1, 0.2, 0.3, 0.4])
+    teacher = np.array([0.1, 0.4, 0.1, 0.2])
+    bins = quantile_bins(student, 2)
+    assert bins.tolist() == [0, 0, 1, 1]
+    # Gaps 0 -.2 | .2 .2: bin means -.1 and .2, each of half the pairs.
+    assert calibration_error(bins, student - teacher) == pytest.approx(0.15)
+    result = calibration(np.full(10, 0.5), np.full(10, 0.7), 0)
+    assert [row["n"] for row in result["bins"]] == [10], "equal scores share a bin"
+    assert result["expected_error"]["value"] == pytest.approx(0.2)
+
+
+def test_bins_hold_equally_many_pairs() -> None:
+    counts = np.bincount(quantile_bins(RNG.normal(size=1000)))
+    assert counts.tolist() == [100] * 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=20).filter(lambda rows: len({t for t, _ in rows}) == 2))
+def test_auc_average_precision_and_f1_are_scikit_learns(rows: list[tuple[bool, int]]) -> None:
+    truth, scores = np.array([t for t, _ in rows]), np.array([float(s) for _, s in rows])
+    assert roc_auc(truth, scores) == pytest.approx(sklearn.metrics.roc_auc_score(truth, scores), abs=1e-9)
+    assert average_precision(truth, scores) == pytest.approx(sklearn.metrics.average_precision_score(truth, scores), abs=1e-9)
+    assert f1(truth, scores >= 3) == pytest.approx(sklearn.metrics.f1_score(truth, scores >= 3), abs=1e-9)
+    twice = np.stack([truth, truth]), np.stack([scores, -scores])
+    assert roc_auc(*twice)[1] == pytest.approx(sklearn.metrics.roc_auc_score(truth, -scores), abs=1e-9)
+    assert average_precision(*twice)[1] == pytest.approx(sklearn.metrics.average_precision_score(truth, -scores), abs=1e-9)
+
+
+def test_decisions_at_the_median_are_the_papers_f1() -> None:
+    teacher, student = RNG.uniform(size=(2, 101))
+    result = decisions(teacher, student, 0)
+    assert result["median"]["f1"]["value"] == pytest.approx(f1_at_median(teacher, student)["value"])
+    assert result["80th percentile"]["positives"] == 21
+    assert result["median"]["roc_auc"]["low"] < result["median"]["roc_auc"]["value"] < result["median"]["roc_auc"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "reason"),
+    [
+        ([0.5, 0.5, 0.5], [0.1, 0.2, 0.3], "the teacher's scores are all equal"),
+        ([0.1, 0.2, 0.3], [0.5, 0.5, 0.5], "the student's scores are all equal"),
+        ([0.1], [0.3], "one pair has no correlation"),
+    ],
+)
+def test_constant_scores_are_said_everywhere_and_nothing_crashes(teacher: list, student: list, reason: str) -> None:
+    result = fidelity(np.array(teacher), np.array(student), 0)
+    assert [result[name]["undefined"] for name in ("pearson", "spearman", "kendall")] == [reason] * 3
+    auc = result["decisions"]["median"]["roc_auc"]
+    assert auc["value"] is None
+    assert auc["undefined"] == (reason if len(set(teacher)) > 1 else f"every teacher score reaches the threshold {teacher[0]:.4f}")
+    table = paper_protocol(np.array(teacher), np.array(student))
+    if len(teacher) > 1:
+        assert (table["Recall@1"], table["NDCG@1"], table["unranked"]) == (None, None, reason)
+    json.dumps([result, table], allow_nan=False)
+
+
+def test_scores_that_are_missing_are_refused() -> None:
+    with pytest.raises(InputError, match="1 teacher scores and 0 student scores are NaN"):
+        fidelity(np.array([0.1, np.nan]), np.ones(2), 0)
+    with pytest.raises(InputError, match="0 teacher scores and 0 student scores"):
+        fidelity(np.ones(0), np.ones(0), 0)
+
+
+def test_gains_that_are_not_positive_have_no_ndcg() -> None:
+    assert ndcg_at(np.array([-1.0, -2.0]), np.array([1.0, 2.0]), 2) is None
+
+
+def test_equal_differences_that_floats_make_unequal_have_no_test() -> None:
+    teacher = np.linspace(0.1, 0.7, 30)
+    table = paper_protocol(teacher, teacher + 0.1)
+    assert table["paired_t_test"]["p"] is None
+
+
+# --- rankings --------------------------------------------------------------------------------------------------------
+
+
+def ranking(names: str) -> dict[str, float]:
+    return {name: -float(i) for i, name in enumerate(names)}
+
+
+def test_overlap_and_rank_biased_overlap_by_hand() -> None:
+    shared = overlaps(ranking("abcd"), ranking("bade"))
+    assert shared.tolist() == [0, 2, 2, 3]
+    p = 0.9
+    expected = 3 / 4 * p**4 + (1 - p) / p * (0 * p + 2 / 2 * p**2 + 2 / 3 * p**3 + 3 / 4 * p**4)
+    assert rank_biased_overlap(shared) == pytest.approx(expected)
+    assert rank_biased_overlap(overlaps(ranking("abcd"), ranking("abcd"))) == pytest.approx(1)
+    assert rank_biased_overlap(overlaps(ranking("abcd"), ranking("efgh"))) == 0
+
+
+def test_equal_scores_are_ranked_by_document() -> None:
+    assert overlaps({"b": 1.0, "a": 1.0}, {"a": 2.0, "b": 1.0}).tolist() == [1, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.permutations("abcdefgh"), st.permutations("abcdefgh"))
+def test_rank_biased_overlap_is_symmetric_and_within_0_and_1(one: list[str], other: list[str]) -> None:
+    left, right = ranking("".join(one)), ranking("".join(other))
+    value = rank_biased_overlap(overlaps(left, right))
+    assert value == pytest.approx(rank_biased_overlap(overlaps(right, left)))
+    assert 0 <= value <= 1 + 1e-12
+
+
+def test_ranking_agreement_over_queries() -> None:
+    teacher = {"q1": ranking("abcdefghijkl"), "q2": ranking("lkjihgfedcba")}
+    student = {"q1": ranking("abcdefghijkl"), "q2": ranking("abcdefghijkl")}
+    result = ranking_agreement(teacher, {"student": student}, 0)
+    assert (result["p"], result["depth"]) == (0.9, 12)
+    assert result["student"]["overlap@1"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    assert result["student"]["overlap@10"]["value"] == pytest.approx(0.9)  # q2's first ten lack a and b, the other's k and l
+    assert "overlap@100" not in result["student"]
+    with pytest.raises(InputError, match="1 of 2 queries have no ranking in the reference or in student"):
+        ranking_agreement(teacher, {"student": {"q1": ranking("ab")}}, 0)
+
+
+# --- the largest wins and losses -------------------------------------------------------------------------------------
+
+
+def test_wins_and_losses_carry_their_texts() -> None:
+    queries = {"q1": "one", "q2": "two", "q3": "three"}
+    documents = {"d1": "first", "d2": "second " * 100}
+    qrels = {"q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d1": 1}}
+    runs = {
+        "student": {"q1": {"d1": 0.9, "d2": 0.1}, "q2": {"d1": 0.9, "d2": 0.8}, "q3": {"d1": 1.0}},
+        "teacher": {"q1": {"d2": 0.9, "d1": 0.8}, "q2": {"d2": 0.9}, "q3": {"d1": 1.0}},
+    }
+    values = {"student": np.array([1.0, 0.63, 1.0]), "teacher": np.array([0.63, 1.0, 1.0])}
+    result = wins_and_losses("nDCG@10", ("student", "teacher"), values, runs, queries, documents, qrels)
+    assert result["wins"] == [
+        {"query": "one", "judged": "first", "first": None, "value": 1.0, "value_against": 0.63, "rank": 1, "rank_against": 2}
+    ]
+    (loss,) = result["losses"]
+    assert (loss["query"], loss["first"], loss["rank"], loss["rank_against"]) == ("two", "first", 2, 1)
+    assert len(loss["judged"]) == 300
+    assert loss["judged"].endswith("…")
+
+
+def test_per_query_values_can_be_tested_again() -> None:
+    values = {"a": RNG.uniform(size=30), "b": RNG.uniform(size=30)}
+    written = json.loads(json.dumps(per_query_values("nDCG@10", values, [str(i) for i in range(30)])))
+    again = {name: np.array(row) for name, row in written["systems"].items()}
+    p, q = (compare_systems(v, "a", 0)["comparisons"]["b"]["paired_t_test"]["p"] for v in (values, again))
+    assert p == pytest.approx(q, abs=1e-9)

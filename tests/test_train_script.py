@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from conftest import ROOT, sentences
 from datasets import load_dataset
@@ -74,6 +75,12 @@ def test_the_student_loads_plainly_and_is_what_was_evaluated(finished: tuple[Pat
     assert evaluation["efficiency"]["teacher"]["dtype"] == evaluation["efficiency"]["student"]["dtype"] == "float32"
     assert evaluation["fidelity"]["num_pairs"] == len(test) == evaluation["retrieval"]["num_queries"]
     assert set(evaluation["retrieval"]["systems"]) == {"teacher", "student", "untrained student", "bm25"}
+    values = evaluation["per_query"]["systems"]
+    assert list(values) == list(evaluation["retrieval"]["systems"])
+    written = evaluation["significance"]["comparisons"]["teacher"]["wilcoxon"]["p"]
+    assert written == pytest.approx(scipy.stats.wilcoxon(values["teacher"], values["student"]).pvalue, abs=1e-9)
+    assert 0 < evaluation["ranking_agreement"]["student"]["rbo"]["value"] < 1
+    assert len(evaluation["wins_and_losses"]["losses"]) <= 5
     for system in evaluation["retrieval"]["systems"].values():
         for figure in system.values():
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1

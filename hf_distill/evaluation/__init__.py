@@ -15,11 +15,14 @@ from tqdm.auto import tqdm
 from hf_distill.data import PairData, text_id
 from hf_distill.encoding import encode
 from hf_distill.errors import InputError
+from hf_distill.evaluation.agreement import ranking_agreement
 from hf_distill.evaluation.efficiency import efficiency
+from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import fidelity
 from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.retrieval import DEPTH, MEASURES, Qrels, bm25_run, make_run, per_query
+from hf_distill.evaluation.significance import compare_systems
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import ScoredPairs
 from hf_distill.search import search
@@ -114,11 +117,12 @@ def evaluate_student(
         documents_of_teacher = scored.embeddings.of(text_id(teacher.prompted(text, "document")) for text in task.documents.values())
         embedded = {TEACHER: (queries_of_teacher, documents_of_teacher), **embedded}
     measure_of = {TEACHER: scored.scale.measure}
-    values = {
-        name: per_query(make_run(query_ids, document_ids, *search(queries, documents, DEPTH, measure_of.get(name, "dot"))), task.qrels)
+    runs = {
+        name: make_run(query_ids, document_ids, *search(queries, documents, DEPTH, measure_of.get(name, "dot")))
         for name, (queries, documents) in embedded.items()
     }
-    values[BM25] = per_query(bm25_run(query_ids, list(task.queries.values()), document_ids, list(task.documents.values())), task.qrels)
+    runs[BM25] = bm25_run(query_ids, list(task.queries.values()), document_ids, list(task.documents.values()))
+    values = {name: per_query(run, task.qrels) for name, run in runs.items()}
 
     teacher_scores = np.asarray(scored.test["teacher_score"], dtype=np.float64)
     known = ~np.isnan(teacher_scores)
@@ -137,6 +141,14 @@ def evaluate_student(
             "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)} if TEACHER in ndcg else None,
             "student_minus": {name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in ndcg if name != STUDENT},
         },
+        "significance": {"measure": "nDCG@10", **compare_systems(ndcg, STUDENT, seed)},
+        "per_query": per_query_values("nDCG@10", ndcg, list(task.qrels)),
+        "wins_and_losses": wins_and_losses(
+            "nDCG@10", (STUDENT, TEACHER if TEACHER in runs else BM25), ndcg, runs, task.queries, task.documents, task.qrels
+        ),
+        "ranking_agreement": ranking_agreement(runs[TEACHER], {name: runs[name] for name in (STUDENT, UNTRAINED)}, seed)
+        if TEACHER in runs
+        else None,
         "fidelity": fidelity(teacher_scores, cosines[STUDENT], seed),
         "fidelity_untrained": fidelity(teacher_scores, cosines[UNTRAINED], seed),
         "paper_protocol": paper_protocol(teacher_scores, cosines[STUDENT]),

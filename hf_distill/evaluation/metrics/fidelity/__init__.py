@@ -1,0 +1,1 @@
+"""The metric `fidelity`; `evaluate.load` takes this folder."""

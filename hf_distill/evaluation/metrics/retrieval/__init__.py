@@ -1,0 +1,1 @@
+"""The metric `retrieval`; `evaluate.load` takes this folder."""
