@@ -252,6 +252,20 @@ class SelectedPairs:
         return f"Selected {self.audit['kept']:,} of {self.audit['pairs_in']:,} training pairs: {', '.join(rules) or 'no rule'}"
 
 
+def rule_columns(scored: Dataset, seed: int) -> Columns:
+    """The columns of `scored` that rules see; `seed` seeds the order that breaks ties."""
+    score = np.asarray(scored["teacher_score"], dtype=np.float64)
+    order = np.random.default_rng(seed).permutation(len(score))
+    ranks, margins = (np.asarray(scored[name]) if name in scored.column_names else None for name in ("rank", "margin"))
+    return Columns(list(scored["query"]), list(scored["document"]), score, order, ranks, margins)
+
+
+def kept_rows(columns: Columns, rules: Sequence[Rule]) -> np.ndarray:
+    """Indices (m,) int64 of the scored pairs that no rule drops: what `select_pairs` would train on, without its audit."""
+    dropped_by, _ = apply_rules(columns, [Rule(UNSCORED), *rules])
+    return np.array([i for i, reason in enumerate(dropped_by) if reason is None], dtype=np.int64)
+
+
 def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunFolder, scores_key: str) -> SelectedPairs:
     """Apply `rules` to the scored training pairs and write `selection.json`.
 
@@ -266,13 +280,11 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
         InputError: No pair is left.
     """
     key = fingerprint(scores_key, [str(rule) for rule in rules], seed)
-    score = np.asarray(scored["teacher_score"], dtype=np.float64)
-    order = np.random.default_rng(seed).permutation(len(score))
-    ranks, margins = (np.asarray(scored[name]) if name in scored.column_names else None for name in ("rank", "margin"))
+    columns = rule_columns(scored, seed)
+    score, queries, documents = columns.score, columns.query, columns.document
     if np.isnan(score).any():
         rules = [Rule(UNSCORED), *rules]
-    queries, documents = list(scored["query"]), list(scored["document"])
-    dropped_by, records = apply_rules(Columns(queries, documents, score, order, ranks, margins), rules)
+    dropped_by, records = apply_rules(columns, rules)
     kept = sum(reason is None for reason in dropped_by)
     if not kept:
         worst = max(records, key=lambda record: record["dropped"])
