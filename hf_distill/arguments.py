@@ -147,7 +147,9 @@ class SelectionArguments:
 
     selection: list[str] = _option(
         [],
-        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, rank=K, margin=M, random=F; or none.",
+        "Rules, applied in order: invalid, echo, near_echo=S, duplicate, near_duplicate[=N], percentile=P, threshold=T, top_k=N, rank=K, "
+        "margin=M, stratified=F, random=F; or none. percentile and top_k take :by=group or :by=source, stratified takes :on=margin, and "
+        ":weight=W after any rule lets what it would drop weigh W in the objective.",
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from datasets import Dataset
 from matplotlib.figure import Figure as Plot
 from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
@@ -35,7 +36,8 @@ from hf_distill.hardware import use_all_cores
 from hf_distill.run_folder import RunFolder, fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json, written_whole
 from hf_distill.scoring import ScoredPairs, score_pairs
 from hf_distill.search import search
-from hf_distill.selection import Columns, Rule, kept_rows, parse_rules, rule_columns
+from hf_distill.selection import Columns, Rule, apply_rules, parse_rules, rule_columns, with_outcome
+from hf_distill.selection.rules import UNSCORED
 from hf_distill.signals import with_signals
 from hf_distill.student import build_student, teacher_components
 from hf_distill.teachers import Teacher, load_teacher
@@ -69,7 +71,18 @@ class Arm:
             known = np.flatnonzero(~np.isnan(columns.score))
             by_score = () if self.rules is not None else (columns.score[known],)
             return np.sort(known[np.lexsort((columns.order[known], *by_score))[: self.size]])
-        return kept_rows(columns, self.rules or ())
+        return apply_rules(columns, self._applied_rules).kept
+
+    @property
+    def _applied_rules(self) -> list[Rule]:
+        return [Rule(UNSCORED), *(self.rules or ())]
+
+    def pairs(self, train: Dataset, columns: Columns) -> Dataset:
+        """The pairs to train on, with their `weight` if a rule gives any."""
+        rows = self.rows(columns)
+        if not any(rule.weight is not None for rule in self.rules or ()):
+            return train.select(rows)
+        return with_outcome(train, self._applied_rules, apply_rules(columns, self._applied_rules)).select(rows)
 
 
 def parse_selections(texts: Sequence[str]) -> dict[str, tuple[Rule, ...]]:
@@ -295,7 +308,7 @@ class _Study:
     teacher: Teacher
     data: PairData
     scored: ScoredPairs
-    train: Any
+    train: Dataset
     train_key: str
     task: HeldOutTask
     components: np.ndarray | None
@@ -313,7 +326,7 @@ class _Study:
         if found is not None:
             return found
         start = time.perf_counter()
-        selected = self.train.select(arm.rows(columns))
+        selected = arm.pairs(self.train, columns)
         rows = training_rows(with_hard_negatives(selected, self.train, recipe.trainer.hard_negatives_per_pair), self.scored.embeddings)
         student = build_student(recipe.student, self.teacher, self.components, seed)
         training = train_student(student, recipe, rows, rows.select([]), self.components, self.scored.scale, key)
@@ -363,7 +376,7 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     components = teacher_components(scored.embeddings, recipe.student.student_dim)
     study = _Study(recipe, folder, teacher, data, scored, train, train_key, held_out_task(data), components, examples)
 
-    columns = rule_columns(train, seed)
+    columns = rule_columns(train, [rule for rules in parsed.values() for rule in rules], seed)
     arms = plan_arms(parsed, columns)
     matched = matched_recipe(recipe, examples, seed).training
     for arm in arms:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from scipy.stats import ttest_rel
 
 from hf_distill.commands import main
 from hf_distill.errors import InputError
-from hf_distill.selection import Columns
+from hf_distill.selection import Columns, parse_rules, rule_columns
 from hf_distill.selection_study import FULL, compare, holm, parse_selections, plan_arms, verdict
 
 
 def columns(scores: list[float]) -> Columns:
     n = len(scores)
-    return Columns(
-        [f"query number {i}" for i in range(n)], [f"document number {i}" for i in range(n)], np.array(scores), np.arange(n)[::-1]
-    )
+    pairs = {
+        "query": [f"query number {i}" for i in range(n)],
+        "document": [f"document number {i}" for i in range(n)],
+        "teacher_score": scores,
+    }
+    made = rule_columns(Dataset.from_dict(pairs), parse_rules(["invalid", "echo"]), 0)
+    return dataclasses.replace(made, order=np.arange(n)[::-1])
 
 
 def test_arms_by_hand() -> None:
