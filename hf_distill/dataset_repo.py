@@ -17,10 +17,10 @@ from hf_distill.data import Source
 from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
 from hf_distill.data.contract import map_rows
 from hf_distill.hardware import describe_environment
-from hf_distill.report import save_selection_plot
 from hf_distill.run_folder import RunFolder
 from hf_distill.scoring import ScoredPairs
 from hf_distill.selection import SelectedPairs
+from hf_distill.selection_plot import save_selection_plot
 
 PUBLIC_FEATURES = Features(
     {name: Value("string") for name in ("pair_id", "query", "document", "group")} | {"teacher_score": Value("float32")}

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure as Plot
 from hf_distill.evaluation import BM25, STUDENT, TEACHER, UNTRAINED
 from hf_distill.objective import TERMS
 from hf_distill.run_folder import RunFolder, written_whole
+from hf_distill.selection_plot import describe_selection, draw_selection
 
 LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "the untrained student", BM25: "BM25"}
 """How a system is called in a sentence."""
@@ -98,37 +99,9 @@ def plot_scatter(evaluation: Mapping[str, Any]) -> Picture:
     )
 
 
-def _draw_selection(audit: Mapping[str, Any]) -> Plot:
-    edges = np.array(audit["histogram"]["edges"])
-    kept, dropped = np.array(audit["histogram"]["kept"]), np.array(audit["histogram"]["dropped"])
-    plot, axes = _plot(5.4, 3.0)
-    axes.bar(edges[:-1], kept, np.diff(edges), align="edge", color=BLUE, label=f"kept ({kept.sum():,})")
-    axes.bar(edges[:-1], dropped, np.diff(edges), align="edge", bottom=kept, color=GREY, alpha=0.6, label=f"dropped ({dropped.sum():,})")
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    for name, cut in cuts:
-        axes.axvline(cut, color=ORANGE, label=f"{name}: {cut:.4f}")
-    axes.set_xlabel("teacher's score")
-    axes.set_ylabel("training pairs")
-    axes.legend(frameon=False, labelcolor=GREY)
-    return plot
-
-
 def plot_selection(audit: Mapping[str, Any]) -> Picture:
     """The teacher's scores of kept and dropped training pairs, with the thresholds of the rules."""
-    kept, dropped = sum(audit["histogram"]["kept"]), sum(audit["histogram"]["dropped"])
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    thresholds = "; ".join(f"{name} at {cut:.4f}" for name, cut in cuts) or "no rule has a threshold"
-    return _picture(
-        _draw_selection(audit),
-        f"Histogram of teacher scores: {kept:,} pairs kept, {dropped:,} dropped; {thresholds}",
-        "What the selection kept and dropped.",
-    )
-
-
-def save_selection_plot(audit: Mapping[str, Any], path: Path) -> None:
-    """The same as a PNG on white, for the dataset card."""
-    with mpl.rc_context(_STYLE):
-        _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
+    return _picture(draw_selection(audit), describe_selection(audit), "What the selection kept and dropped.")
 
 
 def plot_losses(training: Mapping[str, Any]) -> Picture:

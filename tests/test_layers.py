@@ -11,7 +11,7 @@ PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals", "selection",
     "student", "collator", "objective", "trainer", "search", "evaluation", "selection_study",
-    "report", "cards", "export", "dataset_repo", "hub", "commands",
+    "selection_plot", "report", "cards", "export", "dataset_repo", "hub", "commands",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -92,8 +92,8 @@ def select_pairs(scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunF
             + (f", threshold {cut:.4f}" if cut is not None else "")
             + f"; the teacher's scores lie between {np.nanmin(score):.4f} and {np.nanmax(score):.4f})"
         )
-    audit = {"fingerprint": key, **make_audit(scored, columns, rules, applied, seed)}
+    audit = json.loads(json.dumps({"fingerprint": key, **make_audit(scored, columns, rules, applied, seed)}))
     everything = with_outcome(scored, rules, applied)
-    if read_json_if_current(folder.selection, key) is None:
-        write_json(folder.selection, json.loads(json.dumps(audit)))
+    if read_json_if_current(folder.selection, key) != audit:
+        write_json(folder.selection, audit)
     return SelectedPairs(all=everything, selected=everything.select(applied.kept).flatten_indices(), audit=audit, key=key)
