@@ -15,7 +15,7 @@ from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
     "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
-    "negative_key", "negative_score", "teacher_negative_embedding",
+    "weight", "negative_key", "negative_score", "teacher_negative_embedding",
 )  # fmt: skip
 """Batch entries (B, ...) beside the tokenised texts, for `in_batch_matrices`. The last three, (B, k, ...), only with hard negatives."""
 
@@ -26,11 +26,13 @@ class InBatch(NamedTuple):
     teacher: (B, N) float32 teacher scores, NaN where the teacher has not scored the cell.
     positives: (B,) int64, the column of each query's own document.
     ignore: (B, N) bool, cells that are no negatives although they are not the positive.
+    weight: (B,) float32, how much each query's row counts; None: all the same.
     """
 
     teacher: Tensor
     positives: Tensor
     ignore: Tensor
+    weight: Tensor | None = None
 
 
 def key_of(text: str) -> int:
@@ -85,7 +87,7 @@ def in_batch_matrices(
     if false_negative_margin is not None:
         ignore |= teacher > teacher.gather(1, positives[:, None]) - false_negative_margin  # False where either is unknown
     ignore[own, positives] = False
-    return InBatch(teacher, positives, ignore)
+    return InBatch(teacher, positives, ignore, rows.get("weight"))
 
 
 @dataclass
@@ -96,6 +98,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     `teacher_query_embedding` and `teacher_document_embedding` ((d,) floats, L2-normalised). With hard negatives also `negatives` (k texts,
     k the same in every row), `negative_scores` (k) and, where the teacher embeds, `teacher_negative_embeddings` (k, d): they are
     further columns of every row. Other columns are left alone: the stock collator would tokenise them.
+
+    A column `weight` (float), if there is one, says how much each pair counts in the objective.
 
     The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
     texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
@@ -125,6 +129,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
             "query_key": torch.tensor([key_of(row["query"]) for row in features]),
             "document_key": torch.tensor([key_of(row["document"]) for row in features]),
         }
+        if "weight" in features[0]:
+            side["weight"] = torch.tensor([row["weight"] for row in features], dtype=torch.float32)
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])
