@@ -33,7 +33,7 @@ from hf_distill.data import load_pair_data
 from hf_distill.hardware import bfloat16_is_faster, cpu_cores, device_type, use_all_cores
 from hf_distill.objective import Weights
 from hf_distill.run_folder import RunFolder
-from hf_distill.student import build_student, principal_components
+from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 from hf_distill.teachers.locate import QUICKSTART_TEACHER
 from hf_distill.trainer import DistillationTrainer, use_plain_attention
@@ -77,7 +77,7 @@ def measure(variant: str, bf16: bool, steps: int, batch: int, dropout: float, pa
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     components = principal_components(vectors.reshape(-1, teacher.dimension), 256)
     arguments = StudentArguments(student_layers="0,2,5", student_init="pca", student_dropout=dropout, student_max_length=128)
-    student = build_student(arguments, teacher, components, 0)
+    student = build_student(arguments, teacher, Blueprint(components), 0)
     times = StepTimes()
     with tempfile.TemporaryDirectory() as temporary:
         common: dict[str, Any] = {

@@ -159,8 +159,21 @@ class StudentArguments:
 
     _argument_group_name = "student"
 
-    student_backbone: str = _option("teacher", "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id.")
-    student_layers: str | None = _option(None, "Layers of the backbone to keep, e.g. 0,2,5, or every=2 (each second one). Default: all.")
+    student_backbone: str = _option(
+        "teacher",
+        "Transformer that the student starts from: teacher (a copy of it), a folder or a Hub id; or static: no transformer, a vector for "
+        "each token of the teacher's vocabulary.",
+    )
+    student_layers: str | None = _option(
+        None,
+        "Layers of the backbone to keep: 0,2,5, or every=2 (each second one), or search=3 (those three that rank most as the teacher does, "
+        "before training). Default: all.",
+    )
+    student_vocabulary: Literal["all", "used"] = _option(
+        "all",
+        "used: keep the tokens that the training texts use, special tokens and single characters; a far smaller student, which spells "
+        "words that it has not seen.",
+    )
     student_pooling: Literal["cls", "mean"] = _option("mean", "How token embeddings become a text embedding.")
     student_dim: int = _option(256, "Dimensions of the L2-normalised embedding.")
     student_init: Literal["random", "pca"] = _option(
@@ -199,6 +212,10 @@ class ObjectiveArguments:
         None,
         "Documents of the batch that the teacher scores above a pair's own less this margin are no negatives of the contrastive term. "
         "Default: only equal texts are none.",
+    )
+    contrastive_symmetric: bool = _option(False, "Contrast each document with the batch's queries, too: the mean of both directions.")
+    matryoshka_dims: list[int] = _option(
+        [], "Train embeddings that may be cut to these dimensions: the objective is the mean over them and student_dim, e.g. 64 128."
     )
     log_gradient_norms: bool = _option(
         False, "Log the norm of each term's gradient by the batch's embeddings: weights depend on scales, this shows them."
@@ -319,14 +336,15 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def _flatten(keys: dict[str, Any], source: Path, known: Sequence[str]) -> list[str]:
     """The command line that says what the YAML file says (argparse then converts 2e-5, which YAML reads as text)."""
+    own = {field.name for part in RECIPE_PARTS for field in dataclasses.fields(part)}
     argv: list[str] = []
     for key, value in keys.items():
         if key == ENVIRONMENT_KEY:
             continue
         if key not in known:
             raise InputError(f"{source}: unknown key {key!r}; {_nearest(str(key), known)}")
-        if value is None:
-            continue
+        if value is None or (value == [] and key in own):
+            continue  # every list of this project is empty by default
         argv.append(f"--{key}")
         if isinstance(value, list):
             argv += [str(item) for item in value] or ["none"]
@@ -497,6 +515,9 @@ def _check_ranges(recipe: Recipe) -> None:
         "head_dropout": student.head_dropout,
         "student_dropout": student.student_dropout,
     }
+    for dimension in recipe.objective.matryoshka_dims:
+        if not 0 < dimension < student.student_dim:
+            raise InputError(f"matryoshka_dims: {dimension} is not between 1 and student_dim - 1 ({student.student_dim - 1})")
     ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "must be above 0"),
         (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),

@@ -35,6 +35,14 @@ class InBatch(NamedTuple):
     weight: Tensor | None = None
 
 
+def reversed_roles(side: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`SIDE_COLUMNS` with queries and documents exchanged: `in_batch_matrices` of these has a row for each document. Hard negatives answer
+    no query, and are left out."""
+    other = {"query_key": "document_key", "teacher_query_embedding": "teacher_document_embedding"}
+    other |= {value: key for key, value in other.items()}
+    return {other.get(name, name): value for name, value in side.items() if "negative" not in name}
+
+
 def key_of(text: str) -> int:
     """A signed 64-bit key of a text: equal texts, equal key."""
     return int(text_id(text), 16) - 2**63

@@ -14,7 +14,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
+from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, StaticEmbedding
 from torch import nn
 
 _POOLING_KEYS = {
@@ -25,6 +25,8 @@ _POOLING_KEYS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+
+_KNOWN = (Transformer, StaticEmbedding, Pooling, Dense, Normalize)
 
 
 def _portable_config(module: nn.Module) -> dict[str, Any] | None:
@@ -52,17 +54,19 @@ def save_student(student: SentenceTransformer, path: str | Path) -> None:
     """Save `student` to the folder `path` in the portable layout: safetensors only, no Dropout, replaced as a whole.
 
     Raises:
-        ValueError: A module other than Transformer, Pooling, Dense, Dropout and Normalize.
+        ValueError: A module other than Transformer, Pooling, Dense, Dropout, StaticEmbedding and Normalize.
     """
     path = Path(path)
     modules = [module for module in student if not isinstance(module, Dropout)]
-    strangers = [type(module).__name__ for module in modules if not isinstance(module, (Transformer, Pooling, Dense, Normalize))]
+    strangers = [type(module).__name__ for module in modules if not isinstance(module, _KNOWN)]
     if strangers:
-        raise ValueError(f"a student is made of Transformer, Pooling, Dense and Normalize; this one holds {', '.join(strangers)}")
+        raise ValueError(f"a student is made of {', '.join(kind.__name__ for kind in _KNOWN)}; this one holds {', '.join(strangers)}")
     plain = SentenceTransformer(
         modules=modules, prompts={name: prompt or "" for name, prompt in student.prompts.items()}, similarity_fn_name="cosine", device="cpu"
     )
-    plain.max_seq_length = student.max_seq_length
+    static = isinstance(modules[0], StaticEmbedding)
+    if not static:
+        plain.max_seq_length = student.max_seq_length
     # Encoding leaves the last batch's padding and truncation in the tokenizer; they do not belong in the saved file.
     tokenizer = getattr(plain.tokenizer, "backend_tokenizer", None)
     if tokenizer is not None:
@@ -78,7 +82,8 @@ def save_student(student: SentenceTransformer, path: str | Path) -> None:
                 _write_json(made / name / "config.json", config)
             elif isinstance(module, Normalize):
                 shutil.rmtree(made / name, ignore_errors=True)
-        _write_json(made / "sentence_bert_config.json", {"max_seq_length": plain.max_seq_length, "do_lower_case": False})
+        if not static:
+            _write_json(made / "sentence_bert_config.json", {"max_seq_length": plain.max_seq_length, "do_lower_case": False})
         _write_json(
             made / "modules.json",
             [

@@ -120,6 +120,11 @@ def distribution(
     return _weighted(log_p.exp() * difference, None if weight is None else weight[rows]).sum() / rows.sum().clamp(min=1)
 
 
+def truncate(embeddings: Tensor, dimension: int) -> Tensor:
+    """The first `dimension` dimensions of embeddings (M, d), again of unit length: what a Matryoshka student is served with."""
+    return embeddings if dimension == embeddings.shape[1] else F.normalize(embeddings[:, :dimension], dim=1)
+
+
 def alignment(student: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of 1 - cosine between student embeddings and targets, both (M, d).
 
@@ -137,6 +142,7 @@ def hybrid(
     weights: Weights,
     embeddings: Tensor | None = None,
     targets: Tensor | None = None,
+    reverse: tuple[Tensor, InBatch] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms of the objective by name; their sum is the loss.
 
@@ -146,6 +152,8 @@ def hybrid(
         weights: What counts how much. A term of weight 0 is not computed.
         embeddings: (M, d) student embeddings, for the alignment term.
         targets: (M, d) what they are aligned to.
+        reverse: (B, P) student cosines of each document with the queries, and the matrices of these. Given, the contrastive term is
+            the mean of both directions: each document, too, has to find its query (as in CLIP, Radford et al. 2021, arXiv:2103.00020).
 
     Raises:
         ValueError: A shape that does not fit, with the shapes; or alignment without embeddings and targets.
@@ -157,7 +165,11 @@ def hybrid(
         )
     terms: dict[str, Tensor] = {}
     if weights.contrastive:
-        terms["contrastive"] = weights.contrastive * contrastive(student, batch.positives, batch.ignore, weights.temperature, batch.weight)
+        term = contrastive(student, batch.positives, batch.ignore, weights.temperature, batch.weight)
+        if reverse is not None:
+            matrix, of = reverse
+            term = (term + contrastive(matrix, of.positives, of.ignore, weights.temperature, of.weight)) / 2
+        terms["contrastive"] = weights.contrastive * term
     if weights.regression:
         terms["regression"] = weights.regression * regression(
             student, batch.teacher, batch.positives, weights.regression_on, weights.regression_loss, batch.weight

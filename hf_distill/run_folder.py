@@ -57,12 +57,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def main_makes(path: Path, make: Callable[[], None]) -> None:
-    """Let the main process `make` the file at `path` if it is missing; the others look for it until it is there.
+def main_makes(path: Path, make: Callable[[], None], holds: Callable[[Path], bool] = Path.is_file) -> None:
+    """Let the main process `make` the file at `path` if it is missing (or `holds` not what it should); the others look until it is there.
 
     A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process fails, the launcher ends the others.
     """
-    while not path.is_file():
+    while not holds(path):
         if PartialState().is_main_process:
             make()
         else:
@@ -124,6 +124,10 @@ class RunFolder:
     @property
     def training(self) -> Path:
         return self.path / "training.json"
+
+    @property
+    def layer_search(self) -> Path:
+        return self.path / "layer_search.json"
 
     @property
     def student(self) -> Path:

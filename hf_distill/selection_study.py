@@ -39,7 +39,7 @@ from hf_distill.search import search
 from hf_distill.selection import Columns, Rule, apply_rules, parse_rules, rule_columns, with_outcome
 from hf_distill.selection.rules import UNSCORED
 from hf_distill.signals import with_signals
-from hf_distill.student import build_student, teacher_components
+from hf_distill.student import Blueprint, build_student, draw_blueprint
 from hf_distill.teachers import Teacher, load_teacher
 from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
@@ -311,7 +311,7 @@ class _Study:
     train: Dataset
     train_key: str
     task: HeldOutTask
-    components: np.ndarray | None
+    blueprint: Blueprint
     examples: int
 
     def result(self, arm: Arm, seed: int, columns: Columns) -> dict[str, Any]:
@@ -328,8 +328,8 @@ class _Study:
         start = time.perf_counter()
         selected = arm.pairs(self.train, columns)
         rows = training_rows(with_hard_negatives(selected, self.train, recipe.trainer.hard_negatives_per_pair), self.scored.embeddings)
-        student = build_student(recipe.student, self.teacher, self.components, seed)
-        training = train_student(student, recipe, rows, rows.select([]), self.components, self.scored.scale, key)
+        student = build_student(recipe.student, self.teacher, self.blueprint, seed)
+        training = train_student(student, recipe, rows, rows.select([]), self.blueprint.components, self.scored.scale, key)
         shutil.rmtree(str(recipe.training.output_dir), ignore_errors=True)  # the trainer makes it, and leaves it empty
         made = {
             "fingerprint": key, "arm": arm.name, "seed": seed, "pairs": len(selected), "steps": training["steps"],
@@ -373,8 +373,8 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     scored = score_pairs(data, teacher, folder, recipe.teacher)
     print(scored.summary(), flush=True)
     train, train_key = with_signals(scored, recipe.teacher.pool_size, recipe.teacher.hard_negatives, seed, folder)
-    components = teacher_components(scored.embeddings, recipe.student.student_dim)
-    study = _Study(recipe, folder, teacher, data, scored, train, train_key, held_out_task(data), components, examples)
+    blueprint = draw_blueprint(recipe.student, teacher, scored, folder, seed)
+    study = _Study(recipe, folder, teacher, data, scored, train, train_key, held_out_task(data), blueprint, examples)
 
     columns = rule_columns(train, [rule for rules in parsed.values() for rule in rules], seed)
     arms = plan_arms(parsed, columns)

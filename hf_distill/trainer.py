@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence as TypingSequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,17 @@ import torch.distributed.nn.functional as distributed
 from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.arguments import Recipe, parse_final_weights
-from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices
+from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices, reversed_roles
 from hf_distill.data.contract import map_rows, text_number
 from hf_distill.errors import InputError
-from hf_distill.objective import Weights, hybrid
+from hf_distill.objective import Weights, hybrid, truncate
 from hf_distill.scoring import EmbeddingTable
 from hf_distill.teachers import SCALES, EmbeddingTeacher, Scale, Teacher
 
@@ -35,6 +38,29 @@ def _gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Student embeddings of a batch, (B, d) of this process and (P or N, d) of all, and the teacher's view of both directions."""
+
+    queries: Tensor
+    documents: Tensor
+    every_query: Tensor
+    every_document: Tensor
+    matrices: InBatch
+    reverse: InBatch | None
+
+    def terms(self, dimension: int, weights: Weights, embeddings: Tensor | None, targets: Tensor | None) -> dict[str, Tensor]:
+        """The objective's terms on embeddings cut to `dimension`."""
+        reverse = None
+        if self.reverse is not None:
+            reverse = truncate(self.documents, dimension) @ truncate(self.every_query, dimension).T, self.reverse
+        if embeddings is not None and targets is not None:
+            # The target's dimensions are principal components, the largest first: its beginning is what the student's should say.
+            embeddings, targets = embeddings[:, :dimension], targets[:, :dimension]
+        student = truncate(self.queries, dimension) @ truncate(self.every_document, dimension).T
+        return hybrid(student, self.matrices, weights, embeddings, targets, reverse)
 
 
 class DistillationTrainer(SentenceTransformerTrainer):
@@ -53,6 +79,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
         false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so ignored is logged.
         grad_cache: Hold the activations of one group of texts at a time instead of the whole batch's, at the price of a second forward
             pass: batches of thousands of pairs in little memory, with the same gradients.
+        symmetric: Contrast documents with the batch's queries, too (see `hf_distill.hybrid`).
+        matryoshka_dims: The objective is the mean of itself over embeddings cut to these many dimensions and over the whole ones
+            (Kusupati et al. 2022, arXiv:2205.13147), so that a user may cut them, too.
         log_gradient_norms: Log, as `<term>_gradient`, the norm of each weighted term's gradient by the embeddings of the batch.
         **trainer: As for `SentenceTransformerTrainer`, less `loss`.
     """
@@ -67,12 +96,16 @@ class DistillationTrainer(SentenceTransformerTrainer):
         components: Tensor | None = None,
         scale: Scale = SCALES["cosine"],
         false_negative_margin: float | None = None,
+        symmetric: bool = False,
+        matryoshka_dims: TypingSequence[int] = (),
         log_gradient_norms: bool = False,
         grad_cache: bool = False,
         **trainer: Any,
     ) -> None:
         self._measure = scale.measure if scale.measure in SCALES else "cosine"
         self._false_negative_margin = false_negative_margin
+        self._symmetric = symmetric
+        self._matryoshka_dims = tuple(matryoshka_dims)
         self._log_gradient_norms = log_gradient_norms
         self._grad_cache = grad_cache
         self._final_weights = dict(final_weights or {})
@@ -100,7 +133,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
             measure=self._measure,
             false_negative_margin=self._false_negative_margin,
-            group_size=16 if args.device.type == "cpu" else max(16, args.train_batch_size),
+            # A static student has no padding to waste.
+            group_size=16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size),
         )
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -111,18 +145,23 @@ class DistillationTrainer(SentenceTransformerTrainer):
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
 
-    def matrices(self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor, negatives: Tensor) -> tuple[Tensor, InBatch]:
-        """The student's (B, N) cosines and the teacher's view of the same cells; N counts the documents of all processes, then their hard
-        negatives, of which there may be none."""
+    def in_batch(self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor, negatives: Tensor) -> _Batch:
+        """What this process's queries and documents are compared with: those of all processes, in order of rank."""
+        rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
         if not self._distributed:
             local = InBatch(inputs["teacher_matrix"], inputs["positives"], inputs["ignore"], inputs.get("weight"))
-            return queries @ torch.cat([documents, negatives]).T, local
-        rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
-        columns = {name: _gather(value) for name, value in rows.items()}
-        offset = torch.distributed.get_rank() * len(queries)
-        # Column by column, then together: documents of all ranks come before negatives of all ranks.
-        every = torch.cat([_gather(documents), _gather(negatives)]) if len(negatives) else _gather(documents)
-        return queries @ every.T, in_batch_matrices(rows, columns, offset, self._measure, self._false_negative_margin)
+            every_query, every_document, columns, offset = queries, torch.cat([documents, negatives]), rows, 0
+        else:
+            columns = {name: _gather(value) for name, value in rows.items()}
+            offset = torch.distributed.get_rank() * len(queries)
+            # Column by column, then together: documents of all ranks come before negatives of all ranks.
+            every_document = torch.cat([_gather(documents), _gather(negatives)]) if len(negatives) else _gather(documents)
+            every_query = _gather(queries) if self._symmetric else queries
+            local = in_batch_matrices(rows, columns, offset, self._measure, self._false_negative_margin)
+        reverse = None
+        if self._symmetric:
+            reverse = in_batch_matrices(reversed_roles(rows), reversed_roles(columns), offset, self._measure, self._false_negative_margin)
+        return _Batch(queries, documents, every_query, every_document, local, reverse)
 
     def _embed(self, model: nn.Module, group: dict[str, Tensor]) -> Tensor:
         """Embeddings (n, d) of a group of tokenised texts, float32."""
@@ -137,6 +176,22 @@ class DistillationTrainer(SentenceTransformerTrainer):
             return embeddings
         return forward(group)
 
+    def _look_up_words(self, groups: list[dict[str, Any]]) -> None:
+        """Give each group its word embeddings, from one lookup for the whole batch.
+
+        The gradient of a lookup is a table of the whole vocabulary: one for each group of a batch costs a tenth of a step and more. Not
+        with GradCache, which would hold them all; not on a GPU, where groups are few; not where FSDP has the table in pieces.
+        """
+        transformer = self.model[0]
+        if self._grad_cache or self.args.device.type != "cpu" or self.is_fsdp_enabled or not isinstance(transformer, Transformer):
+            return
+        if not all("inputs_embeds" in (transformer.model_forward_params or ()) and "input_ids" in group for group in groups):
+            return
+        table = transformer.auto_model.get_input_embeddings()
+        vectors = table(torch.cat([group["input_ids"].flatten() for group in groups]))
+        for group, own in zip(groups, vectors.split([group["input_ids"].numel() for group in groups]), strict=True):
+            group["inputs_embeds"] = own.view(*group.pop("input_ids").shape, -1)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
 
@@ -144,11 +199,12 @@ class DistillationTrainer(SentenceTransformerTrainer):
             FloatingPointError: A term is NaN or infinite, with its name and the step.
         """
         groups, _ = self.collect_features(inputs)
+        self._look_up_words(groups)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
         pairs = len(inputs["query_key"])
         queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            student, batch = self.matrices(inputs, queries, documents, negatives)
+            batch = self.in_batch(inputs, queries, documents, negatives)
             embeddings, targets = None, None
             weights = self.weights
             if self._final_weights and self.model.training:
@@ -162,10 +218,12 @@ class DistillationTrainer(SentenceTransformerTrainer):
                     parts.append(inputs["teacher_negative_embedding"].flatten(0, 1))
                 teacher = torch.cat(parts).float()
                 embeddings, targets = texts, teacher @ self.components.to(teacher.device).T
-            terms = hybrid(student, batch, weights, embeddings, targets)
+            dimensions = sorted({*self._matryoshka_dims, texts.shape[1]})
+            cuts = [batch.terms(dimension, weights, embeddings, targets) for dimension in dimensions]
+            terms = {name: torch.stack([cut[name] for cut in cuts]).mean() for name in cuts[0]}
         logged = dict(terms)
         if self._false_negative_margin is not None:
-            logged["ignored_cells"] = batch.ignore.float().mean()
+            logged["ignored_cells"] = batch.matrices.ignore.float().mean()
         if self._log_gradient_norms and texts.requires_grad:
             for name, term in terms.items():
                 (gradient,) = torch.autograd.grad(term, texts, retain_graph=True)
@@ -331,8 +389,8 @@ def use_plain_attention(student: SentenceTransformer) -> None:
     In bfloat16 the backward pass of PyTorch's fused attention takes half of a step there. In float32 the two are level, as far as a noisy
     machine could tell.
     """
-    if student.device.type == "cpu":
-        backbone: PreTrainedModel = student[0].auto_model  # type: ignore[assignment]
+    if student.device.type == "cpu" and isinstance(student[0], Transformer):
+        backbone: PreTrainedModel = student[0].auto_model
         backbone.set_attn_implementation("eager")
 
 
@@ -378,6 +436,8 @@ def train_student(
         weights=objective_weights(recipe),
         final_weights=parse_final_weights(recipe.objective.final_weights),
         false_negative_margin=recipe.objective.false_negative_margin,
+        symmetric=recipe.objective.contrastive_symmetric,
+        matryoshka_dims=recipe.objective.matryoshka_dims,
         log_gradient_norms=recipe.objective.log_gradient_norms,
         grad_cache=recipe.trainer.grad_cache,
         components=None if components is None else torch.from_numpy(components),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.collator import InBatch
-from hf_distill.objective import HUBER_DELTA, Weights, alignment, contrastive, distribution, hybrid, margin, regression
+from hf_distill.objective import HUBER_DELTA, Weights, alignment, contrastive, distribution, hybrid, margin, regression, truncate
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
@@ -23,6 +23,23 @@ def batch(teacher: Tensor = T, ignore: Tensor = NONE) -> InBatch:
 def test_contrastive_by_hand() -> None:
     by_hand = -sum(math.log(math.exp(S[i, i] / 0.5) / sum(math.exp(S[i, j] / 0.5) for j in range(3))) for i in range(3)) / 3
     assert contrastive(S, POSITIVES, NONE, 0.5).item() == pytest.approx(by_hand)
+
+
+def test_symmetric_contrastive_is_the_mean_of_rows_and_columns() -> None:
+    ignore = NONE.clone()
+    ignore[2, 0] = True  # in the reverse matrix: document 2 against query 0
+    terms = hybrid(S, batch(), Weights(contrastive=2, regression=0, temperature=0.5), reverse=(S.T, batch(T.T, ignore)))
+    rows = contrastive(S, POSITIVES, NONE, 0.5).item()
+    columns = [math.exp(S[i, j] / 0.5) for j in range(3) for i in range(3)]
+    sums = [sum(columns[0:3]), sum(columns[3:6]), sum(columns[7:9])]
+    by_hand = -sum(math.log(math.exp(S[j, j] / 0.5) / sums[j]) for j in range(3)) / 3
+    assert terms["contrastive"].item() == pytest.approx(2 * (rows + by_hand) / 2)
+
+
+def test_truncated_embeddings_have_unit_length() -> None:
+    embeddings = torch.tensor([[0.6, 0.0, 0.8], [0.0, -1.0, 0.0]])
+    assert truncate(embeddings, 3) is embeddings
+    assert truncate(embeddings, 2).tolist() == [[1.0, 0.0], [0.0, -1.0]]
 
 
 def test_ignored_cells_are_no_negatives() -> None:

@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +9,12 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 
 from hf_distill.arguments import StudentArguments, TeacherArguments
+from hf_distill.data import PairData
 from hf_distill.errors import InputError
-from hf_distill.student import build_student, parse_layers, principal_components, set_dropout
+from hf_distill.run_folder import RunFolder
+from hf_distill.scoring import score_pairs
+from hf_distill.student import Blueprint, build_student, draw_blueprint, principal_components, set_dropout
+from hf_distill.student.layers import parse_layers, search_layers
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 
 
@@ -58,7 +66,7 @@ def test_pca_head_keeps_the_cosines_of_low_rank_embeddings(teacher: BiEncoderTea
     np.testing.assert_allclose(rows @ rows.T, np.eye(16), atol=1e-5)
     projected = embeddings @ rows.T
     np.testing.assert_allclose(projected @ projected.T, embeddings @ embeddings.T, rtol=1e-4, atol=1e-3)
-    student = build_student(arguments(student_init="pca"), teacher, rows, 0)
+    student = build_student(arguments(student_init="pca"), teacher, Blueprint(rows), 0)
     assert student[2].linear.weight.detach().numpy() == pytest.approx(rows)
     assert student[2].linear.bias is None
 
@@ -135,3 +143,46 @@ def test_a_student_that_cannot_be_built_is_said(teacher: BiEncoderTeacher, chang
 def test_more_components_than_dimensions_are_said() -> None:
     with pytest.raises(InputError, match="64 components of 32-dimensional"):
         components(64)
+
+
+def test_the_search_looks_at_every_small_subset_and_climbs_among_many() -> None:
+    few = search_layers(4, 2, lambda kept: sum(kept) if kept != [1, 2] else 9.0)
+    assert list(few) == [(1, 2), (2, 3), (1, 3), (0, 3), (0, 2), (0, 1)], "the best first, of equals the lower layers"
+    looked: list[list[int]] = []
+
+    def nearness(kept: list[int]) -> float:
+        looked.append(kept)
+        return -sum(abs(a - b) for a, b in zip(kept, (1, 2, 3, 11), strict=True))
+
+    many = search_layers(12, 4, nearness)
+    assert next(iter(many)) == (1, 2, 3, 11)
+    assert len(looked) == len(many) < 495, "fewer than all, and none twice"
+
+
+def test_the_layers_that_rank_as_the_teacher_are_found(
+    teacher: BiEncoderTeacher, data: PairData, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the teacher's four layers are made to do nothing: the other two rank exactly as it does."""
+    model = copy.deepcopy(teacher.model)
+    for i in (1, 2):
+        layer = model[0].auto_model.encoder.layer[i]
+        layer.forward = lambda hidden_states, *_, **__: hidden_states
+    teacher = dataclasses.replace(teacher, model=model, fingerprint="two idle layers", batch_tokens=256)
+    scored = score_pairs(data, teacher, folder, TeacherArguments())
+    chosen = arguments(student_layers="search=2", student_init="pca", student_dim=32)
+    blueprint = draw_blueprint(chosen, teacher, scored, folder, 0)
+    assert blueprint.layers == (0, 3)
+    found = json.loads(folder.layer_search.read_text())
+    assert found["subsets"][0] == {"layers": [0, 3], "overlap": pytest.approx(1.0, abs=0.01)}
+    assert len(found["subsets"]) == 6
+    assert found["subsets"][1]["overlap"] < 0.95
+    student = build_student(chosen, teacher, blueprint, 0)
+    assert len(student[0].auto_model.encoder.layer) == 2
+    monkeypatch.setattr("hf_distill.student.search_layers", lambda *_: pytest.fail("what was found is kept"))
+    assert draw_blueprint(chosen, teacher, scored, folder, 0).layers == (0, 3)
+
+
+def test_a_search_needs_a_number_and_a_ranking(teacher: BiEncoderTeacher) -> None:
+    with pytest.raises(InputError, match="number of layers is a whole number from 1 to the backbone's 4"):
+        build_student(arguments(student_layers="search=9"), teacher, None, 0)
+    assert len(build_student(arguments(student_layers="search=3"), teacher, None, 0)[0].auto_model.encoder.layer) == 3

@@ -221,12 +221,27 @@ def test_hard_negatives_and_every_term_run_through(recipe: Path, tmp_path: Path)
     run_script(
         str(recipe), "--run_dir", str(folder), "--hard_negatives_per_pair", "2", "--false_negative_margin", "0.05", "--margin_weight", "1",
         "--distribution_weight", "1", "--teacher_temperature", "0.2", "--regression_loss", "huber", "--final_weights", "alignment=0.5",
-        "--log_gradient_norms", "true", "--selection", "rank=50", "--until", "evaluate",
+        "--log_gradient_norms", "true", "--selection", "rank=50", "--contrastive_symmetric", "true", "--matryoshka_dims", "4", "8",
+        "--student_layers", "search=2", "--student_vocabulary", "used", "--until", "evaluate",
     )  # fmt: skip
+    assert len(json.loads((folder / "layer_search.json").read_text())["subsets"]) == 6
     log = [row for row in json.loads((folder / "training.json").read_text())["log"] if "loss" in row]
     terms = ("contrastive", "regression", "distribution", "margin", "alignment")
     assert all({*terms, *(f"{term}_gradient" for term in terms), "ignored_cells"} <= set(row) for row in log)
     assert sum(log[0][term] for term in terms) == pytest.approx(log[0]["loss"], abs=2e-3)
+
+
+def test_a_static_student_runs_through(recipe: Path, tmp_path: Path) -> None:
+    keys = {k: v for k, v in yaml.safe_load(recipe.read_text()).items() if k not in ("student_layers", "student_dropout")}
+    own = tmp_path / "static.yaml"
+    own.write_text(yaml.safe_dump({**keys, "student_backbone": "static", "learning_rate": 0.05}))
+    folder = tmp_path / "run"
+    run_script(str(own), "--run_dir", str(folder))
+    student = SentenceTransformer(str(folder / "student_model_sd"), device="cpu")
+    assert [type(module).__name__ for module in student] == ["StaticEmbedding", "Normalize"]
+    log = [row["loss"] for row in json.loads((folder / "training.json").read_text())["log"] if "loss" in row]
+    assert log[-1] < log[0]
+    assert "static" in (folder / "student_model_sd" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

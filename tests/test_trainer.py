@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
-from hf_distill.student import build_student, principal_components
+from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 from hf_distill.trainer import DistillationTrainer, check_batch, with_hard_negatives
@@ -60,7 +60,7 @@ def components(rows: Dataset) -> np.ndarray:
 @pytest.fixture(scope="module")
 def untrained(teacher: BiEncoderTeacher, components: np.ndarray) -> SentenceTransformer:
     arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=32, student_init="pca", student_dropout=0.0)
-    return build_student(arguments, teacher, components, 0)
+    return build_student(arguments, teacher, Blueprint(components), 0)
 
 
 def make_trainer(
@@ -68,7 +68,15 @@ def make_trainer(
 ) -> DistillationTrainer:
     own = {
         name: changes.pop(name)
-        for name in ("final_weights", "false_negative_margin", "log_gradient_norms", "grad_cache", "scale")
+        for name in (
+            "final_weights",
+            "false_negative_margin",
+            "symmetric",
+            "matryoshka_dims",
+            "log_gradient_norms",
+            "grad_cache",
+            "scale",
+        )
         if name in changes
     }
     settings: dict[str, Any] = {
@@ -114,6 +122,32 @@ def test_the_loss_of_a_step_is_the_papers_formula(untrained: SentenceTransformer
     info_nce = np.mean([-cosines[i, i] / 0.1 + math.log(np.exp(cosines[i] / 0.1).sum()) for i in range(8)])
     mse = np.mean([(cosines[i, i] - float(features[i]["teacher_score"])) ** 2 for i in range(8)])
     assert loss == pytest.approx(info_nce + 0.1 * mse, abs=1e-4)
+
+
+def test_a_matryoshka_loss_is_the_mean_over_its_dimensions(
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    weights = Weights(contrastive=1, regression=2, regression_on="matrix", alignment=3, temperature=0.2)
+    trainer = make_trainer(untrained, rows, tmp_path, weights, components, matryoshka_dims=[4], symmetric=True)
+    features = [rows[i] for i in range(8)]
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(features)).item()
+    model = trainer.model.eval()
+    q, d = (model.encode([str(row[name]) for row in features]).astype(np.float64) for name in ("query", "document"))
+    t = np.array([row["teacher_query_embedding"] for row in features]), np.array([row["teacher_document_embedding"] for row in features])
+    teacher = t[0] @ t[1].T
+    teacher[range(8), range(8)] = [row["teacher_score"] for row in features]
+    by_hand = []
+    for dimension in (4, 16):
+        cut_q, cut_d = (x[:, :dimension] / np.linalg.norm(x[:, :dimension], axis=1, keepdims=True) for x in (q, d))
+        cosines = cut_q @ cut_d.T
+        log_sums = np.log(np.exp(cosines / 0.2).sum(1)) + np.log(np.exp(cosines / 0.2).sum(0))
+        contrast = (log_sums - 2 * np.diag(cosines) / 0.2).mean() / 2
+        targets = np.concatenate(t) @ components.T[:, :dimension]
+        ours = np.concatenate([cut_q, cut_d])
+        alignment = 1 - ((ours * targets).sum(1) / np.linalg.norm(targets, axis=1)).mean()
+        by_hand.append(contrast + 2 * ((cosines - teacher) ** 2).mean() + 3 * alignment)
+    assert loss == pytest.approx(np.mean(by_hand), abs=1e-4)
 
 
 def test_each_term_is_logged_and_they_sum_to_the_loss(

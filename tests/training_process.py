@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.objective import Weights
-from hf_distill.student import build_student, principal_components
+from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 from hf_distill.trainer import DistillationTrainer
 
@@ -38,8 +38,10 @@ trainer = DistillationTrainer(
     weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3),
     final_weights={"alignment": 1.0},
     false_negative_margin=0.05,
+    symmetric=True,
+    matryoshka_dims=[8],
     components=torch.from_numpy(components),
-    model=build_student(arguments, teacher, components, 0),
+    model=build_student(arguments, teacher, Blueprint(components), 0),
     args=SentenceTransformerTrainingArguments(
         output_dir=str(out), per_device_train_batch_size=int(sys.argv[2]), num_train_epochs=2, learning_rate=0.05, optim="sgd",
         max_grad_norm=1.0, save_strategy="no", logging_steps=1, disable_tqdm=True, use_cpu=True, seed=3, report_to="none",
