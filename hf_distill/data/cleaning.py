@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import struct
 from collections.abc import Iterable
 
-import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 NEAR_DUPLICATE_JACCARD = 0.7
@@ -35,9 +35,15 @@ def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
     return len(left & right) / union if union else 1.0
 
 
+@functools.cache
+def _empty_signature() -> MinHash:
+    """Drawing the permutations takes several times as long as applying them to a text."""
+    return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
+
+
 def minhash(trigrams: frozenset[int]) -> MinHash:
     """The MinHash signature (Broder 1997, through `datasketch`) of a set of trigrams."""
-    signature = MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
+    signature = _empty_signature().copy()
     signature.update_batch(list(trigrams))
     return signature
 
@@ -75,4 +81,4 @@ class NearDuplicates:
 
 
 def _as_32_bits(trigram: int) -> int:
-    return int(np.uint32(trigram & 0xFFFFFFFF))
+    return trigram & 0xFFFFFFFF

@@ -357,7 +357,7 @@ def rule_columns(scored: Dataset, rules: Sequence[Rule], seed: int) -> Columns:
     for name in sorted(wanted & {"rank", "margin"}):
         if name not in scored.column_names:
             raise InputError("the selection rules rank and margin need a teacher that embeds texts; this one scores pairs only")
-        made[name] = np.asarray(scored.with_format("numpy")[name])
+        made[name] = texts.numbers(scored, name)
     for name in sorted(wanted & {"group", "source"}):
         if name not in scored.column_names:
             raise InputError(f"a selection rule says by={name}, but the pairs have no column {name}")
@@ -370,7 +370,7 @@ def rule_columns(scored: Dataset, rules: Sequence[Rule], seed: int) -> Columns:
         made["query"], made["document"] = texts.text_keys(scored)
     if "family" in wanted:
         made["family"] = texts.near_duplicate_families(scored)
-    score = np.asarray(scored.with_format("numpy")["teacher_score"], dtype=np.float64)
+    score = texts.numbers(scored, "teacher_score").astype(np.float64)
     return Columns(score, np.random.default_rng(seed).permutation(len(score)), **made)
 
 

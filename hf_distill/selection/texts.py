@@ -20,9 +20,15 @@ _BATCH = 1000
 
 def _batches(pairs: Dataset, columns: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
     with tqdm(total=len(pairs), desc=what, unit=" pairs", unit_scale=True, delay=3, leave=False) as bar:
-        for batch in pairs.select_columns(list(columns)).iter(_BATCH):
-            yield batch
-            bar.update(len(batch[columns[0]]))
+        for table in pairs.select_columns(list(columns)).with_format("arrow").iter(_BATCH):  # Arrow: several times as fast as rows
+            yield {name: table[name].to_pylist() for name in columns}
+            bar.update(len(table))
+
+
+def numbers(pairs: Dataset, column: str) -> np.ndarray:
+    """(n,) the numbers of a column, NaN where there is none."""
+    values: np.ndarray = pairs.select_columns([column]).with_format("arrow")[:][column].to_numpy()
+    return values
 
 
 def ngram_overlap(query: str, document: str, n: int = 2) -> float:
