@@ -22,6 +22,7 @@ from hf_distill.run_folder import RunFolder
 from hf_distill.scoring import ScoredPairs
 from hf_distill.selection import SelectedPairs
 from hf_distill.selection.audit import shorten
+from hf_distill.selection.texts import is_empty
 from hf_distill.selection_plot import save_selection_plot
 
 COLUMNS = {
@@ -100,7 +101,9 @@ def write_dataset(
     folder: RunFolder,
 ) -> None:
     """Write `dataset/`, ready to push: configs `all` and `selected`, Parquet, the card and its picture; replaced as a whole."""
-    all_features, selected_features = public_features(selected.all.column_names)
+    all_features, selected_features = public_features(
+        [name for name in selected.all.column_names if name != "source" or not is_empty(selected.all, name)]
+    )
     marked = Features({**scored.leaked.features, "dropped_by": Value("string")})
     leaked = map_rows(scored.leaked, lambda rows, _: {"dropped_by": [f"leak: {reason}" for reason in rows["reason"]]}, marked)
     splits = {

@@ -216,7 +216,11 @@ def test_a_bad_rule_is_said(rule: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "says"),
-    [("rank=2", "need a teacher that embeds"), ("stratified=0.5:on=margin", "embeds"), ("top_k=1:by=source", "no column source")],
+    [
+        ("rank=2", "need a teacher that embeds"),
+        ("stratified=0.5:on=margin", "embeds"),
+        ("top_k=1:by=source", "no source; name it by --source_column"),
+    ],
 )
 def test_a_rule_without_its_column_is_said(rule: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

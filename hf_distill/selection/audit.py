@@ -115,7 +115,7 @@ def make_audit(scored: Dataset, columns: Columns, rules: Sequence[Rule], applied
     known = score[~np.isnan(score)]
     edges = np.linspace(min(0.0, float(known.min())), max(1.0, float(known.max())), 41)
     kept_counts, all_counts = np.histogram(score[kept], edges)[0], np.histogram(known, edges)[0]
-    parts = [name for name in ("group", "source") if name in scored.column_names]
+    parts = [name for name in ("group", "source") if not texts.is_empty(scored, name)]
     return {
         "seed": seed,
         "pairs_in": len(score),

@@ -359,8 +359,9 @@ def rule_columns(scored: Dataset, rules: Sequence[Rule], seed: int) -> Columns:
             raise InputError("the selection rules rank and margin need a teacher that embeds texts; this one scores pairs only")
         made[name] = texts.numbers(scored, name)
     for name in sorted(wanted & {"group", "source"}):
-        if name not in scored.column_names:
-            raise InputError(f"a selection rule says by={name}, but the pairs have no column {name}")
+        if texts.is_empty(scored, name):
+            hint = "; name it by --source_column" if name == "source" else ""
+            raise InputError(f"a selection rule says by={name}, but the pairs have no {name}{hint}")
         made[name] = texts.codes(scored, name)
     if "long_enough" in wanted:
         made["long_enough"] = texts.long_enough(scored)

@@ -76,6 +76,13 @@ def text_keys(pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.array(keys[0], dtype=np.uint64), np.array(keys[1], dtype=np.uint64)
 
 
+def is_empty(pairs: Dataset, column: str) -> bool:
+    """Whether there is no such column, or nothing but null in it."""
+    if column not in pairs.column_names:
+        return True
+    return len(pairs) > 0 and all(value is None for batch in _batches(pairs, [column], f"Reading {column}") for value in batch[column])
+
+
 def codes(pairs: Dataset, column: str) -> np.ndarray:
     """(n,) int64 from 0: equal where the texts in `column` are equal."""
     keys = [text_number(str(value)) for batch in _batches(pairs, [column], f"Reading {column}") for value in batch[column]]
