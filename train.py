@@ -18,11 +18,12 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.arguments import STAGES, Recipe, read_recipe
 from hf_distill.data import load_pair_data
+from hf_distill.dataset_repo import write_dataset
 from hf_distill.errors import InputError
 from hf_distill.evaluation import evaluate_student
 from hf_distill.export import save_student
 from hf_distill.hardware import device_type, use_all_cores
-from hf_distill.hub import check_publishing, publish, write_dataset, write_model_card
+from hf_distill.hub import check_publishing, publish, write_model_card
 from hf_distill.report import results_table, write_report
 from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json
 from hf_distill.scoring import score_pairs

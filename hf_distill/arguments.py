@@ -77,6 +77,7 @@ class DataArguments:
     query_column: str = _option("query", "Column of the query text (files, hub).")
     document_column: str = _option("document", "Column of the document text (files, hub).")
     group_column: str | None = _option(None, "Column whose values are never shared by train and test, e.g. a conversation id (files, hub).")
+    source_column: str | None = _option(None, "Column that says where a pair is from, for selection rules with :by=source (files, hub).")
     max_pairs: int | None = _option(None, "Use at most this many pairs, in a seeded order of whole groups.")
     test_fraction: float = _option(0.1, "Share of the groups that is held out for the evaluation.")
     validation_fraction: float = _option(0.05, "Share of the groups whose loss is watched during training.")
@@ -147,7 +148,9 @@ class SelectionArguments:
 
     selection: list[str] = _option(
         [],
-        "Rules, applied in order: invalid, echo, duplicate, percentile=P, threshold=T, top_k=N, rank=K, margin=M, random=F; or none.",
+        "Rules, applied in order: invalid, echo, near_echo=S, duplicate, near_duplicate[=N], percentile=P, threshold=T, top_k=N, rank=K, "
+        "margin=M, stratified=F, random=F; or none. percentile and top_k take :by=group or :by=source, stratified takes :on=margin, and "
+        ":weight=W after any rule lets what it would drop weigh W in the objective.",
     )
 
 

@@ -15,7 +15,7 @@ from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
     "teacher_score", "teacher_query_embedding", "teacher_document_embedding", "query_key", "document_key",
-    "group_key", "negative_key", "negative_score", "teacher_negative_embedding",
+    "weight", "group_key", "negative_key", "negative_score", "teacher_negative_embedding",
 )  # fmt: skip
 """Batch entries (B, ...) beside the tokenised texts, for `in_batch_matrices`. The last three, (B, k, ...), only with hard negatives;
 `group_key` only where pairs of a group are no negatives of each other."""
@@ -27,11 +27,13 @@ class InBatch(NamedTuple):
     teacher: (B, N) float32 teacher scores, NaN where the teacher has not scored the cell.
     positives: (B,) int64, the column of each query's own document.
     ignore: (B, N) bool, cells that are no negatives although they are not the positive.
+    weight: (B,) float32, how much each query's row counts; None: all the same.
     """
 
     teacher: Tensor
     positives: Tensor
     ignore: Tensor
+    weight: Tensor | None = None
 
 
 def reversed_roles(side: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,7 +99,7 @@ def in_batch_matrices(
     if false_negative_margin is not None:
         ignore |= teacher > teacher.gather(1, positives[:, None]) - false_negative_margin  # False where either is unknown
     ignore[own, positives] = False
-    return InBatch(teacher, positives, ignore)
+    return InBatch(teacher, positives, ignore, rows.get("weight"))
 
 
 @dataclass
@@ -109,6 +111,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     k the same in every row), `negative_scores` (k) and, where the teacher embeds, `teacher_negative_embeddings` (k, d): they are
     further columns of every row. With `false_negative_groups` also `group`, whose pairs are then no negatives of each other. Other columns
     are left alone: the stock collator would tokenise them.
+
+    A column `weight` (float), if there is one, says how much each pair counts in the objective.
 
     The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
     texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
@@ -141,6 +145,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
         }
         if self.false_negative_groups:
             side["group_key"] = torch.tensor([key_of(str(row["group"])) for row in features])
+        if "weight" in features[0]:
+            side["weight"] = torch.tensor([row["weight"] for row in features], dtype=torch.float32)
         for name in ("teacher_query_embedding", "teacher_document_embedding"):
             if name in features[0]:
                 side[name] = torch.stack([torch.as_tensor(row[name], dtype=torch.float32) for row in features])

@@ -53,14 +53,24 @@ class Weights:
         return dataclasses.replace(self, **moved)
 
 
-def contrastive(student: Tensor, positives: Tensor, ignore: Tensor, temperature: float) -> Tensor:
+def _weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
+    """`errors` (B, ...) times the `weight` (B,) of the pairs, if they have any. Means stay over all rows: N processes train like one."""
+    return errors if weight is None else errors * weight.view(-1, *[1] * (errors.ndim - 1))
+
+
+def contrastive(student: Tensor, positives: Tensor, ignore: Tensor, temperature: float, weight: Tensor | None = None) -> Tensor:
     """InfoNCE (van den Oord et al., 2018) over the rows: -log softmax(S / temperature) at the positive, ignored cells left out."""
     logits = (student / temperature).masked_fill(ignore, -torch.inf)
-    return F.cross_entropy(logits, positives)
+    return _weighted(F.cross_entropy(logits, positives, reduction="none"), weight).mean()
 
 
 def regression(
-    student: Tensor, teacher: Tensor, positives: Tensor, on: Literal["diagonal", "matrix"], loss: RegressionLoss = "mse"
+    student: Tensor,
+    teacher: Tensor,
+    positives: Tensor,
+    on: Literal["diagonal", "matrix"],
+    loss: RegressionLoss = "mse",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Mean error to the teacher's scores: at the positives (the paper, squared), or at every known cell of the matrix.
 
@@ -77,10 +87,10 @@ def regression(
         errors = F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=HUBER_DELTA)
     else:
         errors = difference.square()
-    return errors.sum() / known.sum().clamp(min=1)
+    return _weighted(errors, weight).sum() / known.sum().clamp(min=1)
 
 
-def margin(student: Tensor, teacher: Tensor, positives: Tensor) -> Tensor:
+def margin(student: Tensor, teacher: Tensor, positives: Tensor, weight: Tensor | None = None) -> Tensor:
     """MarginMSE (Hofstaetter et al., 2020, arXiv:2010.02666): mean squared error of each other document's margin to the row's own.
 
     The margin of column j in row i is S[i, positive] - S[i, j]; over known cells, the positives left out. A row whose own score is
@@ -90,10 +100,12 @@ def margin(student: Tensor, teacher: Tensor, positives: Tensor) -> Tensor:
     errors = (student.gather(1, own) - student) - (teacher.gather(1, own) - teacher)
     known = ~errors.isnan()
     known.scatter_(1, own, False)
-    return errors.masked_fill(~known, 0.0).square().sum() / known.sum().clamp(min=1)
+    return _weighted(errors.masked_fill(~known, 0.0).square(), weight).sum() / known.sum().clamp(min=1)
 
 
-def distribution(student: Tensor, teacher: Tensor, temperature: float, teacher_temperature: float | None = None) -> Tensor:
+def distribution(
+    student: Tensor, teacher: Tensor, temperature: float, teacher_temperature: float | None = None, weight: Tensor | None = None
+) -> Tensor:
     """KL(teacher || student) between the softmaxes of each row, over known cells; the teacher's at its own temperature, if it has one.
 
     Rows with fewer than two known cells have no distribution and are left out. (In-batch distillation after Hinton et al.,
@@ -105,7 +117,7 @@ def distribution(student: Tensor, teacher: Tensor, temperature: float, teacher_t
     log_p = (teacher / (teacher_temperature or temperature)).masked_fill(~known, -torch.inf)[rows].log_softmax(dim=1)
     known = known[rows]
     difference = (log_p - log_q).masked_fill(~known, 0.0)
-    return (log_p.exp() * difference).sum() / rows.sum().clamp(min=1)
+    return _weighted(log_p.exp() * difference, None if weight is None else weight[rows]).sum() / rows.sum().clamp(min=1)
 
 
 def truncate(embeddings: Tensor, dimension: int) -> Tensor:
@@ -113,9 +125,15 @@ def truncate(embeddings: Tensor, dimension: int) -> Tensor:
     return embeddings if dimension == embeddings.shape[1] else F.normalize(embeddings[:, :dimension], dim=1)
 
 
-def alignment(student: Tensor, target: Tensor) -> Tensor:
-    """Mean of 1 - cosine between student embeddings and targets, both (M, d)."""
-    return 1.0 - F.cosine_similarity(student, target, dim=1).mean()
+def alignment(student: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of 1 - cosine between student embeddings and targets, both (M, d).
+
+    `weight` is that of the B pairs whose texts these are: B queries, B documents, then the hard negatives of each pair in turn.
+    """
+    if weight is not None:
+        negatives = len(student) // len(weight) - 2
+        weight = torch.cat([weight, weight, weight.repeat_interleave(negatives)])
+    return _weighted(1.0 - F.cosine_similarity(student, target, dim=1), weight).mean()
 
 
 def hybrid(
@@ -147,23 +165,23 @@ def hybrid(
         )
     terms: dict[str, Tensor] = {}
     if weights.contrastive:
-        term = contrastive(student, batch.positives, batch.ignore, weights.temperature)
+        term = contrastive(student, batch.positives, batch.ignore, weights.temperature, batch.weight)
         if reverse is not None:
             matrix, of = reverse
-            term = (term + contrastive(matrix, of.positives, of.ignore, weights.temperature)) / 2
+            term = (term + contrastive(matrix, of.positives, of.ignore, weights.temperature, of.weight)) / 2
         terms["contrastive"] = weights.contrastive * term
     if weights.regression:
         terms["regression"] = weights.regression * regression(
-            student, batch.teacher, batch.positives, weights.regression_on, weights.regression_loss
+            student, batch.teacher, batch.positives, weights.regression_on, weights.regression_loss, batch.weight
         )
     if weights.distribution:
         terms["distribution"] = weights.distribution * distribution(
-            student, batch.teacher, weights.temperature, weights.teacher_temperature
+            student, batch.teacher, weights.temperature, weights.teacher_temperature, batch.weight
         )
     if weights.margin:
-        terms["margin"] = weights.margin * margin(student, batch.teacher, batch.positives)
+        terms["margin"] = weights.margin * margin(student, batch.teacher, batch.positives, batch.weight)
     if weights.alignment:
         if embeddings is None or targets is None:
             raise ValueError("the alignment term needs student embeddings and the teacher's, and this teacher gives none")
-        terms["alignment"] = weights.alignment * alignment(embeddings, targets)
+        terms["alignment"] = weights.alignment * alignment(embeddings, targets, batch.weight)
     return terms

@@ -171,14 +171,19 @@ def plot_wins(per_query: Mapping[str, Any], against: str) -> Picture:
     )
 
 
+def score_thresholds(audit: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The rules that cut the teacher's score at one number, and that number."""
+    return [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None and rule["column"] == "score"]
+
+
 def _draw_selection(audit: Mapping[str, Any]) -> Plot:
+    """The histogram of `selection.json`: kept pairs, dropped pairs on top, a line at each threshold of the score."""
     edges = np.array(audit["histogram"]["edges"])
     kept, dropped = np.array(audit["histogram"]["kept"]), np.array(audit["histogram"]["dropped"])
     plot, axes = _plot(5.4, 3.0)
     axes.bar(edges[:-1], kept, np.diff(edges), align="edge", color=BLUE, label=f"kept ({kept.sum():,})")
     axes.bar(edges[:-1], dropped, np.diff(edges), align="edge", bottom=kept, color=GREY, alpha=0.6, label=f"dropped ({dropped.sum():,})")
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    for name, cut in cuts:
+    for name, cut in score_thresholds(audit):
         axes.axvline(cut, color=ORANGE, label=f"{name}: {cut:.4f}")
     axes.set_xlabel("teacher's score")
     axes.set_ylabel("training pairs")
@@ -186,16 +191,16 @@ def _draw_selection(audit: Mapping[str, Any]) -> Plot:
     return plot
 
 
+def describe_selection(audit: Mapping[str, Any]) -> str:
+    """What the picture shows, in words and figures."""
+    kept, dropped = sum(audit["histogram"]["kept"]), sum(audit["histogram"]["dropped"])
+    thresholds = "; ".join(f"{name} at {cut:.4f}" for name, cut in score_thresholds(audit)) or "no rule has a threshold of the score"
+    return f"Histogram of teacher scores: {kept:,} pairs kept, {dropped:,} dropped; {thresholds}"
+
+
 def plot_selection(audit: Mapping[str, Any]) -> Picture:
     """The teacher's scores of kept and dropped training pairs, with the thresholds of the rules."""
-    kept, dropped = sum(audit["histogram"]["kept"]), sum(audit["histogram"]["dropped"])
-    cuts = [(rule["rule"], rule["threshold"]) for rule in audit["rules"] if rule["threshold"] is not None]
-    thresholds = "; ".join(f"{name} at {cut:.4f}" for name, cut in cuts) or "no rule has a threshold"
-    return _picture(
-        _draw_selection(audit),
-        f"Histogram of teacher scores: {kept:,} pairs kept, {dropped:,} dropped; {thresholds}",
-        "What the selection kept and dropped.",
-    )
+    return _picture(_draw_selection(audit), describe_selection(audit), "What the selection kept and dropped.")
 
 
 def save_selection_plot(audit: Mapping[str, Any], path: Path) -> None:

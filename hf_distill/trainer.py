@@ -153,7 +153,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """What this process's queries and documents are compared with: those of all processes, in order of rank."""
         rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
         if not self._distributed:
-            local = InBatch(inputs["teacher_matrix"], inputs["positives"], inputs["ignore"])
+            local = InBatch(inputs["teacher_matrix"], inputs["positives"], inputs["ignore"], inputs.get("weight"))
             every_query, every_document, columns, offset = queries, torch.cat([documents, negatives]), rows, 0
         else:
             columns = {name: _gather(value) for name, value in rows.items()}
@@ -295,14 +295,15 @@ def with_hard_negatives(selected: Dataset, everything: Dataset, number: int) -> 
 
 def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset:
     """The columns that the collator reads: the texts, `group`, `teacher_score`, and the teacher's embeddings as float16, if it has any;
-    of hard negatives too, where `with_hard_negatives` has put some.
+    of hard negatives too, where `with_hard_negatives` has put some; and `weight`, if the selection gave any.
 
     Pairs without a score are left out (of the training pairs, the selection has dropped and counted them).
     """
     if np.isnan(np.asarray(scored["teacher_score"], dtype=np.float32)).any():
         scored = scored.filter(lambda scores: [not np.isnan(x) for x in scores], input_columns="teacher_score", batched=True)
+    own = ["query", "document", "group", "teacher_score", *(["weight"] if "weight" in scored.features else [])]
     if embeddings is None:
-        return scored.select_columns(["query", "document", "group", "teacher_score"]).with_format("numpy")
+        return scored.select_columns(own).with_format("numpy")
     dimension = embeddings.rows.shape[1]
 
     negatives = [name for name in ("negatives", "negative_scores") if name in scored.features]
@@ -319,7 +320,7 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset
     vector = Sequence(Value("float16"), length=dimension)
     features = Features(
         {
-            **{name: scored.features[name] for name in ("query", "document", "group", "teacher_score", *negatives)},
+            **{name: scored.features[name] for name in (*own, *negatives)},
             "teacher_query_embedding": vector,
             "teacher_document_embedding": vector,
             **({"teacher_negative_embeddings": Sequence(vector, length=scored.features["negatives"].length)} if negatives else {}),

@@ -34,3 +34,11 @@ def test_training() -> None:
     figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL", "--grad_cache")
     assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)
     assert 0 < figures["peak_share"] < 1
+
+
+def test_selection() -> None:
+    figures = last_line("benchmarks/selection.py", "--pairs", "300", "600")
+    assert set(figures) == {"300", "600"}
+    assert figures["600"]["pairs"] == 600
+    assert 0 < figures["600"]["kept"] < 600
+    assert figures["300"]["mb_before"] <= figures["300"]["mb_peak"]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
             "query": [r[0] for r in rows],
             "document": [r[1] for r in rows],
             "group": [r[2] for r in rows],
+            "source": [None] * len(rows),
         },
         features=PAIR_FEATURES,
     )
@@ -237,10 +239,10 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
     arguments = DataArguments(dataset="files", dataset_path=str(path), query_column="q", document_column="d", group_column="topic")
-    read = read_source(arguments, 0, tmp_path / "cache")
+    read = read_source(dataclasses.replace(arguments, source_column="topic"), 0, tmp_path / "cache")
     assert read.pairs.to_list() == [
-        {"pair_id": "0", "query": "one", "document": "first", "group": "7"},
-        {"pair_id": "2", "query": "two", "document": "third", "group": "8"},
+        {"pair_id": "0", "query": "one", "document": "first", "group": "7", "source": "7"},
+        {"pair_id": "2", "query": "two", "document": "third", "group": "8", "source": "8"},
     ]
     assert read.counts == {"rows found": 3, "kept": 2, "no query": 1}
 

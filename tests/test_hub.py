@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_distill.arguments import read_recipe
+from hf_distill.cards import escape_markdown, hub_id, public_name
+from hf_distill.dataset_repo import _size_category
 from hf_distill.errors import InputError
-from hf_distill.hub import _size_category, check_publishing, escape_markdown, hub_id, public_name
+from hf_distill.hub import check_publishing
 
 
 @given(st.text())

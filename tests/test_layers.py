@@ -10,7 +10,8 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals", "selection",
-    "student", "collator", "objective", "trainer", "search", "evaluation", "plots", "report", "export", "hub", "commands",
+    "student", "collator", "objective", "trainer", "search", "evaluation", "selection_study",
+    "plots", "report", "cards", "export", "dataset_repo", "hub", "commands",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

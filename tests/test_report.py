@@ -43,7 +43,7 @@ def test_the_verdict_claims_what_the_intervals_show(bm25: tuple, untrained: tupl
 def test_pictures_say_in_words_what_they_show() -> None:
     audit = {
         "histogram": {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [2, 1]},
-        "rules": [{"rule": "percentile=50", "threshold": 0.6}, {"rule": "echo", "threshold": None}],
+        "rules": [{"rule": "percentile=50", "threshold": 0.6, "column": "score"}, {"rule": "echo", "threshold": None, "column": None}],
     }
     picture = plot_selection(audit)
     assert picture.alt == "Histogram of teacher scores: 3 pairs kept, 3 dropped; percentile=50 at 0.6000"

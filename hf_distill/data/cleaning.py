@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import struct
 from collections.abc import Iterable
 
-import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 NEAR_DUPLICATE_JACCARD = 0.7
@@ -35,6 +35,24 @@ def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
     return len(left & right) / union if union else 1.0
 
 
+@functools.cache
+def _empty_signature() -> MinHash:
+    """Drawing the permutations takes several times as long as applying them to a text."""
+    return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
+
+
+def minhash(trigrams: frozenset[int]) -> MinHash:
+    """The MinHash signature (Broder 1997, through `datasketch`) of a set of trigrams."""
+    signature = _empty_signature().copy()
+    signature.update_batch(list(trigrams))
+    return signature
+
+
+def candidate_index() -> MinHashLSH:
+    """An empty index that proposes what may be a near-duplicate; its `b` bands of `r` rows each are tuned by `datasketch`."""
+    return MinHashLSH(threshold=NEAR_DUPLICATE_JACCARD - 0.1, num_perm=_PERMUTATIONS)
+
+
 class NearDuplicates:
     """An index of texts that answers whether a text has a near-duplicate among them.
 
@@ -44,29 +62,23 @@ class NearDuplicates:
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._index = MinHashLSH(threshold=NEAR_DUPLICATE_JACCARD - 0.1, num_perm=_PERMUTATIONS)
+        self._index = candidate_index()
         self._trigrams: list[frozenset[int]] = []
         for text in texts:
             self.add(text)
 
-    @staticmethod
-    def _signature(trigrams: frozenset[int]) -> MinHash:
-        signature = MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
-        signature.update_batch(list(trigrams))
-        return signature
-
     def add(self, text: str) -> None:
         """Put `text` into the index."""
         trigrams = word_trigrams(text)
-        self._index.insert(len(self._trigrams), self._signature(trigrams), check_duplication=False)
+        self._index.insert(len(self._trigrams), minhash(trigrams), check_duplication=False)
         self._trigrams.append(trigrams)
 
     def has(self, text: str) -> bool:
         """Whether a text in the index has at least `NEAR_DUPLICATE_JACCARD` of its trigrams in common with `text`."""
         trigrams = word_trigrams(text)
-        candidates = self._index.query(self._signature(trigrams))
+        candidates = self._index.query(minhash(trigrams))
         return any(jaccard(trigrams, self._trigrams[i]) >= NEAR_DUPLICATE_JACCARD for i in candidates)
 
 
 def _as_32_bits(trigram: int) -> int:
-    return int(np.uint32(trigram & 0xFFFFFFFF))
+    return trigram & 0xFFFFFFFF

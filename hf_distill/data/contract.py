@@ -6,6 +6,7 @@
 | `query` | string | stripped, not empty |
 | `document` | string | stripped, not empty |
 | `group` | string | pairs that must never be split between train and test (a conversation, a module, a query) |
+| `source` | string | where a pair is from, for selection by source (a package, a part of a data set); null where it is all one |
 | `relevance` | int32 | test pairs only: the grade of the judgement, above 0 |
 | `reason` | string | leaked pairs only: what the pair shares with a held-out one |
 """
@@ -23,7 +24,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-PAIR_FEATURES = Features({name: Value("string") for name in ("pair_id", "query", "document", "group")})
+PAIR_FEATURES = Features({name: Value("string") for name in ("pair_id", "query", "document", "group", "source")})
 TEST_FEATURES = Features({**PAIR_FEATURES, "relevance": Value("int32")})
 LEAKED_FEATURES = Features({**PAIR_FEATURES, "reason": Value("string")})
 CORPUS_FEATURES = Features({"document_id": Value("string"), "document": Value("string")})
@@ -121,7 +122,7 @@ def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
-            writer.write(dict(row))
+            writer.write({**dict.fromkeys(features), **row})  # null where a source says nothing
         writer.finalize()
 
 

@@ -152,7 +152,7 @@ def read_pydocs(root: Path | None, max_pairs: int | None, seed: int, cache: Path
                     counts[reason or "kept"] += 1
                     if reason is None:
                         bar.update()
-                        yield {"pair_id": name, "query": query, "document": document, "group": module}
+                        yield {"pair_id": name, "query": query, "document": document, "group": module, "source": module.split(".", 1)[0]}
 
     pairs = dataset_of(rows(), PAIR_FEATURES, cache, "pydocs")
     where = "the Python packages installed on this machine" if root is None else f"the Python files of {root.name}"

@@ -66,7 +66,7 @@ def read_qrecc(path: Path, cache: Path) -> SourcePairs:
     counts = Counter({"turns found": len(turns)})
     seen: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, str]]:
+    def rows() -> Iterator[dict[str, str | None]]:
         for turn in turns:
             query, document, reason = extract_pair(turn)
             counts[reason or "kept"] += 1
@@ -74,7 +74,13 @@ def read_qrecc(path: Path, cache: Path) -> SourcePairs:
                 name = f"{turn['Conversation_no']}_{turn['Turn_no']}"
                 seen[name] += 1
                 pair_id = name if seen[name] == 1 else f"{name}.{seen[name]}"
-                yield {"pair_id": pair_id, "query": query, "document": document, "group": str(turn["Conversation_no"])}
+                yield {
+                    "pair_id": pair_id,
+                    "query": query,
+                    "document": document,
+                    "group": str(turn["Conversation_no"]),
+                    "source": turn.get("Conversation_source"),
+                }
 
     pairs = dataset_of(rows(), PAIR_FEATURES, cache, "qrecc")
     return SourcePairs(

@@ -98,8 +98,9 @@ def read_table(arguments: DataArguments, cache: Path) -> SourcePairs:
             column that is not text.
     """
     table, source = _load_files(arguments, cache) if arguments.dataset == "files" else _load_hub(arguments)
-    columns = [arguments.query_column, arguments.document_column] + ([arguments.group_column] if arguments.group_column else [])
-    for key, column in zip(("query_column", "document_column", "group_column"), columns, strict=False):
+    keys = [key for key in ("query_column", "document_column", "group_column", "source_column") if getattr(arguments, key)]
+    columns = [str(getattr(arguments, key)) for key in keys]
+    for key, column in zip(keys, columns, strict=True):
         if column not in table.column_names:
             raise InputError(f"{source.name} has no column {column!r} (--{key}); its columns are {', '.join(table.column_names)}")
     for column in columns[:2]:
@@ -108,7 +109,7 @@ def read_table(arguments: DataArguments, cache: Path) -> SourcePairs:
             raise InputError(f"the column {column!r} of {source.name} is {dtype}, but queries and documents are text")
     counts: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, str]]:
+    def rows() -> Iterator[dict[str, str | None]]:
         for number, row in enumerate(table.select_columns(columns)):
             counts["rows found"] += 1
             query, document = ((row[column] or "").strip() for column in columns[:2])
@@ -116,6 +117,12 @@ def read_table(arguments: DataArguments, cache: Path) -> SourcePairs:
             counts[reason] += 1
             if reason == "kept":
                 group = str(row[arguments.group_column]) if arguments.group_column else text_key(query)
-                yield {"pair_id": str(number), "query": query, "document": document, "group": group}
+                yield {
+                    "pair_id": str(number),
+                    "query": query,
+                    "document": document,
+                    "group": group,
+                    "source": str(row[arguments.source_column]) if arguments.source_column else None,
+                }
 
     return SourcePairs(pairs=dataset_of(rows(), PAIR_FEATURES, cache, "pairs"), counts=dict(counts), source=source)

@@ -1,0 +1,59 @@
+"""`hf-distill study RECIPE --rules "..." --rules "..."`: does selecting pairs help on this data?"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+
+import datasets
+import transformers
+
+from hf_distill.arguments import read_recipe
+from hf_distill.errors import InputError
+from hf_distill.selection_study import run_study
+
+HELP = "Train the same student on what each list of rules keeps, on random pairs, on the worst and on all, and compare them."
+
+_EXAMPLES, _SEEDS = 10_240, 3
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rules", action="append", metavar='"RULE RULE ..."',
+        help='A selection to try, as in a recipe, e.g. --rules "echo duplicate percentile=80". Once for each selection.',
+    )  # fmt: skip
+    parser.add_argument(
+        "--examples", type=int, metavar="N",
+        help=f"Pairs that each student sees, whatever the size of its selection: a smaller one is repeated. Default: {_EXAMPLES:,}.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"Students for each selection, from the recipe's seed on. Default: {_SEEDS}."
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and its keys are those of `train.py`; the options of the study may stand anywhere among them."""
+    parser.allow_abbrev = False  # --seed is the recipe's
+    parser.usage = '%(prog)s RECIPE [--key value ...] --rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N]'
+    _add_options(parser)
+    parser.add_argument("line", nargs=argparse.REMAINDER, metavar="RECIPE [--key value ...]", help="As for train.py.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run or continue the study and print its table."""
+    options = argparse.ArgumentParser(prog="hf-distill study", allow_abbrev=False, add_help=False, exit_on_error=False)
+    _add_options(options)
+    try:
+        arguments, line = options.parse_known_args(arguments.line, arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}\n  See: hf-distill study --help") from error
+    if not line or line[0].startswith("-"):
+        raise InputError("name the recipe first, e.g.: hf-distill study recipes/quickstart.yaml --rules percentile=80")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    datasets.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    examples = _EXAMPLES if arguments.examples is None else arguments.examples
+    seeds = _SEEDS if arguments.seeds is None else arguments.seeds
+    run_study(read_recipe(line), arguments.rules or [], examples, seeds)
