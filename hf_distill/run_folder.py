@@ -134,6 +134,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def retrieval(self) -> Path:
+        """The systems' TREC runs, `<system>.run`, and `qrels.txt`, for the command line of `ir_measures`."""
+        return self.path / "retrieval"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
