@@ -16,7 +16,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.compatibility import compatibility
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.fidelity import fidelity
-from hf_distill.evaluation.index_size import index_size
+from hf_distill.evaluation.index import index_size
 from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.retrieval import DEPTH, MEASURES, bm25_run, make_run, per_query, write_qrels, write_run

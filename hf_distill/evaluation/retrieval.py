@@ -36,6 +36,7 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
+            measure.validate_params()  # type: ignore[no-untyped-call]
         except (ValueError, NameError, TypeError, KeyError, AssertionError) as error:
             raise InputError(
                 f"measure {name!r} is not one of ir-measures ({error}); examples: nDCG@10, R@100, RR@10, AP@100, P@5"
