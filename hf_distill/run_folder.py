@@ -145,7 +145,7 @@ class RunFolder:
 
 def remove_leftovers(folder: RunFolder) -> None:
     """Remove what `written_whole` was writing when an earlier call was killed: hidden files that no one reads."""
-    for place in (folder.path, folder.soft_labels, folder.cache):
+    for place in (folder.path, folder.soft_labels, folder.cache, folder.retrieval):
         for path in place.glob(".*.*"):
             if path.is_file():
                 path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def _exactly(measure: str, queries: Tensor, documents: Tensor) -> Tensor:
     left, right = queries.double(), documents.double()
     if measure in ("cosine", "dot"):
         return (left * right).sum(-1).float()
-    distances = torch.linalg.vector_norm(left - right, ord=_NORM[measure], dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(left - right, ord=_NORM[measure], dim=-1)
     return -distances.float()
 
 

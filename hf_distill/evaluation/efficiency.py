@@ -34,7 +34,7 @@ def bytes_on_disk(folder: Path) -> int:
 
     Of the weights these are the safetensors, or where a folder has none, `pytorch_model.bin`.
     """
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"]
     with_safetensors = {file.parent for file in files if file.suffix == ".safetensors"}
     read = [
         file
