@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_distill.evaluation.intervals import figure, mean
-from hf_distill.evaluation.retrieval import make_run, per_query
+from hf_distill.evaluation.retrieval import NDCG, make_run, per_query
 from hf_distill.evaluation.tasks import RetrievalTask
 from hf_distill.search import search
 
@@ -24,7 +24,7 @@ def _projected(embeddings: np.ndarray, components: np.ndarray) -> np.ndarray:
 
 def _ndcg(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     run = make_run(list(task.queries), list(task.documents), *search(queries, documents, DEPTH))
-    return per_query(run, task.qrels)["nDCG@10"]
+    return per_query(run, task.qrels, NDCG)["nDCG@10"]
 
 
 def compatibility(
@@ -63,7 +63,7 @@ def compatibility(
         )
     queries, documents = (_projected(values, components) for values in teacher)
     crossed = _ndcg(task, student[0], documents)
-    own = {"teacher": per_query(_teacher_run(task, teacher, measure), task.qrels)["nDCG@10"], "student": _ndcg(task, *student)}
+    own = {"teacher": per_query(_teacher_run(task, teacher, measure), task.qrels, NDCG)["nDCG@10"], "student": _ndcg(task, *student)}
     return {
         "possible": True,
         "dimension": len(components),

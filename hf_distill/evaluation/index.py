@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from hf_distill.evaluation.intervals import figure, mean
-from hf_distill.evaluation.retrieval import make_run, per_query
+from hf_distill.evaluation.retrieval import NDCG, make_run, per_query
 from hf_distill.evaluation.tasks import RetrievalTask
 from hf_distill.search import search
 
@@ -91,7 +91,7 @@ def index_size(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray, 
         "binary, rescored by int8": (bits.shape[1], _rescored(scaled, codes, candidates)),
     }
     query_ids, document_ids = list(task.queries), list(task.documents)
-    ndcg = {name: per_query(make_run(query_ids, document_ids, *answer), task.qrels)["nDCG@10"] for name, (_, answer) in found.items()}
+    ndcg = {name: per_query(make_run(query_ids, document_ids, *answer), task.qrels, NDCG)["nDCG@10"] for name, (_, answer) in found.items()}
     result: dict[str, Any] = {"dimension": d}
     for name, (width, _) in found.items():
         result[name] = {
