@@ -1,6 +1,7 @@
 """Every figure against a hand-computed value or a library called by hand."""
 
 import math
+from pathlib import Path
 
 import ir_measures
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distill.evaluation import ratio_of_means
+from hf_distill.evaluation.efficiency import bytes_on_disk
 from hf_distill.evaluation.fidelity import by_range, fidelity, pearson, spearman
 from hf_distill.evaluation.intervals import figure, mean
 from hf_distill.evaluation.paper_protocol import PUBLISHED, cohens_d, f1_at_median, ndcg_at, paper_protocol, recall_at
@@ -167,3 +169,14 @@ def test_undefined_statistics_are_none_not_nan() -> None:
     assert "no variance" in result["paired_t_test"]["undefined"]
     assert cohens_d(np.ones(3), np.ones(3)) is None
     assert paper_protocol(np.array([0.4, 0.6]), np.array([0.5, 0.5]))["pearson"] is None
+
+
+def test_bytes_on_disk_are_those_that_loading_reads(tmp_path: Path) -> None:
+    sizes = {
+        "model.safetensors": 100, "pytorch_model.bin": 99, "config.json": 7, "README.md": 1000, "1_Dense/pytorch_model.bin": 20,
+        "onnx/model.onnx": 300, "onnx/config.json": 4, "tf_model.h5": 98,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert bytes_on_disk(tmp_path) == 100 + 7 + 20
