@@ -138,13 +138,18 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def retrieval(self) -> Path:
+        """The systems' TREC runs, `<system>.run`, and `qrels.txt`, for the command line of `ir_measures`."""
+        return self.path / "retrieval"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
 
 def remove_leftovers(folder: RunFolder) -> None:
     """Remove what `written_whole` was writing when an earlier call was killed: hidden files that no one reads."""
-    for place in (folder.path, folder.soft_labels, folder.cache):
+    for place in (folder.path, folder.soft_labels, folder.cache, folder.retrieval):
         for path in place.glob(".*.*"):
             if path.is_file():
                 path.unlink(missing_ok=True)

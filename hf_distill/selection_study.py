@@ -28,7 +28,7 @@ from hf_distill.arguments import Recipe
 from hf_distill.data import PairData, load_pair_data
 from hf_distill.encoding import encode
 from hf_distill.errors import InputError
-from hf_distill.evaluation import HeldOutTask, held_out_task
+from hf_distill.evaluation import RetrievalTask, held_out_task
 from hf_distill.evaluation.fidelity import mae, pearson
 from hf_distill.evaluation.intervals import LEVEL, figure, mean
 from hf_distill.evaluation.retrieval import DEPTH, make_run, per_query
@@ -151,7 +151,7 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
     return dataclasses.replace(recipe, training=training, trainer=trainer, given=recipe.given - {"output_dir"})
 
 
-def measure(student: SentenceTransformer, task: HeldOutTask, data: PairData) -> dict[str, list[float]]:
+def measure(student: SentenceTransformer, task: RetrievalTask, data: PairData) -> dict[str, list[float]]:
     """nDCG@10 and R@100 of each test query, and the cosine of each test pair."""
 
     def embed(kind: str, texts: Mapping[str, str]) -> np.ndarray:
@@ -300,7 +300,7 @@ class _Study:
     scored: ScoredPairs
     train: Dataset
     train_key: str
-    task: HeldOutTask
+    task: RetrievalTask
     blueprint: Blueprint
     examples: int
 

@@ -30,6 +30,14 @@ def test_scoring() -> None:
     assert figures["max_diff"] <= 1e-2
 
 
+def test_search() -> None:
+    pytest.importorskip("faiss", reason="faiss-cpu, the extra `benchmarks`, is not installed")
+    figures = last_line("benchmarks/search.py", "--documents", "9000", "--queries", "30", "--rounds", "1", "--depth", "10")
+    assert {"x_faiss", "peak_share", "memory_mb", "memory_mb_faiss"} <= set(figures)
+    assert figures["agreement"] == 1
+    assert figures["score_diff"] < 1e-6
+
+
 def test_training() -> None:
     figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL", "--grad_cache")
     assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import ir_measures
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hf_distill.errors import InputError
 from hf_distill.evaluation import ratio_of_means
 from hf_distill.evaluation.agreement import overlaps, rank_biased_overlap, ranking_agreement
+from hf_distill.evaluation.efficiency import bytes_on_disk
 from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import (
     average_precision,
@@ -356,3 +358,14 @@ def test_per_query_values_can_be_tested_again() -> None:
     again = {name: np.array(row) for name, row in written["systems"].items()}
     p, q = (compare_systems(v, "a", 0)["comparisons"]["b"]["paired_t_test"]["p"] for v in (values, again))
     assert p == pytest.approx(q, abs=1e-9)
+
+
+def test_bytes_on_disk_are_those_that_loading_reads(tmp_path: Path) -> None:
+    sizes = {
+        "model.safetensors": 100, "pytorch_model.bin": 99, "config.json": 7, "README.md": 1000, "1_Dense/pytorch_model.bin": 20,
+        "onnx/model.onnx": 300, "onnx/config.json": 4, "tf_model.h5": 98,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert bytes_on_disk(tmp_path) == 100 + 7 + 20

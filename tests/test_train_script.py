@@ -86,6 +86,33 @@ def test_the_student_loads_plainly_and_is_what_was_evaluated(finished: tuple[Pat
             assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
 
 
+def test_the_retrieval_figures_are_those_of_the_command_line_of_ir_measures(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for name, figures in evaluation["retrieval"]["systems"].items():
+        files = [str(folder / "retrieval" / file) for file in ("qrels.txt", f"{name.replace(' ', '-')}.run")]
+        command = [sys.executable, "-m", "ir_measures", "--places", "12", *files, *figures]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        values = {measure: float(value) for measure, value in (line.split() for line in printed.splitlines())}
+        assert values == pytest.approx({measure: figure["value"] for measure, figure in figures.items()}, abs=1e-9)
+
+
+def test_what_an_index_costs_and_whether_the_old_one_can_be_kept(finished: tuple[Path, str]) -> None:
+    evaluation = json.loads((finished[0] / "evaluation.json").read_text())
+    assert set(evaluation["index"]) == {"teacher", "student"}
+    assert evaluation["index"]["student"]["int8"]["bytes_per_million"] == 16_000_000
+    for name, index in evaluation["index"].items():
+        assert index["float32"]["nDCG@10"]["value"] == pytest.approx(evaluation["retrieval"]["systems"][name]["nDCG@10"]["value"], abs=1e-3)
+        cost = evaluation["efficiency"][name]
+        assert cost["backend"] == "torch"
+        assert cost["peak_megabytes"] > cost["megabytes"]
+    assert evaluation["compatibility"]["possible"]
+    student = finished[0] / "student_model_sd"
+    assert evaluation["efficiency"]["student"]["bytes_on_disk"] == sum(
+        file.stat().st_size for file in student.rglob("*") if file.is_file() and file.suffix != ".md"
+    )
+
+
 def test_the_dataset_accounts_for_every_pair(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     everything = load_dataset(str(folder / "dataset"), "all", cache_dir=str(folder / "loaded"))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from hf_distill.commands import study
+from hf_distill.commands import compare, study
 from hf_distill.errors import InputError
 
 
@@ -21,7 +21,7 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS: dict[str, Command] = {"study": study}
+COMMANDS: dict[str, Command] = {"study": study, "compare": compare}
 """Name of each subcommand -> its module."""
 
 

@@ -22,7 +22,7 @@ from hf_distill.data.contract import (
 from hf_distill.errors import InputError
 
 
-def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
+def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     """`_id` -> the non-empty `fields` of each line, joined by a space."""
     if not path.is_file():
         raise InputError(f"no {path.name} in {path.parent}; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
@@ -46,7 +46,7 @@ def _read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     return texts
 
 
-def _read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
+def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
     """(query id, document id, grade) of each line below the header."""
     with path.open(encoding="utf-8", newline="") as lines:
         for number, row in enumerate(csv.reader(lines, delimiter="\t"), 1):
@@ -66,8 +66,8 @@ def read_beir(folder: Path, cache: Path) -> SourcePairs:
     Raises:
         InputError: A missing or malformed file (with the line), an id that appears twice, no usable judgement.
     """
-    documents = _read_texts(folder / "corpus.jsonl", ("title", "text"))
-    queries = _read_texts(folder / "queries.jsonl", ("text",))
+    documents = read_texts(folder / "corpus.jsonl", ("title", "text"))
+    queries = read_texts(folder / "queries.jsonl", ("text",))
     qrels = {name: folder / "qrels" / f"{name}.tsv" for name in ("train", "test")}
     present = {name: path for name, path in qrels.items() if path.is_file()}
     if not present:
@@ -75,7 +75,7 @@ def read_beir(folder: Path, cache: Path) -> SourcePairs:
     counts: Counter[str] = Counter()
 
     def rows(name: str) -> Iterator[dict[str, Any]]:
-        for query_id, document_id, grade in _read_qrels(present[name]):
+        for query_id, document_id, grade in read_qrels(present[name]):
             counts["judgements found"] += 1
             if grade <= 0:
                 reason = "judged not relevant"

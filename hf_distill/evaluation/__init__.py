@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,47 +14,28 @@ from hf_distill.data import PairData, text_id
 from hf_distill.encoding import encode
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import ranking_agreement
+from hf_distill.evaluation.compatibility import compatibility
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import fidelity
+from hf_distill.evaluation.index import index_size
 from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
 from hf_distill.evaluation.paper_protocol import paper_protocol
-from hf_distill.evaluation.retrieval import DEPTH, MEASURES, Qrels, bm25_run, make_run, per_query
+from hf_distill.evaluation.retrieval import DEPTH, MEASURES, bm25_run, make_run, per_query, write_qrels, write_run
 from hf_distill.evaluation.significance import compare_systems
+from hf_distill.evaluation.tasks import RetrievalTask, held_out_task
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import ScoredPairs
 from hf_distill.search import search
+from hf_distill.student import teacher_components
 from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher
 
-__all__ = ["HeldOutTask", "evaluate_student", "held_out_task"]
+__all__ = ["RetrievalTask", "evaluate_student", "held_out_task"]
 
 TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
 
 
-@dataclass(frozen=True)
-class HeldOutTask:
-    """The held-out queries and the corpus they search. Ids are `text_id` of the plain texts."""
-
-    queries: Mapping[str, str]
-    documents: Mapping[str, str]
-    qrels: Qrels
-
-
-def held_out_task(data: PairData) -> HeldOutTask:
-    """The retrieval task of the test pairs: every test query is judged, every document of the corpus is searched."""
-    queries: dict[str, str] = {}
-    qrels: dict[str, dict[str, int]] = {}
-    for row in data.test:
-        query_id = text_id(row["query"])
-        queries[query_id] = row["query"]
-        grades = qrels.setdefault(query_id, {})
-        document_id = text_id(row["document"])
-        grades[document_id] = max(row["relevance"], grades.get(document_id, 0))
-    documents = {text_id(text): text for text in data.corpus["document"]}
-    return HeldOutTask(queries, documents, qrels)
-
-
-def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -> tuple[np.ndarray, np.ndarray]:
+def embed(model: SentenceTransformer, task: RetrievalTask, name: str, bar: Any) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the task's queries (Q, d) and documents (N, d), float32."""
     bar.set_postfix_str(name)
     prompts = {kind: model.prompts.get(kind) or "" for kind in ("query", "document")}
@@ -72,7 +51,7 @@ def _embed(model: SentenceTransformer, task: HeldOutTask, name: str, bar: Any) -
     return queries, documents
 
 
-def pair_cosines(test: Dataset, task: HeldOutTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+def pair_cosines(test: Dataset, task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """Cosines (n,) of the test pairs from the task's L2-normalised embeddings."""
     query_row = {name: i for i, name in enumerate(task.queries)}
     document_row = {name: i for i, name in enumerate(task.documents)}
@@ -111,7 +90,7 @@ def evaluate_student(
     task = held_out_task(data)
     query_ids, document_ids = list(task.queries), list(task.documents)
     with tqdm(total=4, desc="Evaluating", unit=" encodings", leave=False) as bar:
-        embedded = {STUDENT: _embed(student, task, STUDENT, bar), UNTRAINED: _embed(untrained, task, UNTRAINED, bar)}
+        embedded = {STUDENT: embed(student, task, STUDENT, bar), UNTRAINED: embed(untrained, task, UNTRAINED, bar)}
     if isinstance(teacher, EmbeddingTeacher) and scored.embeddings is not None:
         queries_of_teacher = scored.embeddings.of(text_id(teacher.prompted(text, "query")) for text in task.queries.values())
         documents_of_teacher = scored.embeddings.of(text_id(teacher.prompted(text, "document")) for text in task.documents.values())
@@ -122,6 +101,9 @@ def evaluate_student(
         for name, (queries, documents) in embedded.items()
     }
     runs[BM25] = bm25_run(query_ids, list(task.queries.values()), document_ids, list(task.documents.values()))
+    write_qrels(task.qrels, folder.retrieval / "qrels.txt")
+    for name, run in runs.items():
+        write_run(run, folder.retrieval / f"{name.replace(' ', '-')}.run", name)
     values = {name: per_query(run, task.qrels) for name, run in runs.items()}
 
     teacher_scores = np.asarray(scored.test["teacher_score"], dtype=np.float64)
@@ -135,6 +117,7 @@ def evaluate_student(
         "retrieval": {
             "num_queries": len(task.queries),
             "num_documents": len(task.documents),
+            "notes": list(task.notes),
             "systems": {
                 name: {str(measure): figure(mean, [result[str(measure)]], seed) for measure in MEASURES} for name, result in values.items()
             },
@@ -157,6 +140,17 @@ def evaluate_student(
             {**({TEACHER: copy.deepcopy(teacher.model).float()} if isinstance(teacher, BiEncoderTeacher) else {}), STUDENT: student},
             list(task.queries.values()),
             list(task.documents.values()),
+        ),
+        "index": {
+            name: index_size(task, *embedded[name], measure_of.get(name, "cosine"), seed) for name in (TEACHER, STUDENT) if name in embedded
+        },
+        "compatibility": compatibility(
+            task,
+            embedded[STUDENT],
+            embedded.get(TEACHER),
+            teacher_components(scored.embeddings, embedded[STUDENT][0].shape[1]),
+            measure_of[TEACHER],
+            seed,
         ),
         "pairs": {
             "pair_id": [name for name, has_score in zip(data.test["pair_id"], known, strict=True) if has_score],

@@ -1,14 +1,25 @@
-"""Full-corpus retrieval: exact search, measures through `ir-measures` per query, and the BM25 row."""
+"""Full-corpus retrieval: runs without ties, measures through `ir-measures` per query, TREC files, and the BM25 row.
+
+trec_eval (nDCG, R, AP) puts the greater document id first among equal scores, and the MS MARCO script (RR@10) the smaller one; both sit
+behind `ir_measures`. So that every measure sees one ranking, and the command line the same as we do, a run holds no ties: among equal
+scores the smaller document id comes first, and each later one is written lower by the least step that float32 has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import bm25s
 import ir_measures
 import numpy as np
 
+from hf_distill.errors import InputError
+from hf_distill.run_folder import written_whole
+
 MEASURES = tuple(ir_measures.parse_measure(name) for name in ("nDCG@10", "R@1", "R@10", "R@100", "RR@10"))
+NDCG = (ir_measures.parse_measure("nDCG@10"),)
+"""Where nothing else is asked for: each further measure costs as much again."""
 DEPTH = 100
 
 Run = dict[str, dict[str, float]]
@@ -17,34 +28,112 @@ Qrels = Mapping[str, Mapping[str, int]]
 """query id -> document id -> relevance grade."""
 
 
+def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
+    """Measures by the names that `ir-measures` gives them, e.g. `nDCG@10`, `AP(rel=2)@100`.
+
+    Raises:
+        InputError: A name it does not know, or a measure whose program is not installed.
+    """
+    measures = []
+    for name in names:
+        try:
+            measure = ir_measures.parse_measure(name)
+            measure.validate_params()  # type: ignore[no-untyped-call]
+        except (ValueError, NameError, TypeError, KeyError, AssertionError) as error:
+            raise InputError(
+                f"measure {name!r} is not one of ir-measures ({error}); examples: nDCG@10, R@100, RR@10, AP@100, P@5"
+            ) from error
+        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]
+            raise InputError(
+                f"measure {name!r}: no program that computes it is installed (see https://ir-measur.es/en/latest/providers.html)"
+            )
+        measures.append(measure)
+    return tuple(measures)
+
+
+def depth_of(measures: Sequence[ir_measures.Measure]) -> int:
+    """How many documents a query needs for `measures`: their greatest cutoff, at least `DEPTH`; 1,000, as TREC has it, if one has none."""
+    cutoffs = [measure.params.get("cutoff", 1000) for measure in measures]
+    return max([DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
+
+
+def without_ties(scores: np.ndarray) -> np.ndarray:
+    """`scores` (Q, k), descending, as float32 that strictly descend: each one that does not is moved to the next below the one before."""
+    result = np.array(scores, dtype=np.float32)
+    for place in range(1, result.shape[1]):
+        result[:, place] = np.minimum(result[:, place], np.nextafter(result[:, place - 1], np.float32(-np.inf)))
+    return result
+
+
 def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray, indices: np.ndarray) -> Run:
-    """A run from the result of :func:`search`."""
+    """A run from the result of :func:`search`, whose order is kept: ties go by document id if `document_ids` ascend."""
     return {
         query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True)}
-        for query, row_scores, row in zip(query_ids, scores, indices, strict=True)
+        for query, row_scores, row in zip(query_ids, without_ties(scores), indices, strict=True)
     }
 
 
-def bm25_run(query_ids: Sequence[str], queries: Sequence[str], document_ids: Sequence[str], documents: Sequence[str]) -> Run:
-    """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop words) over the corpus."""
+def bm25_run(
+    query_ids: Sequence[str], queries: Sequence[str], document_ids: Sequence[str], documents: Sequence[str], depth: int = DEPTH
+) -> Run:
+    """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop words) over the corpus.
+
+    A document without a common word is not retrieved. Ties as in :func:`make_run`.
+    """
+    tokens = bm25s.tokenize(list(documents), stopwords="en", show_progress=False)
+    if not tokens.vocab or all(not ids for ids in tokens.ids):
+        return {query: {} for query in query_ids}  # not a word in the whole corpus
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(documents), stopwords="en", show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(list(queries), stopwords="en", show_progress=False)
-    indices, scores = index.retrieve(tokens, k=min(DEPTH, len(documents)), show_progress=False)
-    return {
-        query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True) if score > 0}
-        for query, row_scores, row in zip(query_ids, scores, indices, strict=True)
-    }
+    index.index(tokens, show_progress=False)
+    run: Run = {}
+    for name, words in zip(query_ids, bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False), strict=True):
+        scores = np.asarray(index.get_scores(words), dtype=np.float32) if words else np.zeros(len(documents), dtype=np.float32)
+        found = np.flatnonzero(scores > 0)
+        if len(found) > depth:  # all that tie at the cut, then the first of them
+            found = found[scores[found] >= np.partition(scores[found], -depth)[-depth]]
+        best = found[np.argsort(-scores[found], kind="stable")[:depth]]
+        run |= make_run([name], document_ids, scores[best][None], best[None])
+    return run
 
 
-def per_query(run: Run, qrels: Qrels) -> dict[str, np.ndarray]:
-    """Each of `MEASURES` for every judged query, in the order of `qrels`: name -> (Q,) float64.
+def per_query(run: Run, qrels: Qrels, measures: Sequence[ir_measures.Measure] = MEASURES) -> dict[str, np.ndarray]:
+    """Each of `measures` for every judged query, in the order of `qrels`: name -> (Q,) float64.
 
     A judged query that the run does not answer counts as 0.
     """
     place = {query: i for i, query in enumerate(qrels)}
-    values = {str(measure): np.zeros(len(qrels)) for measure in MEASURES}
+    values = {str(measure): np.zeros(len(qrels)) for measure in measures}
     answered = {query: documents for query, documents in run.items() if documents}
-    for metric in ir_measures.iter_calc(MEASURES, {q: dict(d) for q, d in qrels.items()}, answered):
+    for metric in ir_measures.iter_calc(list(measures), {q: dict(d) for q, d in qrels.items()}, answered):
         values[str(metric.measure)][place[metric.query_id]] = metric.value
     return values
+
+
+def _check_ids(ids: Iterable[str], path: Path) -> None:
+    for name in ids:
+        if not name or name.split() != [name]:
+            raise InputError(f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot; give it another id")
+
+
+def write_run(run: Run, path: Path, tag: str) -> None:
+    """Write `run` as a TREC run: `query Q0 document rank score tag`, nine digits, which give a float32 back as it was.
+
+    Raises:
+        InputError: An id with white space.
+    """
+    _check_ids((name for query, documents in run.items() for name in (query, *documents)), path)
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for query, documents in run.items():
+            for rank, (name, score) in enumerate(documents.items(), 1):
+                file.write(f"{query} Q0 {name} {rank} {score:.9g} {tag.replace(' ', '-')}\n")
+
+
+def write_qrels(qrels: Qrels, path: Path) -> None:
+    """Write `qrels` as TREC judgements: `query 0 document grade`.
+
+    Raises:
+        InputError: An id with white space.
+    """
+    _check_ids((name for query, documents in qrels.items() for name in (query, *documents)), path)
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{query} 0 {name} {grade}\n" for query, documents in qrels.items() for name, grade in documents.items())
