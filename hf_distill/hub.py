@@ -1,4 +1,4 @@
-"""The release: model card, dataset repository with its card, publishing both, and loading back what was published."""
+"""The release of a run: model card, dataset repository with its card, and what of it is published under which name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import html
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
-from huggingface_hub import DatasetCardData, EvalResult, HfApi, ModelCardData, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCardData
 
 from hf_distill.arguments import Recipe, TeacherArguments, parse_member
 from hf_distill.data import Source
@@ -20,6 +19,7 @@ from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
 from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
 from hf_distill.hardware import describe_environment
+from hf_distill.publishing import Release, Settings, check_access, publish
 from hf_distill.report import environment, headline, save_selection_plot, verdict
 from hf_distill.run_folder import RunFolder, written_whole
 from hf_distill.scoring import ScoredPairs
@@ -235,60 +235,47 @@ def write_model_card(
         temporary.write_text(card, encoding="utf-8")
 
 
-def _api(recipe: Recipe) -> HfApi:
-    return HfApi(token=recipe.training.hub_token)
+def linked_dataset_card(card: str, repo: str, model: str | None, license_id: str | None) -> str:
+    """The dataset card of a run, with the names that it gets on the Hub: its own, and that of the student trained on it."""
+    linked = DatasetCard(card.replace("path/to/this/folder", repo))
+    if license_id:
+        linked.data["license"] = license_id
+    if model:
+        linked.text = f"{linked.text.rstrip()}\n\n## Student\n\n[`{model}`](https://huggingface.co/{model}) was trained on these pairs.\n"
+    return str(linked)
+
+
+def releases_of(recipe: Recipe, folder: RunFolder) -> list[Release]:
+    """What a run publishes: the data set first, if it has a name, for the student's card links to it; then the student."""
+    model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
+    student = Release(model, "model", folder.student)
+    if dataset is None:
+        return [student]
+    card = linked_dataset_card((folder.dataset / "README.md").read_text(encoding="utf-8"), dataset, model, recipe.data.dataset_license)
+    return [Release(dataset, "dataset", folder.dataset, {"README.md": card.encode()}), student]
 
 
 def check_publishing(recipe: Recipe) -> None:
-    """Before any work: does `push_to_hub` name where to, and does the Hub know the token?
+    """Before any work: does `push_to_hub` name where to, and may the token write there?
 
     Raises:
-        InputError: No `hub_model_id`, no token, or one that the Hub refuses. The token itself is never in the message.
+        InputError: No `hub_model_id`, no token, or one that cannot write. The token itself is never in the message.
     """
     if not recipe.training.push_to_hub:
         return
     if not recipe.training.hub_model_id:
         raise InputError("push_to_hub needs --hub_model_id, e.g. you/student")
-    try:
-        _api(recipe).whoami()
-    except LocalTokenNotFoundError as error:
-        raise InputError("push_to_hub needs a Hub token: run `hf auth login`, or set HF_TOKEN") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise InputError(f"the Hub does not accept the token ({type(error).__name__}); nothing was done. Run `hf auth login`") from error
+    names = [recipe.training.hub_model_id, *([recipe.run.hub_dataset_id] if recipe.run.hub_dataset_id else [])]
+    check_access(HfApi(token=recipe.training.hub_token), names)
 
 
-def _verify(repo: str, kind: str, revision: str, local: Path, api: HfApi) -> None:
-    """Download what was published, by commit, into an empty cache, and compare it with what was sent, byte for byte."""
-    with tempfile.TemporaryDirectory() as cache:
-        back = Path(snapshot_download(repo, repo_type=kind, revision=revision, cache_dir=cache, token=api.token))
-        for file in sorted(p for p in local.rglob("*") if p.is_file()):
-            name = file.relative_to(local)
-            if not (back / name).is_file() or (back / name).read_bytes() != file.read_bytes():
-                raise RuntimeError(f"{repo} at {revision}: {name} on the Hub differs from the local file; publish again")
-
-
-def publish(recipe: Recipe, folder: RunFolder) -> list[str]:
-    """Push the student, and the dataset if `hub_dataset_id` is given; then load both back by commit and compare.
+def publish_run(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """Publish a run's student, and its data set if that has a name (see `hf_distill.publishing.publish`).
 
     Returns:
-        The address of each commit. Empty without `push_to_hub`.
-
-    Raises:
-        RuntimeError: What the Hub returns differs from what was sent.
+        What was done, a line each. Empty without `push_to_hub`.
     """
     if not recipe.training.push_to_hub:
         return []
-    api = _api(recipe)
-    targets: Sequence[tuple[str | None, str, Path]] = (
-        (recipe.run.hub_dataset_id, "dataset", folder.dataset),
-        (recipe.training.hub_model_id, "model", folder.student),
-    )
-    addresses = []
-    for repo, kind, local in targets:
-        if repo is None:
-            continue
-        made = api.create_repo(repo, repo_type=kind, private=recipe.training.hub_private_repo, exist_ok=True)
-        commit = api.upload_folder(repo_id=made.repo_id, repo_type=kind, folder_path=str(local), commit_message="Release by hf_distill")
-        _verify(made.repo_id, kind, str(commit.oid), local, api)
-        addresses.append(str(commit.commit_url))
-    return addresses
+    settings = Settings(private=recipe.training.hub_private_repo, tag=recipe.training.hub_revision)
+    return publish(releases_of(recipe, folder), settings, HfApi(token=recipe.training.hub_token))
