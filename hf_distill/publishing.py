@@ -266,9 +266,13 @@ def commit_release(api: HfApi, release: Release) -> str:
         return patiently(f"committing to {release.repo}", attempt)
     except (_HTTP_ERROR, RuntimeError, ValueError) as error:
         raise PublishingError(
-            f"{release.repo} could not be published: {_without_token(str(error), api)}\n"
-            "Its main branch is as it was. Run again: what was stored is not sent again"
+            f"{release.repo} could not be published: {_without_token(_story(error), api)}\nRun again: it goes on from what the Hub holds"
         ) from error
+
+
+def _story(error: BaseException) -> str:
+    """The message of `error`, and of what caused it: the client says "error while uploading" of a 403."""
+    return str(error) + (f" ({_story(error.__cause__)})" if error.__cause__ else "")
 
 
 def _token(api: HfApi) -> str:
@@ -304,7 +308,8 @@ def load_back(api: HfApi, commits: Sequence[tuple[Release, str]]) -> list[str]:
     Raises:
         PublishingError: Something differs, or cannot be loaded.
     """
-    wanted = {"repos": [[r.kind, r.repo, commit] for r, commit in commits], "probes": PROBES}
+    local_digests = {r.repo: {name: _sha256(content) for name, content in r.files().items()} for r, _ in commits}
+    wanted = {"repos": [[r.kind, r.repo, commit, local_digests[r.repo]] for r, commit in commits], "probes": PROBES}
     with tempfile.TemporaryDirectory() as home:
         environment = {name: value for name, value in os.environ.items() if name not in _UNSET}
         environment |= {"HF_HOME": home, "HF_TOKEN": _token(api), "HF_ENDPOINT": api.endpoint, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -320,8 +325,7 @@ def load_back(api: HfApi, commits: Sequence[tuple[Release, str]]) -> list[str]:
         raise PublishingError(f"what was published could not be downloaded again:\n{failure}")
     said = []
     for release, commit in commits:
-        here = {name: _sha256(content) for name, content in release.files().items()}
-        there = digests[release.repo]
+        here, there = local_digests[release.repo], digests[release.repo]
         for name, digest in here.items():
             if there.get(name) != digest:
                 raise PublishingError(

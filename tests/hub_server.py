@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +34,7 @@ REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 class Fault:
     """Requests whose `METHOD path` matches `where` fail, `times` times: with `status`, or by a connection that breaks.
 
-    `after`: what was asked for is done first, and only the answer is lost.
+    `after`: what was asked for is done first, and only the answer is lost. `meanwhile`: nothing fails, but this happens before.
     """
 
     where: str
@@ -43,6 +43,7 @@ class Fault:
     retry_after: int | None = None
     body: bytes = b'{"error": "a fault of the test"}'
     after: bool = False
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def card_errors(content: str, kind: str) -> list[str]:
+def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912
     """What the Hub's rules say against the metadata of a card."""
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if not found:
@@ -185,17 +186,20 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         return {TOKEN: "write", READ_TOKEN: "read", SCOPED_TOKEN: "fineGrained", "": "nobody"}.get(given)
 
-    def handle_request(self) -> None:
+    def handle_request(self) -> None:  # noqa: PLR0912
         path, body = self.path.partition("?")[0], self.body()
         self.server.requests.append(f"{self.command} {path}")
         self.answer_is_lost = False
         if fault := self.server.fault_of(f"{self.command} {path}"):
-            if not fault.after and fault.status is None:
+            if fault.meanwhile:
+                fault.meanwhile()
+            elif fault.after:
+                self.answer_is_lost = True
+            elif fault.status is None:
                 self.close_connection = True
                 return None
-            if not fault.after:
+            else:
                 return self.answer(fault.status, fault.body, **({"Retry_After": str(fault.retry_after)} if fault.retry_after else {}))
-            self.answer_is_lost = True
         if path.startswith("/storage/"):  # a signed address: no token
             return self.storage(path, body)
         role = self.role()
@@ -207,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             card = json.loads(body)
             errors = card_errors(card["content"], card["repoType"])
             return self.answer(400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": []})
-        if self.command != "GET" and self.command != "HEAD" and role != "write":
+        if self.command not in {"GET", "HEAD"} and role != "write":
             return self.answer(403, {"error": "no write access"}, X_Error_Message="no write access")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
@@ -253,7 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
         slug = path.removeprefix("/api/collections").strip("/").removesuffix("/items")
         if self.command == "POST" and not slug:
             wanted = json.loads(body)
-            slug = f"{wanted['namespace']}/{re.sub(r'\W+', '-', wanted['title'].lower())}-0123456789abcdef01234567"
+            name = re.sub(r"\W+", "-", wanted["title"].lower())
+            slug = f"{wanted['namespace']}/{name}-0123456789abcdef01234567"
             if slug in self.server.collections:
                 return self.answer(409, {"error": "it is there", "slug": slug})
             self.server.collections[slug] = {
@@ -287,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200)
         return self.answer(200 if oid in self.server.stored else 404, {})
 
-    def repository(self, kind: str, repo: str, action: str, revision: str, body: bytes) -> None:
+    def repository(self, kind: str, repo: str, action: str, revision: str, body: bytes) -> None:  # noqa: PLR0912
         held, state = self.server.repos.get((kind, repo)), self.server.files(kind, repo, revision)
         if held is None:
             return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, sentences
 from datasets import load_dataset
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 
 RECIPE = {
@@ -321,13 +321,18 @@ def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
 def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path) -> None:
     with running_hub() as hub:
         done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"))
-        assert done.stdout.count("Published: ") == 2
+        assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
         _, files = hub.files("models", "you/student") or ("", {})
         assert files["model.safetensors"] == (copied / "student_model_sd" / "model.safetensors").read_bytes()
         assert b"datasets:\n- you/pairs" in files["README.md"]
+        for kind, repo in (("datasets", "you/pairs"), ("models", "you/student")):
+            assert hub.commits(kind, repo) == 1
+            assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
+            assert not card_errors((hub.files(kind, repo) or ("", {}))[1]["README.md"].decode(), kind[:-1])
         code = (
             "from sentence_transformers import SentenceTransformer; from datasets import load_dataset\n"
-            "print(SentenceTransformer('you/student', device='cpu').encode('a cat').tolist())\n"
+            f"for revision in (None, 'v1', '{hub.repos['models', 'you/student'].tags['v1']}'):\n"
+            "    print(SentenceTransformer('you/student', device='cpu', revision=revision).encode('a cat').tolist())\n"
             "print(len(load_dataset('you/pairs', 'selected', split='train')))"
         )
         fresh = subprocess.run(
@@ -338,8 +343,9 @@ def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path)
             check=True,
         ).stdout.splitlines()
     local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
-    assert json.loads(fresh[0]) == pytest.approx(local.tolist(), abs=1e-6)
-    assert int(fresh[1]) == json.loads((copied / "selection.json").read_text())["kept"]
+    for line in fresh[:3]:
+        assert json.loads(line) == pytest.approx(local.tolist(), abs=1e-6)
+    assert int(fresh[3]) == json.loads((copied / "selection.json").read_text())["kept"]
     for file in copied.rglob("*"):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), f"the token is in {file}"
     assert TOKEN not in done.stdout + done.stderr
@@ -349,6 +355,8 @@ def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_pa
     with running_hub() as hub:
         hub.corrupt = True
         done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"), check=1)
+        assert not any(repo.tags for repo in hub.repos.values()), "what was not loaded back is not tagged"
+    assert "train.py: error: you/student at" in done.stderr
     assert "model.safetensors on the Hub differs from the local file" in done.stderr
 
 
