@@ -95,7 +95,7 @@ def run(recipe: Recipe) -> None:
     write_report(evaluation, selected.audit, training, scored.manifest, data.counts, recipe.keys(), recipe.name, folder)
     if "release" in wanted:
         write_dataset(scored, selected, recipe, data.source, data.counts, folder)
-        write_model_card(evaluation, training, selected.audit, recipe, data.source, folder)
+        write_model_card(evaluation, training, selected.audit, recipe, data, folder)
         for line in publish_run(recipe, folder):
             print(line)
     print(f"\n{results_table(evaluation)}\n\nStudent: {folder.student}\nReport:  {folder.report}")

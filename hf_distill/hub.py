@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import tempfile
@@ -10,18 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, EvalResultEntry, HfApi, ModelCardData, eval_result_entries_to_yaml
 
-from hf_distill.arguments import Recipe, TeacherArguments, parse_member
-from hf_distill.data import Source
+from hf_distill.arguments import ENVIRONMENT_KEY, Recipe, TeacherArguments, parse_member
+from hf_distill.data import PairData, Source
 from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD
 from hf_distill.data.contract import map_rows
 from hf_distill.errors import InputError
+from hf_distill.finished_run import digest_of_model
 from hf_distill.hardware import describe_environment
+from hf_distill.onnx_export import FILES as ONNX_FILES
 from hf_distill.publishing import Release, Settings, check_access, publish
-from hf_distill.report import environment, headline, save_selection_plot, verdict
-from hf_distill.run_folder import RunFolder, written_whole
+from hf_distill.report import LABELS, environment, headline, save_selection_plot, verdict
+from hf_distill.run_folder import RunFolder, read_json_if_current, written_whole
 from hf_distill.scoring import ScoredPairs
 from hf_distill.selection import SelectedPairs
 
@@ -166,73 +170,112 @@ def _size_category(pairs: int) -> str:
     return next((name for bound, name in bounds if pairs < bound), "100M<n<1B")
 
 
+def _model_results(systems: Mapping[str, Any], source: str) -> list[EvalResult]:
+    """The student's figures as a `model-index`."""
+    dataset_type = hub_id(source) or re.sub(r"[^\w.-]", "-", source)
+    return [
+        EvalResult(
+            task_type="information-retrieval", task_name="Information retrieval", dataset_type=dataset_type,
+            dataset_name=f"{source} (held-out)", dataset_split="test", metric_type=re.sub(r"\W+", "_", name).lower(), metric_name=name,
+            metric_value=round(figure["value"], 4),
+        )
+        for name, figure in systems["student"].items()
+    ]  # fmt: skip
+
+
+def _write_eval_results(evaluation: Mapping[str, Any], dataset: str | None, folder: Path) -> None:
+    """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data set; none without one."""
+    shutil.rmtree(folder / ".eval_results", ignore_errors=True)
+    if dataset is None:
+        return
+    retrieval = evaluation["retrieval"]
+    ndcg = retrieval["systems"]["student"]["nDCG@10"]
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id="retrieval",
+        value=round(ndcg["value"], 4),
+        notes=f"nDCG@10 over {retrieval['num_queries']} held-out queries, 95% interval {ndcg['low']:.4f} to {ndcg['high']:.4f}",
+    )
+    with written_whole(folder / ".eval_results" / "retrieval.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8")
+
+
+def _measured_onnx(folder: RunFolder) -> dict[str, Any] | None:
+    """What `hf-distill export` measured of this student; None if it was not exported, or is another one since."""
+    return read_json_if_current(folder.onnx, digest_of_model(folder.student)) if (folder.student / "onnx").is_dir() else None
+
+
 def write_model_card(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
     audit: Mapping[str, Any],
     recipe: Recipe,
-    source: Source,
+    data: PairData,
     folder: RunFolder,
 ) -> None:
-    """Write `student_model_sd/README.md` from measured results alone."""
+    """Write `student_model_sd/README.md`, and the evaluation-results file beside it, from measured results alone."""
+    source, repo = data.source, recipe.training.hub_model_id
     teacher_name = recipe.teacher.teacher
     from_teacher = recipe.student.student_backbone == "teacher"
     base = hub_id(teacher_name if from_teacher else recipe.student.student_backbone)
-    title = (
-        recipe.training.hub_model_id or f"{'ensemble' if recipe.teacher.ensemble else Path(teacher_name).name}-{recipe.name}-student"
-    ).split("/")[-1]
+    title = (repo or f"{'ensemble' if recipe.teacher.ensemble else Path(teacher_name).name}-{recipe.name}-student").split("/")[-1]
     systems = evaluation["retrieval"]["systems"]
-    dataset_type = hub_id(source.name) or re.sub(r"[^\w.-]", "-", source.name)
-    results = [
-        EvalResult(
-            task_type="information-retrieval", dataset_type=dataset_type, dataset_name=f"{source.name} (held-out)",
-            metric_type=re.sub(r"\W+", "_", name).lower(), metric_name=name, metric_value=round(figure["value"], 4),
-        )
-        for name, figure in systems["student"].items()
-    ]  # fmt: skip
     extra: dict[str, Any] = {"license": recipe.run.student_license} if recipe.run.student_license else {}
     if base:
         extra |= {"base_model": base, "base_model_relation": "finetune"}
-    if recipe.run.hub_dataset_id:
-        extra["datasets"] = [recipe.run.hub_dataset_id]
+    if datasets := [name for name in (recipe.run.hub_dataset_id, hub_id(source.name)) if name]:
+        extra["datasets"] = datasets
     metadata = ModelCardData(
         language=recipe.data.language,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "knowledge-distillation", "hf_distill"],
         model_name=title,
-        eval_results=results,
+        eval_results=_model_results(systems, source.name),
         **extra,
     )
     backbone = "the teacher's backbone" if from_teacher else f"`{public_name(recipe.student.student_backbone)}`"
     layers = recipe.student.student_layers
+    ran_with = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[ENVIRONMENT_KEY]  # whatever this machine is
+    settings = json.loads((folder.student / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     card = _render(
         "model_card_template.md",
         metadata=_front_matter(metadata),
         title=title,
-        repo=recipe.training.hub_model_id,
+        repo=repo,
+        dataset=recipe.run.hub_dataset_id,
         teacher_name=public_teacher(recipe.teacher),
         student=evaluation["efficiency"]["student"],
         teacher=evaluation["efficiency"].get("teacher"),
         verdict=verdict(evaluation),
         retrieval=evaluation["retrieval"],
         rows=headline(evaluation),
+        labels=LABELS,
         measures=list(systems["student"]),
         fidelity=evaluation["fidelity"],
         fidelity_untrained=evaluation["fidelity_untrained"],
         efficiency=evaluation["efficiency"],
-        processor=describe_environment()["hardware"]["processor"],
+        processor=yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[ENVIRONMENT_KEY]["hardware"][
+            "processor"
+        ],  # of then, not of now
+        onnx=_measured_onnx(folder),
+        onnx_files=ONNX_FILES,
         training=training,
         audit=audit,
+        counts=data.counts,
         source=source,
+        license=recipe.run.student_license,
         objective={key: value for key, value in vars(recipe.objective).items() if value not in (None, [], False)},
         backbone_text=f"layers {layers} of {backbone}" if layers else backbone,
         pooling=recipe.student.student_pooling,
+        bias=json.loads((folder.student / "2_Dense" / "config.json").read_text(encoding="utf-8"))["bias"],
+        prompts={kind: (settings.get("prompts") or {}).get(kind) or "" for kind in ("query", "document")},
         max_length=recipe.student.student_max_length,
         language=recipe.data.language,
     )
     with written_whole(folder.student / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
+    _write_eval_results(evaluation, recipe.run.hub_dataset_id, folder.student)
 
 
 def linked_dataset_card(card: str, repo: str, model: str | None, license_id: str | None) -> str:

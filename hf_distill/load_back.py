@@ -1,7 +1,7 @@
 """Run in a fresh process with an empty cache (see `hf_distill.publishing.load_back`): load what was published, as anyone would.
 
-Reads {repos: [[kind, id, commit, {path: SHA-256}], ...], probes: [text, ...]} from standard input. Prints a line of JSON with the SHA-256 of
-every file as it was downloaded; if all are as expected, also one with the embeddings of the probes and the rows of every config and split.
+Reads {repos: [[kind, id, commit, {path: SHA-256}], ...], probes: [text, ...]} from standard input. Prints a line of JSON with the SHA-256
+of every file as it was downloaded; if all are as expected, also one with the embeddings of the probes and the rows of each split.
 Imports nothing of this project.
 """
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,12 @@ from conftest import ROOT, sentences
 from datasets import load_dataset
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
+
+from hf_distill import commands
+from hf_distill.arguments import read_recipe
+from hf_distill.finished_run import open_finished_run
+from hf_distill.hub import releases_of, write_model_card
+from hf_distill.run_folder import RunFolder
 
 RECIPE = {
     "dataset": "files", "group_column": "topic", "test_fraction": 0.2, "validation_fraction": 0.1, "teacher_dtype": "float32",
@@ -349,6 +358,48 @@ def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path)
     for file in copied.rglob("*"):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), f"the token is in {file}"
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_dry_run_shows_what_would_be_sent(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["publish", str(copied), "--model", "you/student", "--dataset", "you/pairs", "--license", "mit", "--dry_run"]
+    assert commands.main(line) == 0
+    said = capsys.readouterr().out
+    assert "model you/student: would be created (the Hub was not asked" in said
+    assert ".eval_results/retrieval.yaml" in said
+    assert "Dry run: nothing was sent" in said
+    card = (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in card
+    assert not card_errors(card, "model")
+    linked = releases_of(read_recipe([str(copied / "recipe.yaml"), *PUSH]), RunFolder(copied))[0].instead["README.md"].decode()
+    assert not card_errors(linked, "dataset")
+    assert 'load_dataset("you/pairs", "selected"' in linked
+    assert "https://huggingface.co/you/student" in linked
+    assert commands.main(["publish", str(copied.parent), "--model", "you/student"]) == 2
+    assert "so it is no run" in capsys.readouterr().err
+
+
+def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["export", str(copied)]) == 0
+    assert "held-out queries" in capsys.readouterr().out
+    measured = json.loads((copied / "onnx.json").read_text())
+    assert abs(measured["variants"]["float32"]["minus_student"]["value"]) < 1e-3
+    run = open_finished_run(copied)
+    write_model_card(run.evaluation, run.training, run.audit, run.recipe, run.data, run.folder)
+    card = (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    blocks = [b.replace("path/to/this/folder", str(run.folder.student)) for b in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
+    assert [
+        next(name for name in ("sentence_transformers", "langchain_huggingface", "onnxruntime", "transformers") if name in block)
+        for block in blocks
+    ] == ["sentence_transformers", "transformers", "onnxruntime", "langchain_huggingface"]
+    cosines = []
+    for block in blocks:
+        if "langchain" in block and importlib.util.find_spec("langchain_huggingface") is None:
+            continue
+        names: dict[str, Any] = {}
+        exec(block, names)
+        cosines.append((np.asarray(names["queries"]) @ np.asarray(names["documents"]).T).item())
+    assert len(cosines) >= 3
+    np.testing.assert_allclose(cosines, cosines[0], atol=1e-5)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:

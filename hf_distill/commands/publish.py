@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
         raise InputError(f"{folder.dataset} is not there; run train.py with the run's recipe again, or leave --dataset out")
     settings = Settings(arguments.private or None, arguments.gated, arguments.revision, arguments.collection)
-    write_model_card(finished.evaluation, finished.training, finished.audit, recipe, finished.data.source, folder)
+    write_model_card(finished.evaluation, finished.training, finished.audit, recipe, finished.data, folder)
     releases = releases_of(recipe, folder)
     act = dry_run if arguments.dry_run else publish
     try:
