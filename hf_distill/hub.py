@@ -255,9 +255,7 @@ def write_model_card(
         fidelity=evaluation["fidelity"],
         fidelity_untrained=evaluation["fidelity_untrained"],
         efficiency=evaluation["efficiency"],
-        processor=yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[ENVIRONMENT_KEY]["hardware"][
-            "processor"
-        ],  # of then, not of now
+        processor=ran_with["hardware"]["processor"],
         onnx=_measured_onnx(folder),
         onnx_files=ONNX_FILES,
         training=training,

@@ -10,8 +10,8 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "hardware", "arguments", "run_folder", "data", "finished_run", "encoding", "teachers", "shards", "scoring", "signals",
-    "selection", "student", "collator", "objective", "trainer", "search", "evaluation", "report", "export", "onnx_export", "load_back",
-    "publishing", "hub", "commands",
+    "selection", "student", "collator", "objective", "trainer", "search", "corpus_index", "evaluation", "report", "export",
+    "onnx_export", "load_back", "publishing", "hub", "demo_app", "commands",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -247,3 +247,11 @@ def test_publishing_loads_back_then_tags_and_again_does_nothing(hub: Hub, api: H
     assert len([r for r in hub.requests if "/commit/" in r]) == commits, "nothing was sent"
     assert any("you/student" in line or "tagged v2" in line for line in dry_run(releases, Settings(), api))
     assert naps
+
+
+def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("print()")
+    said = publish([Release("you/demo", "space", tmp_path)], Settings(), api)
+    held = hub.repos["spaces", "you/demo"]
+    assert said == [f"Published: {hub.endpoint}/spaces/you/demo/commit/{held.commits[-1][0]}"]
+    assert (hub.commits("spaces", "you/demo"), held.tags) == (1, {})

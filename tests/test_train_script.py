@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,8 +20,12 @@ from datasets import load_dataset
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 
-from hf_distill import commands
+from hf_distill import commands, demo_app
 from hf_distill.arguments import read_recipe
+from hf_distill.commands import search as search_command
+from hf_distill.commands.demo import write_demo
+from hf_distill.corpus_index import Corpus, python_key
+from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run
 from hf_distill.hub import releases_of, write_model_card
 from hf_distill.run_folder import RunFolder
@@ -400,6 +405,66 @@ def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Pa
         cosines.append((np.asarray(names["queries"]) @ np.asarray(names["documents"]).T).item())
     assert len(cosines) >= 3
     np.testing.assert_allclose(cosines, cosines[0], atol=1e-5)
+
+
+def test_searching_a_runs_documents(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, pairs_file: Path
+) -> None:
+    assert commands.main(["search", str(copied), "a", "cat", "--top", "3"]) == 0
+    first = capsys.readouterr()
+    student = SentenceTransformer(str(copied / "student_model_sd"), device="cpu")
+    documents = [json.loads(line)["document"] for line in pairs_file.read_text().splitlines()]
+    best = documents[int((student.encode_document(documents) @ student.encode_query("a cat")).argmax())]
+    assert best in first.out.splitlines()[1]
+    assert "3 of 200 documents in" in first.err
+    kept = {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n\nthe moon\n"))
+    assert commands.main(["search", str(copied), "--top", "3"]) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(first.out), "asked again, it answers the same"
+    assert len(again.splitlines()) == 12
+    assert {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()} == kept, "nothing is embedded twice"
+    assert commands.main(["search", str(copied), "x", "--top", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_searching_python_with_a_model_alone(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = Corpus(["csv.reader", "evil"], ["Return a reader.", "escape \x1b[31m sequence"], python_key())
+    monkeypatch.setattr(search_command, "corpus_of_python", lambda: few)
+    assert commands.main(["search", str(copied / "student_model_sd"), "escape"]) == 0
+    said = capsys.readouterr().out
+    assert "csv.reader" in said
+    assert "\x1b" not in said, "a document does not command the terminal"
+    assert len(list((tmp_path / "cache" / "hf_distill" / "search").iterdir())) == 2
+
+
+def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Path, teacher_dir: Path) -> None:
+    run = open_finished_run(copied)
+    (tmp_path / "demo").mkdir()
+    write_demo(run, tmp_path / "demo", None)
+    title, sides, ids, texts = demo_app.load(tmp_path / "demo")
+    assert title == "copied: teacher and student"
+    assert [side.name for side in sides] == ["teacher: teacher", "student: copied"]
+    assert len(texts) == 200
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    scores = teacher.encode(texts) @ teacher.encode("a cat")
+    page = demo_app.answer_html(sides[0], "a cat", ids, texts)
+    assert page.index(texts[int(scores.argmax())]) < page.index("</li>")
+    assert "embedded in" in page
+    evil = "<script>alert(1)</script>"
+    assert "<script" not in demo_app.answer_html(sides[1], evil, [evil] * 200, [evil] * 200)
+    assert demo_app.answer_html(sides[1], " ", ids, texts) == ""
+    with pytest.raises(InputError, match="which a Space cannot load"):
+        write_demo(run, tmp_path / "demo", "you/student")
+
+
+def test_the_demo_is_a_gradio_app(copied: Path, tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    write_demo(open_finished_run(copied), tmp_path, None)
+    assert isinstance(demo_app.build(tmp_path), gradio.Blocks)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from hf_distill.commands import export, publish
+from hf_distill.commands import demo, export, publish, search
 from hf_distill.errors import InputError
 
 
@@ -21,7 +21,7 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS: dict[str, Command] = {"export": export, "publish": publish}
+COMMANDS: dict[str, Command] = {"demo": demo, "export": export, "publish": publish, "search": search}
 """Name of each subcommand -> its module."""
 
 
