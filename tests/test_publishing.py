@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from hf_distill import publishing
 from hf_distill.errors import InputError
 from hf_distill.export import save_student
+from hf_distill.hub import _write_eval_results
 from hf_distill.publishing import PublishingError, Release, Settings, check_access, commit_release, dry_run, publish
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # the client's own, of its HTTP library
@@ -255,3 +256,22 @@ def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Pat
     held = hub.repos["spaces", "you/demo"]
     assert said == [f"Published: {hub.endpoint}/spaces/you/demo/commit/{held.commits[-1][0]}"]
     assert (hub.commits("spaces", "you/demo"), held.tags) == (1, {})
+
+
+def test_what_was_public_is_closed_before_anything_is_in_it(hub: Hub, api: HfApi, release: Release) -> None:
+    api.create_repo(release.repo, private=False)
+    publishing._prepare(api, release, Settings(private=True))
+    assert hub.repos["models", release.repo].private
+    assert hub.commits("models", release.repo) == 0
+
+
+def test_the_evaluation_results_are_read_back_by_the_client(hub: Hub, api: HfApi, release: Release) -> None:
+    ndcg = {"nDCG@10": {"value": 0.51234, "low": 0.4, "high": 0.6}}
+    _write_eval_results({"retrieval": {"num_queries": 9, "systems": {"student": ndcg}}}, "you/pairs", release.folder)
+    commit(api, release)
+    (entry,) = api.model_info(release.repo, expand=["evalResults"]).eval_results or []
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("you/pairs", "retrieval", 0.5123)
+    assert entry.notes == "nDCG@10 over 9 held-out queries, 95% interval 0.4000 to 0.6000"
+    _write_eval_results({}, None, release.folder)
+    commit(api, release)
+    assert not api.model_info(release.repo, expand=["evalResults"]).eval_results, "a student without a published data set names none"
