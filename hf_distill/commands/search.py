@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from hf_distill.corpus_index import DEPTH, Index, build_index, corpus_of_python, corpus_of_run, find_index, python_key, user_cache
 from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run, student_of
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     use_all_cores(1)
     start = time.perf_counter()
     index = open_index(arguments.run_or_model)
+    torch.set_num_threads(1)  # one question is too little to share out: threads would wait for each other
     index.ask("warm up", 1)  # the first call pays for set-up
     print(f"Ready in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     if arguments.question:
