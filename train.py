@@ -23,7 +23,8 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation import evaluate_student
 from hf_distill.export import save_student
 from hf_distill.hardware import device_type, use_all_cores
-from hf_distill.hub import check_publishing, publish, write_model_card
+from hf_distill.hub import check_publishing, publish_run, write_model_card
+from hf_distill.publishing import PublishingError
 from hf_distill.report import results_table, write_report
 from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json
 from hf_distill.scoring import score_pairs
@@ -95,9 +96,9 @@ def run(recipe: Recipe) -> None:
     write_report(evaluation, selected.audit, training, scored.manifest, data.counts, recipe.keys(), recipe.name, folder)
     if "release" in wanted:
         write_dataset(scored, selected, recipe, data.source, data.counts, folder)
-        write_model_card(evaluation, training, selected.audit, recipe, data.source, folder)
-        for address in publish(recipe, folder):
-            print(f"Published: {address}")
+        write_model_card(evaluation, training, selected.audit, recipe, data, folder)
+        for line in publish_run(recipe, folder):
+            print(line)
     print(f"\n{results_table(evaluation)}\n\nStudent: {folder.student}\nReport:  {folder.report}")
 
 
@@ -113,6 +114,9 @@ def main() -> int:
     except InputError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except PublishingError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,7 +1,8 @@
 """The on-disk layout that a student is served from: the portable sentence-transformers layout.
 
 sentence-transformers >= 5.4 writes class paths and pooling settings that text-embeddings-inference and its own older
-versions cannot read. The layout written here is the one they all know, and 6.x loads it with identical embeddings.
+versions cannot read. The layout written here is the one they know: 3.4, 5.1 and 6.2 load it with identical embeddings
+(`benchmarks/layouts.py`). 2.7 does not: it reads a Dense head from a pickle only, and none is written here.
 """
 
 from __future__ import annotations

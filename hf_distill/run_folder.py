@@ -143,6 +143,11 @@ class RunFolder:
         return self.path / "retrieval"
 
     @property
+    def onnx(self) -> Path:
+        """What the student costs as ONNX, if it was exported."""
+        return self.path / "onnx.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 

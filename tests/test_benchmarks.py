@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -10,7 +11,7 @@ from conftest import ROOT
 from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 
 
-def last_line(*command: str) -> dict[str, float]:
+def last_line(*command: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -50,3 +51,13 @@ def test_selection() -> None:
     assert figures["600"]["pairs"] == 600
     assert 0 < figures["600"]["kept"] < 600
     assert figures["300"]["mb_before"] <= figures["300"]["mb_peak"]
+
+
+def test_serving() -> None:
+    figures = last_line("benchmarks/serving.py", "--queries", "2", "--documents", "4", "--rounds", "1", "--most_seconds", "1")["variants"]
+    student = ("PyTorch float32", "PyTorch bfloat16", "ONNX float32", "ONNX int8")
+    assert {"teacher, PyTorch float32", *(f"student, {name}" for name in student)} <= set(figures)
+    for variant in figures.values():
+        assert 0 < variant["p50_ms"] <= variant["p95_ms"]
+        assert variant["documents_per_second"] > 0
+    assert figures["student, ONNX int8"]["megabytes"] < figures["student, ONNX float32"]["megabytes"] / 3

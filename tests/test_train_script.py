@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +18,18 @@ import scipy.stats
 import yaml
 from conftest import ROOT, sentences
 from datasets import load_dataset
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
+
+from hf_distill import commands, demo_app
+from hf_distill.arguments import read_recipe
+from hf_distill.commands import search as search_command
+from hf_distill.commands.demo import write_demo
+from hf_distill.corpus_index import Corpus, python_key
+from hf_distill.errors import InputError
+from hf_distill.finished_run import open_finished_run
+from hf_distill.hub import releases_of, write_model_card
+from hf_distill.run_folder import RunFolder
 
 RECIPE = {
     "dataset": "files", "group_column": "topic", "test_fraction": 0.2, "validation_fraction": 0.1, "teacher_dtype": "float32",
@@ -370,13 +384,18 @@ def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
 def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path) -> None:
     with running_hub() as hub:
         done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"))
-        assert done.stdout.count("Published: ") == 2
+        assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
         _, files = hub.files("models", "you/student") or ("", {})
         assert files["model.safetensors"] == (copied / "student_model_sd" / "model.safetensors").read_bytes()
         assert b"datasets:\n- you/pairs" in files["README.md"]
+        for kind, repo in (("datasets", "you/pairs"), ("models", "you/student")):
+            assert hub.commits(kind, repo) == 1
+            assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
+            assert not card_errors((hub.files(kind, repo) or ("", {}))[1]["README.md"].decode(), kind[:-1])
         code = (
             "from sentence_transformers import SentenceTransformer; from datasets import load_dataset\n"
-            "print(SentenceTransformer('you/student', device='cpu').encode('a cat').tolist())\n"
+            f"for revision in (None, 'v1', '{hub.repos['models', 'you/student'].tags['v1']}'):\n"
+            "    print(SentenceTransformer('you/student', device='cpu', revision=revision).encode('a cat').tolist())\n"
             "print(len(load_dataset('you/pairs', 'selected', split='train')))"
         )
         fresh = subprocess.run(
@@ -387,17 +406,122 @@ def test_publishing_and_loading_back(recipe: Path, copied: Path, tmp_path: Path)
             check=True,
         ).stdout.splitlines()
     local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
-    assert json.loads(fresh[0]) == pytest.approx(local.tolist(), abs=1e-6)
-    assert int(fresh[1]) == json.loads((copied / "selection.json").read_text())["kept"]
+    for line in fresh[:3]:
+        assert json.loads(line) == pytest.approx(local.tolist(), abs=1e-6)
+    assert int(fresh[3]) == json.loads((copied / "selection.json").read_text())["kept"]
     for file in copied.rglob("*"):
         assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), f"the token is in {file}"
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_dry_run_shows_what_would_be_sent(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["publish", str(copied), "--model", "you/student", "--dataset", "you/pairs", "--license", "mit", "--dry_run"]
+    assert commands.main(line) == 0
+    said = capsys.readouterr().out
+    assert "model you/student: would be created (the Hub was not asked" in said
+    assert ".eval_results/retrieval.yaml" in said
+    assert "Dry run: nothing was sent" in said
+    card = (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in card
+    assert not card_errors(card, "model")
+    linked = releases_of(read_recipe([str(copied / "recipe.yaml"), *PUSH]), RunFolder(copied))[0].instead["README.md"].decode()
+    assert not card_errors(linked, "dataset")
+    assert 'load_dataset("you/pairs", "selected"' in linked
+    assert "https://huggingface.co/you/student" in linked
+    assert commands.main(["publish", str(copied.parent), "--model", "you/student"]) == 2
+    assert "so it is no run" in capsys.readouterr().err
+
+
+def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["export", str(copied)]) == 0
+    assert "held-out queries" in capsys.readouterr().out
+    measured = json.loads((copied / "onnx.json").read_text())
+    assert abs(measured["variants"]["float32"]["minus_student"]["value"]) < 1e-3
+    run = open_finished_run(copied)
+    write_model_card(run.evaluation, run.training, run.audit, run.recipe, run.data, run.folder)
+    card = (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    blocks = [b.replace("path/to/this/folder", str(run.folder.student)) for b in re.findall(r"```python\n(.*?)```", card, re.DOTALL)]
+    assert [
+        next(name for name in ("sentence_transformers", "langchain_huggingface", "onnxruntime", "transformers") if name in block)
+        for block in blocks
+    ] == ["sentence_transformers", "transformers", "onnxruntime", "langchain_huggingface"]
+    cosines = []
+    for block in blocks:
+        if "langchain" in block and importlib.util.find_spec("langchain_huggingface") is None:
+            continue
+        names: dict[str, Any] = {}
+        exec(block, names)
+        cosines.append((np.asarray(names["queries"]) @ np.asarray(names["documents"]).T).item())
+    assert len(cosines) >= 3
+    np.testing.assert_allclose(cosines, cosines[0], atol=1e-5)
+
+
+def test_searching_a_runs_documents(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, pairs_file: Path
+) -> None:
+    assert commands.main(["search", str(copied), "a", "cat", "--top", "3"]) == 0
+    first = capsys.readouterr()
+    student = SentenceTransformer(str(copied / "student_model_sd"), device="cpu")
+    documents = [json.loads(line)["document"] for line in pairs_file.read_text().splitlines()]
+    best = documents[int((student.encode_document(documents) @ student.encode_query("a cat")).argmax())]
+    assert best in first.out.splitlines()[1]
+    assert "3 of 200 documents in" in first.err
+    kept = {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n\nthe moon\n"))
+    assert commands.main(["search", str(copied), "--top", "3"]) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(first.out), "asked again, it answers the same"
+    assert len(again.splitlines()) == 12
+    assert {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()} == kept, "nothing is embedded twice"
+    assert commands.main(["search", str(copied), "x", "--top", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_searching_python_with_a_model_alone(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = Corpus(["csv.reader", "evil"], ["Return a reader.", "escape \x1b[31m sequence"], python_key())
+    monkeypatch.setattr(search_command, "corpus_of_python", lambda: few)
+    assert commands.main(["search", str(copied / "student_model_sd"), "escape"]) == 0
+    said = capsys.readouterr().out
+    assert "csv.reader" in said
+    assert "\x1b" not in said, "a document does not command the terminal"
+    assert len(list((tmp_path / "cache" / "hf_distill" / "search").iterdir())) == 2
+
+
+def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Path, teacher_dir: Path) -> None:
+    run = open_finished_run(copied)
+    (tmp_path / "demo").mkdir()
+    write_demo(run, tmp_path / "demo", None)
+    title, sides, ids, texts = demo_app.load(tmp_path / "demo")
+    assert title == "copied: teacher and student"
+    assert [side.name for side in sides] == ["teacher: teacher", "student: copied"]
+    assert len(texts) == 200
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    scores = teacher.encode(texts) @ teacher.encode("a cat")
+    page = demo_app.answer_html(sides[0], "a cat", ids, texts)
+    assert page.index(texts[int(scores.argmax())]) < page.index("</li>")
+    assert "embedded in" in page
+    evil = "<script>alert(1)</script>"
+    assert "<script" not in demo_app.answer_html(sides[1], evil, [evil] * 200, [evil] * 200)
+    assert demo_app.answer_html(sides[1], " ", ids, texts) == ""
+    with pytest.raises(InputError, match="which a Space cannot load"):
+        write_demo(run, tmp_path / "demo", "you/student")
+
+
+def test_the_demo_is_a_gradio_app(copied: Path, tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    write_demo(open_finished_run(copied), tmp_path, None)
+    assert isinstance(demo_app.build(tmp_path), gradio.Blocks)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:
     with running_hub() as hub:
         hub.corrupt = True
         done = run_script(str(recipe), "--run_dir", str(copied), *PUSH, env=hub_environment(hub, tmp_path / "home"), check=1)
+        assert not any(repo.tags for repo in hub.repos.values()), "what was not loaded back is not tagged"
+    assert "train.py: error: you/student at" in done.stderr
     assert "model.safetensors on the Hub differs from the local file" in done.stderr
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from hf_distill.commands import compare, study
+from hf_distill.commands import compare, demo, export, publish, search, study
 from hf_distill.errors import InputError
 
 
@@ -21,7 +21,14 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS: dict[str, Command] = {"study": study, "compare": compare}
+COMMANDS: dict[str, Command] = {
+    "study": study,
+    "compare": compare,
+    "export": export,
+    "publish": publish,
+    "search": search,
+    "demo": demo,
+}
 """Name of each subcommand -> its module."""
 
 

@@ -1,0 +1,83 @@
+"""Teacher and student side by side, as a Gradio app: run by `hf-distill demo`, and as a Space.
+
+Reads `demo.json` in its own folder: the title, and for each model its name, where to load it from, its prompt for queries and the file of
+its document embeddings; and `documents.parquet`, the texts. Imports nothing of the project it comes from.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model: `embed` maps a question to (d,), `embeddings` (N, d) are of unit length."""
+
+    name: str
+    embed: Callable[[str], np.ndarray]
+    embeddings: np.ndarray
+
+
+def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> str:
+    """What `side` finds, as HTML in which every text is escaped, with the time that embedding and search took."""
+    if not question.strip():
+        return ""
+    start = time.perf_counter()
+    asked = side.embed(question)
+    embedded = time.perf_counter()
+    scores = side.embeddings @ (asked / max(float(np.linalg.norm(asked)), 1e-12))
+    best = np.argsort(-scores, kind="stable")[:TOP]
+    end = time.perf_counter()
+    rows = "".join(f"<li><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code><br>{html.escape(texts[i])}</li>" for i in map(int, best))
+    return (
+        f"<h3>{html.escape(side.name)}</h3><p>question embedded in {1000 * (embedded - start):.1f} ms, {len(texts):,} documents searched "
+        f"in {1000 * (end - embedded):.1f} ms</p><ol>{rows}</ol>"
+    )
+
+
+def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
+    """Title, models, ids and texts of the demo in `folder`."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+    settings = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    table = pq.read_table(folder / "documents.parquet")
+    sides = []
+    for entry in settings["models"]:
+        model = SentenceTransformer(entry["model"], device="cpu")
+
+        def embed(question: str, model: Any = model, prompt: str = entry["prompt"]) -> np.ndarray:
+            embedding: np.ndarray = model.encode(question, prompt=prompt, show_progress_bar=False)
+            return embedding
+
+        embed("warm up")  # the first call pays for set-up
+        sides.append(Side(entry["name"], embed, np.load(folder / entry["embeddings"]).astype(np.float32)))
+    return settings["title"], sides, table.column("id").to_pylist(), table.column("text").to_pylist()
+
+
+def build(folder: Path) -> Any:
+    """The app, not yet served."""
+    import gradio  # noqa: PLC0415
+
+    title, sides, ids, texts = load(folder)
+    with gradio.Blocks(title=title) as app:
+        gradio.Markdown(f"# {html.escape(title)}")
+        question = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
+        with gradio.Row():
+            boxes = [gradio.HTML() for _ in sides]
+        question.submit(lambda asked: [answer_html(side, asked, ids, texts) for side in sides], question, boxes)
+    return app
+
+
+if __name__ == "__main__":
+    build(Path(__file__).parent).launch()
