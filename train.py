@@ -20,7 +20,7 @@ from hf_distill.arguments import STAGES, Recipe, read_recipe
 from hf_distill.data import load_pair_data
 from hf_distill.dataset_repo import write_dataset
 from hf_distill.errors import InputError
-from hf_distill.evaluation import evaluate_student
+from hf_distill.evaluation import EVALUATION_FORM, evaluate_student
 from hf_distill.export import save_student
 from hf_distill.hardware import device_type, use_all_cores
 from hf_distill.hub import check_publishing, publish_run, write_model_card
@@ -88,7 +88,7 @@ def run(recipe: Recipe) -> None:
 
     # Measured is what was saved, as anyone would load it.
     student = SentenceTransformer(str(folder.student), device=device_type())
-    evaluation_key = fingerprint(key, data.key)
+    evaluation_key = fingerprint(key, data.key, EVALUATION_FORM)
     evaluation = read_json_if_current(folder.evaluation, evaluation_key)
     if evaluation is None:
         untrained = build_student(recipe.student, teacher, blueprint, seed)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import jinja2
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from hf_distill.evaluation import ratio_of_means
 from hf_distill.evaluation.agreement import ranking_agreement
@@ -16,6 +17,7 @@ from hf_distill.evaluation.significance import compare_systems
 from hf_distill.plots import GREY, plot_losses, plot_selection
 from hf_distill.report import comparison_rows, environment, is_it_good_enough, probability, verdict, write_report
 from hf_distill.run_folder import RunFolder
+from hf_distill.selection import parse_rules, select_pairs
 
 
 def evaluation(bm25: tuple[float, float], untrained: tuple[float, float]) -> dict:
@@ -106,13 +108,11 @@ def whole_evaluation(values: dict[str, np.ndarray], teacher_scores: np.ndarray, 
 
 def page(evaluation: dict, folder: RunFolder) -> str:
     folder.path.mkdir(parents=True, exist_ok=True)
-    example = {"teacher_score": 0.1, "query": NASTY, "document": NASTY}
+    scores = {"pair_id": list("abcd"), "query": [NASTY] * 4, "document": [NASTY] * 4, "teacher_score": [0.1, 0.3, 0.5, 0.7]}
+    audit = select_pairs(Dataset.from_dict(scores), parse_rules(["threshold=.2"]), 0, folder, "scores").audit
     write_report(
         evaluation,
-        {
-            "kept": 3, "pairs_in": 4, "histogram": {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [1, 0]},
-            "rules": [{"rule": "threshold=.2", "threshold": 0.2, "pairs_in": 4, "dropped": 1, "examples": [example]}],
-        },
+        audit,
         {"steps": 2, "examples": 8, "seconds": 1.5, "precision": "fp32", "processes": 1, "best_step": None, "log": []},
         {
             "teacher": "t", "items": 8, "item": "text", "pairs": 4, "seconds": 0.5, "dimension": 8, "score": {"mean": 0.5, "sd": 0.1},

@@ -30,7 +30,10 @@ from hf_distill.search import search
 from hf_distill.student import teacher_components
 from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher
 
-__all__ = ["RetrievalTask", "evaluate_student", "held_out_task"]
+__all__ = ["EVALUATION_FORM", "RetrievalTask", "evaluate_student", "held_out_task"]
+
+EVALUATION_FORM = 2
+"""Which figures `evaluation.json` holds: one of another form is made again."""
 
 TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
 

@@ -54,8 +54,14 @@ def _rescored(queries: np.ndarray, codes: np.ndarray, candidates: np.ndarray) ->
     return np.array(scores), np.array(indices)
 
 
+def _cut(embeddings: np.ndarray, dimensions: int, measure: str) -> np.ndarray:
+    """The first `dimensions` of embeddings (n, d), of unit length again where they are compared by cosine."""
+    cut = embeddings[:, :dimensions]
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12) if measure == "cosine" else cut
+
+
 def index_size(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray, measure: str, seed: int) -> dict[str, Any]:
-    """Bytes per million documents and nDCG@10 of an index at float32, float16, int8 and binary.
+    """Bytes per million documents and nDCG@10 of an index at float32, float16, int8, binary, and with fewer dimensions.
 
     The queries stay in float32, save for the binary index, which compares signs. int8 is `quantize_embeddings` with the corpus' own
     ranges, decoded where it is compared; the binary index proposes `CANDIDATES` documents that are scored again by their int8 codes, which
@@ -90,6 +96,9 @@ def index_size(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray, 
         "binary": (bits.shape[1], hamming_search(queries, bits, K)),
         "binary, rescored by int8": (bits.shape[1], _rescored(scaled, codes, candidates)),
     }
+    for name, dimensions in (("float32, first half", d // 2), ("float32, first quarter", d // 4)):
+        answer = search(_cut(queries, max(1, dimensions), measure), _cut(documents, max(1, dimensions), measure), K)
+        found[name] = (4 * max(1, dimensions), answer)
     query_ids, document_ids = list(task.queries), list(task.documents)
     ndcg = {name: per_query(make_run(query_ids, document_ids, *answer), task.qrels, NDCG)["nDCG@10"] for name, (_, answer) in found.items()}
     result: dict[str, Any] = {"dimension": d}
