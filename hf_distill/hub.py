@@ -22,6 +22,8 @@ from hf_distill.plots import LABELS
 from hf_distill.publishing import Release, Settings, check_access, publish
 from hf_distill.report import headline, verdict
 from hf_distill.run_folder import RunFolder, read_json_if_current, written_whole
+from hf_distill.student import STATIC
+from hf_distill.student.layers import SEARCH
 
 
 def _model_results(systems: Mapping[str, Any], source: str) -> list[EvalResult]:
@@ -70,7 +72,7 @@ def write_model_card(
     """Write `student_model_sd/README.md`, and the evaluation-results file beside it, from measured results alone."""
     source, repo = data.source, recipe.training.hub_model_id
     teacher_name = recipe.teacher.teacher
-    from_teacher = recipe.student.student_backbone == "teacher"
+    from_teacher = recipe.student.student_backbone in ("teacher", STATIC)
     base = hub_id(teacher_name if from_teacher else recipe.student.student_backbone)
     title = (repo or f"{'ensemble' if recipe.teacher.ensemble else Path(teacher_name).name}-{recipe.name}-student").split("/")[-1]
     systems = evaluation["retrieval"]["systems"]
@@ -90,6 +92,9 @@ def write_model_card(
     )
     backbone = "the teacher's backbone" if from_teacher else f"`{public_name(recipe.student.student_backbone)}`"
     layers = recipe.student.student_layers
+    if folder.layer_search.is_file() and (layers or "").startswith(SEARCH):
+        layers = ",".join(map(str, json.loads(folder.layer_search.read_text(encoding="utf-8"))["subsets"][0]["layers"]))
+    static = recipe.student.student_backbone == STATIC
     ran_with = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[ENVIRONMENT_KEY]  # whatever this machine is
     settings = json.loads((folder.student / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     card = render(
@@ -120,7 +125,9 @@ def write_model_card(
         objective={key: value for key, value in vars(recipe.objective).items() if value not in (None, [], False)},
         backbone_text=f"layers {layers} of {backbone}" if layers else backbone,
         pooling=recipe.student.student_pooling,
-        bias=json.loads((folder.student / "2_Dense" / "config.json").read_text(encoding="utf-8"))["bias"],
+        static=static,
+        vocabulary=recipe.student.student_vocabulary,
+        bias=not static and json.loads((folder.student / "2_Dense" / "config.json").read_text(encoding="utf-8"))["bias"],
         prompts={kind: (settings.get("prompts") or {}).get(kind) or "" for kind in ("query", "document")},
         max_length=recipe.student.student_max_length,
         language=recipe.data.language,

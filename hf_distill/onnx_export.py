@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -122,6 +123,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     _require("onnx")
     quantization = _require("onnxruntime.quantization")
     model = SentenceTransformer(str(model_dir), device="cpu", model_kwargs={"attn_implementation": "eager"}).eval()
+    if not isinstance(model[0], Transformer):
+        raise InputError(f"{model_dir} begins with a {type(model[0]).__name__}, which is a table and a mean: there is no graph to export")
     example = model.preprocess(["a text", "another text, which is longer"])
     paths = {precision: model_dir / name for precision, name in FILES.items()}
     with written_whole(paths["float32"]) as exact, written_whole(paths["int8"]) as small, tempfile.TemporaryDirectory() as scratch:

@@ -29,6 +29,7 @@ from hf_distill.corpus_index import Corpus, python_key
 from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run
 from hf_distill.hub import releases_of, write_model_card
+from hf_distill.onnx_export import export_onnx
 from hf_distill.run_folder import RunFolder
 
 RECIPE = {
@@ -289,7 +290,9 @@ def test_a_static_student_runs_through(recipe: Path, tmp_path: Path) -> None:
     assert [type(module).__name__ for module in student] == ["StaticEmbedding", "Normalize"]
     log = [row["loss"] for row in json.loads((folder / "training.json").read_text())["log"] if "loss" in row]
     assert log[-1] < log[0]
-    assert "static" in (folder / "student_model_sd" / "README.md").read_text()
+    assert "The student has no transformer" in (folder / "student_model_sd" / "README.md").read_text()
+    with pytest.raises(InputError, match="begins with a StaticEmbedding"):
+        export_onnx(folder / "student_model_sd")
 
 
 @pytest.fixture(scope="module")

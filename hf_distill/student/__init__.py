@@ -38,7 +38,19 @@ from hf_distill.student.vocabulary import (
 )
 from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Kind, Teacher, load_sentence_transformer, similarity
 
-__all__ = ["Blueprint", "build_student", "draw_blueprint", "layer_search", "principal_components", "set_dropout", "teacher_components"]
+__all__ = [
+    "STATIC",
+    "Blueprint",
+    "build_student",
+    "draw_blueprint",
+    "layer_search",
+    "principal_components",
+    "set_dropout",
+    "teacher_components",
+]
+
+STATIC = "static"
+"""The `student_backbone` that is none: a vector for each token of the teacher's tokenizer."""
 
 SEARCH_QUERIES, SEARCH_DOCUMENTS, TOP = 256, 1024, 10
 KINDS: tuple[Kind, ...] = ("query", "document")
@@ -168,7 +180,7 @@ def build_student(arguments: StudentArguments, teacher: Teacher, blueprint: Blue
         InputError: A backbone that cannot be loaded or cut, or a `pca` head whose sizes do not fit.
     """
     blueprint = blueprint or Blueprint()
-    static = arguments.student_backbone == "static"
+    static = arguments.student_backbone == STATIC
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         modules = _static_modules(arguments, teacher, blueprint) if static else _encoder_modules(arguments, teacher, blueprint, seed)
@@ -254,8 +266,8 @@ def draw_blueprint(arguments: StudentArguments, teacher: Teacher, scored: Scored
         found = read_json_if_current(folder.layer_search, key)
         assert found is not None
         layers = tuple(found["subsets"][0]["layers"])
-    if arguments.student_vocabulary == "used" or arguments.student_backbone == "static":
-        name = "teacher" if arguments.student_backbone == "static" else arguments.student_backbone
+    if arguments.student_vocabulary == "used" or arguments.student_backbone == STATIC:
+        name = "teacher" if arguments.student_backbone == STATIC else arguments.student_backbone
         tokenizer = tokenizer_of(_transformer(name, teacher))
         path = folder.cache / f"tokens-{fingerprint(scored.key, name, arguments.student_max_length)}.npy"
 
