@@ -20,7 +20,6 @@ import matplotlib as mpl
 import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure as Plot
-from scipy.stats import ttest_rel
 from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -32,7 +31,7 @@ from hf_distill.evaluation import RetrievalTask, held_out_task
 from hf_distill.evaluation.fidelity import mae, pearson
 from hf_distill.evaluation.intervals import LEVEL, figure, mean
 from hf_distill.evaluation.retrieval import DEPTH, make_run, per_query
-from hf_distill.evaluation.significance import ALPHA, holm
+from hf_distill.evaluation.significance import ALPHA, crossed_interval, holm, paired_tests
 from hf_distill.hardware import use_all_cores
 from hf_distill.run_folder import RunFolder, fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json, written_whole
 from hf_distill.scoring import ScoredPairs, score_pairs
@@ -173,17 +172,24 @@ def measure(student: SentenceTransformer, task: RetrievalTask, data: PairData) -
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, Any]:
-    """nDCG@10 of one arm less another's, (seeds, queries) each: mean over both, interval over queries, paired t-test over queries."""
-    gaps = (ours - theirs).mean(axis=0)
-    p = float(ttest_rel(ours.mean(axis=0), theirs.mean(axis=0)).pvalue) if np.ptp(gaps) > 0 else 1.0
-    return {**figure(mean, [gaps], seed), "p": p, "by_seed": [round(float(x), 5) for x in (ours - theirs).mean(axis=1)]}
+    """nDCG@10 of one arm less another's, (seeds, queries) each, with an interval and a p for other queries *and* other seeds.
+
+    With one seed: the bootstrap over queries and the paired t-test, which say nothing about other seeds.
+    """
+    gaps = ours - theirs
+    by_seed = [round(float(x), 5) for x in gaps.mean(axis=1)]
+    if len(gaps) > 1:
+        made = crossed_interval(gaps)
+        return {**made["difference"], "p": made["p"], "by_seed": by_seed}
+    tests = paired_tests(ours[0], theirs[0], seed)
+    return {**tests["difference"], "p": tests["paired_t_test"]["p"], "by_seed": by_seed}
 
 
 def compare(arms: Sequence[Arm], results: Sequence[Mapping[str, Any]], teacher_scores: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """One row for each arm: its figures over all seeds, and its differences to its random control and to all pairs.
 
-    A query's value is its mean over the seeds; intervals and paired t-tests are over queries (over pairs for the fidelity), and
-    p-values are Holm's, of all the comparisons with the same control.
+    Figures of an arm are means over its seeds, with intervals over queries (over pairs for the fidelity). Differences have intervals over
+    queries and seeds (`hf_distill.evaluation.significance.crossed_interval`), and Holm's p-values, of all comparisons with one control.
 
     Args:
         arms: As from `plan_arms`.
@@ -227,14 +233,14 @@ def _over_seeds(statistic: Any) -> Any:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What an arm's two comparisons allow to say: a difference counts if Holm's p is below .05 and every seed has its sign."""
+    """What an arm's two comparisons allow to say: a difference counts if Holm's p is below .05."""
     said = []
     for key, control in (("minus_random", "random pairs of its size"), ("minus_all", FULL)):
         difference = row[key]
         if difference is None:
             continue
-        agrees = len({np.sign(x) for x in difference["by_seed"]}) == 1
-        word = "no clear difference from" if difference["p_holm"] >= ALPHA or not agrees else "better than"
+        clear = difference["p_holm"] is not None and difference["p_holm"] < ALPHA
+        word = "better than" if clear else "no clear difference from"
         said.append(f"{'worse than' if word == 'better than' and difference['value'] < 0 else word} {control}")
     return "; ".join(said)
 
@@ -244,7 +250,10 @@ def _plain(value: Mapping[str, Any], sign: str = "") -> str:
 
 
 def _gap(difference: Mapping[str, Any] | None) -> str:
-    return f"{_plain(difference, '+')}, p {difference['p_holm']:.3f}" if difference else "–"
+    if not difference:
+        return "–"
+    p = difference["p_holm"]
+    return f"{_plain(difference, '+')}, p {'undefined' if p is None else '< .001' if p < 0.001 else format(p, '.3f')}"
 
 
 def markdown_table(study: Mapping[str, Any]) -> str:
@@ -264,8 +273,9 @@ def markdown_table(study: Mapping[str, Any]) -> str:
         "",
         f"{study['examples']:,} examples for each student, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}); "
         f"{study['num_queries']:,} held-out queries over {study['num_documents']:,} documents, {study['num_pairs']:,} held-out pairs. In "
-        f"parentheses 95% bootstrap intervals over queries of means over seeds; p of paired t-tests over queries, corrected for the number "
-        f"of comparisons by Holm. They say how sure the difference is for these students; {len(seeds)} seeds say little about others.",
+        "parentheses 95% intervals: of figures by the bootstrap over queries, of differences "
+        + ("over queries and seeds" if len(seeds) > 1 else "over queries (one seed says nothing about others)")
+        + "; p-values corrected by Holm for the number of comparisons with the same control.",
         "",
     ]
     lines += [f"- `{row['arm']}`: {verdict(row)}." for row in study["arms"] if row["arm"] != FULL]

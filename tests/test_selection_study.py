@@ -14,6 +14,7 @@ from scipy.stats import ttest_rel
 
 from hf_distill.commands import main
 from hf_distill.errors import InputError
+from hf_distill.evaluation.significance import crossed_interval
 from hf_distill.selection import Columns, parse_rules, rule_columns
 from hf_distill.selection_study import FULL, compare, parse_selections, plan_arms, verdict
 
@@ -59,7 +60,7 @@ def test_a_bad_selection_is_said(selections: list[str], says: str) -> None:
         plan_arms(parse_selections(selections), columns([0.1, 0.2, 0.3]))
 
 
-def test_a_comparison_pairs_queries_over_the_means_of_seeds() -> None:
+def test_a_comparison_is_over_queries_and_seeds() -> None:
     scores = columns([i / 10 for i in range(10)])
     arms = plan_arms(parse_selections(["top_k=5"]), scores)
     rng = np.random.default_rng(0)
@@ -80,14 +81,19 @@ def test_a_comparison_pairs_queries_over_the_means_of_seeds() -> None:
     gap = rows["top_k=5"]["minus_random"]
     assert gap["value"] == pytest.approx((ours - theirs).mean())
     assert gap["low"] < gap["value"] < gap["high"]
-    assert gap["p"] == gap["p_holm"] == pytest.approx(ttest_rel(ours, theirs).pvalue)
+    by_seed = np.array([[r["nDCG@10"] for r in results if r["arm"] == name] for name in ("top_k=5", "random 5")])
+    assert gap["p"] == gap["p_holm"] == crossed_interval(by_seed[0] - by_seed[1])["p"]
     assert len(gap["by_seed"]) == 2
     assert rows["top_k=5"]["pearson"]["value"] == pytest.approx(1)
     assert rows["top_k=5"]["mae"]["value"] == pytest.approx(0.1)
     assert verdict(rows["top_k=5"]) == "better than random pairs of its size; better than all pairs"
     assert verdict(rows["bottom 5"]) == "worse than all pairs"
-    gap["by_seed"] = [0.1, -0.05]
-    assert verdict(rows["top_k=5"]).startswith("no clear difference from random"), "the seeds disagree"
+    gap["p_holm"] = 0.06
+    assert verdict(rows["top_k=5"]).startswith("no clear difference from random")
+    alone = [{**r, "seed": 0} for r in results if r["seed"] == 0]
+    one = {row["arm"]: row for row in compare(arms, alone, teacher, 0)}["top_k=5"]["minus_random"]
+    values = {r["arm"]: r["nDCG@10"] for r in alone}
+    assert one["p"] == pytest.approx(ttest_rel(values["top_k=5"], values["random 5"]).pvalue)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ rows = Dataset.from_dict(
     {
         "query": queries, "document": documents, "teacher_score": (q * d).sum(1), "teacher_query_embedding": q,
         "teacher_document_embedding": d, "group": [str(i // 3) for i in range(64)],
+        "weight": [0.25 if i % 3 else 1.0 for i in range(64)],
         "negatives": negatives, "teacher_negative_embeddings": n,
         "negative_scores": np.einsum("bd,bkd->bk", q, n),
     }
