@@ -132,8 +132,10 @@ def main() -> None:
             result = context.Queue()
             process = context.Process(target=measure, args=(*variant, line.steps, line.batch, line.dropout, pairs, result))
             process.start()
-            found[variant].append(result.get())
             process.join()
+            if process.exitcode:
+                raise SystemExit(f"{variant[0]} ended with exit code {process.exitcode}; what it said stands above")
+            found[variant].append(result.get())
     seconds = {variant: statistics.median(turn[0] for turn in turns) for variant, turns in found.items()}
     use_all_cores(1)
     peaks = {bf16: matmul_peak(device_type(), torch.bfloat16 if bf16 else torch.float32) for bf16 in precisions}

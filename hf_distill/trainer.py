@@ -305,7 +305,7 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset
     """
     if np.isnan(np.asarray(scored["teacher_score"], dtype=np.float32)).any():
         scored = scored.filter(lambda scores: [not np.isnan(x) for x in scores], input_columns="teacher_score", batched=True)
-    own = ["query", "document", "group", "teacher_score", *(["weight"] if "weight" in scored.features else [])]
+    own = [name for name in ("query", "document", "group", "teacher_score", "weight") if name in scored.features]
     if embeddings is None:
         return scored.select_columns(own).with_format("numpy")
     dimension = embeddings.rows.shape[1]

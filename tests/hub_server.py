@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
@@ -221,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.large_files(json.loads(body))
         api = r"/api/(models|datasets|spaces)/([\w.-]+/[\w.-]+)"
         if found := re.fullmatch(rf"{api}/(preupload|commit|revision|tree|tag)/([\w.-]+)/?(.*)", path):
-            return self.repository(*found.groups()[:4], body)
+            return self.tree(*found.groups()) if found[3] == "tree" else self.repository(*found.groups()[:4], body)
         if found := re.fullmatch(rf"{api}/(refs|settings)", path):
             return self.repository(*found.groups(), "main", body)
         if found := re.fullmatch(api, path):
@@ -292,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200)
         return self.answer(200 if oid in self.server.stored else 404, {})
 
-    def repository(self, kind: str, repo: str, action: str, revision: str, body: bytes) -> None:  # noqa: PLR0912
+    def repository(self, kind: str, repo: str, action: str, revision: str, body: bytes) -> None:
         held, state = self.server.repos.get((kind, repo)), self.server.files(kind, repo, revision)
         if held is None:
             return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
@@ -323,18 +324,37 @@ class _Handler(BaseHTTPRequestHandler):
             tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in held.tags.items()]
             branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": held.commits[-1][0]}]
             return self.answer(200, {"branches": branches, "converts": [], "tags": tags})
-        if action == "tree":
-            entries = []
-            for name, content in files.items():
-                entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                if name.endswith(LARGE):
-                    entry["lfs"] = {"oid": digest_of(name, content), "size": len(content), "pointerSize": 130}
-                else:
-                    entry["oid"] = digest_of(name, content)
-                entries.append(entry)
-            return self.answer(200, entries)
         info = {"id": repo, "sha": commit, "private": held.private, "gated": held.gated, "siblings": [{"rfilename": p} for p in files]}
         return self.answer(200, {**info, "tags": [], "evalResults": self.eval_results(files)})
+
+    def tree(self, kind: str, repo: str, _: str, revision: str, folder: str) -> None:
+        """The entries of a folder, or with `recursive` of all below it."""
+        state = self.server.files(kind, repo, revision)
+        if state is None:
+            code = "RevisionNotFound" if (kind, repo) in self.server.repos else "RepoNotFound"
+            return self.answer(404, {"error": "no such repository or revision"}, X_Error_Code=code)
+        start = f"{folder}/" if folder else ""
+        below = {name: content for name, content in state[1].items() if name.startswith(start)}
+        if folder and not below:
+            return self.answer(404, {"error": f"no folder {folder}"}, X_Error_Code="EntryNotFound")
+        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries: dict[str, dict[str, Any]] = {}
+        for name, content in below.items():
+            first, *rest = name.removeprefix(start).split("/")
+            if rest:
+                entries[start + first] = {
+                    "type": "directory",
+                    "path": start + first,
+                    "size": 0,
+                    "oid": hashlib.sha1(first.encode()).hexdigest(),
+                }
+            if not rest or recursive:
+                entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": digest_of(name, content)}
+                if name.endswith(LARGE):
+                    entry["lfs"] = {"oid": entry["oid"], "size": len(content), "pointerSize": 130}
+                    entry["oid"] = hashlib.sha1(content).hexdigest()
+                entries[name] = entry
+        return self.answer(200, list(entries.values()))
 
     @staticmethod
     def eval_results(files: dict[str, bytes]) -> list[Any]:

@@ -206,6 +206,7 @@ def test_an_index_weighs_what_it_should_and_says_what_it_costs() -> None:
     result = index_size(task, queries, documents, "cosine", 0)
     assert {name: row["bytes_per_million"] for name, row in result.items() if name != "dimension"} == {
         "float32": 128_000_000, "float16": 64_000_000, "int8": 32_000_000, "binary": 4_000_000, "binary, rescored by int8": 4_000_000,
+        "float32, first half": 64_000_000, "float32, first quarter": 32_000_000,
     }  # fmt: skip
     assert result["binary, rescored by int8"]["rescoring_bytes_per_million"] == 32_000_000
     run = make_run(list(task.queries), list(task.documents), *search(queries, documents, 10))

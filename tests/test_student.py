@@ -175,9 +175,10 @@ def test_the_layers_that_rank_as_the_teacher_are_found(
     blueprint = draw_blueprint(chosen, teacher, scored, folder, 0)
     assert blueprint.layers == (0, 3)
     found = json.loads(folder.layer_search.read_text())
-    assert found["subsets"][0] == {"layers": [0, 3], "overlap": pytest.approx(1.0, abs=0.01)}
+    assert found["subsets"][0]["layers"] == [0, 3]
+    assert found["subsets"][0]["overlap"] > 0.95, "all but near-ties of embeddings in float16"
     assert len(found["subsets"]) == 6
-    assert found["subsets"][1]["overlap"] < 0.95
+    assert found["subsets"][1]["overlap"] < 0.9
     student = build_student(chosen, teacher, blueprint, 0)
     assert len(student[0].auto_model.encoder.layer) == 2
     monkeypatch.setattr("hf_distill.student.search_layers", lambda *_: pytest.fail("what was found is kept"))

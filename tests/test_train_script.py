@@ -41,11 +41,15 @@ RECIPE = {
 }  # fmt: skip
 
 
+ONE_CORE = {"LOCAL_WORLD_SIZE": str(os.cpu_count() or 1)}
+"""A process takes its share of the cores: one, for another test is running beside it."""
+
+
 def run_script(
     *line: str, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, check: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *line]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env={**ONE_CORE, **os.environ, **(env or {})}, check=False, timeout=600)
     if check is not None:
         assert done.returncode == check, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done
