@@ -114,7 +114,8 @@ class _Progress:
             seconds = time.perf_counter() - self._start
             rates = f"{self._done:,} done, {self._done / seconds:,.0f} {self._what}s/s"
             self._bar.set_postfix_str(rates + (f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""), refresh=False)
-            self._bar.update(items * per_item)
+            # Averages add up to a little more than the whole, of which tqdm would warn.
+            self._bar.update(max(0.0, min(items * per_item, self._bar.total - self._bar.n)))
 
         return advance
 
