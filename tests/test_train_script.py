@@ -431,6 +431,13 @@ def test_a_dry_run_shows_what_would_be_sent(copied: Path, capsys: pytest.Capture
     assert not card_errors(linked, "dataset")
     assert 'load_dataset("you/pairs", "selected"' in linked
     assert "https://huggingface.co/you/student" in linked
+    assert "private" not in said
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("hub_private_repo: true\nhub_revision: first\n")
+    assert commands.main(line) == 0
+    said = capsys.readouterr().out
+    assert said.count("would be created, private (the Hub was not asked") == 2, "the recipe of the run is heard"
+    assert said.count("in one commit, tagged first\n") == 2
     assert commands.main(["publish", str(copied.parent), "--model", "you/student"]) == 2
     assert "so it is no run" in capsys.readouterr().err
 

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="Folder of a finished run.")
     parser.add_argument("--push", metavar="OWNER/NAME", help="Publish the app as this Space instead of serving it here.")
     parser.add_argument("--model", metavar="OWNER/NAME", help="With --push: the published student. Default: the recipe's hub_model_id.")
-    parser.add_argument("--private", action="store_true", help="With --push: only you see the Space.")
+    parser.add_argument(
+        "--private", action="store_true", help="With --push: only you see the Space. Default: the recipe's hub_private_repo."
+    )
 
 
 def _side(kind: str, name: str, place: str, index: Index, folder: Path) -> dict[str, str]:
@@ -100,8 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
         write_demo(finished, folder, student)
         if not arguments.push:
             sys.exit(subprocess.run([sys.executable, str(folder / "app.py")], check=False).returncode)
+        private = arguments.private or finished.recipe.training.hub_private_repo or None
         try:
-            for line in publish([Release(arguments.push, "space", folder)], Settings(arguments.private or None), HfApi()):
+            for line in publish([Release(arguments.push, "space", folder)], Settings(private), HfApi()):
                 print(line)
         except PublishingError as error:
             sys.exit(f"hf-distill: error: {error}")
