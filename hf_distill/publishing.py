@@ -57,6 +57,7 @@ PROBES = (
 )
 
 _HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__mro__[1])  # httpx's or httpx2's, as the client is built: also broken connections
+_RESULTS = ".eval_results"
 _OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected)/")
 _UNSET = (
     "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE", "TRANSFORMERS_CACHE",
@@ -81,8 +82,15 @@ class Release:
     instead: Mapping[str, bytes] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path | bytes]:
-        """Path in the repository -> file, or content."""
-        found = {p.relative_to(self.folder).as_posix(): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        """Path in the repository -> file, or content. What is hidden (a killed call's half-written files) is not published, but for the
+        evaluation results.
+        """
+        files = {p.relative_to(self.folder): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        found = {
+            path.as_posix(): file
+            for path, file in files.items()
+            if not any(part.startswith(".") for part in (path.parts[1:] if path.parts[0] == _RESULTS else path.parts))
+        }
         return {**found, **self.instead}
 
 

@@ -172,6 +172,16 @@ def test_only_what_differs_is_sent_and_only_own_leftovers_are_removed(hub: Hub, 
     assert hub.commits("models", release.repo) == count
 
 
+def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -> None:
+    before = set(release.files())
+    for name in (".config.json.k1.json", "onnx/.model.onnx.k1.onnx", ".git/config", ".eval_results/.retrieval.yaml.k1.yaml"):
+        (release.folder / name).parent.mkdir(exist_ok=True)
+        (release.folder / name).touch()
+    assert set(release.files()) == before
+    (release.folder / ".eval_results" / "retrieval.yaml").touch()
+    assert set(release.files()) == {*before, ".eval_results/retrieval.yaml"}
+
+
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
