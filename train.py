@@ -30,7 +30,7 @@ from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_cur
 from hf_distill.scoring import score_pairs
 from hf_distill.selection import parse_rules, select_pairs
 from hf_distill.signals import with_signals
-from hf_distill.student import build_student, draw_blueprint
+from hf_distill.student import backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import load_teacher
 from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
@@ -71,7 +71,7 @@ def run(recipe: Recipe) -> None:
         return
 
     blueprint = draw_blueprint(recipe.student, teacher, scored, folder, seed)
-    key = fingerprint(selected.key, vars(recipe.student), vars(recipe.objective), vars(recipe.trainer), recipe.training_keys())
+    key = fingerprint(selected.key, *map(vars, recipe.of_student), backbone_digest(recipe.student), recipe.training_keys())
     training = read_json_if_current(folder.training, key)
     if training is not None and folder.student.is_dir():
         state.print(f"The student is there already, trained with these settings: {folder.student}")
@@ -79,7 +79,7 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, blueprint, seed)
         rows = training_rows(with_hard_negatives(selected.selected, train, recipe.trainer.hard_negatives_per_pair), scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, blueprint.components, scored.scale, key)
+        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key)
         if state.is_main_process:
             save_student(student, folder.student)
             write_json(folder.training, training)  # last: from here on, the student counts as trained
@@ -92,7 +92,7 @@ def run(recipe: Recipe) -> None:
     evaluation = read_json_if_current(folder.evaluation, evaluation_key)
     if evaluation is None:
         untrained = build_student(recipe.student, teacher, blueprint, seed)
-        evaluation = evaluate_student(student, untrained, teacher, data, scored, folder, seed, evaluation_key)
+        evaluation = evaluate_student(student, untrained, teacher, data, scored, blueprint.components, folder, seed, evaluation_key)
     write_report(evaluation, selected.audit, training, scored.manifest, data.counts, recipe.keys(), recipe.name, folder)
     if "release" in wanted:
         write_dataset(scored, selected, recipe, data.source, data.counts, folder)

@@ -137,7 +137,7 @@ class TeacherArguments:
         100_000, "Documents that a pair's own is ranked among: those of the training pairs, or a seeded sample of this size."
     )
     hard_negatives: int = _option(4, "Best other documents of that pool to note for each training pair.")
-    trust_remote_code: bool = _option(False, "Let a teacher or backbone run code from its repository.")
+    trust_remote_code: bool = _option(False, "Let a teacher run code from its repository. A student never needs any.")
 
 
 @dataclass(frozen=True)
@@ -280,6 +280,11 @@ class Recipe:
         """The run's folder: `--run_dir`, else `runs/<recipe name>`."""
         return Path(self.run.run_dir or Path("runs") / self.name)
 
+    @property
+    def of_student(self) -> tuple[StudentArguments, ObjectiveArguments, TrainerArguments]:
+        """What, beside the training arguments, decides about the student."""
+        return self.student, self.objective, self.trainer
+
     def training_keys(self) -> dict[str, Any]:
         """Every training argument that can change the student, for its fingerprint."""
         plain: dict[str, Any] = _plain(self.training)
@@ -389,10 +394,11 @@ def read_recipe(argv: Sequence[str] | None = None, default_recipe: Path | None =
     path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else default_recipe
     parser = _parser()
     known = sorted({action.dest for action in parser._actions} - {"help"})
-    file_argv = _flatten(_read_yaml(path), path, known) if path else []
+    content = _read_yaml(path) if path else {}
+    file_argv = _flatten(content, path, known) if path else []
     name = path.stem if path else "recipe"
     if path and path.name == "recipe.yaml":  # a run's own resolved recipe: the run keeps its name
-        name = path.resolve().parent.name
+        name = (content.get(ENVIRONMENT_KEY) or {}).get("recipe") or path.resolve().parent.name
     line = [*file_argv, *arguments]
     given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token.startswith("--")}
     given = {key.removeprefix("no_") if key not in known else key for key in given}

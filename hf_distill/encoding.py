@@ -109,11 +109,13 @@ def run_in_batches(
             for rows, batch in batches:
                 yield [chunk[row] for row in rows.tolist()], int(batch["attention_mask"].sum()), pool.submit(forward, batch)
             return
+        if "attention_mask" not in features:  # a table of token vectors: nothing to pad, and no reason to tokenise again
+            yield chunk, features["input_ids"].numel(), pool.submit(forward, features)
+            return
         for places in batches_by_length([items[i] for i in chunk], batch_tokens):
             names = [chunk[place] for place in places]
             batch = model.preprocess([items[i] for i in names])
-            tokens = batch["input_ids"].numel() if isinstance(batch.get("input_ids"), Tensor) else 0
-            yield names, tokens, pool.submit(forward, batch)
+            yield names, batch["input_ids"].numel(), pool.submit(forward, batch)
 
     waiting: list[tuple[list[int], int, Future[Tensor]]] = []
     try:

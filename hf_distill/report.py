@@ -93,10 +93,9 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
         kept = f"The student keeps {ratio['value']:.1%} of the teacher's nDCG@10 (95% interval {ratio['low']:.1%} to {ratio['high']:.1%})"
     else:
         own = evaluation["retrieval"]["systems"][STUDENT]["nDCG@10"]
-        kept = (
-            f"The student reaches nDCG@10 {own['value']:.3f} (95% interval {own['low']:.3f} to {own['high']:.3f}; the teacher embeds no "
-            "texts, so it cannot search the corpus)"
-        )
+        searches = TEACHER in evaluation["retrieval"]["systems"]
+        why = "the teacher finds nothing" if searches else "the teacher embeds no texts, so it cannot search the corpus"
+        kept = f"The student reaches nDCG@10 {own['value']:.3f} (95% interval {own['low']:.3f} to {own['high']:.3f}; {why})"
     claims = [
         f"{verb} {' and '.join(LABELS[name] for name in names)}"
         for verb, names in (

@@ -23,7 +23,7 @@ from hf_distill.encoding import Advance, text_length
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder, fingerprint, main_makes, read_json_if_current, write_json, written_whole
 from hf_distill.shards import KEY_COLUMN, VALUE_COLUMN, Shards
-from hf_distill.teachers import EmbeddingTeacher, EnsembleTeacher, Kind, PairTeacher, Scale, Teacher, pair_similarity
+from hf_distill.teachers import EmbeddingTeacher, EnsembleTeacher, Kind, PairTeacher, Scale, Teacher, pair_similarity, prompts_of
 from hf_distill.teachers.ensemble import combine, normalise_scores
 
 SCORED_SPLITS = ("train", "validation", "test", "leaked")
@@ -399,7 +399,7 @@ def score_pairs(data: PairData, teacher: Teacher, folder: RunFolder, arguments: 
             pairs of a split.
     """
     state = PartialState()
-    prompts = {kind: teacher.prompted("", kind) if isinstance(teacher, EmbeddingTeacher) else "" for kind in ("query", "document")}
+    prompts = prompts_of(teacher)
     key = fingerprint(data.key, teacher.fingerprint, prompts, teacher.scale.key())
     start = time.perf_counter()
     made = _scores_by(data, teacher, folder, arguments, key)

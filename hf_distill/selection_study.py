@@ -39,7 +39,7 @@ from hf_distill.search import search
 from hf_distill.selection import Columns, Rule, apply_rules, parse_rules, rule_columns, with_outcome
 from hf_distill.selection.rules import UNSCORED
 from hf_distill.signals import with_signals
-from hf_distill.student import Blueprint, build_student, draw_blueprint
+from hf_distill.student import Blueprint, backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import Teacher, load_teacher
 from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
@@ -318,7 +318,7 @@ class _Study:
         """Train and measure one student, unless its result is there already."""
         recipe = matched_recipe(self.recipe, self.examples, seed)
         key = fingerprint(
-            self.train_key, self.data.key, arm.name, seed, vars(recipe.student), vars(recipe.objective), vars(recipe.trainer),
+            self.train_key, self.data.key, arm.name, seed, *map(vars, recipe.of_student), backbone_digest(recipe.student),
             recipe.training_keys(),
         )  # fmt: skip
         path = self.folder.path / "study" / "results" / f"{key}.json"
@@ -329,7 +329,7 @@ class _Study:
         selected = arm.pairs(self.train, columns)
         rows = training_rows(with_hard_negatives(selected, self.train, recipe.trainer.hard_negatives_per_pair), self.scored.embeddings)
         student = build_student(recipe.student, self.teacher, self.blueprint, seed)
-        training = train_student(student, recipe, rows, rows.select([]), self.blueprint.components, self.scored.scale, key)
+        training = train_student(student, recipe, rows, rows.select([]), self.blueprint, self.scored.scale, key)
         shutil.rmtree(str(recipe.training.output_dir), ignore_errors=True)  # the trainer makes it, and leaves it empty
         made = {
             "fingerprint": key, "arm": arm.name, "seed": seed, "pairs": len(selected), "steps": training["steps"],

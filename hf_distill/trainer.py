@@ -28,6 +28,10 @@ from hf_distill.data.contract import map_rows, text_number
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid, truncate
 from hf_distill.scoring import EmbeddingTable
+from hf_distill.selection import parse_rules
+from hf_distill.selection.rules import needed_columns
+from hf_distill.student import Blueprint
+from hf_distill.student.layers import SEARCH
 from hf_distill.teachers import SCALES, EmbeddingTeacher, Scale, Teacher
 
 
@@ -350,11 +354,22 @@ def check_scale(weights: Weights, scale: Scale, of: str) -> None:
 
 
 def check_objective(recipe: Recipe, teacher: Teacher) -> None:
-    """Raise InputError if the objective needs of the teacher what it does not have: bounded scores, embeddings, enough dimensions."""
+    """Raise InputError if the objective needs of the teacher what it does not have: bounded scores, embeddings, a ranking, enough
+    dimensions."""
     final = parse_final_weights(recipe.objective.final_weights)
     used = objective_weights(recipe).towards(final, 0.5)  # a term that is used at all has a weight on the way
     check_scale(used, teacher.scale, teacher.name)
     if not isinstance(teacher, EmbeddingTeacher):
+        ranking = {
+            "selection": needed_columns(parse_rules(recipe.selection.selection)) & {"rank", "margin"},
+            "hard_negatives_per_pair": recipe.trainer.hard_negatives_per_pair,
+            "student_layers": (recipe.student.student_layers or "").startswith(SEARCH),
+        }
+        for name, wanted in ranking.items():
+            if wanted:
+                raise InputError(
+                    f"{name} asks for the teacher's ranking of a pool, but {teacher.name} embeds no texts and scores pairs only"
+                )
         needs = {"alignment_weight": used.alignment, "distribution_weight": used.distribution, "margin_weight": used.margin}
         for name, weight in needs.items():
             if weight:
@@ -403,7 +418,7 @@ def train_student(
     recipe: Recipe,
     train_rows: Dataset,
     validation_rows: Dataset,
-    components: np.ndarray | None,
+    blueprint: Blueprint,
     scale: Scale,
     key: str,
 ) -> dict[str, Any]:
@@ -414,7 +429,7 @@ def train_student(
         recipe: The objective and the training arguments.
         train_rows: As made by :func:`training_rows`.
         validation_rows: The same, for the validation loss; may be empty if nothing evaluates.
-        components: The alignment target's coordinates; None without teacher embeddings.
+        blueprint: What the training data decided: its components are the alignment target's coordinates.
         scale: What the teacher's scores mean.
         key: The fingerprint of everything that the training depends on.
 
@@ -426,11 +441,9 @@ def train_student(
     """
     use_plain_attention(student)
     args = copy.copy(recipe.training)
-    output = Path(str(args.output_dir))
+    output = Path(str(args.output_dir)) / key  # a checkpoint of another training is nothing to go on from
+    args.output_dir = str(output)
     args.push_to_hub = False  # the release stage publishes, once everything is measured
-    if "output_dir" not in recipe.given:
-        output = output / key
-        args.output_dir = str(output)
     check_batch(len(train_rows), args)
     evaluates = args.eval_strategy != "no"
     if evaluates and not len(validation_rows):
@@ -445,7 +458,7 @@ def train_student(
         matryoshka_dims=recipe.objective.matryoshka_dims,
         log_gradient_norms=recipe.objective.log_gradient_norms,
         grad_cache=recipe.trainer.grad_cache,
-        components=None if components is None else torch.from_numpy(components),
+        components=None if blueprint.components is None else torch.from_numpy(blueprint.components),
         scale=scale,
         model=student,
         args=args,
@@ -470,5 +483,6 @@ def train_student(
         "resumed_from": Path(checkpoint).name if checkpoint else None,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "best_step": state.best_global_step,
+        "layers": blueprint.layers,
         "log": state.log_history,
     }

@@ -124,3 +124,13 @@ def test_an_endpoint_has_an_address_without_a_secret(url: str, says: str) -> Non
     with pytest.raises(InputError, match=says) as caught:
         read_recipe(["--teacher_kind", "endpoint", "--teacher_url", url])
     assert "secret" not in str(caught.value)
+
+
+def test_a_runs_own_recipe_keeps_the_runs_name(tmp_path: Path) -> None:
+    """The folder may be called anything: its recipe goes on with the run that is there."""
+    path = tmp_path / "anything" / "recipe.yaml"
+    path.parent.mkdir()
+    path.write_text("temperature: 0.2\nenvironment: {recipe: quickstart}\n")
+    assert read_recipe([str(path)]).name == "quickstart"
+    path.write_text("temperature: 0.2\n")
+    assert read_recipe([str(path)]).name == "anything"

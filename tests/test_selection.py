@@ -348,3 +348,11 @@ def test_an_empty_selection_is_said_with_the_scores(tmp_path) -> None:
 
 def test_text_keys_are_what_echo_and_duplicate_compare() -> None:
     assert text_key("Who is it?") == text_key("who is  it!")
+
+
+@pytest.mark.parametrize("rule", ["threshold=0.1234567", "threshold=-1e-07", "top_k=1234567", "percentile=80", "rank=2:weight=0.123456789"])
+def test_a_rules_text_is_the_rule(rule: str) -> None:
+    """What a selection made is known by the text of its rules, so two rules never share one."""
+    (parsed,) = parse_rules([rule])
+    assert parse_rules([str(parsed)]) == [parsed]
+    assert str(parsed) == rule

@@ -1,6 +1,8 @@
 import copy
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hf_distill.data import PairData
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder
 from hf_distill.scoring import score_pairs
-from hf_distill.student import Blueprint, build_student, draw_blueprint, principal_components, set_dropout
+from hf_distill.student import Blueprint, backbone_digest, build_student, draw_blueprint, principal_components, set_dropout
 from hf_distill.student.layers import parse_layers, search_layers
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
 
@@ -186,3 +188,14 @@ def test_a_search_needs_a_number_and_a_ranking(teacher: BiEncoderTeacher) -> Non
     with pytest.raises(InputError, match="number of layers is a whole number from 1 to the backbone's 4"):
         build_student(arguments(student_layers="search=9"), teacher, None, 0)
     assert len(build_student(arguments(student_layers="search=3"), teacher, None, 0)[0].auto_model.encoder.layer) == 3
+
+
+def test_a_replaced_backbone_is_another_one(backbone_dir: Path, tmp_path: Path) -> None:
+    copy_of_it = tmp_path / "backbone"
+    shutil.copytree(backbone_dir, copy_of_it)
+    chosen = arguments(student_backbone=str(copy_of_it))
+    before = backbone_digest(chosen)
+    assert before == backbone_digest(arguments(student_backbone=str(backbone_dir))), "what counts is what the files hold"
+    (copy_of_it / "config.json").write_text((copy_of_it / "config.json").read_text().replace("32", "64"))
+    assert backbone_digest(chosen) != before
+    assert backbone_digest(arguments()) is None

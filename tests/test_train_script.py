@@ -329,13 +329,16 @@ def test_a_cross_encoder_teaches_from_pairs_to_cards(recipe: Path, of_pairs: lis
         (["--student_init", "pca"], "the teacher's embeddings do not exist"),
         (["--distribution_weight", "1"], "embeds no texts, so that it knows no scores but those of the pairs; set distribution_weight: 0"),
         (["--teacher_activation", "identity"], "are cross-encoder through identity, unbounded"),
-        (["--selection", "rank=2"], "rank and margin need a teacher that embeds texts"),
+        (["--selection", "rank=2"], "selection asks for the teacher's ranking of a pool"),
+        (["--hard_negatives_per_pair", "1"], "hard_negatives_per_pair asks for the teacher's ranking"),
+        (["--student_layers", "search=2"], "student_layers asks for the teacher's ranking"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_a_teacher_of_pairs_cannot_do_is_said(recipe: Path, of_pairs: list[str], tmp_path: Path, line: list[str], says: str) -> None:
     done = run_script(str(recipe), "--run_dir", str(tmp_path / "run"), *of_pairs, *line, check=2)
     assert says in done.stderr
+    assert not (tmp_path / "run").exists(), "refused before anything is scored"
 
 
 def test_pairs_without_a_score_are_dropped_by_name_and_counted(recipe: Path, of_pairs: list[str], pairs_file: Path, tmp_path: Path) -> None:

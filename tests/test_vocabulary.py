@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,17 @@ def test_a_static_student_is_the_mean_of_its_tokens_and_truncates(teacher: BiEnc
 def test_a_static_student_that_cannot_be_built_is_said(teacher: BiEncoderTeacher, changes: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         build_student(StudentArguments(**{"student_backbone": "static", "student_dim": 16, **changes}), teacher, None, 0)
+
+
+def test_a_static_student_of_a_tokenizer_of_merges(teacher: BiEncoderTeacher) -> None:
+    """Its vocabulary cannot be cut, but kept whole."""
+    letters = {letter: i for i, letter in enumerate("[]abcdefghijklmnopqrstuvwxyz ")}
+    merges = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token="[")
+    model = copy.deepcopy(teacher.model)
+    model[0].processor = merges
+    other = dataclasses.replace(teacher, model=model)
+    arguments = StudentArguments(student_backbone="static", student_dim=16, student_init="random")
+    student = build_student(arguments, other, None, 0)
+    assert student.encode(["abc"]).shape == (1, 16)
+    with pytest.raises(InputError, match="--student_vocabulary used: the tokenizer is a BPE model"):
+        build_student(dataclasses.replace(arguments, student_vocabulary="used"), other, None, 0)

@@ -27,7 +27,6 @@ from hf_distill.evaluation.tasks import RetrievalTask, held_out_task
 from hf_distill.run_folder import RunFolder, write_json
 from hf_distill.scoring import ScoredPairs
 from hf_distill.search import search
-from hf_distill.student import teacher_components
 from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Teacher
 
 __all__ = ["EVALUATION_FORM", "RetrievalTask", "evaluate_student", "held_out_task"]
@@ -70,6 +69,7 @@ def evaluate_student(
     teacher: Teacher,
     data: PairData,
     scored: ScoredPairs,
+    components: np.ndarray | None,
     folder: RunFolder,
     seed: int,
     key: str,
@@ -83,6 +83,7 @@ def evaluate_student(
             the retrieval systems.
         data: The held-out pairs and the corpus.
         scored: The teacher's scores and embeddings.
+        components: Principal components of the teacher's embeddings (see `hf_distill.student.Blueprint`), None without embeddings.
         folder: The run's folder.
         seed: Seeds the bootstrap.
         key: The fingerprint of what the figures depend on.
@@ -124,7 +125,9 @@ def evaluate_student(
             "systems": {
                 name: {str(measure): figure(mean, [result[str(measure)]], seed) for measure in MEASURES} for name, result in values.items()
             },
-            "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)} if TEACHER in ndcg else None,
+            "student_over_teacher": {"nDCG@10": figure(ratio_of_means, [ndcg[STUDENT], ndcg[TEACHER]], seed)}
+            if TEACHER in ndcg and ndcg[TEACHER].any()
+            else None,
             "student_minus": {name: {"nDCG@10": figure(mean, [ndcg[STUDENT] - ndcg[name]], seed)} for name in ndcg if name != STUDENT},
         },
         "significance": {"measure": "nDCG@10", **compare_systems(ndcg, STUDENT, seed)},
@@ -143,6 +146,7 @@ def evaluate_student(
             {**({TEACHER: copy.deepcopy(teacher.model).float()} if isinstance(teacher, BiEncoderTeacher) else {}), STUDENT: student},
             list(task.queries.values()),
             list(task.documents.values()),
+            {STUDENT: folder.student},
         ),
         "index": {
             name: index_size(task, *embedded[name], measure_of.get(name, "cosine"), seed) for name in (TEACHER, STUDENT) if name in embedded
@@ -151,7 +155,7 @@ def evaluate_student(
             task,
             embedded[STUDENT],
             embedded.get(TEACHER),
-            teacher_components(scored.embeddings, embedded[STUDENT][0].shape[1]),
+            components,
             measure_of[TEACHER],
             seed,
         ),

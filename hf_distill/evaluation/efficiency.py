@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
     return (weights + float(np.maximum(np.cumsum(sizes), 0).max(initial=0))) / 1e6
 
 
-def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
+def efficiency(
+    models: dict[str, SentenceTransformer], queries: Sequence[str], documents: Sequence[str], folders: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """Size, peak memory for a batch of the 16 longest, documents/s (median of three turns) and single-query latency of each model.
 
     As they are loaded, taking turns; backend, dtype and device are named.
@@ -80,6 +82,7 @@ def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], d
         models: Name -> model.
         queries: Of these the first 24 are timed one by one.
         documents: Of these the first 128 are timed, in batches of 16.
+        folders: Where models lie that do not say it themselves.
     """
     sample = list(documents[:_DOCUMENTS])
     speeds: dict[str, list[float]] = {name: [] for name in models}
@@ -102,7 +105,7 @@ def efficiency(models: dict[str, SentenceTransformer], queries: Sequence[str], d
         result[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "backend": str(getattr(model, "backend", "torch")),
-            "bytes_on_disk": bytes_on_disk(place) if (place := _folder_of(model)) else None,
+            "bytes_on_disk": bytes_on_disk(place) if (place := (folders or {}).get(name) or _folder_of(model)) else None,
             "peak_megabytes": round(peak_megabytes(model, sorted(sample, key=len)[-_BATCH:]), 1),
             "megabytes": round(sum(p.numel() * p.element_size() for p in parameters) / 1e6, 1),
             "dtype": str(parameters[0].dtype).removeprefix("torch."),

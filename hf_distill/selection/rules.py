@@ -70,6 +70,11 @@ class Outcome(NamedTuple):
     column: str | None = None
 
 
+def _exactly(number: float) -> str:
+    """The shortest text that is read as `number` again: rules are known by their text."""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A rule of a recipe, e.g. `percentile=80:by=group`: its name, its value if it takes one, and its options.
@@ -87,8 +92,8 @@ class Rule:
     weight: float | None = None
 
     def __str__(self) -> str:
-        text = self.name if self.value is None else f"{self.name}={self.value:g}"
-        options = {"by": self.by, "on": self.on, "weight": None if self.weight is None else f"{self.weight:g}"}
+        text = self.name if self.value is None else f"{self.name}={_exactly(self.value)}"
+        options = {"by": self.by, "on": self.on, "weight": None if self.weight is None else _exactly(self.weight)}
         return text + "".join(f":{key}={value}" for key, value in options.items() if value is not None)
 
 

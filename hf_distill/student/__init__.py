@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, StaticEmbedding
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +25,7 @@ from hf_distill.arguments import StudentArguments
 from hf_distill.encoding import encode
 from hf_distill.errors import InputError
 from hf_distill.hardware import device_type
-from hf_distill.run_folder import RunFolder, fingerprint, main_makes, read_json_if_current, write_json, written_whole
+from hf_distill.run_folder import RunFolder, fingerprint, main_makes, read_json_if_current, sha256_of, write_json, written_whole
 from hf_distill.scoring import ScoredPairs
 from hf_distill.student.head import principal_components, teacher_components
 from hf_distill.student.layers import SEARCH, count_layers, keep_layers, only_layers, parse_layers, parse_search, search_layers
@@ -36,11 +38,12 @@ from hf_distill.student.vocabulary import (
     tokenizer_of,
     trim_vocabulary,
 )
-from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Kind, Teacher, load_sentence_transformer, similarity
+from hf_distill.teachers import BiEncoderTeacher, EmbeddingTeacher, Kind, Teacher, load_sentence_transformer, prompts_of, similarity
 
 __all__ = [
     "STATIC",
     "Blueprint",
+    "backbone_digest",
     "build_student",
     "draw_blueprint",
     "layer_search",
@@ -70,6 +73,15 @@ def set_dropout(backbone: PreTrainedModel, probability: float) -> None:
             setattr(backbone.config, name, probability)
 
 
+def backbone_digest(arguments: StudentArguments) -> str | None:
+    """Of the files of a backbone that is a folder here, which may be replaced under the same name; None of another."""
+    folder = Path(arguments.student_backbone)
+    if arguments.student_backbone in ("teacher", STATIC) or not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return fingerprint([(str(path.relative_to(folder)), sha256_of(path)) for path in files])
+
+
 def _transformer(name: str, teacher: Teacher) -> Transformer:
     """The first module of the model that `student_backbone` names, to be changed at will."""
     if name == "teacher":
@@ -84,6 +96,11 @@ def _transformer(name: str, teacher: Teacher) -> Transformer:
     if not isinstance(first, Transformer):
         raise InputError(f"--student_backbone {name}: its first module is a {type(first).__name__}, not a Transformer")
     transformer: Transformer = first
+    if type(transformer.auto_model).__module__.startswith("transformers_modules"):
+        raise InputError(
+            f"--student_backbone {name}: its {type(transformer.auto_model).__name__} is code from its repository, and a "
+            "student loads without any; name a backbone that transformers knows"
+        )
     return transformer
 
 
@@ -117,8 +134,13 @@ def _static_modules(arguments: StudentArguments, teacher: Teacher, blueprint: Bl
             raise InputError(f"--{name}: a static student has no layers; leave the key out")
     tokenizer = tokenizer_of(teacher.model)
     counts = _counts(blueprint, tokenizer)
-    kept = kept_tokens(tokenizer, counts) if arguments.student_vocabulary == "used" else np.arange(len(tokenizer))
-    cut = cut_tokenizer(tokenizer, kept).backend_tokenizer  # also where all are kept: a copy, without padding and truncation
+    if arguments.student_vocabulary == "used":
+        kept = kept_tokens(tokenizer, counts)
+        tokenizer = cut_tokenizer(tokenizer, kept)
+    else:
+        kept = np.arange(len(tokenizer))
+    cut = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # the teacher keeps its own
+    cut.no_padding()
     cut.enable_truncation(arguments.student_max_length)
     if arguments.student_init == "random":
         return [StaticEmbedding(cut, embedding_dim=arguments.student_dim)]
@@ -190,10 +212,9 @@ def build_student(arguments: StudentArguments, teacher: Teacher, blueprint: Blue
     student = SentenceTransformer(modules=modules, device=device_type(), similarity_fn_name="cosine")
     if not static:
         student.max_seq_length = arguments.student_max_length
-    if isinstance(teacher, EmbeddingTeacher):
-        prompts: dict[str, str | None] = {"query": teacher.prompted("", "query"), "document": teacher.prompted("", "document")}
-        if any(prompts.values()):
-            student.prompts = prompts
+    prompts: dict[str, str | None] = {**prompts_of(teacher)}
+    if any(prompts.values()):
+        student.prompts = prompts
     return student
 
 
@@ -257,7 +278,7 @@ def draw_blueprint(arguments: StudentArguments, teacher: Teacher, scored: Scored
     components = teacher_components(scored.embeddings, arguments.student_dim)
     layers, counts = None, None
     if (arguments.student_layers or "").startswith(SEARCH):
-        key = fingerprint(scored.key, vars(arguments), seed)
+        key = fingerprint(scored.key, vars(arguments), backbone_digest(arguments), seed)
 
         def search() -> None:
             write_json(folder.layer_search, {"fingerprint": key, **layer_search(arguments, teacher, components, scored, seed)})
@@ -269,15 +290,11 @@ def draw_blueprint(arguments: StudentArguments, teacher: Teacher, scored: Scored
     if arguments.student_vocabulary == "used" or arguments.student_backbone == STATIC:
         name = "teacher" if arguments.student_backbone == STATIC else arguments.student_backbone
         tokenizer = tokenizer_of(_transformer(name, teacher))
-        path = folder.cache / f"tokens-{fingerprint(scored.key, name, arguments.student_max_length)}.npy"
+        path = folder.cache / f"tokens-{fingerprint(scored.key, name, backbone_digest(arguments), arguments.student_max_length)}.npy"
 
         def count() -> None:
             texts = (scored.train[start : start + _READ] for start in range(0, len(scored.train), _READ))
-            batches = (
-                [teacher.prompted(t, kind) if isinstance(teacher, EmbeddingTeacher) else t for t in rows[kind]]
-                for rows in texts
-                for kind in KINDS
-            )
+            batches = ([prompts_of(teacher)[kind] + text for text in rows[kind]] for rows in texts for kind in KINDS)
             with written_whole(path) as temporary, temporary.open("wb") as file:
                 np.save(file, count_tokens(tokenizer, batches, arguments.student_max_length))
 

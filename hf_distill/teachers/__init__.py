@@ -30,8 +30,17 @@ __all__ = [
     "load_sentence_transformer",
     "load_teacher",
     "pair_similarity",
+    "prompts_of",
     "similarity",
 ]
+
+
+def prompts_of(teacher: Teacher) -> dict[str, str]:
+    """What stands before each `query` and `document`, for this teacher and its student; empty where nothing does."""
+    kinds: tuple[Kind, ...] = ("query", "document")
+    if isinstance(teacher, EmbeddingTeacher):
+        return {kind: teacher.prompted("", kind) for kind in kinds}
+    return {kind: getattr(teacher, f"{kind}_prompt", "") for kind in kinds}
 
 
 def load_teacher(arguments: TeacherArguments, data: DataArguments, cache: Path) -> Teacher:
