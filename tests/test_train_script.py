@@ -445,6 +445,18 @@ def test_a_dry_run_shows_what_would_be_sent(copied: Path, capsys: pytest.Capture
     assert "so it is no run" in capsys.readouterr().err
 
 
+def test_a_run_of_different_calls_is_not_opened(recipe: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_finished_run(copied).training["pairs"] == open_finished_run(copied).audit["kept"]
+    evaluation = json.loads((copied / "evaluation.json").read_text())
+    (copied / "evaluation.json").write_text(json.dumps({**evaluation, "fingerprint": "another student's"}))
+    with pytest.raises(InputError, match=r"not of this student and these pairs.*train.py .*recipe.yaml --run_dir .* --until release"):
+        open_finished_run(copied)
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    run_script(str(recipe), "--run_dir", str(copied), "--until", "select", "--selection", "percentile=50")
+    assert commands.main(["publish", str(copied), "--model", "you/student", "--dry_run"]) == 2
+    assert re.search(r"its student was trained on \d+ pairs, and its selection.json keeps \d+: they are of", capsys.readouterr().err)
+
+
 def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main(["export", str(copied)]) == 0
     assert "held-out queries" in capsys.readouterr().out
