@@ -20,11 +20,13 @@ from conftest import ROOT, sentences
 from datasets import load_dataset
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from hf_distill import commands, demo_app
 from hf_distill.arguments import read_recipe
+from hf_distill.commands import demo as demo_command
 from hf_distill.commands import search as search_command
-from hf_distill.commands.demo import write_demo
+from hf_distill.commands.demo import local_demo, write_space
 from hf_distill.corpus_index import Corpus, python_key
 from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run
@@ -515,13 +517,10 @@ def test_searching_python_with_a_model_alone(
     assert len(list((tmp_path / "cache" / "hf_distill" / "search").iterdir())) == 2
 
 
-def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Path, teacher_dir: Path) -> None:
-    run = open_finished_run(copied)
-    (tmp_path / "demo").mkdir()
-    write_demo(run, tmp_path / "demo", None)
-    title, sides, ids, texts = demo_app.load(tmp_path / "demo")
-    assert title == "copied: teacher and student"
-    assert [side.name for side in sides] == ["teacher: teacher", "student: copied"]
+def test_the_demo_answers_for_both_models_and_escapes(copied: Path, teacher_dir: Path) -> None:
+    title, sides, ids, texts = local_demo(open_finished_run(copied))
+    assert title == "tiny: teacher and student"
+    assert [side.name for side in sides] == ["teacher: teacher", "student: tiny"]
     assert len(texts) == 200
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     scores = teacher.encode(texts) @ teacher.encode("a cat")
@@ -531,14 +530,43 @@ def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Pa
     evil = "<script>alert(1)</script>"
     assert "<script" not in demo_app.answer_html(sides[1], evil, [evil] * 200, [evil] * 200)
     assert demo_app.answer_html(sides[1], " ", ids, texts) == ""
+
+
+def test_the_demos_teacher_is_the_runs(copied: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("teacher_pooling: cls\nteacher_max_length: 4\nteacher_similarity: euclidean\nquery_prompt: 'ask '\n")
+    run = open_finished_run(copied)
+    _, (side, _), _, texts = local_demo(run)
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
+    teacher.max_seq_length = 4
+    expected = -np.linalg.norm(teacher.encode(texts) - teacher.encode("ask a cat"), axis=1)
+    np.testing.assert_allclose(side.score(side.embed("a cat"), side.embeddings), expected, atol=1e-4)
     with pytest.raises(InputError, match="which a Space cannot load"):
-        write_demo(run, tmp_path / "demo", "you/student")
+        write_space(run, tmp_path / "space", "you/student")
+    monkeypatch.setattr(demo_command, "hub_id", str)
+    with pytest.raises(InputError, match="run with teacher_pooling cls, teacher_max_length 4, teacher_similarity euclidean; a Space"):
+        write_space(run, tmp_path / "space", "you/student")
+    assert not (tmp_path / "space").exists()
 
 
-def test_the_demo_is_a_gradio_app(copied: Path, tmp_path: Path) -> None:
+def test_a_space_loads_what_the_demo_here_shows(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_finished_run(copied)
+    monkeypatch.setattr(demo_command, "hub_id", str)
+    write_space(run, tmp_path, str(run.folder.student))
+    _, here, *documents = local_demo(run)
+    title, sides, *loaded = demo_app.load(tmp_path)
+    assert loaded == documents
+    for local, side in zip(here, sides, strict=True):
+        expected = local.score(local.embed("a cat"), local.embeddings)
+        np.testing.assert_allclose(side.score(side.embed("a cat"), side.embeddings), expected, atol=2e-3)
+    assert yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])["title"] == title
+    assert (tmp_path / "app.py").read_text() == Path(demo_app.__file__).read_text()
+
+
+def test_the_demo_is_a_gradio_app(copied: Path) -> None:
     gradio = pytest.importorskip("gradio")
-    write_demo(open_finished_run(copied), tmp_path, None)
-    assert isinstance(demo_app.build(tmp_path), gradio.Blocks)
+    assert isinstance(demo_app.build(*local_demo(open_finished_run(copied))), gradio.Blocks)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:
