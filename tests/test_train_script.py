@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -457,6 +458,42 @@ def test_a_run_of_different_calls_is_not_opened(recipe: Path, copied: Path, caps
     run_script(str(recipe), "--run_dir", str(copied), "--until", "select", "--selection", "percentile=50")
     assert commands.main(["publish", str(copied), "--model", "you/student", "--dry_run"]) == 2
     assert re.search(r"its student was trained on \d+ pairs, and its selection.json keeps \d+: they are of", capsys.readouterr().err)
+
+
+def test_the_card_says_what_selected_and_what_is_kept(copied: Path) -> None:
+    run = open_finished_run(copied)
+
+    def card(student: dict[str, Any], rules: list[dict[str, Any]], layers: list[int] | None = None, negatives: int = 0) -> str:
+        recipe = dataclasses.replace(
+            run.recipe,
+            student=dataclasses.replace(run.recipe.student, **student),
+            trainer=dataclasses.replace(run.recipe.trainer, hard_negatives_per_pair=negatives),
+        )
+        audit = {**run.audit, "rules": rules}
+        write_model_card(run.evaluation, {**run.training, "layers": layers}, audit, recipe, run.data, run.folder)
+        return (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+
+    common = {"pairs_in": 100, "dropped": 0, "weighted": 20}
+    by_source = {"column": "source", "min": 0.25, "max": 0.5}
+    made = card(
+        {"student_layers": "search=2"},
+        [
+            {**common, "rule": "margin_weight=0.5", "column": "margin", "threshold": 0.125},
+            {**common, "weighted": 0, "dropped": 30, "rule": "percentile=30", "threshold": None, "threshold_by": by_source},
+        ],
+        layers=[0, 2],
+        negatives=2,
+    )
+    assert "| `margin_weight=0.5` | 100 | 0 | 20 | 100 | margin 0.1250 |" in made
+    assert "| `percentile=30` | 100 | 30 | – | 70 | 0.2500 to 0.5000, one for each source |" in made
+    assert "| `hard_negatives_per_pair` | 2 |" in made
+    assert "layers 0, 2 of the teacher's backbone" in made
+    assert "Version 2 cannot load it: it reads a head from a pickle only.\n\n### transformers" in made
+    static = card({"student_backbone": "static"}, [])
+    assert "pickle" not in static
+    assert "hard_negatives_per_pair" not in static
+    assert "is 1 in 2 layers, from the first, of the teacher's backbone" in card({"student_layers": "every=2"}, [])
+    assert "The student is the teacher's backbone, mean" in card({"student_layers": None}, [])
 
 
 def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
