@@ -48,7 +48,11 @@ def _documents(teacher: BiEncoderTeacher, corpus: Corpus, folder: Path) -> np.nd
     path = folder / f"{fingerprint(teacher.fingerprint, teacher.document_prompt, corpus.key)}.npy"
     if not path.is_file():
         with tqdm(total=len(corpus.texts), desc="The teacher embeds the corpus", unit=" documents", leave=False) as bar:
-            made = teacher.embed([teacher.prompted(text, "document") for text in corpus.texts], lambda texts, _: bar.update(texts))
+
+            def advance(texts: int, _: int) -> None:
+                bar.update(texts)
+
+            made = teacher.embed([teacher.prompted(text, "document") for text in corpus.texts], advance)
         with written_whole(path) as temporary:
             np.save(temporary, made)
     embeddings: np.ndarray = np.load(path, mmap_mode="c")
