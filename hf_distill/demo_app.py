@@ -1,7 +1,7 @@
-"""Teacher and student side by side, as a Gradio app: run by `hf-distill demo`, and as a Space.
+"""Teacher and student side by side, as a Gradio app: of `hf-distill demo`, and, run as a script, a Space.
 
-Reads `demo.json` in its own folder: the title, and for each model its name, where to load it from, its prompt for queries and the file of
-its document embeddings; and `documents.parquet`, the texts. Imports nothing of the project it comes from.
+A Space reads `demo.json` in its own folder: the title, and for each model its name, where to load it from, its prompt for queries and the
+file of its document embeddings; and `documents.parquet`, the texts. Imports nothing of the project it comes from.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ import numpy as np
 TOP = 5
 
 
+def cosines(asked: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Cosines (N,) of a question's embedding (d,) and `embeddings` (N, d) of unit length."""
+    found: np.ndarray = embeddings @ (asked / max(float(np.linalg.norm(asked)), 1e-12))
+    return found
+
+
 @dataclass(frozen=True)
 class Side:
-    """One model: `embed` maps a question to (d,), `embeddings` (N, d) are of unit length."""
+    """One model: `embed` maps a question to (d,), `score` that and the documents' `embeddings` (N, d) to (N,), higher is nearer."""
 
     name: str
     embed: Callable[[str], np.ndarray]
     embeddings: np.ndarray
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray] = cosines
 
 
 def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> str:
@@ -35,7 +42,7 @@ def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> 
     start = time.perf_counter()
     asked = side.embed(question)
     embedded = time.perf_counter()
-    scores = side.embeddings @ (asked / max(float(np.linalg.norm(asked)), 1e-12))
+    scores = side.score(asked, side.embeddings)
     best = np.argsort(-scores, kind="stable")[:TOP]
     end = time.perf_counter()
     rows = "".join(f"<li><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code><br>{html.escape(texts[i])}</li>" for i in map(int, best))
@@ -60,16 +67,16 @@ def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
             embedding: np.ndarray = model.encode(question, prompt=prompt, show_progress_bar=False)
             return embedding
 
-        embed("warm up")  # the first call pays for set-up
         sides.append(Side(entry["name"], embed, np.load(folder / entry["embeddings"]).astype(np.float32)))
     return settings["title"], sides, table.column("id").to_pylist(), table.column("text").to_pylist()
 
 
-def build(folder: Path) -> Any:
-    """The app, not yet served."""
+def build(title: str, sides: list[Side], ids: list[str], texts: list[str]) -> Any:
+    """The app over what `load` gives, not yet served."""
     import gradio  # noqa: PLC0415
 
-    title, sides, ids, texts = load(folder)
+    for side in sides:
+        side.embed("warm up")  # the first call pays for set-up
     with gradio.Blocks(title=title) as app:
         gradio.Markdown(f"# {html.escape(title)}")
         question = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
@@ -80,4 +87,4 @@ def build(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    build(Path(__file__).parent).launch()
+    build(*load(Path(__file__).parent)).launch()

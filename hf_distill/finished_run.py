@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_distill.arguments import Recipe, read_recipe
 from hf_distill.data import TABLES, PairData, Source
 from hf_distill.errors import InputError
+from hf_distill.evaluation import EVALUATION_FORM
 from hf_distill.run_folder import RunFolder, fingerprint, sha256_of
 
 
@@ -55,7 +56,8 @@ def open_finished_run(path: Path, *line: str) -> FinishedRun:
     """The run in the folder `path`, with further keys (`--key`, `value`, ...) over its recipe.
 
     Raises:
-        InputError: No run, or one that has not come to its end.
+        InputError: No run, one that has not come to its end, or one whose stages do not belong together: a later call with other keys
+            was stopped before its end.
     """
     folder = RunFolder(path)
     if not folder.recipe.is_file():
@@ -65,7 +67,26 @@ def open_finished_run(path: Path, *line: str) -> FinishedRun:
     if missing:
         raise InputError(f"the run in {path} is not finished: there is no {', '.join(missing)}; run train.py with its recipe again")
     # What it was trained in is no wish for this machine, which may not know it.
-    return FinishedRun(folder, read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line]))
+    run = FinishedRun(folder, read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line]))
+    _check_that_it_is_one(run)
+    return run
+
+
+def _check_that_it_is_one(run: FinishedRun) -> None:
+    """Raise InputError unless the student was trained on what `selection.json` kept, and the evaluation is of it and of these pairs."""
+    # Its recipe.yaml may be of a call with --until select.
+    again = f"make the later stages again: accelerate launch train.py {run.folder.recipe} --run_dir {run.folder.path} --until release"
+    trained, kept = run.training["pairs"], run.audit["kept"]
+    if trained != kept:
+        raise InputError(
+            f"{run.folder.path}: its student was trained on {trained:,} pairs, and its selection.json keeps {kept:,}: they are of "
+            f"different calls, and a card would describe another student than this; {again}"
+        )
+    if run.evaluation.get("fingerprint") != fingerprint(run.training.get("fingerprint"), run.data.key, EVALUATION_FORM):
+        raise InputError(
+            f"{run.folder.evaluation} is not of this student and these pairs, or of an earlier version of hf_distill: its figures may be "
+            f"another student's; {again}"
+        )
 
 
 def student_of(run_or_model: str) -> str:

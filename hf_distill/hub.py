@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from hf_distill.publishing import Release, Settings, check_access, publish
 from hf_distill.report import headline, verdict
 from hf_distill.run_folder import RunFolder, read_json_if_current, written_whole
 from hf_distill.student import STATIC
-from hf_distill.student.layers import SEARCH
 
 
 def _model_results(systems: Mapping[str, Any], source: str) -> list[EvalResult]:
@@ -61,6 +60,22 @@ def _measured_onnx(folder: RunFolder) -> dict[str, Any] | None:
     return read_json_if_current(folder.onnx, digest_of_model(folder.student)) if (folder.student / "onnx").is_dir() else None
 
 
+def _objective(recipe: Recipe) -> dict[str, Any]:
+    """The objective's keys, and how many hard negatives each pair had, where they say something."""
+    keys = {**vars(recipe.objective), "hard_negatives_per_pair": recipe.trainer.hard_negatives_per_pair or None}
+    return {key: value for key, value in keys.items() if value not in (None, [], False)}
+
+
+def _layers_text(wanted: str | None, found: Sequence[int] | None) -> str:
+    """Which layers of its backbone a student keeps, as the card says it: those the training noted, or the recipe's word for them."""
+    if found or not wanted:
+        return f"layers {', '.join(map(str, found))} of " if found else ""
+    kind, _, number = wanted.partition("=")
+    return {"every": f"1 in {number} layers, from the first, of ", "search": f"{number} layers, found by a search, of "}.get(
+        kind, f"layers {wanted.replace(',', ', ')} of "
+    )
+
+
 def write_model_card(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
@@ -91,9 +106,6 @@ def write_model_card(
         **extra,
     )
     backbone = "the teacher's backbone" if from_teacher else f"`{public_name(recipe.student.student_backbone)}`"
-    layers = recipe.student.student_layers
-    if folder.layer_search.is_file() and (layers or "").startswith(SEARCH):
-        layers = ",".join(map(str, json.loads(folder.layer_search.read_text(encoding="utf-8"))["subsets"][0]["layers"]))
     static = recipe.student.student_backbone == STATIC
     ran_with = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[ENVIRONMENT_KEY]  # whatever this machine is
     settings = json.loads((folder.student / "config_sentence_transformers.json").read_text(encoding="utf-8"))
@@ -122,8 +134,8 @@ def write_model_card(
         counts=data.counts,
         source=source,
         license=recipe.run.student_license,
-        objective={key: value for key, value in vars(recipe.objective).items() if value not in (None, [], False)},
-        backbone_text=f"layers {layers} of {backbone}" if layers else backbone,
+        objective=_objective(recipe),
+        backbone_text=_layers_text(recipe.student.student_layers, training.get("layers")) + backbone,
         pooling=recipe.student.student_pooling,
         static=static,
         vocabulary=recipe.student.student_vocabulary,

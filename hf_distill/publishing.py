@@ -57,7 +57,14 @@ PROBES = (
 )
 
 _HTTP_ERROR = cast("type[Exception]", HfHubHTTPError.__mro__[1])  # httpx's or httpx2's, as the client is built: also broken connections
+_RESULTS = ".eval_results"
 _OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected)/")
+_OWN_FILES = re.compile(
+    r"config\.json|sentence_bert_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|tokenizer\.json|tokenizer_config\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|vocab\.(txt|json)|merges\.txt|(sentencepiece\.bpe|spiece|tokenizer)\.model"
+)
+"""What a student may have in the root of its repository, and one of another kind or with another tokenizer has not: beside that, it
+would be read as its own."""
 _UNSET = (
     "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE", "TRANSFORMERS_CACHE",
     "SENTENCE_TRANSFORMERS_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
@@ -81,8 +88,15 @@ class Release:
     instead: Mapping[str, bytes] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path | bytes]:
-        """Path in the repository -> file, or content."""
-        found = {p.relative_to(self.folder).as_posix(): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        """Path in the repository -> file, or content. What is hidden (a killed call's half-written files) is not published, but for the
+        evaluation results.
+        """
+        files = {p.relative_to(self.folder): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        found = {
+            path.as_posix(): file
+            for path, file in files.items()
+            if not any(part.startswith(".") for part in (path.parts[1:] if path.parts[0] == _RESULTS else path.parts))
+        }
         return {**found, **self.instead}
 
 
@@ -205,13 +219,16 @@ def _has_digest(content: Path | bytes, digest: str) -> bool:
 
 
 def changes(release: Release, remote: Remote) -> tuple[list[str], list[str]]:
-    """Files to send, and files of an earlier release to remove: those in a release's own folders that this one does not have.
+    """Files to send, and files of an earlier release to remove: those in a release's own folders, and the configuration, tokenizer and
+    weights of a student, that this one does not have.
 
     What others put beside them stays.
     """
     files = release.files()
     send = [name for name, content in files.items() if not (name in remote.digests and _has_digest(content, remote.digests[name]))]
-    remove = [name for name in remote.digests if _OWN_FOLDERS.match(name) and name not in files]
+    model = release.kind == "model"
+    own = [name for name in remote.digests if _OWN_FOLDERS.match(name) or (model and _OWN_FILES.fullmatch(name))]
+    remove = [name for name in own if name not in files]
     return send, remove
 
 

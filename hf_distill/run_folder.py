@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -153,11 +154,16 @@ class RunFolder:
 
 
 def remove_leftovers(folder: RunFolder) -> None:
-    """Remove what `written_whole` was writing when an earlier call was killed: hidden files that no one reads."""
+    """Remove what an earlier call was writing when it was killed: hidden files of `written_whole`, and hidden folders that were to become
+    the student and the data set.
+    """
     for place in (folder.path, folder.soft_labels, folder.cache, folder.retrieval):
         for path in place.glob(".*.*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
+    for made in (folder.student, folder.dataset):
+        for path in folder.path.glob(f".{made.name}.*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run_folder(recipe: Recipe) -> RunFolder:

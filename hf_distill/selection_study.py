@@ -341,7 +341,7 @@ class _Study:
 
 
 def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: int) -> dict[str, Any]:
-    """Score once, train every (arm, seed) that has no result yet, and write `study/study.json`, `study.md` and `study.svg`.
+    """Score once, train every (arm, seed) that has no result yet, and write `study/study.json`, `study.md`, `study.svg` and `recipe.yaml`.
 
     The results lie in the recipe's run folder, as soon as each is there; a second call goes on, and more seeds or selections cost only
     themselves. Seeds are the outer loop: what is done when a study is stopped compares all arms.
@@ -369,7 +369,9 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     check_objective(recipe, teacher)
     data = load_pair_data(recipe.data, seed, folder)
     print(data.summary(), flush=True)
-    save_recipe(recipe, folder)
+    if not folder.recipe.exists():  # one that is there is a run's, and says how its student was made
+        save_recipe(recipe, folder)
+    save_recipe(recipe, RunFolder(folder.path / "study"))
     scored = score_pairs(data, teacher, folder, recipe.teacher)
     print(scored.summary(), flush=True)
     train, train_key = with_signals(scored, recipe.teacher.pool_size, recipe.teacher.hard_negatives, seed, folder)

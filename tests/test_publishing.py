@@ -172,6 +172,27 @@ def test_only_what_differs_is_sent_and_only_own_leftovers_are_removed(hub: Hub, 
     assert hub.commits("models", release.repo) == count
 
 
+def test_a_student_of_another_kind_leaves_nothing_of_the_one_before(hub: Hub, api: HfApi, release: Release) -> None:
+    commit(api, release)
+    stale = dict.fromkeys(["sentence_bert_config.json", "tokenizer_config.json", "vocab.txt", "model-00001-of-00002.safetensors"], b"old")
+    theirs = dict.fromkeys(["vocab.txt.md", "model.png", "pictures/config.json"], b"kept")
+    hub.commit("models", release.repo, {**stale, **theirs})
+    (release.folder / "config.json").unlink()
+    commit(api, release)
+    _, files = hub.files("models", release.repo) or ("", {})
+    assert set(files) == {".gitattributes", "README.md", "model.safetensors", *theirs}
+
+
+def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -> None:
+    before = set(release.files())
+    for name in (".config.json.k1.json", "onnx/.model.onnx.k1.onnx", ".git/config", ".eval_results/.retrieval.yaml.k1.yaml"):
+        (release.folder / name).parent.mkdir(exist_ok=True)
+        (release.folder / name).touch()
+    assert set(release.files()) == before
+    (release.folder / ".eval_results" / "retrieval.yaml").touch()
+    assert set(release.files()) == {*before, ".eval_results/retrieval.yaml"}
+
+
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [

@@ -90,8 +90,12 @@ def test_no_token_is_ever_saved(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_call_are_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    for name in ("evaluation.json", ".evaluation.json.k1.json", "soft_labels/.train.parquet.k1.parquet", "cache/.embeddings.npy.k1.npy"):
+    for name in (
+        "evaluation.json", ".evaluation.json.k1.json", "soft_labels/.train.parquet.k1.parquet", "cache/.embeddings.npy.k1.npy",
+        ".dataset.k1/dataset/README.md", ".student_model_sd.k1/student_model_sd/model.safetensors", "student_model_sd/modules.json",
+    ):  # fmt: skip
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).touch()
     remove_leftovers(folder)
-    assert [path.name for path in folder.path.rglob("*") if path.is_file()] == ["evaluation.json"]
+    assert {path.name for path in folder.path.rglob("*") if path.is_file()} == {"evaluation.json", "modules.json"}
+    assert not list(folder.path.glob(".*")), "folders, too"

@@ -12,9 +12,11 @@ import yaml
 from datasets import Dataset
 from scipy.stats import ttest_rel
 
+from hf_distill.arguments import read_recipe
 from hf_distill.commands import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.significance import crossed_interval
+from hf_distill.run_folder import open_run_folder
 from hf_distill.selection import Columns, parse_rules, rule_columns
 from hf_distill.selection_study import FULL, compare, parse_selections, plan_arms, verdict
 
@@ -116,7 +118,14 @@ def test_a_study_goes_on_where_it_was_stopped(recipe: Path, tmp_path: Path, caps
     out = tmp_path / "run" / "study"
     first = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     assert len(first) == 4
+    mine = tmp_path / "run" / "recipe.yaml"
+    assert mine.read_bytes() == (out / "recipe.yaml").read_bytes(), "a folder without a run may become one"
+    mine.write_text(mine.read_text().replace("temperature: 0.2", "temperature: 0.3"))
+    before = mine.read_bytes()
     assert main([*line, "--seeds", "2"]) == 0
+    assert mine.read_bytes() == before, "what a run was made with stays"
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["temperature"] == 0.2
+    assert open_run_folder(read_recipe([str(recipe)])).path == tmp_path / "run", "train.py takes the folder"
     second = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     assert len(second) == 8
     assert first.items() <= second.items(), "what was there is not made again"

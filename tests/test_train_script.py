@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -20,11 +21,13 @@ from conftest import ROOT, sentences
 from datasets import load_dataset
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from hf_distill import commands, demo_app
 from hf_distill.arguments import read_recipe
+from hf_distill.commands import demo as demo_command
 from hf_distill.commands import search as search_command
-from hf_distill.commands.demo import write_demo
+from hf_distill.commands.demo import local_demo, write_space
 from hf_distill.corpus_index import Corpus, python_key
 from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run
@@ -438,8 +441,63 @@ def test_a_dry_run_shows_what_would_be_sent(copied: Path, capsys: pytest.Capture
     assert not card_errors(linked, "dataset")
     assert 'load_dataset("you/pairs", "selected"' in linked
     assert "https://huggingface.co/you/student" in linked
+    assert "private" not in said
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("hub_private_repo: true\nhub_revision: first\n")
+    assert commands.main(line) == 0
+    said = capsys.readouterr().out
+    assert said.count("would be created, private (the Hub was not asked") == 2, "the recipe of the run is heard"
+    assert said.count("in one commit, tagged first\n") == 2
     assert commands.main(["publish", str(copied.parent), "--model", "you/student"]) == 2
     assert "so it is no run" in capsys.readouterr().err
+
+
+def test_a_run_of_different_calls_is_not_opened(recipe: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_finished_run(copied).training["pairs"] == open_finished_run(copied).audit["kept"]
+    evaluation = json.loads((copied / "evaluation.json").read_text())
+    (copied / "evaluation.json").write_text(json.dumps({**evaluation, "fingerprint": "another student's"}))
+    with pytest.raises(InputError, match=r"not of this student and these pairs.*train.py .*recipe.yaml --run_dir .* --until release"):
+        open_finished_run(copied)
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
+    run_script(str(recipe), "--run_dir", str(copied), "--until", "select", "--selection", "percentile=50")
+    assert commands.main(["publish", str(copied), "--model", "you/student", "--dry_run"]) == 2
+    assert re.search(r"its student was trained on \d+ pairs, and its selection.json keeps \d+: they are of", capsys.readouterr().err)
+
+
+def test_the_card_says_what_selected_and_what_is_kept(copied: Path) -> None:
+    run = open_finished_run(copied)
+
+    def card(student: dict[str, Any], rules: list[dict[str, Any]], layers: list[int] | None = None, negatives: int = 0) -> str:
+        recipe = dataclasses.replace(
+            run.recipe,
+            student=dataclasses.replace(run.recipe.student, **student),
+            trainer=dataclasses.replace(run.recipe.trainer, hard_negatives_per_pair=negatives),
+        )
+        audit = {**run.audit, "rules": rules}
+        write_model_card(run.evaluation, {**run.training, "layers": layers}, audit, recipe, run.data, run.folder)
+        return (copied / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+
+    common = {"pairs_in": 100, "dropped": 0, "weighted": 20}
+    by_source = {"column": "source", "min": 0.25, "max": 0.5}
+    made = card(
+        {"student_layers": "search=2"},
+        [
+            {**common, "rule": "margin_weight=0.5", "column": "margin", "threshold": 0.125},
+            {**common, "weighted": 0, "dropped": 30, "rule": "percentile=30", "threshold": None, "threshold_by": by_source},
+        ],
+        layers=[0, 2],
+        negatives=2,
+    )
+    assert "| `margin_weight=0.5` | 100 | 0 | 20 | 100 | margin 0.1250 |" in made
+    assert "| `percentile=30` | 100 | 30 | – | 70 | 0.2500 to 0.5000, one for each source |" in made
+    assert "| `hard_negatives_per_pair` | 2 |" in made
+    assert "layers 0, 2 of the teacher's backbone" in made
+    assert "Version 2 cannot load it: it reads a head from a pickle only.\n\n### transformers" in made
+    static = card({"student_backbone": "static"}, [])
+    assert "pickle" not in static
+    assert "hard_negatives_per_pair" not in static
+    assert "is 1 in 2 layers, from the first, of the teacher's backbone" in card({"student_layers": "every=2"}, [])
+    assert "The student is the teacher's backbone, mean" in card({"student_layers": None}, [])
 
 
 def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -500,13 +558,10 @@ def test_searching_python_with_a_model_alone(
     assert len(list((tmp_path / "cache" / "hf_distill" / "search").iterdir())) == 2
 
 
-def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Path, teacher_dir: Path) -> None:
-    run = open_finished_run(copied)
-    (tmp_path / "demo").mkdir()
-    write_demo(run, tmp_path / "demo", None)
-    title, sides, ids, texts = demo_app.load(tmp_path / "demo")
-    assert title == "copied: teacher and student"
-    assert [side.name for side in sides] == ["teacher: teacher", "student: copied"]
+def test_the_demo_answers_for_both_models_and_escapes(copied: Path, teacher_dir: Path) -> None:
+    title, sides, ids, texts = local_demo(open_finished_run(copied))
+    assert title == "tiny: teacher and student"
+    assert [side.name for side in sides] == ["teacher: teacher", "student: tiny"]
     assert len(texts) == 200
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     scores = teacher.encode(texts) @ teacher.encode("a cat")
@@ -516,14 +571,43 @@ def test_the_demo_answers_for_both_models_and_escapes(copied: Path, tmp_path: Pa
     evil = "<script>alert(1)</script>"
     assert "<script" not in demo_app.answer_html(sides[1], evil, [evil] * 200, [evil] * 200)
     assert demo_app.answer_html(sides[1], " ", ids, texts) == ""
+
+
+def test_the_demos_teacher_is_the_runs(copied: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("teacher_pooling: cls\nteacher_max_length: 4\nteacher_similarity: euclidean\nquery_prompt: 'ask '\n")
+    run = open_finished_run(copied)
+    _, (side, _), _, texts = local_demo(run)
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
+    teacher.max_seq_length = 4
+    expected = -np.linalg.norm(teacher.encode(texts) - teacher.encode("ask a cat"), axis=1)
+    np.testing.assert_allclose(side.score(side.embed("a cat"), side.embeddings), expected, atol=1e-4)
     with pytest.raises(InputError, match="which a Space cannot load"):
-        write_demo(run, tmp_path / "demo", "you/student")
+        write_space(run, tmp_path / "space", "you/student")
+    monkeypatch.setattr(demo_command, "hub_id", str)
+    with pytest.raises(InputError, match="run with teacher_pooling cls, teacher_max_length 4, teacher_similarity euclidean; a Space"):
+        write_space(run, tmp_path / "space", "you/student")
+    assert not (tmp_path / "space").exists()
 
 
-def test_the_demo_is_a_gradio_app(copied: Path, tmp_path: Path) -> None:
+def test_a_space_loads_what_the_demo_here_shows(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_finished_run(copied)
+    monkeypatch.setattr(demo_command, "hub_id", str)
+    write_space(run, tmp_path, str(run.folder.student))
+    _, here, *documents = local_demo(run)
+    title, sides, *loaded = demo_app.load(tmp_path)
+    assert loaded == documents
+    for local, side in zip(here, sides, strict=True):
+        expected = local.score(local.embed("a cat"), local.embeddings)
+        np.testing.assert_allclose(side.score(side.embed("a cat"), side.embeddings), expected, atol=2e-3)
+    assert yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])["title"] == title
+    assert (tmp_path / "app.py").read_text() == Path(demo_app.__file__).read_text()
+
+
+def test_the_demo_is_a_gradio_app(copied: Path) -> None:
     gradio = pytest.importorskip("gradio")
-    write_demo(open_finished_run(copied), tmp_path, None)
-    assert isinstance(demo_app.build(tmp_path), gradio.Blocks)
+    assert isinstance(demo_app.build(*local_demo(open_finished_run(copied))), gradio.Blocks)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed(recipe: Path, copied: Path, tmp_path: Path) -> None:
