@@ -96,7 +96,7 @@ class _Progress:
 
     def __init__(self, what: str, items: int, characters: int) -> None:
         self._what, self._items, self._done, self._tokens = what, items, 0, 0
-        self._start = time.perf_counter()
+        self._characters, self._start = characters, time.perf_counter()
         self._bar = tqdm(
             total=characters,
             desc=f"Teacher, {items:,} {what}s",
@@ -115,7 +115,7 @@ class _Progress:
             rates = f"{self._done:,} done, {self._done / seconds:,.0f} {self._what}s/s"
             self._bar.set_postfix_str(rates + (f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""), refresh=False)
             # Averages add up to a little more than the whole, of which tqdm would warn.
-            self._bar.update(max(0.0, min(items * per_item, self._bar.total - self._bar.n)))
+            self._bar.update(max(0.0, min(items * per_item, self._characters - self._bar.n)))
 
         return advance
 
