@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from sentence_transformers import SentenceTransformer
 
 TOP = 5
 
@@ -54,9 +56,6 @@ def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> 
 
 def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
     """Title, models, ids and texts of the demo in `folder`."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-
     settings = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     table = pq.read_table(folder / "documents.parquet")
     sides = []

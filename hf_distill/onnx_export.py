@@ -6,6 +6,7 @@ whose output is token embeddings, and would pool a second time.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import tempfile
@@ -97,8 +98,6 @@ def load_onnx(model_dir: Path, precision: str = "float32") -> OnnxEncoder:
 
 
 def _require(name: str) -> Any:
-    import importlib  # noqa: PLC0415
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

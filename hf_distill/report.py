@@ -68,7 +68,8 @@ def standing(evaluation: Mapping[str, Any]) -> dict[str, list[str]]:
 
     By the sign-flip randomisation test at 5% after Holm's correction; by the bootstrap interval where there is none.
     """
-    margins, result = evaluation["retrieval"]["student_minus"], {"better": [], "level": [], "worse": []}  # type: ignore[var-annotated]
+    margins = evaluation["retrieval"]["student_minus"]
+    result: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
     comparisons = evaluation.get("significance", {}).get("comparisons", {})
     for name in (BM25, UNTRAINED, TEACHER):
         if name not in margins:
