@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as TypingSequence
@@ -193,7 +194,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
         transformer = self.model[0]
         if self._grad_cache or self.args.device.type != "cpu" or self.is_fsdp_enabled or not isinstance(transformer, Transformer):
             return
-        if not all("inputs_embeds" in (transformer.model_forward_params or ()) and "input_ids" in group for group in groups):
+        # `model_forward_params` is None where the backbone takes any keyword: its own signature says what it knows.
+        takes = inspect.signature(transformer.auto_model.forward).parameters
+        if "inputs_embeds" not in takes or not all("input_ids" in group for group in groups):
             return
         table = transformer.auto_model.get_input_embeddings()
         vectors = table(torch.cat([group["input_ids"].flatten() for group in groups]))
