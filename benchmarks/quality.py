@@ -135,8 +135,10 @@ def _margin(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
     return losses.MarginMSELoss(student)
 
 
-SLOW, FAST = ("--learning_rate", "1e-4"), ("--learning_rate", "4e-4")
-"""Contrast forgets more at a higher rate, regression and alignment learn more (benchmarks/QUALITY.md): each peer has the better one."""
+BATCH = ("--per_device_train_batch_size", "64")
+SLOW, FAST = (*BATCH, "--learning_rate", "1e-4"), (*BATCH, "--learning_rate", "4e-4")
+"""Contrast forgets more at a higher rate, alignment learns more (benchmarks/QUALITY.md): each peer has the one that suits it."""
+RECOMMENDED_STEPS = ("--per_device_train_batch_size", "16", "--learning_rate", "2e-4")
 PAPER = (
     "--contrastive_weight", "1", "--temperature", "0.1", "--regression_weight", "0.1", "--alignment_weight", "0", "--head_dropout", "0.1",
     "--selection", *BASE_RULES.split(), "percentile=80",
@@ -148,6 +150,7 @@ ARMS = {
         Arm("GISTEmbedLoss", SLOW, _guided, _pair),
         Arm("CosineSimilarityLoss", FAST, _cosine, _scored_pair),
         Arm("EmbedDistillLoss", FAST, _embedding, _embedded_pair),
+        Arm("EmbedDistillLoss, batch 16", RECOMMENDED_STEPS, _embedding, _embedded_pair),
         Arm("DistillKLDivLoss", SLOW, _divergence, _scored_triple),
         Arm("MarginMSELoss", FAST, _margin, _margin_triple),
         Arm("the paper", (*SLOW, *PAPER)),
@@ -257,9 +260,9 @@ def job_key(job: Job) -> tuple[str, Recipe]:
     recipe = matched_recipe(recipe_of(job.home, job.out, job.max_pairs, job.arm.keys), job.examples, job.seed)
     data = [RunFolder(job.out / name).path / "pairs" / "manifest.json" for name in DOMAINS]
     content = [json.loads(path.read_text(encoding="utf-8"))["fingerprint"] for path in data]
-    objective = (recipe.of_student, recipe.selection.selection)
-    what = job.arm.name if job.arm.loss else "own"
-    training = {key: value for key, value in recipe.training_keys().items() if key != "seed"}
+    what = job.arm.name if job.arm.loss or job.arm.name == UNTRAINED else "own"
+    objective = (recipe.student, recipe.selection.selection) if what != "own" else (recipe.of_student, recipe.selection.selection)
+    training = {} if job.arm.name == UNTRAINED else {k: v for k, v in recipe.training_keys().items() if k != "seed"}
     return fingerprint(FORM, content, job.home, what, str(objective), training, job.seed, job.examples), recipe
 
 

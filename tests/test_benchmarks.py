@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import REAL_DATA, ROOT
 
 from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 
@@ -61,3 +62,16 @@ def test_serving() -> None:
         assert 0 < variant["p50_ms"] <= variant["p95_ms"]
         assert variant["documents_per_second"] > 0
     assert figures["student, ONNX int8"]["megabytes"] < figures["student, ONNX float32"]["megabytes"] / 3
+
+
+def test_quality(tmp_path: Path) -> None:
+    conversations = REAL_DATA / "qrecc_quac_train.json"
+    if not conversations.is_file():
+        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
+    figures = last_line(
+        "benchmarks/quality.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--seeds", "1", "--jobs", "1",
+        "--home", "conversations", "--arms", "EmbedDistillLoss", "recommended", "--try", "alone: contrastive_weight=0",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    assert set(figures["conversations"]) == {"untrained", "EmbedDistillLoss", "recommended", "alone"}
+    assert all(0 < row["home ratio"] < 2 for row in figures["conversations"].values())
