@@ -269,7 +269,8 @@ def job_key(job: Job) -> tuple[str, Recipe]:
 def result_of(job: Job) -> dict[str, Any] | None:
     """The result of a job, if it is there."""
     key, _ = job_key(job)
-    return read_json_if_current(job.out / "results" / f"{key}.json", key)
+    found = read_json_if_current(job.out / "results" / f"{key}.json", key)
+    return None if found is None else {**found, "arm": job.arm.name}  # an arm of the same keys may have had another name
 
 
 def run_job(job: Job, threads: int) -> dict[str, Any]:
