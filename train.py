@@ -48,8 +48,7 @@ def run(recipe: Recipe) -> None:
     folder = open_run_folder(recipe)
     check_publishing(recipe)
     teacher = load_teacher(recipe.teacher, recipe.data, folder.cache)
-    build_student(recipe.student, teacher, None, seed)
-    check_objective(recipe, teacher)
+    check_objective(recipe, teacher, build_student(recipe.student, teacher, None, seed))
 
     with state.main_process_first():
         data = load_pair_data(recipe.data, seed, folder)
@@ -79,7 +78,7 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, blueprint, seed)
         rows = training_rows(with_hard_negatives(selected.selected, train, recipe.trainer.hard_negatives_per_pair), scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key)
+        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key, teacher)
         if state.is_main_process:
             save_student(student, folder.student)
             write_json(folder.training, training)  # last: from here on, the student counts as trained

@@ -293,7 +293,8 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
             if job.arm.loss:
                 seconds = _train_peer(job, recipe, domain, student, rows)
             elif job.arm.name != UNTRAINED:
-                seconds = train_student(student, recipe, rows, rows.select([]), domain.blueprint, domain.scored.scale, key)["seconds"]
+                made = train_student(student, recipe, rows, rows.select([]), domain.blueprint, domain.scored.scale, key, domain.teacher)
+                seconds = made["seconds"]
     student.eval()
     abroad = next(name for name in DOMAINS if name != job.home)
     made = {
