@@ -275,7 +275,7 @@ def result_of(job: Job) -> dict[str, Any] | None:
 
 def run_job(job: Job, threads: int) -> dict[str, Any]:
     """Train and measure one student, and keep what came out."""
-    _be_quiet()
+    be_quiet()
     torch.set_num_threads(threads)
     key, recipe = job_key(job)
     domain = load_domain(job.home, job.out, job.max_pairs)
@@ -321,7 +321,16 @@ def references(domain: Domain) -> dict[str, Any]:
     }
 
 
-def _be_quiet() -> None:
+def write_conversations(files: Sequence[Path], out: Path) -> None:
+    """The turns of all `files` as one, where `recipe_of` looks for them."""
+    out.mkdir(parents=True, exist_ok=True)
+    merged = json.dumps([turn for path in files for turn in json.loads(path.read_text(encoding="utf-8"))])
+    if not (out / "qrecc.json").exists() or (out / "qrecc.json").read_text(encoding="utf-8") != merged:
+        (out / "qrecc.json").write_text(merged, encoding="utf-8")
+
+
+def be_quiet() -> None:
+    """Only results on the terminal."""
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -367,16 +376,12 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Train what is missing, compare, and say it."""
     line = _options()
-    _be_quiet()
+    be_quiet()
     arms = [*(ARMS[name] for name in line.arms if name in ARMS), *map(parse_try, line.tries)]
     if unknown := set(line.arms) - set(ARMS):
         raise SystemExit(f"--arms: unknown {', '.join(sorted(unknown))}; known are {', '.join(ARMS)}")
     out = line.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    turns = [turn for path in line.qrecc for turn in json.loads(path.read_text(encoding="utf-8"))]
-    merged = json.dumps(turns)
-    if not (out / "qrecc.json").exists() or (out / "qrecc.json").read_text(encoding="utf-8") != merged:
-        (out / "qrecc.json").write_text(merged, encoding="utf-8")
+    write_conversations(line.qrecc, out)
     domains = {name: load_domain(name, out, line.max_pairs) for name in DOMAINS}
     jobs = [Job(out, home, Arm(UNTRAINED), 0, 0, line.max_pairs) for home in line.home]
     jobs += [Job(out, home, arm, seed, line.examples, line.max_pairs) for seed in range(line.seeds) for arm in arms for home in line.home]

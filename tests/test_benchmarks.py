@@ -75,3 +75,17 @@ def test_quality(tmp_path: Path) -> None:
     )  # fmt: skip
     assert set(figures["conversations"]) == {"untrained", "EmbedDistillLoss", "recommended", "alone"}
     assert all(0 < row["home ratio"] < 2 for row in figures["conversations"].values())
+
+
+def test_frontier(tmp_path: Path) -> None:
+    conversations = REAL_DATA / "qrecc_quac_train.json"
+    if not conversations.is_file():
+        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
+    figures = last_line(
+        "benchmarks/frontier.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--sizes", "static", "2 layers",
+        "--out", str(tmp_path),
+    )  # fmt: skip
+    assert set(figures) == {"static", "2 layers"}
+    assert figures["static"]["query_ms"] < figures["2 layers"]["query_ms"]
+    assert all(0 < row["nDCG@10"] < 1 for row in figures.values())
+    assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")
