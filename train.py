@@ -48,7 +48,8 @@ def run(recipe: Recipe) -> None:
     folder = open_run_folder(recipe)
     check_publishing(recipe)
     teacher = load_teacher(recipe.teacher, recipe.data, folder.cache)
-    check_objective(recipe, teacher, build_student(recipe.student, teacher, None, seed))
+    build_student(recipe.student, teacher, None, seed)
+    check_objective(recipe, teacher)
 
     with state.main_process_first():
         data = load_pair_data(recipe.data, seed, folder)
@@ -78,7 +79,7 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, blueprint, seed)
         rows = training_rows(with_hard_negatives(selected.selected, train, recipe.trainer.hard_negatives_per_pair), scored.embeddings)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key, teacher)
+        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key)
         if state.is_main_process:
             save_student(student, folder.student)
             write_json(folder.training, training)  # last: from here on, the student counts as trained

@@ -293,8 +293,7 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
             if job.arm.loss:
                 seconds = _train_peer(job, recipe, domain, student, rows)
             elif job.arm.name != UNTRAINED:
-                made = train_student(student, recipe, rows, rows.select([]), domain.blueprint, domain.scored.scale, key, domain.teacher)
-                seconds = made["seconds"]
+                seconds = train_student(student, recipe, rows, rows.select([]), domain.blueprint, domain.scored.scale, key)["seconds"]
     student.eval()
     abroad = next(name for name in DOMAINS if name != job.home)
     made = {

@@ -202,10 +202,6 @@ class ObjectiveArguments:
     distribution_weight: float = _option(0.0, "Weight of the KL divergence between in-batch score distributions.")
     margin_weight: float = _option(0.0, "Weight of MarginMSE: the squared error of each other document's margin to the pair's own.")
     alignment_weight: float = _option(0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components.")
-    token_alignment_weight: float = _option(
-        0.0,
-        "Weight of 1 - cosine between student's and teacher's vectors of each token, before pooling. The teacher reads each batch, too.",
-    )
     temperature: float = _option(0.1, "Temperature of the contrastive and the distribution term.")
     teacher_temperature: float | None = _option(
         None, "Temperature of the teacher's scores in the distribution term. Default: the student's."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hf_distill.collator import InBatch
 
-TERMS = ("contrastive", "regression", "distribution", "margin", "alignment", "token_alignment")
+TERMS = ("contrastive", "regression", "distribution", "margin", "alignment")
 
 RegressionLoss = Literal["mse", "mae", "huber"]
 
@@ -44,7 +44,6 @@ class Weights:
     distribution: float = 0.0
     margin: float = 0.0
     alignment: float = 0.0
-    token_alignment: float = 0.0
     temperature: float = 0.1
     teacher_temperature: float | None = None
 
@@ -126,32 +125,15 @@ def truncate(embeddings: Tensor, dimension: int) -> Tensor:
     return embeddings if dimension == embeddings.shape[1] else F.normalize(embeddings[:, :dimension], dim=1)
 
 
-def _mean_of_texts(errors: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of `errors` (M,) of texts, by the `weight` (B,) of their pairs: B queries, B documents, then the negatives of each in turn."""
-    if weight is not None:
-        negatives = len(errors) // len(weight) - 2
-        weight = torch.cat([weight, weight, weight.repeat_interleave(negatives)])
-    return _weighted(errors, weight).mean()
-
-
 def alignment(student: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of 1 - cosine between student embeddings and targets, both (M, d).
 
     `weight` is that of the B pairs whose texts these are: B queries, B documents, then the hard negatives of each pair in turn.
     """
-    return _mean_of_texts(1.0 - F.cosine_similarity(student, target, dim=1), weight)
-
-
-def token_errors(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """(n,) the mean of 1 - cosine between the student's and the teacher's vector of each token of a text (DistilBERT's cosine loss,
-    Sanh et al. 2019, arXiv:1910.01108).
-
-    Args:
-        student, teacher: (n, L, h) contextual vectors of the same tokens, before pooling.
-        mask: (n, L), 0 where there is padding; at least one token in each row.
-    """
-    errors = (1.0 - F.cosine_similarity(student, teacher, dim=2)) * mask
-    return errors.sum(dim=1) / mask.sum(dim=1)
+    if weight is not None:
+        negatives = len(student) // len(weight) - 2
+        weight = torch.cat([weight, weight, weight.repeat_interleave(negatives)])
+    return _weighted(1.0 - F.cosine_similarity(student, target, dim=1), weight).mean()
 
 
 def hybrid(
@@ -161,7 +143,6 @@ def hybrid(
     embeddings: Tensor | None = None,
     targets: Tensor | None = None,
     reverse: tuple[Tensor, InBatch] | None = None,
-    tokens: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms of the objective by name; their sum is the loss.
 
@@ -173,10 +154,9 @@ def hybrid(
         targets: (M, d) what they are aligned to.
         reverse: (B, P) student cosines of each document with the queries, and the matrices of these. Given, the contrastive term is
             the mean of both directions: each document, too, has to find its query (as in CLIP, Radford et al. 2021, arXiv:2103.00020).
-        tokens: (M,) `token_errors` of the texts, for the term `token_alignment`.
 
     Raises:
-        ValueError: A shape that does not fit, with the shapes; or alignment without embeddings and targets, or without token errors.
+        ValueError: A shape that does not fit, with the shapes; or alignment without embeddings and targets.
     """
     if batch.teacher.shape != student.shape or batch.ignore.shape != student.shape:
         raise ValueError(
@@ -204,8 +184,4 @@ def hybrid(
         if embeddings is None or targets is None:
             raise ValueError("the alignment term needs student embeddings and the teacher's, and this teacher gives none")
         terms["alignment"] = weights.alignment * alignment(embeddings, targets, batch.weight)
-    if weights.token_alignment:
-        if tokens is None:
-            raise ValueError("the term token_alignment needs the teacher's model beside the student's, and there is none")
-        terms["token_alignment"] = weights.token_alignment * _mean_of_texts(tokens, batch.weight)
     return terms

@@ -329,7 +329,7 @@ class _Study:
         selected = arm.pairs(self.train, columns)
         rows = training_rows(with_hard_negatives(selected, self.train, recipe.trainer.hard_negatives_per_pair), self.scored.embeddings)
         student = build_student(recipe.student, self.teacher, self.blueprint, seed)
-        training = train_student(student, recipe, rows, rows.select([]), self.blueprint, self.scored.scale, key, self.teacher)
+        training = train_student(student, recipe, rows, rows.select([]), self.blueprint, self.scored.scale, key)
         shutil.rmtree(str(recipe.training.output_dir), ignore_errors=True)  # the trainer makes it, and leaves it empty
         made = {
             "fingerprint": key, "arm": arm.name, "seed": seed, "pairs": len(selected), "steps": training["steps"],
@@ -365,7 +365,8 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     seed = recipe.training.seed
     folder = open_run_folder(recipe)
     teacher = load_teacher(recipe.teacher, recipe.data, folder.cache)
-    check_objective(recipe, teacher, build_student(recipe.student, teacher, None, seed))
+    build_student(recipe.student, teacher, None, seed)
+    check_objective(recipe, teacher)
     data = load_pair_data(recipe.data, seed, folder)
     print(data.summary(), flush=True)
     if not folder.recipe.exists():  # one that is there is a run's, and says how its student was made

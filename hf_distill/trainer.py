@@ -27,14 +27,13 @@ from hf_distill.arguments import Recipe, parse_final_weights
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices, reversed_roles
 from hf_distill.data.contract import map_rows, text_number
 from hf_distill.errors import InputError
-from hf_distill.objective import Weights, hybrid, token_errors, truncate
+from hf_distill.objective import Weights, hybrid, truncate
 from hf_distill.scoring import EmbeddingTable
 from hf_distill.selection import parse_rules
 from hf_distill.selection.rules import needed_columns
 from hf_distill.student import Blueprint
 from hf_distill.student.layers import SEARCH
-from hf_distill.student.vocabulary import tokenizer_of
-from hf_distill.teachers import SCALES, BiEncoderTeacher, EmbeddingTeacher, Scale, Teacher
+from hf_distill.teachers import SCALES, EmbeddingTeacher, Scale, Teacher
 
 
 def _gather(tensor: Tensor) -> Tensor:
@@ -57,9 +56,7 @@ class _Batch:
     matrices: InBatch
     reverse: InBatch | None
 
-    def terms(
-        self, dimension: int, weights: Weights, embeddings: Tensor | None, targets: Tensor | None, tokens: Tensor | None
-    ) -> dict[str, Tensor]:
+    def terms(self, dimension: int, weights: Weights, embeddings: Tensor | None, targets: Tensor | None) -> dict[str, Tensor]:
         """The objective's terms on embeddings cut to `dimension`."""
         reverse = None
         if self.reverse is not None:
@@ -68,7 +65,7 @@ class _Batch:
             # The target's dimensions are principal components, the largest first: its beginning is what the student's should say.
             embeddings, targets = embeddings[:, :dimension], targets[:, :dimension]
         student = truncate(self.queries, dimension) @ truncate(self.every_document, dimension).T
-        return hybrid(student, self.matrices, weights, embeddings, targets, reverse, tokens)
+        return hybrid(student, self.matrices, weights, embeddings, targets, reverse)
 
 
 class DistillationTrainer(SentenceTransformerTrainer):
@@ -83,8 +80,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
         final_weights: Terms and what their weights have become, in a straight line, by the last step.
         components: (student dimension, teacher dimension) orthonormal rows; the alignment term's target is the teacher's
             embedding in these coordinates. Needed only if that term has a weight.
-        token_teacher: The teacher's transformer, which reads the batches beside the student for the term `token_alignment`; of the same
-            tokens and the same width. Needed only if that term has a weight.
         scale: What the teacher's scores mean. Regression is refused where they are no numbers that a cosine could take.
         false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so ignored is logged.
         false_negative_groups: Pairs of a `group` are no negatives of each other; counted in the same share.
@@ -105,7 +100,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
         weights: Weights,
         final_weights: Mapping[str, float] | None = None,
         components: Tensor | None = None,
-        token_teacher: Transformer | None = None,
         scale: Scale = SCALES["cosine"],
         false_negative_margin: float | None = None,
         false_negative_groups: bool = False,
@@ -130,7 +124,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 scale.check(np.asarray(rows.with_format("numpy")["teacher_score"]), "teacher_score of the training rows")
         self.weights = weights
         self.components = components
-        self._token_teacher = None if token_teacher is None else token_teacher.to(self.args.device).eval()
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not by a token count.
         self.model_accepts_loss_kwargs = False
         self._distributed = self.args.world_size > 1 and torch.distributed.is_initialized()
@@ -179,22 +172,17 @@ class DistillationTrainer(SentenceTransformerTrainer):
             reverse = in_batch_matrices(reversed_roles(rows), reversed_roles(columns), offset, self._measure, self._false_negative_margin)
         return _Batch(queries, documents, every_query, every_document, local, reverse)
 
-    def _embed(self, model: nn.Module, group: dict[str, Tensor], words: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (n, d) of a group of tokenised texts, float32, and their `token_errors` (n,), if the teacher is to read `words`."""
+    def _embed(self, model: nn.Module, group: dict[str, Tensor]) -> Tensor:
+        """Embeddings (n, d) of a group of tokenised texts, float32."""
 
-        def forward(features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-            made = model(features)
-            embeddings: Tensor = made["sentence_embedding"].float()
-            if words is None or self._token_teacher is None:
-                return embeddings, None
-            with torch.no_grad():
-                wanted = self._token_teacher(dict(words))["token_embeddings"]
-            return embeddings, token_errors(made["token_embeddings"].float(), wanted.float(), words["attention_mask"])
+        def forward(features: dict[str, Tensor]) -> Tensor:
+            embeddings: Tensor = model(features)["sentence_embedding"]
+            return embeddings.float()
 
         if self._grad_cache and torch.is_grad_enabled():
             # GradCache (Gao et al. 2021, arXiv:2101.06983): forward for the loss alone, and once more, group by group, to go backward.
-            embedded: tuple[Tensor, Tensor | None] = checkpoint(forward, group, use_reentrant=False)
-            return embedded
+            embeddings: Tensor = checkpoint(forward, group, use_reentrant=False)
+            return embeddings
         return forward(group)
 
     def _look_up_words(self, groups: list[dict[str, Any]]) -> None:
@@ -222,14 +210,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             FloatingPointError: A term is NaN or infinite, with its name and the step.
         """
         groups, _ = self.collect_features(inputs)
-        words: list[dict[str, Tensor] | None] = [None] * len(groups)
-        if self._token_teacher is not None:
-            words = [dict(group) for group in groups]
         self._look_up_words(groups)
-        embedded = [self._embed(model, group, own) for group, own in zip(groups, words, strict=True)]
-        texts = torch.cat([embeddings for embeddings, _ in embedded])[inputs["place"]]
-        errors = [error for _, error in embedded if error is not None]
-        tokens = torch.cat(errors)[inputs["place"]] if errors else None
+        texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
         pairs = len(inputs["query_key"])
         queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
         with torch.autocast(device_type=queries.device.type, enabled=False):
@@ -248,16 +230,15 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 teacher = torch.cat(parts).float()
                 embeddings, targets = texts, teacher @ self.components.to(teacher.device).T
             dimensions = sorted({*self._matryoshka_dims, texts.shape[1]})
-            cuts = [batch.terms(dimension, weights, embeddings, targets, tokens) for dimension in dimensions]
+            cuts = [batch.terms(dimension, weights, embeddings, targets) for dimension in dimensions]
             terms = {name: torch.stack([cut[name] for cut in cuts]).mean() for name in cuts[0]}
         logged = dict(terms)
         if self._false_negative_margin is not None or self._false_negative_groups:
             logged["ignored_cells"] = batch.matrices.ignore.float().mean()
         if self._log_gradient_norms and texts.requires_grad:
             for name, term in terms.items():
-                if name != "token_alignment":  # it does not go by way of the embeddings
-                    (gradient,) = torch.autograd.grad(term, texts, retain_graph=True)
-                    logged[f"{name}_gradient"] = gradient.norm()
+                (gradient,) = torch.autograd.grad(term, texts, retain_graph=True)
+                logged[f"{name}_gradient"] = gradient.norm()
         self.track_loss_components(logged)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -375,49 +356,11 @@ def check_scale(weights: Weights, scale: Scale, of: str) -> None:
         )
 
 
-def _used_weights(recipe: Recipe) -> Weights:
-    """The weights half way: a term that is used at all has one there."""
-    return objective_weights(recipe).towards(parse_final_weights(recipe.objective.final_weights), 0.5)
-
-
-def token_teacher(recipe: Recipe, teacher: Teacher, student: SentenceTransformer) -> Transformer | None:
-    """The teacher's transformer, if the objective aligns tokens.
-
-    Raises:
-        InputError: It does, and the student's tokens are not the teacher's, or their vectors are of another width.
-    """
-    weight = _used_weights(recipe).token_alignment
-    if not weight:
-        return None
-    says = (
-        f"token_alignment_weight is {recipe.objective.token_alignment_weight}: each token of the student is aligned with the teacher's, but"
-    )
-    instead = "Set token_alignment_weight: 0"
-    if not isinstance(teacher, BiEncoderTeacher) or not isinstance(teacher.model[0], Transformer):
-        raise InputError(f"{says} {teacher.name} is no SentenceTransformer with a transformer in it. {instead}")
-    own: nn.Module = student[0]
-    of_teacher: Transformer = teacher.model[0]
-    if not isinstance(own, Transformer):
-        raise InputError(f"{says} the student is a {type(own).__name__}, whose tokens have no context. {instead}")
-    if recipe.student.student_vocabulary == "used":  # said before the texts are counted
-        raise InputError(f"{says} student_vocabulary: used gives the student tokens of its own. {instead}, or take student_vocabulary: all")
-    vocabularies = [tokenizer_of(transformer).get_vocab() for transformer in (own, of_teacher)]
-    if vocabularies[0] != vocabularies[1]:
-        raise InputError(
-            f"{says} the student's vocabulary of {len(vocabularies[0]):,} tokens is not the teacher's of {len(vocabularies[1]):,}. "
-            f"{instead}, or take student_backbone: teacher"
-        )
-    widths = [int(transformer.get_embedding_dimension()) for transformer in (own, of_teacher)]
-    if widths[0] != widths[1]:
-        raise InputError(f"{says} the student's token vectors have {widths[0]} dimensions, the teacher's {widths[1]}. {instead}")
-    return of_teacher
-
-
-def check_objective(recipe: Recipe, teacher: Teacher, student: SentenceTransformer) -> None:
+def check_objective(recipe: Recipe, teacher: Teacher) -> None:
     """Raise InputError if the objective needs of the teacher what it does not have: bounded scores, embeddings, a ranking, enough
-    dimensions, the student's tokens."""
-    used = _used_weights(recipe)
-    token_teacher(recipe, teacher, student)
+    dimensions."""
+    final = parse_final_weights(recipe.objective.final_weights)
+    used = objective_weights(recipe).towards(final, 0.5)  # a term that is used at all has a weight on the way
     check_scale(used, teacher.scale, teacher.name)
     if not isinstance(teacher, EmbeddingTeacher):
         ranking = {
@@ -458,7 +401,6 @@ def objective_weights(recipe: Recipe) -> Weights:
         margin=o.margin_weight,
         teacher_temperature=o.teacher_temperature,
         alignment=o.alignment_weight,
-        token_alignment=o.token_alignment_weight,
         temperature=o.temperature,
     )
 
@@ -482,7 +424,6 @@ def train_student(
     blueprint: Blueprint,
     scale: Scale,
     key: str,
-    teacher: Teacher,
 ) -> dict[str, Any]:
     """Train `student` in place, going on from the last checkpoint of the same training if there is one.
 
@@ -494,7 +435,6 @@ def train_student(
         blueprint: What the training data decided: its components are the alignment target's coordinates.
         scale: What the teacher's scores mean.
         key: The fingerprint of everything that the training depends on.
-        teacher: Who reads the batches, too, where tokens are aligned; else it is not used.
 
     Returns:
         What `training.json` holds: steps, examples, seconds, precision and the log.
@@ -522,7 +462,6 @@ def train_student(
         log_gradient_norms=recipe.objective.log_gradient_norms,
         grad_cache=recipe.trainer.grad_cache,
         components=None if blueprint.components is None else torch.from_numpy(blueprint.components),
-        token_teacher=token_teacher(recipe, teacher, student),
         scale=scale,
         model=student,
         args=args,

@@ -8,18 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_distill.collator import InBatch
-from hf_distill.objective import (
-    HUBER_DELTA,
-    Weights,
-    alignment,
-    contrastive,
-    distribution,
-    hybrid,
-    margin,
-    regression,
-    token_errors,
-    truncate,
-)
+from hf_distill.objective import HUBER_DELTA, Weights, alignment, contrastive, distribution, hybrid, margin, regression, truncate
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
@@ -118,13 +107,6 @@ def test_alignment_by_hand() -> None:
     )
 
 
-def test_token_errors_by_hand_without_padding() -> None:
-    student = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]], [[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]]])
-    teacher = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-1.0, 0.0]], [[3.0, 0.0], [2.0, 0.0], [-1.0, 0.0]]])
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert token_errors(student, teacher, mask).tolist() == pytest.approx([(0 + 1) / 2, (0.4 + 0 + 2) / 3])
-
-
 def test_the_papers_objective_is_its_formula() -> None:
     """InfoNCE at temperature .1 + .1 x MSE(diagonal, teacher score), written out with plain loops."""
     info_nce = sum(-S[i, i] / 0.1 + math.log(sum(math.exp(S[i, j] / 0.1) for j in range(3))) for i in range(3)) / 3
@@ -144,8 +126,6 @@ def test_shapes_that_do_not_fit_are_said() -> None:
         hybrid(S, batch(T[:, :2]), Weights())
     with pytest.raises(ValueError, match="alignment term needs"):
         hybrid(S, batch(), Weights(alignment=1))
-    with pytest.raises(ValueError, match="token_alignment needs the teacher's model"):
-        hybrid(S, batch(), Weights(token_alignment=1))
 
 
 def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
@@ -156,7 +136,6 @@ def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
     ignore = torch.zeros(4, 4, dtype=torch.bool)
     ignore[1, 2] = True
     targets = torch.randn(8, 3, dtype=torch.float64)
-    of_teacher = torch.randn(8, 2, 3, dtype=torch.float64)
     weights = Weights(
         contrastive=1,
         regression=2,
@@ -164,16 +143,13 @@ def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
         distribution=0.5,
         margin=0.7,
         alignment=3,
-        token_alignment=2,
         temperature=0.3,
         teacher_temperature=0.2,
     )
 
     def loss(q: Tensor, d: Tensor) -> Tensor:
         matrix = F.normalize(q, dim=1) @ F.normalize(d, dim=1).T
-        texts = torch.cat([q, d])
-        tokens = token_errors(texts.view(8, 1, 3).expand(8, 2, 3), of_teacher, torch.ones(8, 2))
-        terms = hybrid(matrix, InBatch(teacher, torch.arange(4), ignore), weights, texts, targets, tokens=tokens)
+        terms = hybrid(matrix, InBatch(teacher, torch.arange(4), ignore), weights, torch.cat([q, d]), targets)
         return torch.stack(list(terms.values())).sum()
 
     assert torch.autograd.gradcheck(loss, (queries, documents))

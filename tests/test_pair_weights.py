@@ -20,14 +20,13 @@ from hf_distill.trainer import DistillationTrainer, training_rows
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
 POSITIVES, NONE = torch.arange(3), torch.zeros(3, 3, dtype=torch.bool)
-EVERY = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, margin=1, alignment=1, token_alignment=1)
+EVERY = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, margin=1, alignment=1)
 
 
 def terms(weight: torch.Tensor | None, student: torch.Tensor = S) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     texts, targets = (torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2))  # three pairs, a negative each
-    tokens = torch.rand(9, generator=generator, dtype=torch.float64)
-    return hybrid(student, InBatch(T, POSITIVES, NONE, weight), EVERY, texts, targets, tokens=tokens)
+    return hybrid(student, InBatch(T, POSITIVES, NONE, weight), EVERY, texts, targets)
 
 
 def test_by_hand() -> None:

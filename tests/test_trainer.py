@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,13 @@ from conftest import ROOT, sentences
 from datasets import Dataset, Features, Sequence, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
-from hf_distill.arguments import StudentArguments, TeacherArguments, read_recipe
+from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
 from hf_distill.student import Blueprint, build_student, principal_components
-from hf_distill.student.vocabulary import trim_vocabulary
 from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
-from hf_distill.trainer import DistillationTrainer, check_batch, token_teacher, with_hard_negatives
+from hf_distill.trainer import DistillationTrainer, check_batch, with_hard_negatives
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -78,7 +76,6 @@ def make_trainer(
             "log_gradient_norms",
             "grad_cache",
             "scale",
-            "token_teacher",
         )
         if name in changes
     }
@@ -192,52 +189,6 @@ def test_alignment_brings_the_student_to_the_teacher(
     trainer.train()
     losses = [row["alignment"] for row in trainer.state.log_history if "alignment" in row]
     assert losses[-1] < 0.7 * losses[0]
-
-
-def test_tokens_are_aligned_with_the_teachers(
-    untrained: SentenceTransformer, teacher: BiEncoderTeacher, rows: Dataset, tmp_path: Path
-) -> None:
-    weights = Weights(contrastive=0, regression=0, token_alignment=2)
-    trainer = make_trainer(
-        untrained, rows, tmp_path, weights, num_train_epochs=8, token_teacher=teacher.model[0], log_gradient_norms=True
-    )  # fmt: skip
-    texts = [str(rows[i][name]) for name in ("query", "document") for i in range(8)]
-    with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, trainer.data_collator([rows[i] for i in range(8)])).item()
-    student = trainer.model.eval()
-    by_hand = []
-    for text in texts:  # one at a time: no padding
-        ours, theirs = (model.encode(text, output_value="token_embeddings").cpu().numpy() for model in (student, teacher.model))
-        by_hand.append(np.mean([1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(ours, theirs, strict=True)]))
-    assert loss == pytest.approx(2 * np.mean(by_hand), abs=1e-4)
-
-    before = weights_of(teacher.model)
-    trainer.train()
-    losses = [row["token_alignment"] for row in trainer.state.log_history if "token_alignment" in row]
-    assert losses[-1] < 0.7 * losses[0]
-    assert all(value.equal(before[name]) for name, value in weights_of(teacher.model).items()), "the teacher stays as it is"
-
-
-def test_tokens_that_are_not_the_teachers_are_refused(teacher: BiEncoderTeacher, untrained: SentenceTransformer) -> None:
-    recipe = read_recipe(["--token_alignment_weight=1"])
-    assert token_teacher(recipe, teacher, untrained) is teacher.model[0]
-    assert token_teacher(read_recipe([]), teacher, untrained) is None
-    used = read_recipe(["--token_alignment_weight=1", "--student_vocabulary=used"])
-    with pytest.raises(InputError, match="student_vocabulary: used gives the student tokens of its own"):
-        token_teacher(used, teacher, untrained)
-    trimmed = copy.deepcopy(untrained)
-    trim_vocabulary(trimmed[0], np.arange(70))
-    with pytest.raises(InputError, match=r"the student's vocabulary of 70 tokens is not the teacher's of [\d,]+\."):
-        token_teacher(recipe, teacher, trimmed)
-    static = build_student(StudentArguments(student_backbone="static", student_dim=16), teacher, None, 0)
-    with pytest.raises(InputError, match="the student is a StaticEmbedding, whose tokens have no context"):
-        token_teacher(recipe, teacher, static)
-    wider = copy.deepcopy(untrained)
-    wider[0].get_embedding_dimension = lambda: 48
-    with pytest.raises(InputError, match="token vectors have 48 dimensions, the teacher's 32"):
-        token_teacher(recipe, teacher, wider)
-    with pytest.raises(InputError, match="scores is no SentenceTransformer with a transformer in it"):
-        token_teacher(recipe, SimpleNamespace(name="scores"), untrained)
 
 
 def test_accumulated_steps_weigh_as_much_as_one(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
@@ -377,15 +328,12 @@ def test_hard_negatives_come_from_all_scored_pairs() -> None:
 
 
 def test_grad_cache_holds_few_activations_and_gives_the_same_gradients(
-    untrained: SentenceTransformer, teacher: BiEncoderTeacher, rows: Dataset, components: np.ndarray, tmp_path: Path
+    untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
 ) -> None:
-    weights = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, alignment=1, token_alignment=1)
+    weights = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, alignment=1)
     gradients, held = {}, {}
     for cached in (False, True):
-        trainer = make_trainer(
-            untrained, rows, tmp_path, weights, components, grad_cache=cached, per_device_train_batch_size=32,
-            token_teacher=teacher.model[0],
-        )  # fmt: skip
+        trainer = make_trainer(untrained, rows, tmp_path, weights, components, grad_cache=cached, per_device_train_batch_size=32)
         trainer.data_collator.group_size = 4
         sizes: list[int] = []
 

@@ -37,14 +37,13 @@ components = principal_components(np.concatenate([q, d]), 16)
 arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=32, student_init="pca", student_dropout=0.0)
 out = Path(sys.argv[3])
 trainer = DistillationTrainer(
-    weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3, token_alignment=2),
+    weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3),
     final_weights={"alignment": 1.0},
     false_negative_margin=0.05,
     false_negative_groups=True,
     symmetric=True,
     matryoshka_dims=[8],
     components=torch.from_numpy(components),
-    token_teacher=teacher.model[0],
     model=build_student(arguments, teacher, Blueprint(components), 0),
     args=SentenceTransformerTrainingArguments(
         output_dir=str(out), per_device_train_batch_size=int(sys.argv[2]), num_train_epochs=2, learning_rate=0.05, optim="sgd",
