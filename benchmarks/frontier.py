@@ -32,7 +32,7 @@ from hf_distill.trainer import train_student, training_rows
 
 FORM = 1
 STATIC = (
-    "--student_backbone", "static", "--token_alignment_weight", "0", "--learning_rate", "2e-2", "--per_device_train_batch_size", "64",
+    "--student_backbone", "static", "--learning_rate", "2e-2", "--per_device_train_batch_size", "64",
 )  # fmt: skip
 SIZES: Mapping[str, tuple[str, ...]] = {
     "static": STATIC,
@@ -61,7 +61,7 @@ def make_student(name: str, domain: Domain, home: str, out: Path, max_pairs: int
             selected = select_pairs(domain.train, rules, 0, RunFolder(Path(temporary)), domain.train_key).selected
             rows = training_rows(selected, domain.scored.embeddings)
             recipe.training.output_dir, recipe.training.disable_tqdm = temporary, True
-            made = train_student(student, recipe, rows, rows.select([]), blueprint, domain.scored.scale, key, domain.teacher)
+            made = train_student(student, recipe, rows, rows.select([]), blueprint, domain.scored.scale, key)
         save_student(student, folder)
         write_json(folder.with_suffix(".json"), {"fingerprint": key, "seconds": made["seconds"]})
         print(f"{name}: trained in {made['seconds']:.0f} s", flush=True)

@@ -174,7 +174,7 @@ def load_pair_data(arguments: DataArguments, seed: int, folder: RunFolder) -> Pa
     manifest_path = folder.pairs / "manifest.json"
     if PartialState().is_main_process:
         for stale in folder.pairs.glob("cache-*.arrow"):  # what `map` left there in an earlier call
-            stale.unlink()
+            stale.unlink(missing_ok=True)  # another process may be at it, too
     manifest = read_json_if_current(manifest_path, key)
     if manifest is None:
         existed = folder.path.exists()
