@@ -32,7 +32,7 @@ from hf_distill.selection import parse_rules, select_pairs
 from hf_distill.signals import with_signals
 from hf_distill.student import backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import load_teacher
-from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
+from hf_distill.training import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 

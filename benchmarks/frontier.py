@@ -8,27 +8,28 @@ in `--out`. Writes frontier.md, frontier.svg and frontier.png there, and ends wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Plot
-from quality import DOMAINS, Domain, be_quiet, load_domain, recipe_of, write_conversations
+from quality import DOMAINS, Domain, be_quiet, load_domain, recipe_of, rows_of, write_conversations
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.encoding import encode
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.index import index_size
 from hf_distill.export import save_student
-from hf_distill.run_folder import RunFolder, fingerprint, read_json_if_current, write_json
-from hf_distill.selection import parse_rules, select_pairs
+from hf_distill.run_folder import fingerprint, read_json_if_current, write_json
 from hf_distill.selection_study import matched_recipe
 from hf_distill.student import build_student, draw_blueprint
-from hf_distill.trainer import train_student, training_rows
+from hf_distill.training import train_student
 
 FORM = 1
 STATIC = (
@@ -57,11 +58,10 @@ def make_student(name: str, domain: Domain, home: str, out: Path, max_pairs: int
         blueprint = draw_blueprint(recipe.student, domain.teacher, domain.scored, domain.folder, 0)
         student = build_student(recipe.student, domain.teacher, blueprint, 0)
         with tempfile.TemporaryDirectory() as temporary:
-            rules = parse_rules(recipe.selection.selection)
-            selected = select_pairs(domain.train, rules, 0, RunFolder(Path(temporary)), domain.train_key).selected
-            rows = training_rows(selected, domain.scored.embeddings)
+            rows = rows_of(domain, recipe, 0, Path(temporary))
             recipe.training.output_dir, recipe.training.disable_tqdm = temporary, True
-            made = train_student(student, recipe, rows, rows.select([]), blueprint, domain.scored.scale, key)
+            with contextlib.redirect_stdout(io.StringIO()):  # the Trainer's own summary
+                made = train_student(student, recipe, rows, rows.select([]), blueprint, domain.scored.scale, key)
         save_student(student, folder)
         write_json(folder.with_suffix(".json"), {"fingerprint": key, "seconds": made["seconds"]})
         print(f"{name}: trained in {made['seconds']:.0f} s", flush=True)
@@ -135,7 +135,7 @@ def plot(content: Mapping[str, Any]) -> Plot:
     return figure
 
 
-def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--qrecc", type=Path, nargs="+", required=True, metavar="FILE", help="QReCC JSON files: the conversations.")
     parser.add_argument("--home", choices=DOMAINS, default="conversations", help="The domain to train and measure on.")
@@ -143,7 +143,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=10_240, help="Pairs that each student sees. Default: 10,240.")
     parser.add_argument("--max_pairs", type=int, help="Pairs of each domain at most, to try the script out.")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="Folder of data and results, which quality.py may share.")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def main() -> None:

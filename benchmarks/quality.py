@@ -53,7 +53,7 @@ from hf_distill.selection_study import matched_recipe
 from hf_distill.signals import with_signals
 from hf_distill.student import Blueprint, build_student, draw_blueprint
 from hf_distill.teachers import BiEncoderTeacher, load_teacher
-from hf_distill.trainer import train_student, training_rows, use_plain_attention, with_hard_negatives
+from hf_distill.training import train_student, training_rows, use_plain_attention, with_hard_negatives
 
 FORM = 1
 """Changes when what is measured does: earlier results are then made again."""
@@ -273,18 +273,22 @@ def result_of(job: Job) -> dict[str, Any] | None:
     return None if found is None else {**found, "arm": job.arm.name}  # an arm of the same keys may have had another name
 
 
+def rows_of(domain: Domain, recipe: Recipe, negatives: int, folder: Path) -> Dataset:
+    """What a student is trained on: the recipe's selection of the domain's pairs; what that writes goes to `folder`."""
+    rules = parse_rules(recipe.selection.selection)
+    selected = select_pairs(domain.train, rules, recipe.training.seed, RunFolder(folder), domain.train_key).selected
+    return training_rows(with_hard_negatives(selected, domain.train, negatives), domain.scored.embeddings)
+
+
 def run_job(job: Job, threads: int) -> dict[str, Any]:
     """Train and measure one student, and keep what came out."""
     be_quiet()
     torch.set_num_threads(threads)
     key, recipe = job_key(job)
     domain = load_domain(job.home, job.out, job.max_pairs)
-    rules = parse_rules(recipe.selection.selection)
+    needs_negative = job.arm.columns in (_scored_triple, _margin_triple)
     with tempfile.TemporaryDirectory() as temporary:
-        selected = select_pairs(domain.train, rules, job.seed, RunFolder(Path(temporary)), domain.train_key).selected
-        needs_negative = job.arm.columns in (_scored_triple, _margin_triple)
-        number = 1 if needs_negative else recipe.trainer.hard_negatives_per_pair
-        rows = training_rows(with_hard_negatives(selected, domain.train, number), domain.scored.embeddings)
+        rows = rows_of(domain, recipe, 1 if needs_negative else recipe.trainer.hard_negatives_per_pair, Path(temporary))
         student = build_student(recipe.student, domain.teacher, domain.blueprint, job.seed)
         recipe.training.output_dir, recipe.training.disable_tqdm = temporary, True
         steps = recipe.training.max_steps if job.examples else 0
@@ -366,6 +370,7 @@ def _options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--examples", type=int, default=10_240, help="Pairs that each student sees. Default: 10,240.")
     parser.add_argument("--seeds", type=int, default=3, help="Students of each arm. Default: 3.")
+    parser.add_argument("--table", action="store_true", help="Train nothing: compare what is there. Arms may then differ in their seeds.")
     parser.add_argument("--jobs", type=int, default=cpu_cores(), help="Trainings at a time. Default: one for each core.")
     parser.add_argument("--max_pairs", type=int, help="Pairs of each domain at most, to try the script out.")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="Folder of data and results.")
@@ -387,11 +392,15 @@ def main() -> None:
     results = [found for job in jobs if (found := result_of(job)) is not None]
     missing = [job for job in jobs if result_of(job) is None]
     print(f"{len(results)} of {len(jobs)} trainings are there", flush=True)
+    if line.table:
+        missing = []
     start = time.perf_counter()
     for done, result in enumerate(run_jobs(missing, line.jobs) if missing else [], 1):
         results.append(result)
         _say(result, done, len(missing), time.perf_counter() - start)
     own = [arm.name for arm in arms if arm.own]
+    if absent := [home for home in line.home if not any(result["home"] == home for result in results)]:
+        raise SystemExit(f"--table: no training at home in {', '.join(absent)} is there yet, in {out}")
     found = Results(results, {name: references(domain) for name, domain in domains.items()}, own)
     content = compile_results(found, line.home, line.seeds, line.examples)
     write_json(out / "quality.json", content)

@@ -217,18 +217,35 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending `heights` moved up where they are less than `gap` apart, and all down if the last then lies above 1."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    return [height - max(0.0, placed[-1] - 1) for height in placed]
+
+
 def plot(content: Mapping[str, Any]) -> Plot:
     """nDCG@10 at home against abroad, as shares of the teacher's: each arm a point with both intervals, a panel for each home."""
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "hf_distill"}):
-        figure_ = Plot(figsize=(5.6 * len(content["homes"]), 4.6))
+        figure_ = Plot(figsize=(7.0 * len(content["homes"]), 4.6))
         panels = figure_.subplots(1, len(content["homes"]), squeeze=False)[0]
         for axes, part in zip(panels, content["homes"], strict=True):
+            points: list[tuple[float, float, str, str]] = []
             for row in part["rows"]:
                 x, y = row["home ratio"], row["abroad ratio"]
                 colour = "#c8642b" if row["is_own"] else "#2f6fb3" if row["arm"] != UNTRAINED else "#8a8f98"
                 errors = [[[v["value"] - v["low"]], [v["high"] - v["value"]]] for v in (x, y)]
                 axes.errorbar(x["value"], y["value"], xerr=errors[0], yerr=errors[1], fmt="o", color=colour, elinewidth=0.8, alpha=0.9)
-                axes.annotate(row["arm"], (x["value"], y["value"]), xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
+                points.append((y["value"], x["value"], row["arm"], colour))
+            low, high = axes.get_ylim()
+            points.sort()  # labels stand beside the panel, in the order of the points' heights: among these they would cover each other
+            heights = spread([(y - low) / (high - low) for y, *_ in points], 0.055)
+            for (y_value, x_value, name, colour), height in zip(points, heights, strict=True):
+                axes.annotate(
+                    name, (x_value, y_value), xytext=(1.03, height), textcoords="axes fraction", va="center", fontsize=8, color=colour,
+                    arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": colour, "alpha": 0.5},
+                )  # fmt: skip
             axes.axvline(1, color="#b0b4ba", linewidth=0.8)
             axes.axhline(1, color="#b0b4ba", linewidth=0.8)
             axes.set_title(f"Trained on {TITLES[part['home']]}")

@@ -36,7 +36,8 @@ from hf_distill.run_folder import RunFolder
 from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 from hf_distill.teachers.locate import QUICKSTART_TEACHER
-from hf_distill.trainer import DistillationTrainer, use_plain_attention
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training import use_plain_attention
 
 WARM_UP = 3
 OWN, GRAD_CACHE = "this project", "this project, GradCache"

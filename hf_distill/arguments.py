@@ -244,8 +244,8 @@ class TrainerArguments:
 
 
 def _plain(training: SentenceTransformerTrainingArguments) -> dict[str, Any]:
-    """The training arguments as values that YAML can hold (`to_dict` is untyped)."""
-    plain: dict[str, Any] = training.to_dict()  # type: ignore[no-untyped-call]
+    """The training arguments as values that YAML can hold."""
+    plain: dict[str, Any] = training.to_dict()  # type: ignore[no-untyped-call]  # transformers has no type for it
     return plain
 
 

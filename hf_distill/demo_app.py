@@ -72,7 +72,7 @@ def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
 
 def build(title: str, sides: list[Side], ids: list[str], texts: list[str]) -> Any:
     """The app over what `load` gives, not yet served."""
-    import gradio  # noqa: PLC0415
+    import gradio  # noqa: PLC0415  (an extra)
 
     for side in sides:
         side.embed("warm up")  # the first call pays for set-up

@@ -31,7 +31,7 @@ def main() -> None:
         return  # what is damaged is not worth loading
 
     from datasets import get_dataset_config_names, load_dataset  # noqa: PLC0415  # they take seconds to import
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # the same
 
     loaded: dict[str, Any] = {"embeddings": None, "rows": {}}
     for kind, repo, commit, _ in wanted["repos"]:

@@ -41,7 +41,7 @@ from hf_distill.selection.rules import UNSCORED
 from hf_distill.signals import with_signals
 from hf_distill.student import Blueprint, backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import Teacher, load_teacher
-from hf_distill.trainer import check_batch, check_objective, train_student, training_rows, with_hard_negatives
+from hf_distill.training import check_batch, check_objective, train_student, training_rows, with_hard_negatives
 
 FULL, BOTTOM, RANDOM = "all pairs", "bottom", "random"
 SAME_SIZE = 0.1

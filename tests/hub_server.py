@@ -57,7 +57,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912
+def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a branch for each rule of the Hub's)
     """What the Hub's rules say against the metadata of a card."""
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if not found:

@@ -68,24 +68,34 @@ def test_quality(tmp_path: Path) -> None:
     conversations = REAL_DATA / "qrecc_quac_train.json"
     if not conversations.is_file():
         pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
-    figures = last_line(
-        "benchmarks/quality.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--seeds", "1", "--jobs", "1",
-        "--home", "conversations", "--arms", "EmbedDistillLoss", "recommended", "--try", "alone: contrastive_weight=0",
-        "--out", str(tmp_path),
+    call = (
+        "benchmarks/quality.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--jobs", "1", "--home",
+        "conversations", "--arms", "EmbedDistillLoss", "recommended", "--try", "alone: contrastive_weight=0", "--out", str(tmp_path),
     )  # fmt: skip
+    figures = last_line(*call, "--seeds", "1")
     assert set(figures["conversations"]) == {"untrained", "EmbedDistillLoss", "recommended", "alone"}
     assert all(0 < row["home ratio"] < 2 for row in figures["conversations"].values())
+    assert len({row["Pearson"] for row in figures["conversations"].values()}) == 4, "each is another student"
+    results = sorted((tmp_path / "results").iterdir())
+    assert last_line(*call, "--seeds", "2", "--table") == figures, "the second seed is not there, and is not trained"
+    assert sorted((tmp_path / "results").iterdir()) == results
 
 
 def test_frontier(tmp_path: Path) -> None:
     conversations = REAL_DATA / "qrecc_quac_train.json"
     if not conversations.is_file():
         pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
-    figures = last_line(
+    call = (
         "benchmarks/frontier.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--sizes", "static", "2 layers",
         "--out", str(tmp_path),
     )  # fmt: skip
+    figures = last_line(*call)
     assert set(figures) == {"static", "2 layers"}
     assert figures["static"]["query_ms"] < figures["2 layers"]["query_ms"]
-    assert all(0 < row["nDCG@10"] < 1 for row in figures.values())
+    folder = tmp_path / "frontier" / "conversations"
+    assert json.loads((folder / "2-layers" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 2
+    trained = (folder / "2-layers.json").stat().st_mtime_ns
+    again = last_line(*call)
+    assert [row["nDCG@10"] for row in again.values()] == [row["nDCG@10"] for row in figures.values()]
+    assert (folder / "2-layers.json").stat().st_mtime_ns == trained, "what is there is not trained again"
     assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")

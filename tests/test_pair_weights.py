@@ -15,7 +15,8 @@ from hf_distill.collator import InBatch
 from hf_distill.objective import TERMS, Weights, alignment, contrastive, hybrid, regression
 from hf_distill.run_folder import RunFolder
 from hf_distill.selection import parse_rules, select_pairs
-from hf_distill.trainer import DistillationTrainer, training_rows
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.training import training_rows
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)

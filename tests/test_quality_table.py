@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from quality_table import Results, compile_results, markdown, pearson_difference, plot
+from quality_table import Results, compile_results, markdown, pearson_difference, plot, spread
 
 QUERIES = 60
 
@@ -97,4 +97,9 @@ def test_the_table_and_the_plot_name_every_arm(content: dict[str, Any]) -> None:
     assert "removed from training because they share" in text
     assert ": 3; left: 0." in text
     texts = [label.get_text() for axes in plot(content).axes for label in axes.texts]
-    assert texts == ["a", "b", "ours", "untrained"]
+    assert sorted(texts) == ["a", "b", "ours", "untrained"]
+
+
+def test_labels_are_moved_apart_and_stay_inside() -> None:
+    assert spread([0.1, 0.12, 0.5], 0.1) == pytest.approx([0.1, 0.2, 0.5])
+    assert spread([0.2, 0.95, 0.97], 0.1) == pytest.approx([0.15, 0.9, 1.0])

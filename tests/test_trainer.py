@@ -24,7 +24,7 @@ from hf_distill.objective import Weights
 from hf_distill.student import Blueprint, build_student, principal_components
 from hf_distill.teachers import Scale
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
-from hf_distill.trainer import DistillationTrainer, check_batch, with_hard_negatives
+from hf_distill.trainer import DistillationTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -245,13 +245,6 @@ def test_the_best_checkpoint_is_loaded_at_the_end(untrained: SentenceTransformer
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-5)
 
 
-def test_fewer_pairs_than_a_batch_is_said() -> None:
-    args = SentenceTransformerTrainingArguments(output_dir="unused", per_device_train_batch_size=16, use_cpu=True)
-    with pytest.raises(InputError, match="15 training pairs do not fill one batch of 16 on 1 process"):
-        check_batch(15, args)
-    check_batch(16, args)
-
-
 def test_the_readmes_library_example_runs(teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = next(block for block in readme.split("```python\n")[1:] if "DistillationTrainer" in block).split("```")[0]
@@ -308,23 +301,6 @@ def test_training_rows_on_another_scale_are_refused(untrained: SentenceTransform
     with pytest.raises(InputError, match=r"regression_weight is 0\.1, but the scores of the training rows are cross-encoder"):
         make_trainer(untrained, logits, tmp_path, Weights(), scale=unbounded)
     make_trainer(untrained, logits, tmp_path, Weights(regression=0), scale=unbounded)
-
-
-def test_hard_negatives_come_from_all_scored_pairs() -> None:
-    everything = Dataset.from_dict({"pair_id": ["a", "b", "c"], "document": ["da", "db", "dc"], "document_id": ["1", "2", "3"]})
-    selected = Dataset.from_dict(
-        {"pair_id": ["c", "a"], "hard_negatives": [["b", "a"], ["c"]], "hard_negative_scores": [[0.5, 0.25], [0.125]]}
-    )
-    made = with_hard_negatives(selected, everything, 2)
-    assert made["negatives"][:] == [["db", "da"], ["dc", "dc"]], "the last one is repeated where there are fewer"
-    assert made["negative_ids"][:] == [["2", "1"], ["3", "3"]]
-    assert made["negative_scores"][:] == [[0.5, 0.25], [0.125, 0.125]]
-    assert with_hard_negatives(selected, everything, 0) is selected
-    none = Dataset.from_dict({"pair_id": ["c"], "hard_negatives": [[]], "hard_negative_scores": [[]]})
-    with pytest.raises(InputError, match="the pair c has no other document"):
-        with_hard_negatives(none, everything, 1)
-    with pytest.raises(InputError, match="this one scores pairs only"):
-        with_hard_negatives(everything, everything, 1)
 
 
 def test_grad_cache_holds_few_activations_and_gives_the_same_gradients(

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
     examples = _EXAMPLES if arguments.examples is None else arguments.examples
     seeds = _SEEDS if arguments.seeds is None else arguments.seeds
     run_study(read_recipe(line), arguments.rules or [], examples, seeds)

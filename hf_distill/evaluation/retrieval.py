@@ -38,12 +38,12 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-            measure.validate_params()  # type: ignore[no-untyped-call]
+            measure.validate_params()  # type: ignore[no-untyped-call]  # ir_measures has no types
         except (ValueError, NameError, TypeError, KeyError, AssertionError) as error:
             raise InputError(
                 f"measure {name!r} is not one of ir-measures ({error}); examples: nDCG@10, R@100, RR@10, AP@100, P@5"
             ) from error
-        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]
+        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]  # the same
             raise InputError(
                 f"measure {name!r}: no program that computes it is installed (see https://ir-measur.es/en/latest/providers.html)"
             )

@@ -155,7 +155,7 @@ def _encoder_modules(arguments: StudentArguments, teacher: Teacher, blueprint: B
     """A transformer, its pooling and the head."""
     transformer = _transformer(arguments.student_backbone, teacher)
     backbone = transformer.auto_model
-    backbone.float().train()  # type: ignore[no-untyped-call]
+    backbone.float().train()  # type: ignore[no-untyped-call]  # transformers wraps `float` without types
     if arguments.student_layers:
         available = count_layers(backbone)
         if arguments.student_layers.startswith(SEARCH):

@@ -124,7 +124,7 @@ def load_endpoint(arguments: TeacherArguments) -> EndpointTeacher:
         InputError: The extra is not installed, or as `EndpointTeacher.embed`.
     """
     try:
-        from openai import OpenAI  # noqa: PLC0415
+        from openai import OpenAI  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise InputError("--teacher_kind endpoint needs the extra of that name: pip install 'hf_distill[endpoint]'") from error
     measure = "cosine" if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
