@@ -22,7 +22,7 @@ from hf_distill.dataset_repo import write_dataset
 from hf_distill.errors import InputError
 from hf_distill.evaluation import EVALUATION_FORM, evaluate_student
 from hf_distill.export import save_student
-from hf_distill.hardware import device_type, use_all_cores
+from hf_distill.hardware import device_type, keep_freed_memory, use_all_cores
 from hf_distill.hub import check_publishing, publish_run, write_model_card
 from hf_distill.publishing import PublishingError
 from hf_distill.report import results_table, write_report
@@ -104,6 +104,7 @@ def run(recipe: Recipe) -> None:
 
 def main() -> int:
     """Read the command line and run; input that cannot be used is one message and exit code 2."""
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch says it once a run where there is no accelerator
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG

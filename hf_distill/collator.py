@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from hf_distill.data.contract import text_id
+from hf_distill.packing import pack
 from hf_distill.teachers import similarity
 
 SIDE_COLUMNS = (
@@ -115,7 +116,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     A column `weight` (float), if there is one, says how much each pair counts in the objective.
 
     The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
-    texts are not padded to the longest of the batch (half of all tokens would be padding). `place` undoes the sorting.
+    texts are not padded to the longest of the batch (half of all tokens would be padding). With a `first_position`, those of a group
+    stand one after another without padding (see `hf_distill.packing`). `place` undoes the sorting.
 
     Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B + kB,) int64, the `SIDE_COLUMNS`, and
     `teacher_matrix` (B, B + kB) float32, `positives` (B,) int64, `ignore` (B, B + kB) bool.
@@ -124,6 +126,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     query_prompt: str = ""
     document_prompt: str = ""
     group_size: int = 16
+    first_position: int | None = None
     measure: str = "cosine"
     false_negative_margin: float | None = None
     false_negative_groups: bool = False
@@ -133,11 +136,15 @@ class DistillationCollator(SentenceTransformerDataCollator):
             raise ValueError(f"the training rows have no column {', '.join(sorted(missing))}; they have {', '.join(features[0])}")
         texts = [self.query_prompt + row["query"] for row in features] + [self.document_prompt + row["document"] for row in features]
         texts += [self.document_prompt + str(negative) for row in features for negative in row.get("negatives", ())]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        batch: dict[str, Any] = {"place": torch.tensor(order).argsort()}
-        for number, start in enumerate(range(0, len(texts), self.group_size)):
-            tokens = self.preprocess_fn([texts[i] for i in order[start : start + self.group_size]])
+        order = torch.tensor(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+        batch: dict[str, Any] = {}
+        for number, group in enumerate(torch.split(order, self.group_size)):
+            tokens = self.preprocess_fn([texts[i] for i in group.tolist()])
+            if self.first_position is not None:
+                tokens, within = pack(tokens, self.first_position)
+                group.copy_(group[within])
             batch |= {f"texts{number}_{key}": value for key, value in tokens.items()}
+        batch["place"] = order.argsort()
         side: dict[str, Tensor] = {
             "teacher_score": torch.tensor([row["teacher_score"] for row in features], dtype=torch.float32),
             "query_key": torch.tensor([key_of(row["query"]) for row in features]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices, reversed_roles
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights, hybrid, truncate
+from hf_distill.packing import can_pack, first_position_of, prepare_to_pack
 from hf_distill.teachers import SCALES, Scale
 
 
@@ -121,16 +121,23 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
     def get_data_collator(self, model: BaseModel, args: Any, processing_class: Any = None) -> DistillationCollator:
         """The collator, with the student's own prompts."""
+        packs = can_pack(model)
+        if packs:
+            prepare_to_pack(model)
+            group_size = 64 if self._grad_cache else 512
+        else:
+            # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones, and a static student
+            # has no padding to waste.
+            group_size = 16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size)
         return DistillationCollator(
             preprocess_fn=model.preprocess,
             query_prompt=model.prompts.get("query") or "",
             document_prompt=model.prompts.get("document") or "",
-            # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones.
             measure=self._measure,
             false_negative_margin=self._false_negative_margin,
             false_negative_groups=self._false_negative_groups,
-            # A static student has no padding to waste.
-            group_size=16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size),
+            group_size=group_size,
+            first_position=first_position_of(model) if packs else None,
         )
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
@@ -172,24 +179,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
             return embeddings
         return forward(group)
 
-    def _look_up_words(self, groups: list[dict[str, Any]]) -> None:
-        """Give each group its word embeddings, from one lookup for the whole batch.
-
-        The gradient of a lookup is a table of the whole vocabulary: one for each group of a batch costs a tenth of a step and more. Not
-        with GradCache, which would hold them all; not on a GPU, where groups are few; not where FSDP has the table in pieces.
-        """
-        transformer = self.model[0]
-        if self._grad_cache or self.args.device.type != "cpu" or self.is_fsdp_enabled or not isinstance(transformer, Transformer):
-            return
-        # `model_forward_params` is None where the backbone takes any keyword: its own signature says what it knows.
-        takes = inspect.signature(transformer.auto_model.forward).parameters
-        if "inputs_embeds" not in takes or not all("input_ids" in group for group in groups):
-            return
-        table = transformer.auto_model.get_input_embeddings()
-        vectors = table(torch.cat([group["input_ids"].flatten() for group in groups]))
-        for group, own in zip(groups, vectors.split([group["input_ids"].numel() for group in groups]), strict=True):
-            group["inputs_embeds"] = own.view(*group.pop("input_ids").shape, -1)
-
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The hybrid objective on one batch; each weighted term is logged under its name.
 
@@ -197,7 +186,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
             FloatingPointError: A term is NaN or infinite, with its name and the step.
         """
         groups, _ = self.collect_features(inputs)
-        self._look_up_words(groups)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
         pairs = len(inputs["query_key"])
         queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]

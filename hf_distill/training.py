@@ -174,7 +174,8 @@ def objective_weights(recipe: Recipe) -> Weights:
 
 
 def use_plain_attention(student: SentenceTransformer) -> None:
-    """On a CPU, let the student's backbone train with attention of plain matrix products.
+    """On a CPU, let the student's backbone train with attention of plain matrix products (unless its texts are packed: see
+    `hf_distill.packing`, which does so, too).
 
     In bfloat16 the backward pass of PyTorch's fused attention takes half of a step there. In float32 the two are level, as far as a noisy
     machine could tell.
