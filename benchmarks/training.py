@@ -119,17 +119,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="Turns that each variant takes.")
     parser.add_argument("--batch", type=int, default=64, help="Pairs in a batch.")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="Losses of SentenceTransformerTrainer.")
-    parser.add_argument(
-        "--grad_cache", action="store_true", help="Also measure this project with GradCache; see the memory at --batch 512."
-    )
+    parser.add_argument("--grad_cache", action="store_true", help="Also measure this project with GradCache.")
+    parser.add_argument("--only_grad_cache", action="store_true", help="Nothing else: see the memory of --batch 4096 --steps 4.")
     parser.add_argument("--dropout", type=float, default=0.1, help="Dropout in the student, the same for all.")
     line = parser.parse_args()
     datasets.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
-        data = load_pair_data(DataArguments(max_pairs=1500), 42, RunFolder(Path(temporary) / "run"))
+        data = load_pair_data(DataArguments(max_pairs=max(1500, 2 * line.batch)), 42, RunFolder(Path(temporary) / "run"))
         pairs = [{"query": row["query"], "document": row["document"]} for row in data.train]
     precisions = (False, True) if bfloat16_is_faster(device_type()) else (False,)
-    variants = [(name, bf16) for bf16 in precisions for name in (*line.peers, OWN, *[GRAD_CACHE] * line.grad_cache)]
+    names = [GRAD_CACHE] if line.only_grad_cache else [*line.peers, OWN, *[GRAD_CACHE] * line.grad_cache]
+    variants = [(name, bf16) for bf16 in (precisions[-1:] if line.only_grad_cache else precisions) for name in names]
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[str, bool], list[tuple[float, float, float]]] = {variant: [] for variant in variants}
     for _ in range(line.turns):
@@ -150,7 +150,10 @@ def main() -> None:
         name = f"{variant[0]}, {'bfloat16' if variant[1] else 'float32'}"
         share = found[variant][0][2] / taken / peaks[variant[1]]
         memory = max(turn[1] for turn in found[variant])
-        print(f"{name:<32}{line.batch / taken:>11.1f}{seconds['MNRL', False] / taken:>13.2f}{share:>9.1%}{memory:>9.0f}")
+        print(f"{name:<32}{line.batch / taken:>11.1f}{seconds[variants[0]] / taken:>13.2f}{share:>9.1%}{memory:>9.0f}")
+    if line.only_grad_cache:
+        print(json.dumps({"examples_per_second": round(line.batch / seconds[variants[0]], 1), "peak_mb": round(found[variants[0]][0][1])}))
+        return
     best = seconds[OWN, precisions[-1]]
     figures = {
         "x_fp32": round(seconds[line.peers[0], False] / best, 2),
