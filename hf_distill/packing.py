@@ -25,10 +25,11 @@ PACKABLE = {"bert": False, "electra": False, "roberta": True, "xlm-roberta": Tru
 after the padding token's number."""
 
 PADDING = 0.3
-"""Texts attend side by side if the shortest of them lacks no more than this share of the longest one's tokens."""
+"""Texts attend side by side if the shortest of them lacks no more than this share of the longest one's tokens: attention is little of
+the work, and more buckets are more operations."""
 
 _BUCKET_TOKENS = 4096
-"""About as many tokens attend at a time, as much as stays in a CPU's caches."""
+"""At most about as many tokens attend at a time."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ def packing_of(lengths: list[int]) -> Packing:
 
 
 def can_pack(model: BaseModel) -> bool:
-    """Whether the texts of a batch can stand one after another: on a CPU, and with a backbone in `PACKABLE` that looks both ways."""
+    """Whether the texts of a batch can stand one after another: with a backbone in `PACKABLE` that looks both ways."""
     first = model[0]
-    if model.device.type != "cpu" or not isinstance(first, Transformer) or first.backend != "torch":
+    if not isinstance(first, Transformer) or first.backend != "torch":
         return False
     config = _backbone(model).config
     return config.model_type in PACKABLE and not getattr(config, "is_decoder", False)
@@ -156,17 +157,19 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, probability: float) -> Tensor:
-        ctx.mask = _keep_mask(values, probability)
+        mask = _keep_mask(values, probability)
+        ctx.save_for_backward(mask)  # (and not by an attribute: GradCache then need not hold it)
         ctx.scale = 1.0 / (1.0 - probability)
-        return _drop(values, ctx.mask).mul_(ctx.scale)
+        return _drop(values, mask).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _drop(gradient.contiguous(), ctx.mask).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return _drop(gradient.contiguous(), mask).mul_(ctx.scale), None
 
 
 class FastDropout(nn.Dropout):
-    """`nn.Dropout` with a fifth of its cost on a CPU, which is a quarter of a step in bfloat16."""
+    """`nn.Dropout` at about a quarter of its cost on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the parent's name
         """`input` with its numbers dropped, in training."""

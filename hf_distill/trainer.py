@@ -121,14 +121,15 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
     def get_data_collator(self, model: BaseModel, args: Any, processing_class: Any = None) -> DistillationCollator:
         """The collator, with the student's own prompts."""
-        packs = can_pack(model)
+        on_cpu = args.device.type == "cpu"
+        packs = on_cpu and can_pack(model)
         if packs:
             prepare_to_pack(model)
             group_size = 64 if self._grad_cache else 512
         else:
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones, and a static student
             # has no padding to waste.
-            group_size = 16 if args.device.type == "cpu" and isinstance(model[0], Transformer) else max(16, args.train_batch_size)
+            group_size = 16 if on_cpu and isinstance(model[0], Transformer) else max(16, args.train_batch_size)
         return DistillationCollator(
             preprocess_fn=model.preprocess,
             query_prompt=model.prompts.get("query") or "",
