@@ -125,7 +125,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         packs = on_cpu and can_pack(model)
         if packs:
             prepare_to_pack(model)
-            group_size = 64 if self._grad_cache else 512
+            group_size = 64 if self._grad_cache else 512  # texts: what GradCache holds at a time, else a whole batch of common size
         else:
             # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have few large ones, and a static student
             # has no padding to waste.

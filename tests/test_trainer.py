@@ -124,6 +124,25 @@ def test_the_loss_of_a_step_is_the_papers_formula(untrained: SentenceTransformer
     assert loss == pytest.approx(info_nce + 0.1 * mse, abs=1e-4)
 
 
+def test_a_batch_is_packed_and_has_the_loss_of_a_padded_one(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    trainer = make_trainer(untrained, rows, tmp_path, Weights())
+    features = [rows[i] for i in range(8)]
+    losses = []
+    for first_position in (0, None):
+        trainer.data_collator.first_position = first_position
+        batch = trainer.data_collator(features)
+        assert ("texts0_packing" in batch) == (first_position is not None)
+        losses.append(trainer.compute_loss(trainer.model, batch).item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_the_trainer_packs_where_it_can(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
+    assert make_trainer(untrained, rows, tmp_path, Weights()).data_collator.first_position == 0
+    other = copy.deepcopy(untrained)
+    other[0].auto_model.config.model_type = "mpnet"
+    assert make_trainer(other, rows, tmp_path, Weights()).data_collator.first_position is None
+
+
 def test_a_matryoshka_loss_is_the_mean_over_its_dimensions(
     untrained: SentenceTransformer, rows: Dataset, components: np.ndarray, tmp_path: Path
 ) -> None:
