@@ -30,5 +30,5 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
         mode: int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True, timeout=120).stdout)
         for mode in ("keep", "give back")
     }
-    assert faults["keep"] < 100
+    assert faults["keep"] < 10, "in large pages, 20 faults would bring it anew"
     assert faults["give back"] > faults["keep"]
