@@ -32,7 +32,7 @@ from hf_distill.selection import parse_rules, select_pairs
 from hf_distill.signals import with_signals
 from hf_distill.student import backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import load_teacher
-from hf_distill.training import check_batch, check_objective, train_student, training_rows, with_hard_negatives
+from hf_distill.training import check_batch, check_objective, student_rows, train_student, training_rows
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -77,7 +77,7 @@ def run(recipe: Recipe) -> None:
         state.print(f"The student is there already, trained with these settings: {folder.student}")
     else:
         student = build_student(recipe.student, teacher, blueprint, seed)
-        rows = training_rows(with_hard_negatives(selected.selected, train, recipe.trainer.hard_negatives_per_pair), scored.embeddings)
+        rows = student_rows(selected.selected, train, scored, recipe, teacher, student, folder)
         validation_rows = training_rows(scored.validation, scored.embeddings)
         training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key)
         if state.is_main_process:

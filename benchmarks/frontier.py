@@ -58,7 +58,7 @@ def make_student(name: str, domain: Domain, home: str, out: Path, max_pairs: int
         blueprint = draw_blueprint(recipe.student, domain.teacher, domain.scored, domain.folder, 0)
         student = build_student(recipe.student, domain.teacher, blueprint, 0)
         with tempfile.TemporaryDirectory() as temporary:
-            rows = rows_of(domain, recipe, 0, Path(temporary))
+            rows = rows_of(domain, recipe, student, Path(temporary))
             recipe.training.output_dir, recipe.training.disable_tqdm = temporary, True
             with contextlib.redirect_stdout(io.StringIO()):  # the Trainer's own summary
                 made = train_student(student, recipe, rows, rows.select([]), blueprint, domain.scored.scale, key)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -44,7 +45,7 @@ from hf_distill.encoding import encode
 from hf_distill.errors import InputError
 from hf_distill.evaluation import RetrievalTask, held_out_task
 from hf_distill.evaluation.retrieval import DEPTH, bm25_run, make_run, per_query
-from hf_distill.hardware import cpu_cores
+from hf_distill.hardware import cpu_cores, keep_freed_memory
 from hf_distill.run_folder import RunFolder, fingerprint, read_json_if_current, write_json
 from hf_distill.scoring import ScoredPairs, score_pairs
 from hf_distill.search import search
@@ -53,7 +54,7 @@ from hf_distill.selection_study import matched_recipe
 from hf_distill.signals import with_signals
 from hf_distill.student import Blueprint, build_student, draw_blueprint
 from hf_distill.teachers import BiEncoderTeacher, load_teacher
-from hf_distill.training import train_student, training_rows, use_plain_attention, with_hard_negatives
+from hf_distill.training import student_rows, train_student, use_plain_attention
 
 FORM = 1
 """Changes when what is measured does: earlier results are then made again."""
@@ -141,6 +142,7 @@ SLOW, FAST = (*BATCH, "--learning_rate", "1e-4"), (*BATCH, "--learning_rate", "4
 RECOMMENDED_STEPS = ("--per_device_train_batch_size", "16", "--learning_rate", "2e-4")
 PAPER = (
     "--contrastive_weight", "1", "--temperature", "0.1", "--regression_weight", "0.1", "--alignment_weight", "0", "--head_dropout", "0.1",
+    "--augmented_texts_per_pair", "0",
     "--selection", *BASE_RULES.split(), "percentile=80",
 )  # fmt: skip
 ARMS = {
@@ -273,23 +275,27 @@ def result_of(job: Job) -> dict[str, Any] | None:
     return None if found is None else {**found, "arm": job.arm.name}  # an arm of the same keys may have had another name
 
 
-def rows_of(domain: Domain, recipe: Recipe, negatives: int, folder: Path) -> Dataset:
-    """What a student is trained on: the recipe's selection of the domain's pairs; what that writes goes to `folder`."""
+def rows_of(domain: Domain, recipe: Recipe, student: SentenceTransformer, folder: Path) -> Dataset:
+    """What `student` is trained on: the recipe's selection of the domain's pairs; what that writes goes to `folder`."""
     rules = parse_rules(recipe.selection.selection)
     selected = select_pairs(domain.train, rules, recipe.training.seed, RunFolder(folder), domain.train_key).selected
-    return training_rows(with_hard_negatives(selected, domain.train, negatives), domain.scored.embeddings)
+    return student_rows(selected, domain.train, domain.scored, recipe, domain.teacher, student, domain.folder)
 
 
 def run_job(job: Job, threads: int) -> dict[str, Any]:
     """Train and measure one student, and keep what came out."""
     be_quiet()
+    keep_freed_memory()  # peers, too, are faster with it
     torch.set_num_threads(threads)
     key, recipe = job_key(job)
     domain = load_domain(job.home, job.out, job.max_pairs)
-    needs_negative = job.arm.columns in (_scored_triple, _margin_triple)
+    if job.arm.loss:  # its columns are made of the pairs, and of one mined negative
+        needs_negative = job.arm.columns in (_scored_triple, _margin_triple)
+        further = dataclasses.replace(recipe.trainer, hard_negatives_per_pair=int(needs_negative), augmented_texts_per_pair=0)
+        recipe = dataclasses.replace(recipe, trainer=further)
     with tempfile.TemporaryDirectory() as temporary:
-        rows = rows_of(domain, recipe, 1 if needs_negative else recipe.trainer.hard_negatives_per_pair, Path(temporary))
         student = build_student(recipe.student, domain.teacher, domain.blueprint, job.seed)
+        rows = rows_of(domain, recipe, student, Path(temporary))
         recipe.training.output_dir, recipe.training.disable_tqdm = temporary, True
         steps = recipe.training.max_steps if job.examples else 0
         seconds = 0.0
@@ -380,6 +386,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Train what is missing, compare, and say it."""
     line = _options()
+    keep_freed_memory()  # here, too: a part of it is an environment variable, which the workers inherit
     be_quiet()
     arms = [*(ARMS[name] for name in line.arms if name in ARMS), *map(parse_try, line.tries)]
     if unknown := set(line.arms) - set(ARMS):

@@ -235,6 +235,11 @@ class TrainerArguments:
     hard_negatives_per_pair: int = _option(
         0, "Train each pair with so many of its hard_negatives as further documents of the batch (the pair costs that many texts more)."
     )
+    augmented_texts_per_pair: int = _option(
+        0,
+        "Align, beside each pair, so many short texts made of its own: passages, some with words exchanged for others of the vocabulary. "
+        "They keep what the training domain does not speak of; new ones in each epoch.",
+    )
     grad_cache: bool = _option(
         False, "Batches of thousands of pairs in the memory of few texts, by a second forward pass (GradCache): more in-batch negatives."
     )
@@ -528,10 +533,12 @@ def _check_ranges(recipe: Recipe) -> None:
     for dimension in recipe.objective.matryoshka_dims:
         if not 0 < dimension < student.student_dim:
             raise InputError(f"matryoshka_dims: {dimension} is not between 1 and student_dim - 1 ({student.student_dim - 1})")
+    augmented = recipe.trainer.augmented_texts_per_pair
+    counts = {**weights, "hard_negatives": teacher.hard_negatives, "hard_negatives_per_pair": wanted, "augmented_texts_per_pair": augmented}
     ranges: tuple[tuple[Mapping[str, float | None], Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "must be above 0"),
         (fractions, lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-        ({**weights, "hard_negatives": teacher.hard_negatives, "hard_negatives_per_pair": wanted}, lambda x: x >= 0, "must be at least 0"),
+        (counts, lambda x: x >= 0, "must be at least 0"),
     )
     for values, holds, says in ranges:
         for name, value in values.items():

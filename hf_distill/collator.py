@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from hf_distill.augmentation import kind_of
 from hf_distill.data.contract import text_id
 from hf_distill.packing import pack
 from hf_distill.teachers import similarity
@@ -113,14 +114,18 @@ class DistillationCollator(SentenceTransformerDataCollator):
     further columns of every row. With `false_negative_groups` also `group`, whose pairs are then no negatives of each other. Other columns
     are left alone: the stock collator would tokenise them.
 
+    With `augmented` (texts, as many in every row) and `teacher_augmented_embeddings` (their number, d), `augmented_each` of them at a time
+    stand beside their pair, for the alignment alone: in epoch 0 the first, in the next one those after them, and after the last the first.
+
     A column `weight` (float), if there is one, says how much each pair counts in the objective.
 
     The texts are sorted by length and tokenised in groups of `group_size`, each padded to its own longest, so that short
     texts are not padded to the longest of the batch (half of all tokens would be padding). With a `first_position`, those of a group
     stand one after another without padding (see `hf_distill.packing`). `place` undoes the sorting.
 
-    Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B + kB,) int64, the `SIDE_COLUMNS`, and
-    `teacher_matrix` (B, B + kB) float32, `positives` (B,) int64, `ignore` (B, B + kB) bool.
+    Returns a batch of model inputs `texts0_*`, `texts1_*`, ..., `place` (2B + kB + aB,) int64, the `SIDE_COLUMNS`, and
+    `teacher_matrix` (B, B + kB) float32, `positives` (B,) int64, `ignore` (B, B + kB) bool; of a augmented texts a pair also
+    `teacher_augmented_embedding` (B, a, d) float32.
     """
 
     query_prompt: str = ""
@@ -130,12 +135,25 @@ class DistillationCollator(SentenceTransformerDataCollator):
     measure: str = "cosine"
     false_negative_margin: float | None = None
     false_negative_groups: bool = False
+    augmented_each: int = 0
+    epoch: int = 0
+
+    def _augmented(self, row: dict[str, Any]) -> range:
+        """Which of the row's augmented texts have their turn."""
+        if not self.augmented_each or "augmented" not in row:
+            return range(0)
+        rounds = len(row["augmented"]) // self.augmented_each
+        start = self.epoch % rounds * self.augmented_each
+        return range(start, start + self.augmented_each)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if missing := {"query", "document", "teacher_score"} - set(features[0]):
             raise ValueError(f"the training rows have no column {', '.join(sorted(missing))}; they have {', '.join(features[0])}")
         texts = [self.query_prompt + row["query"] for row in features] + [self.document_prompt + row["document"] for row in features]
         texts += [self.document_prompt + str(negative) for row in features for negative in row.get("negatives", ())]
+        prompts = {"query": self.query_prompt, "document": self.document_prompt}
+        turn = self._augmented(features[0])
+        texts += [prompts[kind_of(i)] + str(row["augmented"][i]) for row in features for i in turn]
         order = torch.tensor(sorted(range(len(texts)), key=lambda i: len(texts[i])))
         batch: dict[str, Any] = {}
         for number, group in enumerate(torch.split(order, self.group_size)):
@@ -163,5 +181,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
             if "teacher_negative_embeddings" in features[0]:
                 embeddings = [torch.as_tensor(row["teacher_negative_embeddings"], dtype=torch.float32) for row in features]
                 side["teacher_negative_embedding"] = torch.stack(embeddings)
+        extra: dict[str, Tensor] = {}
+        if turn:
+            embeddings = [
+                torch.as_tensor(row["teacher_augmented_embeddings"][turn.start : turn.stop], dtype=torch.float32) for row in features
+            ]
+            extra["teacher_augmented_embedding"] = torch.stack(embeddings)
         matrices = in_batch_matrices(side, measure=self.measure, false_negative_margin=self.false_negative_margin)
-        return {**batch, **side, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}
+        return {**batch, **side, **extra, "teacher_matrix": matrices.teacher, "positives": matrices.positives, "ignore": matrices.ignore}

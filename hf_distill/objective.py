@@ -128,11 +128,12 @@ def truncate(embeddings: Tensor, dimension: int) -> Tensor:
 def alignment(student: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of 1 - cosine between student embeddings and targets, both (M, d).
 
-    `weight` is that of the B pairs whose texts these are: B queries, B documents, then the hard negatives of each pair in turn.
+    `weight` is that of the B pairs whose texts these are: B queries, B documents, then the further texts of each pair in turn (hard
+    negatives, augmented ones), as many of each.
     """
     if weight is not None:
-        negatives = len(student) // len(weight) - 2
-        weight = torch.cat([weight, weight, weight.repeat_interleave(negatives)])
+        further = len(student) // len(weight) - 2
+        weight = torch.cat([weight, weight, weight.repeat_interleave(further)])
     return _weighted(1.0 - F.cosine_similarity(student, target, dim=1), weight).mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -263,6 +264,36 @@ def _cache(arguments: TeacherArguments, own: Path) -> Path:
     return Path(arguments.teacher_cache) if arguments.teacher_cache else own
 
 
+def _table_of(
+    sources: list[_Source], read: _Keys, teacher: EmbeddingTeacher, texts: Path, arguments: TeacherArguments, path: Path
+) -> EmbeddingTable:
+    """The teacher's embeddings of every unique text of `sources`; what is new of them is embedded into the shards of the folder `texts`."""
+    shards = Shards(texts, teacher.fingerprint)
+    vector = Sequence(Value("float16"), length=teacher.dimension)
+    unique = _work_once(sources, read, shards, arguments.shard_size, lambda items, advance: _embed(teacher, items, advance), vector)
+    return _table(shards, unique, teacher.dimension, path)
+
+
+def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: RunFolder, arguments: TeacherArguments, name: str) -> EmbeddingTable:
+    """The teacher's embeddings of texts that are not of the pairs, by the ids of the prompted texts; kept in `folder` under `name`.
+
+    Args:
+        texts: Columns `text` and `kind` (`query` or `document`, whose prompt the text gets).
+        teacher: Who embeds.
+        folder: The run's folder.
+        arguments: `shard_size` and `teacher_cache`.
+        name: Of the kind of texts. What was embedded under it before is not embedded again.
+    """
+
+    def prompted(rows: dict[str, list[Any]]) -> list[Item]:
+        return [teacher.prompted(text, kind) for text, kind in zip(rows["text"], rows["kind"], strict=True)]
+
+    source = _Source(texts, prompted)
+    read = _read_keys([source])
+    key = fingerprint(teacher.fingerprint, hashlib.sha256(read.keys.tobytes()).hexdigest())
+    return _table_of([source], read, teacher, _cache(arguments, folder.cache / name), arguments, folder.cache / f"{name}-{key}")
+
+
 def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder, arguments: TeacherArguments, key: str) -> _Scored:
     def column(table: Dataset, kind: Kind) -> _Source:
         return _Source(table.select_columns([kind]), lambda rows: [teacher.prompted(text, kind) for text in rows[kind]])
@@ -271,10 +302,8 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
     sources = [column(getattr(data, split), kind) for split in SCORED_SPLITS for kind in kinds]
     sources.append(column(data.corpus, "document"))
     read = _read_keys(sources)
-    shards = Shards(_cache(arguments, folder.soft_labels / "texts"), teacher.fingerprint)
-    vector = Sequence(Value("float16"), length=teacher.dimension)
-    unique = _work_once(sources, read, shards, arguments.shard_size, lambda texts, advance: _embed(teacher, texts, advance), vector)
-    embeddings = _table(shards, unique, teacher.dimension, folder.cache / f"embeddings-{key}")
+    texts = _cache(arguments, folder.soft_labels / "texts")
+    embeddings = _table_of(sources, read, teacher, texts, arguments, folder.cache / f"embeddings-{key}")
     of_split = {split: (read.keys[read.places[2 * i]], read.keys[read.places[2 * i + 1]]) for i, split in enumerate(SCORED_SPLITS)}
     scores = {}
     for split, (queries, documents) in of_split.items():
@@ -286,10 +315,10 @@ def _by_embeddings(data: PairData, teacher: EmbeddingTeacher, folder: RunFolder,
             )
     return _Scored(
         scores=scores,
-        items=len(unique),
+        items=len(embeddings),
         items_without_deduplication=len(read.keys),
         item="text",
-        parts=[part.name for part in shards.parts()],
+        parts=[part.name for part in Shards(texts, teacher.fingerprint).parts()],
         embeddings=embeddings,
         query_numbers={split: queries for split, (queries, _) in of_split.items()},
         document_numbers={split: documents for split, (_, documents) in of_split.items()},

@@ -41,7 +41,7 @@ from hf_distill.selection.rules import UNSCORED
 from hf_distill.signals import with_signals
 from hf_distill.student import Blueprint, backbone_digest, build_student, draw_blueprint
 from hf_distill.teachers import Teacher, load_teacher
-from hf_distill.training import check_batch, check_objective, train_student, training_rows, with_hard_negatives
+from hf_distill.training import check_batch, check_objective, student_rows, train_student
 
 FULL, BOTTOM, RANDOM = "all pairs", "bottom", "random"
 SAME_SIZE = 0.1
@@ -327,8 +327,8 @@ class _Study:
             return found
         start = time.perf_counter()
         selected = arm.pairs(self.train, columns)
-        rows = training_rows(with_hard_negatives(selected, self.train, recipe.trainer.hard_negatives_per_pair), self.scored.embeddings)
         student = build_student(recipe.student, self.teacher, self.blueprint, seed)
+        rows = student_rows(selected, self.train, self.scored, recipe, self.teacher, student, self.folder)
         training = train_student(student, recipe, rows, rows.select([]), self.blueprint, self.scored.scale, key)
         shutil.rmtree(str(recipe.training.output_dir), ignore_errors=True)  # the trainer makes it, and leaves it empty
         made = {

@@ -15,6 +15,7 @@ from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_distill.collator import SIDE_COLUMNS, DistillationCollator, InBatch, in_batch_matrices, reversed_roles
 from hf_distill.errors import InputError
@@ -30,6 +31,23 @@ def _gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def _by_pair(further: Sequence[Tensor], pairs: int) -> list[Tensor]:
+    """Embeddings (B, n, d) or (B * n, d) of several kinds of further texts as one (B * N, d), those of each pair in turn; or none."""
+    together = torch.cat([part.reshape(pairs, -1, part.shape[-1]) for part in further], dim=1) if further else torch.empty(pairs, 0, 0)
+    return [together.flatten(0, 1)] if together.shape[1] else []
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the collator which epoch begins: whose turn it is of the augmented texts, also where a training goes on."""
+
+    def __init__(self, collator: DistillationCollator) -> None:
+        self._collator = collator
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        self._collator.epoch = int(state.epoch or 0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         symmetric: Contrast documents with the batch's queries, too (see `hf_distill.hybrid`).
         matryoshka_dims: The objective is the mean of itself over embeddings cut to these many dimensions and over the whole ones
             (Kusupati et al. 2022, arXiv:2205.13147), so that a user may cut them, too.
+        augmented_each: How many of the rows' `augmented` texts, which are aligned alone, stand beside a pair at a time.
         log_gradient_norms: Log, as `<term>_gradient`, the norm of each weighted term's gradient by the embeddings of the batch.
         **trainer: As for `SentenceTransformerTrainer`, less `loss`.
     """
@@ -94,6 +113,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         matryoshka_dims: Sequence[int] = (),
         log_gradient_norms: bool = False,
         grad_cache: bool = False,
+        augmented_each: int = 0,
         **trainer: Any,
     ) -> None:
         self._measure = scale.measure if scale.measure in SCALES else "cosine"
@@ -103,12 +123,15 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self._matryoshka_dims = tuple(matryoshka_dims)
         self._log_gradient_norms = log_gradient_norms
         self._grad_cache = grad_cache
+        self._augmented_each = augmented_each
         self._final_weights = dict(final_weights or {})
         check_scale(weights.towards(self._final_weights, 0.5), scale, "the training rows")
         super().__init__(**trainer)
         for rows in (self.train_dataset, self.eval_dataset):
             if isinstance(rows, Dataset):
                 scale.check(np.asarray(rows.with_format("numpy")["teacher_score"]), "teacher_score of the training rows")
+        if augmented_each and isinstance(self.data_collator, DistillationCollator):
+            self.add_callback(_TellEpoch(self.data_collator))
         self.weights = weights
         self.components = components
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not by a token count.
@@ -137,6 +160,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             measure=self._measure,
             false_negative_margin=self._false_negative_margin,
             false_negative_groups=self._false_negative_groups,
+            augmented_each=self._augmented_each,
             group_size=group_size,
             first_position=first_position_of(model) if packs else None,
         )
@@ -189,7 +213,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
         groups, _ = self.collect_features(inputs)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
         pairs = len(inputs["query_key"])
-        queries, documents, negatives = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
+        negatives_each = inputs["negative_key"].shape[1] if "negative_key" in inputs else 0
+        queries, documents, negatives, augmented = texts.tensor_split([pairs, 2 * pairs, (2 + negatives_each) * pairs])
         with torch.autocast(device_type=queries.device.type, enabled=False):
             batch = self.in_batch(inputs, queries, documents, negatives)
             embeddings, targets = None, None
@@ -200,11 +225,11 @@ class DistillationTrainer(SentenceTransformerTrainer):
             elif self._final_weights:
                 weights = weights.towards(self._final_weights, 1.0)  # validation losses are compared with each other
             if weights.alignment and self.components is not None and "teacher_query_embedding" in inputs:
-                parts = [inputs["teacher_query_embedding"], inputs["teacher_document_embedding"]]
-                if len(negatives):
-                    parts.append(inputs["teacher_negative_embedding"].flatten(0, 1))
+                further = [inputs[name] for name in ("teacher_negative_embedding", "teacher_augmented_embedding") if name in inputs]
+                parts = [inputs["teacher_query_embedding"], inputs["teacher_document_embedding"], *_by_pair(further, pairs)]
                 teacher = torch.cat(parts).float()
-                embeddings, targets = texts, teacher @ self.components.to(teacher.device).T
+                embeddings = torch.cat([queries, documents, *_by_pair([negatives, augmented], pairs)])
+                targets = teacher @ self.components.to(teacher.device).T
             dimensions = sorted({*self._matryoshka_dims, texts.shape[1]})
             cuts = [batch.terms(dimension, weights, embeddings, targets) for dimension in dimensions]
             terms = {name: torch.stack([cut[name] for cut in cuts]).mean() for name in cuts[0]}

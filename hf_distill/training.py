@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,21 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distill.arguments import Recipe, parse_final_weights
+from hf_distill.augmentation import one_by_one, student_words, with_augmented_texts
 from hf_distill.data.contract import map_rows, text_number
 from hf_distill.errors import InputError
 from hf_distill.objective import Weights
-from hf_distill.scoring import EmbeddingTable
+from hf_distill.run_folder import RunFolder
+from hf_distill.scoring import EmbeddingTable, ScoredPairs, embed_texts
 from hf_distill.selection import parse_rules
 from hf_distill.selection.rules import needed_columns
 from hf_distill.student import Blueprint
 from hf_distill.student.layers import SEARCH
-from hf_distill.teachers import EmbeddingTeacher, Scale, Teacher
+from hf_distill.teachers import EmbeddingTeacher, PrecomputedEmbeddings, Scale, Teacher
 from hf_distill.trainer import DistillationTrainer, check_scale
+
+MOST_AUGMENTED = 200_000
+"""Augmented texts that are made new for later epochs, at most: a set of pairs that is larger than this has enough of them in one."""
 
 
 def _hard_negatives(pair_ids: list[list[str]], of: list[str], number: int) -> list[str]:
@@ -78,9 +84,11 @@ def with_hard_negatives(selected: Dataset, everything: Dataset, number: int) -> 
     return map_rows(selected, attach, features, batch_size=256)
 
 
-def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset:
+def training_rows(scored: Dataset, embeddings: EmbeddingTable | None, augmented: EmbeddingTable | None = None) -> Dataset:
     """The columns that the collator reads: the texts, `group`, `teacher_score`, and the teacher's embeddings as float16, if it has any;
     of hard negatives too, where `with_hard_negatives` has put some; and `weight`, if the selection gave any.
+
+    `augmented` are the teacher's embeddings of what `with_augmented_texts` has put, if it has.
 
     Pairs without a score are left out (of the training pairs, the selection has dropped and counted them).
     """
@@ -100,18 +108,49 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None) -> Dataset
         }
         if negatives:
             made["teacher_negative_embeddings"] = [embeddings.of(row).tolist() for row in batch["negative_ids"]]
+        if augmented is not None:
+            made["teacher_augmented_embeddings"] = [augmented.of(row).tolist() for row in batch["augmented_ids"]]
         return made
 
     vector = Sequence(Value("float16"), length=dimension)
+    further = {"negatives": "teacher_negative_embeddings", "augmented": "teacher_augmented_embeddings"}
     features = Features(
         {
-            **{name: scored.features[name] for name in (*own, *negatives)},
+            **{name: scored.features[name] for name in (*own, *negatives, *(["augmented"] if augmented is not None else []))},
             "teacher_query_embedding": vector,
             "teacher_document_embedding": vector,
-            **({"teacher_negative_embeddings": Sequence(vector, length=scored.features["negatives"].length)} if negatives else {}),
+            **{made: Sequence(vector, length=scored.features[name].length) for name, made in further.items() if name in scored.features},
         }
     )
     return map_rows(scored, attach, features, batch_size=256).with_format("numpy")
+
+
+def augmented_rounds(pairs: int, each: int, args: SentenceTransformerTrainingArguments) -> int:
+    """For how many epochs new augmented texts are made, `each` for every one of `pairs`; those after them begin again with the first."""
+    a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    epochs = math.ceil(args.max_steps * a_step / pairs if args.max_steps > 0 else args.num_train_epochs)
+    return max(1, min(epochs, MOST_AUGMENTED // (each * pairs)))
+
+
+def student_rows(
+    selected: Dataset,
+    everything: Dataset,
+    scored: ScoredPairs,
+    recipe: Recipe,
+    teacher: Teacher,
+    student: SentenceTransformer,
+    folder: RunFolder,
+) -> Dataset:
+    """What `student` is trained on: the pairs `selected` of `everything`, with the hard negatives and augmented texts of the recipe."""
+    pairs = with_hard_negatives(selected, everything, recipe.trainer.hard_negatives_per_pair)
+    each = recipe.trainer.augmented_texts_per_pair
+    if not each:
+        return training_rows(pairs, scored.embeddings)
+    assert isinstance(teacher, EmbeddingTeacher)  # check_objective has refused any other
+    number = each * augmented_rounds(len(pairs), each, recipe.training)
+    pairs = with_augmented_texts(pairs, number, student_words(student), teacher)
+    table = embed_texts(one_by_one(pairs), teacher, folder, recipe.teacher, "augmented")
+    return training_rows(pairs, scored.embeddings, table)
 
 
 def check_batch(pairs: int, args: SentenceTransformerTrainingArguments) -> None:
@@ -141,7 +180,12 @@ def check_objective(recipe: Recipe, teacher: Teacher) -> None:
                 raise InputError(
                     f"{name} asks for the teacher's ranking of a pool, but {teacher.name} embeds no texts and scores pairs only"
                 )
-        needs = {"alignment_weight": used.alignment, "distribution_weight": used.distribution, "margin_weight": used.margin}
+        needs = {
+            "augmented_texts_per_pair": recipe.trainer.augmented_texts_per_pair,
+            "alignment_weight": used.alignment,
+            "distribution_weight": used.distribution,
+            "margin_weight": used.margin,
+        }
         for name, weight in needs.items():
             if weight:
                 raise InputError(
@@ -149,6 +193,14 @@ def check_objective(recipe: Recipe, teacher: Teacher) -> None:
                     f"pairs; set {name}: 0"
                 )
         return
+    if recipe.trainer.augmented_texts_per_pair:
+        if not used.alignment:
+            raise InputError("augmented_texts_per_pair makes texts to be aligned, but alignment_weight is 0; set one of them")
+        if isinstance(teacher, PrecomputedEmbeddings):
+            raise InputError(
+                f"augmented_texts_per_pair makes new texts, and {teacher.name} holds embeddings of given ones alone; set "
+                "augmented_texts_per_pair: 0"
+            )
     teacher_dimension = teacher.dimension
     if used.alignment and recipe.student.student_dim > teacher_dimension:
         raise InputError(
@@ -230,6 +282,7 @@ def train_student(
         matryoshka_dims=recipe.objective.matryoshka_dims,
         log_gradient_norms=recipe.objective.log_gradient_norms,
         grad_cache=recipe.trainer.grad_cache,
+        augmented_each=recipe.trainer.augmented_texts_per_pair,
         components=None if blueprint.components is None else torch.from_numpy(blueprint.components),
         scale=scale,
         model=student,
