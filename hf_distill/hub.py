@@ -61,8 +61,9 @@ def _measured_onnx(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _objective(recipe: Recipe) -> dict[str, Any]:
-    """The objective's keys, and how many hard negatives each pair had, where they say something."""
-    keys = {**vars(recipe.objective), "hard_negatives_per_pair": recipe.trainer.hard_negatives_per_pair or None}
+    """The objective's keys, and how many further texts of which kind each pair had, where they say something."""
+    further = {name: getattr(recipe.trainer, name) or None for name in ("hard_negatives_per_pair", "augmented_texts_per_pair")}
+    keys = {**vars(recipe.objective), **further}
     return {key: value for key, value in keys.items() if value not in (None, [], False)}
 
 

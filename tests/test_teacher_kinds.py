@@ -15,13 +15,14 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import SimilarityFunction
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_distill.arguments import DataArguments, TeacherArguments, parse_member
+from hf_distill.arguments import DataArguments, TeacherArguments, parse_member, read_recipe
 from hf_distill.data import PairData, load_pair_data
 from hf_distill.errors import InputError
 from hf_distill.run_folder import RunFolder
 from hf_distill.scoring import score_pairs
 from hf_distill.teachers import SCALES, Scale, Teacher, load_teacher
 from hf_distill.teachers.ensemble import combine, normalise_scores
+from hf_distill.training import check_objective
 
 FILES = DataArguments(dataset="files", group_column="topic")
 
@@ -206,6 +207,15 @@ def test_precomputed_embeddings_are_a_teacher_that_embeds(data: PairData, folder
     np.testing.assert_allclose(scored.train["teacher_score"], expected, atol=2e-3)
     assert scored.embeddings is not None
     assert scored.manifest["dimension"] == 32
+
+
+def test_given_embeddings_are_none_of_new_texts(data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path) -> None:
+    path, _ = embeddings_file(tmp_path / "e.parquet", data, teacher_dir)
+    teacher = load(folder, teacher=str(path), teacher_kind="precomputed")
+    line = ["--student_dim", "16", "--alignment_weight", "1", "--augmented_texts_per_pair"]
+    check_objective(read_recipe([*line, "0"]), teacher)
+    with pytest.raises(InputError, match="makes new texts, and .* holds embeddings of given ones alone; set"):
+        check_objective(read_recipe([*line, "2"]), teacher)
 
 
 def test_a_text_without_an_embedding_is_said(data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path) -> None:

@@ -216,6 +216,8 @@ def test_report_and_cards_stand_alone_and_escape_the_data(tmp_path: Path, recipe
         (["--teacher_kind", "endpoint"], "--teacher_kind endpoint and --teacher_url go together"),
         (["--ensemble", "bi-encoder:x"], "'bi-encoder:x' is no KIND:TEACHER=WEIGHT"),
         (["--hard_negatives_per_pair", "9"], "hard_negatives_per_pair is 9, but hard_negatives says to note 4"),
+        (["--augmented_texts_per_pair", "2", "--alignment_weight", "0"], "makes texts to be aligned, but alignment_weight is 0"),
+        (["--augmented_texts_per_pair", "-1"], "augmented_texts_per_pair is -1, but must be at least 0"),
         (["--final_weights", "contrast=1"], "'contrast=1' is no TERM=WEIGHT"),
         (["--score_range", "0", "1"], "declares the scale of precomputed scores"),
     ],
@@ -278,7 +280,7 @@ def test_hard_negatives_and_every_term_run_through(recipe: Path, tmp_path: Path)
         str(recipe), "--run_dir", str(folder), "--hard_negatives_per_pair", "2", "--false_negative_margin", "0.05", "--margin_weight", "1",
         "--distribution_weight", "1", "--teacher_temperature", "0.2", "--regression_loss", "huber", "--final_weights", "alignment=0.5",
         "--log_gradient_norms", "true", "--selection", "rank=50", "--contrastive_symmetric", "true", "--matryoshka_dims", "4", "8",
-        "--student_layers", "search=2", "--student_vocabulary", "used", "--until", "evaluate",
+        "--student_layers", "search=2", "--student_vocabulary", "used", "--augmented_texts_per_pair", "2", "--until", "evaluate",
     )  # fmt: skip
     assert len(json.loads((folder / "layer_search.json").read_text())["subsets"]) == 6
     log = [row for row in json.loads((folder / "training.json").read_text())["log"] if "loss" in row]
@@ -338,6 +340,7 @@ def test_a_cross_encoder_teaches_from_pairs_to_cards(recipe: Path, of_pairs: lis
         (["--teacher_activation", "identity"], "are cross-encoder through identity, unbounded"),
         (["--selection", "rank=2"], "selection asks for the teacher's ranking of a pool"),
         (["--hard_negatives_per_pair", "1"], "hard_negatives_per_pair asks for the teacher's ranking"),
+        (["--augmented_texts_per_pair", "1"], "augmented_texts_per_pair is 1, but the teacher"),
         (["--student_layers", "search=2"], "student_layers asks for the teacher's ranking"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -471,7 +474,7 @@ def test_the_card_says_what_selected_and_what_is_kept(copied: Path) -> None:
         recipe = dataclasses.replace(
             run.recipe,
             student=dataclasses.replace(run.recipe.student, **student),
-            trainer=dataclasses.replace(run.recipe.trainer, hard_negatives_per_pair=negatives),
+            trainer=dataclasses.replace(run.recipe.trainer, hard_negatives_per_pair=negatives, augmented_texts_per_pair=2 * negatives),
         )
         audit = {**run.audit, "rules": rules}
         write_model_card(run.evaluation, {**run.training, "layers": layers}, audit, recipe, run.data, run.folder)
@@ -491,11 +494,12 @@ def test_the_card_says_what_selected_and_what_is_kept(copied: Path) -> None:
     assert "| `margin_weight=0.5` | 100 | 0 | 20 | 100 | margin 0.1250 |" in made
     assert "| `percentile=30` | 100 | 30 | – | 70 | 0.2500 to 0.5000, one for each source |" in made
     assert "| `hard_negatives_per_pair` | 2 |" in made
+    assert "| `augmented_texts_per_pair` | 4 |" in made
     assert "layers 0, 2 of the teacher's backbone" in made
     assert "Version 2 cannot load it: it reads a head from a pickle only.\n\n### transformers" in made
     static = card({"student_backbone": "static"}, [])
     assert "pickle" not in static
-    assert "hard_negatives_per_pair" not in static
+    assert "_per_pair" not in static
     assert "is 1 in 2 layers, from the first, of the teacher's backbone" in card({"student_layers": "every=2"}, [])
     assert "The student is the teacher's backbone, mean" in card({"student_layers": None}, [])
 

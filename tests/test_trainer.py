@@ -75,6 +75,7 @@ def make_trainer(
             "matryoshka_dims",
             "log_gradient_norms",
             "grad_cache",
+            "augmented_each",
             "scale",
         )
         if name in changes
@@ -193,6 +194,59 @@ def test_alignment_brings_the_student_to_the_teacher(
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.fixture(scope="module")
+def augmented(rows: Dataset, teacher: BiEncoderTeacher) -> Dataset:
+    """`rows`, each with four augmented texts: two for each of two epochs."""
+    texts = sentences(4 * len(rows), 900)
+    of_row = [texts[4 * i : 4 * i + 4] for i in range(len(rows))]
+    table = rows.with_format(None).to_dict() | {
+        "augmented": of_row,
+        "teacher_augmented_embeddings": [list(teacher.embed(t)) for t in of_row],
+    }
+    return Dataset.from_dict(table).with_format("numpy")
+
+
+def test_augmented_texts_are_aligned_and_nothing_else(
+    untrained: SentenceTransformer, augmented: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    weights = Weights(contrastive=1, regression=2, regression_on="matrix", alignment=3)
+    features = [augmented[i] for i in range(8)]
+    with_them, without = (
+        make_trainer(untrained, augmented, tmp_path, weights, components, augmented_each=each, **{"logging_steps": 1}) for each in (2, 0)
+    )
+    with_them.data_collator.epoch = 3  # of two rounds: the second's turn
+    terms = []
+    for trainer in (with_them, without):
+        losses: dict[str, torch.Tensor] = {}
+        trainer.track_loss_components = losses.update  # type: ignore[method-assign]
+        trainer.compute_loss(trainer.model.eval(), trainer.data_collator(features))
+        terms.append({name: value.item() for name, value in losses.items()})
+    for name in ("contrastive", "regression"):
+        assert terms[0][name] == pytest.approx(terms[1][name], abs=1e-5)
+    ours = untrained.encode([str(text) for row in features for text in row["augmented"][2:]])
+    targets = np.concatenate([row["teacher_augmented_embeddings"][2:] for row in features]) @ components.T
+    further = 3 * (1 - ((ours * targets).sum(1) / np.linalg.norm(targets, axis=1)).mean())
+    assert terms[0]["alignment"] == pytest.approx((terms[1]["alignment"] + further) / 2, abs=1e-5)  # 16 texts of pairs, 16 others
+
+
+def test_augmented_texts_and_hard_negatives_weigh_as_their_pairs_do(
+    untrained: SentenceTransformer, augmented: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    trainer = make_trainer(untrained, augmented, tmp_path, Weights(contrastive=0, regression=0, alignment=1), components, augmented_each=1)
+    features = [dict(augmented[i]) for i in range(4)]
+    for i, row in enumerate(features):
+        row |= {"negatives": [features[i - 1]["document"]], "negative_scores": np.zeros(1), "weight": float(i == 2)}
+        row["teacher_negative_embeddings"] = features[i - 1]["teacher_document_embedding"][None]
+    loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(features)).item()
+    row = features[2]
+    texts = [row["query"], row["document"], *row["negatives"], row["augmented"][0]]
+    targets = [row["teacher_query_embedding"], row["teacher_document_embedding"]]
+    targets += [row["teacher_negative_embeddings"][0], row["teacher_augmented_embeddings"][0]]
+    projected = np.stack(targets) @ components.T
+    cosines = (untrained.encode([str(text) for text in texts]) * projected).sum(1) / np.linalg.norm(projected, axis=1)
+    assert loss == pytest.approx((1 - cosines).sum() / 16, abs=1e-5)
+
+
 def test_accumulated_steps_weigh_as_much_as_one(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
     """Regression sees no other rows, so 4 x 2 accumulated must train like 1 x 8 (a batch key `labels` would make it 4 times)."""
     trained = []
@@ -219,6 +273,24 @@ def test_resumed_training_is_uninterrupted_training(untrained: SentenceTransform
     resumed = make_trainer(untrained, rows, tmp_path / "resumed", Weights(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert largest_difference(whole.model, resumed.model) == 0
+
+
+def test_resumed_training_has_the_augmented_texts_of_its_epoch(
+    untrained: SentenceTransformer, augmented: Dataset, components: np.ndarray, tmp_path: Path
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 5, "num_train_epochs": 3, "augmented_each": 2}
+    whole = make_trainer(untrained, augmented, tmp_path / "whole", Weights(alignment=5), components, **settings)
+    whole.train()
+    assert (whole.state.global_step, whole.data_collator.epoch) == (12, 2)
+    resumed = make_trainer(untrained, augmented, tmp_path / "resumed", Weights(alignment=5), components, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert largest_difference(whole.model, resumed.model) == 0
+    always_the_first = make_trainer(
+        untrained, augmented.map(lambda row: {name: row[name][:2] for name in ("augmented", "teacher_augmented_embeddings")}),
+        tmp_path / "first", Weights(alignment=5), components, **settings | {"save_strategy": "no"},
+    )  # fmt: skip
+    always_the_first.train()
+    assert largest_difference(whole.model, always_the_first.model) > 1e-4
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_name(untrained: SentenceTransformer, rows: Dataset, tmp_path: Path) -> None:
