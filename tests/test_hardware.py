@@ -5,8 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
+
+from hf_distill import hardware
 
 FAULTS = """
 import resource
@@ -32,3 +36,20 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     }
     assert faults["keep"] < 10, "in large pages, 20 faults would bring it anew"
     assert faults["give back"] > faults["keep"]
+
+
+def test_precisions_are_compared_by_one_thread_whatever_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen, clock = torch.get_num_threads(), [], time.perf_counter
+
+    def watched() -> float:
+        seen.append(torch.get_num_threads())
+        return clock()
+
+    monkeypatch.setattr(time, "perf_counter", watched)
+    torch.set_num_threads(2)
+    try:
+        assert 0 < hardware._seconds_of_matmul(torch.device("cpu"), torch.float32) < 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {1}
