@@ -214,7 +214,7 @@ def test_given_embeddings_are_none_of_new_texts(data: PairData, folder: RunFolde
     teacher = load(folder, teacher=str(path), teacher_kind="precomputed")
     line = ["--student_dim", "16", "--alignment_weight", "1", "--augmented_texts_per_pair"]
     check_objective(read_recipe([*line, "0"]), teacher)
-    with pytest.raises(InputError, match="makes new texts, and .* holds embeddings of given ones alone; set"):
+    with pytest.raises(InputError, match=r"makes new texts, and .* holds embeddings of given ones alone; set"):
         check_objective(read_recipe([*line, "2"]), teacher)
 
 
