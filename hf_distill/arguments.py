@@ -237,8 +237,8 @@ class TrainerArguments:
     )
     augmented_texts_per_pair: int = _option(
         0,
-        "Align, beside each pair, so many short texts made of its own: passages, some with words exchanged for others of the vocabulary. "
-        "They keep what the training domain does not speak of; new ones in each epoch.",
+        "Align, beside each pair, so many passages of other pairs, half of them with words exchanged for others of the vocabulary. They "
+        "keep what the training domain does not speak of; new ones in each epoch.",
     )
     grad_cache: bool = _option(
         False, "Batches of thousands of pairs in the memory of few texts, by a second forward pass (GradCache): more in-batch negatives."

@@ -80,14 +80,21 @@ def kind_of(number: int) -> Kind:
 
 
 def with_augmented_texts(pairs: Dataset, number: int, words: Sequence[str], teacher: EmbeddingTeacher) -> Dataset:
-    """`pairs` with `augmented`, `number` texts made of each pair's own (see `kind_of`), drawn by its `pair_id`, and `augmented_ids`, the
-    keys of their embeddings by `teacher`."""
+    """`pairs` with `augmented`, `number` texts a row, and `augmented_ids`, the keys of their embeddings by `teacher`.
 
-    def attach(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        made = []
-        for pair_id, query, document in zip(batch["pair_id"], batch["query"], batch["document"], strict=True):
-            own: dict[Kind, str] = {"query": query, "document": document}
-            made.append([passage(own[kind_of(i)], words, f"{pair_id} {i}") for i in range(number)])
+    They are made of other pairs: text i of a row of the pair so many rows further on, as drawn for i. In a batch, which is drawn from
+    all rows, they are of as many pairs as there are texts; made of the row's own pair, they would only say again what that says.
+    """
+    further_on = [random.Random(i).randrange(len(pairs)) for i in range(number)]
+    source = pairs.select_columns(["pair_id", "query", "document"])
+
+    def column(i: int, rows: list[int]) -> list[str]:
+        """Text i of each of `rows`."""
+        others = source[[(row + further_on[i]) % len(source) for row in rows]]
+        return [passage(text, words, f"{name} {i}") for name, text in zip(others["pair_id"], others[kind_of(i)], strict=True)]
+
+    def attach(_: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        made = [list(texts) for texts in zip(*(column(i, rows) for i in range(number)), strict=True)]
         ids = [[text_id(teacher.prompted(text, kind_of(i))) for i, text in enumerate(texts)] for texts in made]
         return {"augmented": made, "augmented_ids": ids}
 
