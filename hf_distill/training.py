@@ -122,7 +122,8 @@ def training_rows(scored: Dataset, embeddings: EmbeddingTable | None, augmented:
             **{made: Sequence(vector, length=scored.features[name].length) for name, made in further.items() if name in scored.features},
         }
     )
-    return map_rows(scored, attach, features, batch_size=256).with_format("numpy")
+    few = 256 if augmented is None else 32  # the rows' vectors are Python lists for a moment
+    return map_rows(scored, attach, features, batch_size=few).with_format("numpy")
 
 
 def augmented_rounds(pairs: int, each: int, args: SentenceTransformerTrainingArguments) -> int:
