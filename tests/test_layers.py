@@ -10,7 +10,7 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals",
-    "selection", "student", "packing", "collator", "objective", "trainer", "training", "search", "evaluation", "finished_run",
+    "selection", "student", "augmentation", "packing", "collator", "objective", "trainer", "training", "search", "evaluation", "finished_run",
     "corpus_index", "selection_study", "plots",
     "report", "cards", "export", "onnx_export", "dataset_repo", "load_back", "publishing", "hub", "demo_app", "commands",
 )  # fmt: skip
