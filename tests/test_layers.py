@@ -10,8 +10,8 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals",
-    "selection", "student", "augmentation", "packing", "collator", "objective", "trainer", "training", "search", "evaluation", "finished_run",
-    "corpus_index", "selection_study", "plots",
+    "selection", "student", "augmentation", "packing", "collator", "objective", "trainer", "training", "search", "evaluation",
+    "finished_run", "corpus_index", "selection_study", "plots",
     "report", "cards", "export", "onnx_export", "dataset_repo", "load_back", "publishing", "hub", "demo_app", "commands",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
