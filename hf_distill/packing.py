@@ -175,7 +175,7 @@ class FastDropout(nn.Dropout):
         """`input` with its numbers dropped, in training."""
         if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
             return super().forward(input)
-        dropped: Tensor = _Dropout.apply(input.contiguous(), self.p)  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Dropout.apply(input.contiguous(), self.p)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         return dropped
 
 
@@ -236,7 +236,7 @@ def _attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     tokens = [states[0].transpose(0, 1) for states in (query, key, value)]
     with torch.autocast(device_type="cpu", enabled=False):
-        out: Tensor = _Attention.apply(*tokens, packing, scaling or query.shape[-1] ** -0.5, dropout)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attention.apply(*tokens, packing, scaling or query.shape[-1] ** -0.5, dropout)  # type: ignore[no-untyped-call]  # the same
     return out[None], None
 
 
