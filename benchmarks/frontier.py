@@ -19,13 +19,14 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Plot
-from quality import DOMAINS, Domain, be_quiet, load_domain, recipe_of, rows_of, write_conversations
+from quality import DOMAINS, Domain, Setting, be_quiet, load_domain, recipe_of, rows_of, write_conversations
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.encoding import encode
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.index import index_size
 from hf_distill.export import save_student
+from hf_distill.hardware import keep_freed_memory
 from hf_distill.run_folder import fingerprint, read_json_if_current, write_json
 from hf_distill.selection_study import matched_recipe
 from hf_distill.student import build_student, draw_blueprint
@@ -47,12 +48,12 @@ layers to forget anything, and its vectors start far from where they end."""
 INDEXES = ("float32", "float32, first half", "float32, first quarter", "int8", "binary, rescored by int8")
 
 
-def make_student(name: str, domain: Domain, home: str, out: Path, max_pairs: int | None, examples: int) -> Path:
+def make_student(name: str, domain: Domain, home: str, setting: Setting, examples: int) -> Path:
     """Train the student of a size, unless it is there; its folder."""
-    recipe = matched_recipe(recipe_of(home, out, max_pairs, SIZES[name]), examples, 0)
+    recipe = matched_recipe(recipe_of(home, setting, SIZES[name]), examples, 0)
     if name == "static":  # the recommended keys of a transformer are refused for it
         recipe = dataclasses.replace(recipe, student=dataclasses.replace(recipe.student, student_layers=None, student_dropout=None))
-    folder = out / "frontier" / home / name.replace(" ", "-")
+    folder = setting.out / "frontier" / home / name.replace(" ", "-")
     key = fingerprint(FORM, domain.train_key, recipe.of_student, recipe.training_keys(), examples)
     if read_json_if_current(folder.with_suffix(".json"), key) is None:
         blueprint = draw_blueprint(recipe.student, domain.teacher, domain.scored, domain.folder, 0)
@@ -149,11 +150,13 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Train what is missing, measure, and say it."""
     line = _options()
+    keep_freed_memory()
     be_quiet()
     out = line.out.resolve()
     write_conversations(line.qrecc, out)
-    domain = load_domain(line.home, out, line.max_pairs)
-    folders = {name: make_student(name, domain, line.home, out, line.max_pairs, line.examples) for name in line.sizes}
+    setting = Setting(out, line.max_pairs)
+    domain = load_domain(line.home, setting)
+    folders = {name: make_student(name, domain, line.home, setting, line.examples) for name in line.sizes}
     content = compile_frontier(folders, domain)
     write_json(out / "frontier.json", content)
     text = markdown(content, line.home, line.examples)

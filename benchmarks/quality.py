@@ -59,6 +59,7 @@ from hf_distill.training import student_rows, train_student, use_plain_attention
 FORM = 1
 """Changes when what is measured does: earlier results are then made again."""
 DOMAINS = ("pydocs", "conversations")
+SPLIT = 42
 RECIPES = Path(__file__).parent.parent / "recipes"
 BASE_RULES = "invalid echo duplicate"
 RECOMMENDED, UNTRAINED = "recommended", "untrained"
@@ -186,33 +187,52 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is trained and measured on.
+
+    Attributes:
+        out: Folder of data and results.
+        max_pairs: Of each domain, at most; None: all.
+        split: Draws the held-out pairs.
+    """
+
+    out: Path
+    max_pairs: int | None = None
+    split: int = SPLIT
+
+    def folder(self, domain: str) -> Path:
+        """Where a domain's pairs and embeddings are."""
+        return self.out / (domain if self.split == SPLIT else f"{domain}-{self.split}")
+
+
+@dataclass(frozen=True)
 class Job:
     """One training: what a worker is given."""
 
-    out: Path
+    setting: Setting
     home: str
     arm: Arm
     seed: int
     examples: int
-    max_pairs: int | None
 
 
-def recipe_of(domain: str, out: Path, max_pairs: int | None, keys: Sequence[str] = ()) -> Recipe:
+def recipe_of(domain: str, setting: Setting, keys: Sequence[str] = ()) -> Recipe:
     """The recommended recipe on a domain, with other `keys`."""
     data = {
         "pydocs": ["--dataset", "pydocs", "--test_fraction", "0.05"],
-        "conversations": ["--dataset", "qrecc", "--dataset_path", str(out / "qrecc.json"), "--test_fraction", "0.25"],
+        "conversations": ["--dataset", "qrecc", "--dataset_path", str(setting.out / "qrecc.json"), "--test_fraction", "0.25"],
     }[domain]
-    if max_pairs:
-        data += ["--max_pairs", str(max_pairs)]
-    fixed = ["--validation_fraction", "0.02", "--student_max_length", "128", "--run_dir", str(out / domain)]
+    if setting.max_pairs:
+        data += ["--max_pairs", str(setting.max_pairs)]
+    data += ["--seed", str(setting.split), "--run_dir", str(setting.folder(domain))]
+    fixed = ["--validation_fraction", "0.02", "--student_max_length", "128"]
     return read_recipe([str(RECIPES / "recommended.yaml"), *data, *fixed, *keys])
 
 
 @functools.cache
-def load_domain(name: str, out: Path, max_pairs: int | None) -> Domain:
+def load_domain(name: str, setting: Setting) -> Domain:
     """The domain, its texts embedded by the teacher: once for all calls, and read from the disk afterwards."""
-    recipe = recipe_of(name, out, max_pairs)
+    recipe = recipe_of(name, setting)
     seed = recipe.training.seed
     folder = RunFolder(recipe.run_dir)
     teacher = load_teacher(recipe.teacher, recipe.data, folder.cache)
@@ -259,8 +279,8 @@ def _train_peer(job: Job, recipe: Recipe, domain: Domain, student: SentenceTrans
 
 def job_key(job: Job) -> tuple[str, Recipe]:
     """The fingerprint of everything a job's result depends on, and its recipe."""
-    recipe = matched_recipe(recipe_of(job.home, job.out, job.max_pairs, job.arm.keys), job.examples, job.seed)
-    data = [RunFolder(job.out / name).path / "pairs" / "manifest.json" for name in DOMAINS]
+    recipe = matched_recipe(recipe_of(job.home, job.setting, job.arm.keys), job.examples, job.seed)
+    data = [RunFolder(job.setting.folder(name)).path / "pairs" / "manifest.json" for name in DOMAINS]
     content = [json.loads(path.read_text(encoding="utf-8"))["fingerprint"] for path in data]
     what = job.arm.name if job.arm.loss or job.arm.name == UNTRAINED else "own"
     objective = (recipe.student, recipe.selection.selection) if what != "own" else (recipe.of_student, recipe.selection.selection)
@@ -271,7 +291,7 @@ def job_key(job: Job) -> tuple[str, Recipe]:
 def result_of(job: Job) -> dict[str, Any] | None:
     """The result of a job, if it is there."""
     key, _ = job_key(job)
-    found = read_json_if_current(job.out / "results" / f"{key}.json", key)
+    found = read_json_if_current(job.setting.out / "results" / f"{key}.json", key)
     return None if found is None else {**found, "arm": job.arm.name}  # an arm of the same keys may have had another name
 
 
@@ -288,7 +308,7 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
     keep_freed_memory()  # peers, too, are faster with it
     torch.set_num_threads(threads)
     key, recipe = job_key(job)
-    domain = load_domain(job.home, job.out, job.max_pairs)
+    domain = load_domain(job.home, job.setting)
     if job.arm.loss:  # its columns are made of the pairs, and of one mined negative
         needs_negative = job.arm.columns in (_scored_triple, _margin_triple)
         further = dataclasses.replace(recipe.trainer, hard_negatives_per_pair=int(needs_negative), augmented_texts_per_pair=0)
@@ -310,9 +330,9 @@ def run_job(job: Job, threads: int) -> dict[str, Any]:
         "fingerprint": key, "home": job.home, "arm": job.arm.name, "seed": job.seed, "pairs": len(rows), "steps": steps,
         "examples": steps * recipe.training.train_batch_size, "precision": "bf16" if recipe.training.bf16 else "fp32",
         "training_seconds": round(seconds, 1), "threads": threads,
-        "at_home": measure(student, domain), "abroad": measure(student, load_domain(abroad, job.out, job.max_pairs)),
+        "at_home": measure(student, domain), "abroad": measure(student, load_domain(abroad, job.setting)),
     }  # fmt: skip
-    write_json(job.out / "results" / f"{key}.json", made)
+    write_json(job.setting.out / "results" / f"{key}.json", made)
     return made
 
 
@@ -379,6 +399,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="Train nothing: compare what is there. Arms may then differ in their seeds.")
     parser.add_argument("--jobs", type=int, default=cpu_cores(), help="Trainings at a time. Default: one for each core.")
     parser.add_argument("--max_pairs", type=int, help="Pairs of each domain at most, to try the script out.")
+    parser.add_argument("--split", type=int, default=SPLIT, help=f"Draws other held-out pairs than those of {SPLIT}, the default.")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="Folder of data and results.")
     return parser.parse_args()
 
@@ -393,9 +414,10 @@ def main() -> None:
         raise SystemExit(f"--arms: unknown {', '.join(sorted(unknown))}; known are {', '.join(ARMS)}")
     out = line.out.resolve()
     write_conversations(line.qrecc, out)
-    domains = {name: load_domain(name, out, line.max_pairs) for name in DOMAINS}
-    jobs = [Job(out, home, Arm(UNTRAINED), 0, 0, line.max_pairs) for home in line.home]
-    jobs += [Job(out, home, arm, seed, line.examples, line.max_pairs) for seed in range(line.seeds) for arm in arms for home in line.home]
+    setting = Setting(out, line.max_pairs, line.split)
+    domains = {name: load_domain(name, setting) for name in DOMAINS}
+    jobs = [Job(setting, home, Arm(UNTRAINED), 0, 0) for home in line.home]
+    jobs += [Job(setting, home, arm, seed, line.examples) for seed in range(line.seeds) for arm in arms for home in line.home]
     results = [found for job in jobs if (found := result_of(job)) is not None]
     missing = [job for job in jobs if result_of(job) is None]
     print(f"{len(results)} of {len(jobs)} trainings are there", flush=True)
