@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from conftest import REAL_DATA, ROOT
+from quality import Setting, recipe_of, write_conversations
 
+from hf_distill.data import load_pair_data
+from hf_distill.run_folder import RunFolder
 from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 
 
@@ -79,6 +82,20 @@ def test_quality(tmp_path: Path) -> None:
     results = sorted((tmp_path / "results").iterdir())
     assert last_line(*call, "--seeds", "2", "--table") == figures, "the second seed is not there, and is not trained"
     assert sorted((tmp_path / "results").iterdir()) == results
+
+
+def test_another_split_of_quality_has_other_held_out_pairs(tmp_path: Path) -> None:
+    conversations = REAL_DATA / "qrecc_quac_train.json"
+    if not conversations.is_file():
+        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
+    write_conversations([conversations], tmp_path)
+    held_out = []
+    for setting in (Setting(tmp_path), Setting(tmp_path, split=7)):
+        recipe = recipe_of("conversations", setting)
+        data = load_pair_data(recipe.data, recipe.training.seed, RunFolder(recipe.run_dir))
+        held_out.append({*data.test["pair_id"]})
+        assert held_out[-1].isdisjoint(data.train["pair_id"])
+    assert 0 < len(held_out[0] & held_out[1]) < min(map(len, held_out)) / 2
 
 
 def test_frontier(tmp_path: Path) -> None:
