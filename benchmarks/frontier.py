@@ -46,6 +46,7 @@ SIZES: Mapping[str, tuple[str, ...]] = {
 """Layers beside the first: of two, the last; a search would find others on another machine. A static student has its own steps: it has no
 layers to forget anything, and its vectors start far from where they end."""
 INDEXES = ("float32", "float32, first half", "float32, first quarter", "int8", "binary, rescored by int8")
+MARKERS = {"int8": "s", "binary, rescored by int8": "^"}
 
 
 def make_student(name: str, domain: Domain, home: str, setting: Setting, examples: int) -> Path:
@@ -112,9 +113,9 @@ def markdown(content: Mapping[str, Any], home: str, examples: int) -> str:
 
 
 def plot(content: Mapping[str, Any]) -> Plot:
-    """nDCG@10 against the latency of a query, and against the bytes of an index."""
+    """nDCG@10 against the latency of a query, and against the bytes of an index: of float32 a line over dimensions, the others points."""
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "hf_distill"}):
-        figure = Plot(figsize=(10.4, 4.2))
+        figure = Plot(figsize=(11.6, 4.2))
         left, right = figure.subplots(1, 2, sharey=True)
         rows = {**content["sizes"], "teacher": content["teacher"]}
         for number, (name, row) in enumerate(rows.items()):
@@ -123,15 +124,28 @@ def plot(content: Mapping[str, Any]) -> Plot:
             x = row["cost"]["query_ms_p50"]
             errors = [[whole["value"] - whole["low"]], [whole["high"] - whole["value"]]]
             left.errorbar(x, whole["value"], yerr=errors, fmt="o", color=colour, elinewidth=0.8)
-            left.annotate(name, (x, whole["value"]), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
-            points = sorted((row["index"][i]["bytes_per_million"] / 1e6, row["index"][i]["nDCG@10"]["value"]) for i in INDEXES)
-            right.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=0.9, markersize=4, label=name)
-        left.set_xscale("log")
-        left.set_xlabel("one query, ms")
+            beside = {"xytext": (5, -12), "ha": "left"} if name == "teacher" else {"xytext": (-5, 5), "ha": "right"}
+            left.annotate(name, (x, whole["value"]), textcoords="offset points", fontsize=8, color=colour, **beside)
+            megabytes = {index: row["index"][index]["bytes_per_million"] / 1e6 for index in INDEXES}
+            values = {index: row["index"][index]["nDCG@10"]["value"] for index in INDEXES}
+            floats = [index for index in INDEXES if index.startswith("float32")]
+            right.plot(
+                [megabytes[i] for i in floats], [values[i] for i in floats], "o-", color=colour, linewidth=0.9, markersize=4, label=name
+            )
+            for index, marker in MARKERS.items():
+                right.plot(megabytes[index], values[index], marker, color=colour, markersize=6, markerfacecolor="none")
+        for index, marker in {"float32: whole, half, quarter": "o-", **MARKERS}.items():
+            right.plot([], [], marker, color="black", markersize=5, markerfacecolor="none", linewidth=0.9, label=index)
         left.set_ylabel("nDCG@10 at home, 95% interval")
-        right.set_xscale("log")
-        right.set_xlabel("MB of an index of a million documents")
-        right.legend(frameon=False, fontsize=8)
+        for axes, label, ticks in (
+            (left, "one query, ms", (0.5, 1, 2, 4, 8)), (right, "MB of an index of a million documents", (32, 64, 128, 256, 512, 1024)),
+        ):  # fmt: skip
+            axes.set_xscale("log")
+            axes.set_xlabel(label)
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
+        left.set_xlim(left=0.3)
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         figure.tight_layout()
     return figure
 
