@@ -143,9 +143,10 @@ SLOW, FAST = (*BATCH, "--learning_rate", "1e-4"), (*BATCH, "--learning_rate", "4
 RECOMMENDED_STEPS = ("--per_device_train_batch_size", "16", "--learning_rate", "2e-4")
 PAPER = (
     "--contrastive_weight", "1", "--temperature", "0.1", "--regression_weight", "0.1", "--alignment_weight", "0", "--head_dropout", "0.1",
-    "--augmented_texts_per_pair", "0",
+    "--augmented_texts_per_pair", "0", "--false_negative_margin", "-2",
     "--selection", *BASE_RULES.split(), "percentile=80",
 )  # fmt: skip
+"""Of the recommended keys, none that the paper has not; no two cosines are more than 2 apart, so no negative is left out."""
 ARMS = {
     arm.name: arm
     for arm in (
