@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ run, and end with the line of JSON that they promise. What they measure is not judged here."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import REAL_DATA, ROOT
-from quality import Setting, recipe_of, write_conversations
+from quality import ARMS, Setting, recipe_of, write_conversations
 
+from hf_distill.arguments import read_recipe
 from hf_distill.data import load_pair_data
 from hf_distill.run_folder import RunFolder
 from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
@@ -96,6 +98,14 @@ def test_another_split_of_quality_has_other_held_out_pairs(tmp_path: Path) -> No
         held_out.append({*data.test["pair_id"]})
         assert held_out[-1].isdisjoint(data.train["pair_id"])
     assert 0 < len(held_out[0] & held_out[1]) < min(map(len, held_out)) / 2
+
+
+def test_the_papers_arm_of_quality_has_the_papers_objective(tmp_path: Path) -> None:
+    ours = recipe_of("conversations", Setting(tmp_path), ARMS["the paper"].keys)
+    paper = read_recipe([str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", str(tmp_path / "qrecc.json")])
+    assert ours.objective.false_negative_margin == -2, "less than any two cosines differ by: no negative is left out"
+    assert dataclasses.replace(ours.objective, false_negative_margin=None) == paper.objective
+    assert ours.trainer.augmented_texts_per_pair == paper.trainer.augmented_texts_per_pair == 0
 
 
 def test_frontier(tmp_path: Path) -> None:
