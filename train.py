@@ -1,6 +1,7 @@
 """From pairs to a released student: `accelerate launch train.py [RECIPE] [--key value ...]`.
 
-Each stage is one call whose result feeds the next, and leaves an artefact in the run's folder that a later call reuses.
+Each stage is one call whose result feeds the next, and leaves an artefact in the run's folder that
+a later call reuses.
 """
 
 from __future__ import annotations
@@ -16,25 +17,60 @@ import transformers
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.arguments import STAGES, Recipe, read_recipe
-from hf_distill.data import load_pair_data
-from hf_distill.dataset_repo import write_dataset
+from hf_distill.compute.device import (
+    device_type,
+    keep_freed_memory,
+    use_all_cores,
+)
+from hf_distill.data.load import load_pair_data
 from hf_distill.errors import InputError
-from hf_distill.evaluation import EVALUATION_FORM, evaluate_student
-from hf_distill.export import save_student
-from hf_distill.hardware import device_type, keep_freed_memory, use_all_cores
-from hf_distill.hub import check_publishing, publish_run, write_model_card
-from hf_distill.publishing import PublishingError
-from hf_distill.report import results_table, write_report
-from hf_distill.run_folder import fingerprint, open_run_folder, read_json_if_current, save_recipe, write_json
-from hf_distill.scoring import score_pairs
-from hf_distill.selection import parse_rules, select_pairs
-from hf_distill.signals import with_signals
-from hf_distill.student import backbone_digest, build_student, draw_blueprint
-from hf_distill.teachers import load_teacher
-from hf_distill.training import check_batch, check_objective, student_rows, train_student, training_rows
+from hf_distill.evaluation.evaluate import (
+    EVALUATION_FORM,
+    evaluate_student,
+)
+from hf_distill.recipe.arguments import (
+    STAGES,
+    Recipe,
+    read_recipe,
+)
+from hf_distill.release.dataset_repo import write_dataset
+from hf_distill.release.model_card import (
+    check_publishing,
+    publish_run,
+    write_model_card,
+)
+from hf_distill.release.publish import PublishingError
+from hf_distill.report.page import (
+    results_table,
+    write_report,
+)
+from hf_distill.run.folder import (
+    fingerprint,
+    open_run_folder,
+    read_json_if_current,
+    save_recipe,
+    write_json,
+)
+from hf_distill.scoring.ranking import with_signals
+from hf_distill.scoring.scores import score_pairs
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import select_pairs
+from hf_distill.student.build import (
+    backbone_digest,
+    build_student,
+    draw_blueprint,
+)
+from hf_distill.student.save import save_student
+from hf_distill.teachers.load import load_teacher
+from hf_distill.training.train import (
+    check_batch,
+    check_objective,
+    student_rows,
+    train_student,
+    training_rows,
+)
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
+DEFAULT_RECIPE = Path(__file__).parent / "hf_distill" / "recipes" / "quickstart.yaml"
 
 
 def run(recipe: Recipe) -> None:
@@ -60,7 +96,9 @@ def run(recipe: Recipe) -> None:
 
     scored = score_pairs(data, teacher, folder, recipe.teacher)
     state.print(scored.summary())
-    train, train_key = with_signals(scored, recipe.teacher.pool_size, recipe.teacher.hard_negatives, seed, folder)
+    train, train_key = with_signals(
+        scored, recipe.teacher.pool_size, recipe.teacher.hard_negatives, seed, folder
+    )
     if "select" not in wanted:
         return
 
@@ -71,7 +109,12 @@ def run(recipe: Recipe) -> None:
         return
 
     blueprint = draw_blueprint(recipe.student, teacher, scored, folder, seed)
-    key = fingerprint(selected.key, *map(vars, recipe.of_student), backbone_digest(recipe.student), recipe.training_keys())
+    key = fingerprint(
+        selected.key,
+        *map(vars, recipe.of_student),
+        backbone_digest(recipe.student),
+        recipe.training_keys(),
+    )
     training = read_json_if_current(folder.training, key)
     if training is not None and folder.student.is_dir():
         state.print(f"The student is there already, trained with these settings: {folder.student}")
@@ -79,10 +122,14 @@ def run(recipe: Recipe) -> None:
         student = build_student(recipe.student, teacher, blueprint, seed)
         rows = student_rows(selected.selected, train, scored, recipe, teacher, student, folder)
         validation_rows = training_rows(scored.validation, scored.embeddings)
-        training = train_student(student, recipe, rows, validation_rows, blueprint, scored.scale, key)
+        training = train_student(
+            student, recipe, rows, validation_rows, blueprint, scored.scale, key
+        )
         if state.is_main_process:
             save_student(student, folder.student)
-            write_json(folder.training, training)  # last: from here on, the student counts as trained
+            write_json(
+                folder.training, training
+            )  # last: from here on, the student counts as trained
     if "evaluate" not in wanted or not state.is_main_process:
         return  # the other ranks have nothing left to do, and wait for nobody
 
@@ -92,8 +139,27 @@ def run(recipe: Recipe) -> None:
     evaluation = read_json_if_current(folder.evaluation, evaluation_key)
     if evaluation is None:
         untrained = build_student(recipe.student, teacher, blueprint, seed)
-        evaluation = evaluate_student(student, untrained, teacher, data, scored, blueprint.components, folder, seed, evaluation_key)
-    write_report(evaluation, selected.audit, training, scored.manifest, data.counts, recipe.keys(), recipe.name, folder)
+        evaluation = evaluate_student(
+            student,
+            untrained,
+            teacher,
+            data,
+            scored,
+            blueprint.components,
+            folder,
+            seed,
+            evaluation_key,
+        )
+    write_report(
+        evaluation,
+        selected.audit,
+        training,
+        scored.manifest,
+        data.counts,
+        recipe.keys(),
+        recipe.name,
+        folder,
+    )
     if "release" in wanted:
         write_dataset(scored, selected, recipe, data.source, data.counts, folder)
         write_model_card(evaluation, training, selected.audit, recipe, data, folder)
@@ -106,7 +172,9 @@ def main() -> int:
     """Read the command line and run; input that cannot be used is one message and exit code 2."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # torch says it once a run where there is no accelerator
+    warnings.filterwarnings(
+        "ignore", message=".*pin_memory.*"
+    )  # torch says it once a run where there is no accelerator
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
     transformers.utils.logging.disable_progress_bar()

@@ -1,7 +1,9 @@
-"""Which versions of sentence-transformers load a saved student with equal embeddings: `python benchmarks/layouts.py MODEL`.
+"""Which versions of sentence-transformers load a saved student with equal embeddings: `python
+benchmarks/layouts.py MODEL`.
 
-Makes a virtual environment for each version (about 1 GB each; kept with `--keep FOLDER`, and used again), loads the model there, and
-compares its embeddings with those of the version that this project runs on. Prints a table and ends with one line of JSON.
+Makes a virtual environment for each version (about 1 GB each; kept with `--keep FOLDER`, and used
+again), loads the model there, and compares its embeddings with those of the version that this
+project runs on. Prints a table and ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ VERSIONS = {
 }
 """sentence-transformers -> what was current with it."""
 TOLERANCE = 1e-5
-TEXTS = ["how do I read a csv file", "Parse a file of comma-separated values.", "a", "Ünïcödé – 漢字 🙂", "one long text " * 100]
+TEXTS = [
+    "how do I read a csv file",
+    "Parse a file of comma-separated values.",
+    "a",
+    "Ünïcödé – 漢字 🙂",
+    "one long text " * 100,
+]
 SCRIPT = """
 import json, sys
 from sentence_transformers import SentenceTransformer
@@ -46,32 +54,52 @@ def python_with(version: str, folder: Path) -> Path:
     return python
 
 
-def compare(version: str, model: Path, expected: np.ndarray, folder: Path) -> dict[str, str | float]:
+def compare(
+    version: str, model: Path, expected: np.ndarray, folder: Path
+) -> dict[str, str | float]:
     """Load `model` with `version`: `max_diff`, or the `error` that it ends with."""
     try:
         python = python_with(version, folder)
     except subprocess.CalledProcessError as error:
         return {"error": f"not installed: {error}"}
-    done = subprocess.run([str(python), "-c", SCRIPT, str(model), json.dumps(TEXTS)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(python), "-c", SCRIPT, str(model), json.dumps(TEXTS)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         return {"error": (done.stderr.splitlines() or ["no message"])[-1][:160]}
-    return {"max_diff": float(np.abs(np.array(json.loads(done.stdout.splitlines()[-1])) - expected).max())}
+    return {
+        "max_diff": float(
+            np.abs(np.array(json.loads(done.stdout.splitlines()[-1])) - expected).max()
+        )
+    }
 
 
 def main() -> None:
     """Load with each, and say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="Folder of a saved student.")
     parser.add_argument("--versions", nargs="*", choices=list(VERSIONS), default=list(VERSIONS))
     parser.add_argument("--keep", type=Path, help="Keep the environments in this folder.")
     line = parser.parse_args()
-    expected = SentenceTransformer(str(line.model), device="cpu").encode(TEXTS, show_progress_bar=False)
+    expected = SentenceTransformer(str(line.model), device="cpu").encode(
+        TEXTS, show_progress_bar=False
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        found = {version: compare(version, line.model, expected, line.keep or Path(temporary)) for version in line.versions}
+        found = {
+            version: compare(version, line.model, expected, line.keep or Path(temporary))
+            for version in line.versions
+        }
     print(f"{'sentence-transformers':<24}{'largest difference'}")
     for version, result in found.items():
         print(f"{version:<24}{result.get('error') or format(result['max_diff'], '.2g')}")
-    equal = [version for version, result in found.items() if result.get("max_diff", np.inf) <= TOLERANCE]
+    equal = [
+        version for version, result in found.items() if result.get("max_diff", np.inf) <= TOLERANCE
+    ]
     print(json.dumps({"equal": equal, "versions": found}))
     sys.exit(len(equal) < len(found))
 

@@ -1,4 +1,6 @@
-"""The comparison of students that `quality.py` trained: figures with intervals, tests against the best peer, a table and a plot."""
+"""The comparison of students that `quality.py` trained: figures with intervals, tests against the
+best peer, a table and a plot.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,22 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure as Plot
 
-from hf_distill.evaluation.fidelity import mae, pearson
-from hf_distill.evaluation.intervals import LEVEL, RESAMPLES, figure, mean
-from hf_distill.evaluation.significance import ALPHA, crossed_interval, holm, paired_tests
+from hf_distill.evaluation.fidelity import (
+    mae,
+    pearson,
+)
+from hf_distill.evaluation.intervals import (
+    LEVEL,
+    RESAMPLES,
+    figure,
+    mean,
+)
+from hf_distill.evaluation.significance import (
+    ALPHA,
+    crossed_interval,
+    holm,
+    paired_tests,
+)
 
 COMPARED = {"home nDCG@10": 1, "abroad nDCG@10": 1, "Pearson": 1, "MAE": -1}
 """What an arm is compared with the best peer on, and whether more (1) or less (-1) is better."""
@@ -22,7 +37,9 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class Results:
-    """What the trainings left, each as `quality.run_job` writes it, the references of each domain, and which arms are this project's."""
+    """What the trainings left, each as `quality.run_job` writes it, the references of each domain,
+    and which arms are this project's.
+    """
 
     trainings: Sequence[Mapping[str, Any]]
     references: Mapping[str, Mapping[str, Any]]
@@ -30,14 +47,21 @@ class Results:
 
     def of(self, home: str, arm: str) -> list[Mapping[str, Any]]:
         """The trainings of an arm, by seed."""
-        return sorted((t for t in self.trainings if (t["home"], t["arm"]) == (home, arm)), key=lambda t: int(t["seed"]))
+        return sorted(
+            (t for t in self.trainings if (t["home"], t["arm"]) == (home, arm)),
+            key=lambda t: int(t["seed"]),
+        )
 
 
-def pearson_difference(teacher: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, Any]:
-    """The difference of two arms' mean Pearson correlations with the teacher, over other pairs and other seeds.
+def pearson_difference(
+    teacher: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """The difference of two arms' mean Pearson correlations with the teacher, over other pairs and
+    other seeds.
 
-    A bootstrap that draws pairs (the same for both arms) and seeds, each with replacement; p is how often a resampled difference lies as
-    far from the observed one as that lies from 0 (Efron & Tibshirani, 1993, sec. 16.4). Few seeds make it somewhat too narrow.
+    A bootstrap that draws pairs (the same for both arms) and seeds, each with replacement; p is how
+    often a resampled difference lies as far from the observed one as that lies from 0 (Efron &
+    Tibshirani, 1993, sec. 16.4). Few seeds make it somewhat too narrow.
 
     Args:
         teacher: (n,) scores of the pairs.
@@ -48,11 +72,21 @@ def pearson_difference(teacher: np.ndarray, ours: np.ndarray, theirs: np.ndarray
 
     def difference(pairs: np.ndarray, seeds: np.ndarray) -> float:
         target = np.broadcast_to(teacher[pairs], (len(seeds), len(pairs)))
-        return float((pearson(target, ours[np.ix_(seeds, pairs)]) - pearson(target, theirs[np.ix_(seeds, pairs)])).mean())
+        return float(
+            (
+                pearson(target, ours[np.ix_(seeds, pairs)])
+                - pearson(target, theirs[np.ix_(seeds, pairs)])
+            ).mean()
+        )
 
     seeds, n = ours.shape
     observed = difference(np.arange(n), np.arange(seeds))
-    drawn = np.array([difference(rng.integers(0, n, n), rng.integers(0, seeds, seeds)) for _ in range(RESAMPLES // 4)])
+    drawn = np.array(
+        [
+            difference(rng.integers(0, n, n), rng.integers(0, seeds, seeds))
+            for _ in range(RESAMPLES // 4)
+        ]
+    )
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     extreme = int((np.abs(drawn - observed) >= abs(observed)).sum())
     p = (1 + extreme) / (1 + len(drawn))
@@ -60,7 +94,9 @@ def pearson_difference(teacher: np.ndarray, ours: np.ndarray, theirs: np.ndarray
 
 
 def _crossed(gaps: np.ndarray, seed: int) -> dict[str, Any]:
-    """The mean of gaps (S, n), with interval and p for other seeds and queries; with one seed, for other queries only."""
+    """The mean of gaps (S, n), with interval and p for other seeds and queries; with one seed, for
+    other queries only.
+    """
     if len(gaps) > 1:
         made = crossed_interval(gaps)
         return {**made["difference"], "p": made["p"]}
@@ -69,7 +105,9 @@ def _crossed(gaps: np.ndarray, seed: int) -> dict[str, Any]:
 
 
 def values_of(trainings: Sequence[Mapping[str, Any]], teacher: np.ndarray) -> dict[str, np.ndarray]:
-    """(S, n) of every measure: per query, or per pair (`score`, and `MAE`: the absolute error of the score)."""
+    """(S, n) of every measure: per query, or per pair (`score`, and `MAE`: the absolute error of
+    the score).
+    """
     score = np.array([t["at_home"]["student_score"] for t in trainings])
     return {
         "home nDCG@10": np.array([t["at_home"]["nDCG@10"] for t in trainings]),
@@ -81,7 +119,12 @@ def values_of(trainings: Sequence[Mapping[str, Any]], teacher: np.ndarray) -> di
     }
 
 
-def difference(measure: str, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], teacher: np.ndarray) -> dict[str, Any]:
+def difference(
+    measure: str,
+    ours: Mapping[str, np.ndarray],
+    theirs: Mapping[str, np.ndarray],
+    teacher: np.ndarray,
+) -> dict[str, Any]:
     """One arm less another on one of `COMPARED`, on the seeds that both have."""
     seeds = min(len(ours["score"]), len(theirs["score"]))
     if measure == "Pearson":
@@ -99,7 +142,9 @@ def _ratio(ours: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return np.asarray(ours.mean(-1) / teacher.mean(-1))
 
 
-def _row(arm: str, home: str, abroad: str, results: Results, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _row(
+    arm: str, home: str, abroad: str, results: Results, values: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """The figures of an arm: means over its seeds, with intervals over queries or pairs."""
     at_home, far = results.references[home], results.references[abroad]
     teacher = at_home["teacher_score"]
@@ -108,28 +153,42 @@ def _row(arm: str, home: str, abroad: str, results: Results, values: Mapping[str
     seconds = [t["training_seconds"] for t in trainings]
 
     def over(statistic: Any) -> Any:
-        return lambda target, *students: np.mean([statistic(target, student) for student in students], axis=0)
+        return lambda target, *students: np.mean(
+            [statistic(target, student) for student in students], axis=0
+        )
 
     return {
         "arm": arm,
         "is_own": arm in results.own,
         "seeds": len(trainings),
         "pairs": trainings[0]["pairs"],
-        "home ratio": figure(_ratio, [values["home nDCG@10"].mean(0), at_home["teacher"]["nDCG@10"]], 0),
-        "home ratio by seed": (values["home nDCG@10"].mean(1) / at_home["teacher"]["nDCG@10"].mean()).tolist(),
-        "abroad ratio": figure(_ratio, [values["abroad nDCG@10"].mean(0), far["teacher"]["nDCG@10"]], 0),
-        "abroad ratio by seed": (values["abroad nDCG@10"].mean(1) / far["teacher"]["nDCG@10"].mean()).tolist(),
+        "home ratio": figure(
+            _ratio, [values["home nDCG@10"].mean(0), at_home["teacher"]["nDCG@10"]], 0
+        ),
+        "home ratio by seed": (
+            values["home nDCG@10"].mean(1) / at_home["teacher"]["nDCG@10"].mean()
+        ).tolist(),
+        "abroad ratio": figure(
+            _ratio, [values["abroad nDCG@10"].mean(0), far["teacher"]["nDCG@10"]], 0
+        ),
+        "abroad ratio by seed": (
+            values["abroad nDCG@10"].mean(1) / far["teacher"]["nDCG@10"].mean()
+        ).tolist(),
         "home nDCG@10": figure(mean, [values["home nDCG@10"].mean(0)], 0),
         "Recall@100": figure(mean, [values["Recall@100"].mean(0)], 0),
         "Pearson": figure(over(pearson), [teacher, *scores], 0),
         "MAE": figure(over(mae), [teacher, *scores], 0),
         "overlap@10": figure(mean, [values["overlap@10"].mean(0)], 0),
-        "examples/s": round(trainings[0]["examples"] / float(np.median(seconds)), 1) if min(seconds) else None,
+        "examples/s": round(trainings[0]["examples"] / float(np.median(seconds)), 1)
+        if min(seconds)
+        else None,
     }
 
 
 def compile_home(results: Results, home: str) -> dict[str, Any]:
-    """The rows of one home, and each own arm against the best peer on each of `COMPARED`; p-values corrected by Holm over all of these."""
+    """The rows of one home, and each own arm against the best peer on each of `COMPARED`; p-values
+    corrected by Holm over all of these.
+    """
     abroad = next(name for name in results.references if name != home)
     reference = results.references[home]
     teacher = reference["teacher_score"]
@@ -140,12 +199,21 @@ def compile_home(results: Results, home: str) -> dict[str, Any]:
     for arm in (arm for arm in arms if arm in results.own and peers):
         for measure, sign in COMPARED.items():
             best = max(peers, key=lambda peer: sign * _mean_of(measure, values[peer], teacher))
-            comparisons.append({"arm": arm, "measure": measure, "peer": best, **difference(measure, values[arm], values[best], teacher)})
+            comparisons.append(
+                {
+                    "arm": arm,
+                    "measure": measure,
+                    "peer": best,
+                    **difference(measure, values[arm], values[best], teacher),
+                }
+            )
     for comparison, p in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
         comparison["p_holm"] = p
         clear = p is not None and p < ALPHA
         better = comparison["value"] * COMPARED[comparison["measure"]] > 0
-        comparison["verdict"] = ("better" if better else "worse") if clear else "no clear difference"
+        comparison["verdict"] = (
+            ("better" if better else "worse") if clear else "no clear difference"
+        )
     return {
         "home": home,
         "abroad": abroad,
@@ -161,7 +229,9 @@ def compile_home(results: Results, home: str) -> dict[str, Any]:
     }
 
 
-def compile_results(results: Results, homes: Sequence[str], seeds: int, examples: int) -> dict[str, Any]:
+def compile_results(
+    results: Results, homes: Sequence[str], seeds: int, examples: int
+) -> dict[str, Any]:
     """Everything that `quality.json` holds; `summary` is the last line of the benchmark."""
     compiled = [compile_home(results, home) for home in homes]
     summary = {
@@ -208,7 +278,10 @@ def markdown(content: Mapping[str, Any]) -> str:
             "",
         ]
         if part["comparisons"]:
-            lines += ["| arm | measure | best peer | difference | p (Holm) | verdict |", "|---|---|---|---|---|---|"]
+            lines += [
+                "| arm | measure | best peer | difference | p (Holm) | verdict |",
+                "|---|---|---|---|---|---|",
+            ]
             lines += [
                 f"| {c['arm']} | {c['measure']} | {c['peer']} | {_plain(c, 4, '+')} | {_p(c['p_holm'])} | {c['verdict']} |"
                 for c in part["comparisons"]
@@ -218,7 +291,9 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending `heights` moved up where they are less than `gap` apart, and all down if the last then lies above 1."""
+    """Ascending `heights` moved up where they are less than `gap` apart, and all down if the last
+    then lies above 1.
+    """
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
@@ -226,17 +301,41 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def plot(content: Mapping[str, Any]) -> Plot:
-    """nDCG@10 at home against abroad, as shares of the teacher's: each arm a point with both intervals, a panel for each home."""
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "hf_distill"}):
+    """nDCG@10 at home against abroad, as shares of the teacher's: each arm a point with both
+    intervals, a panel for each home.
+    """
+    with mpl.rc_context(
+        {
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.hashsalt": "hf_distill",
+        }
+    ):
         figure_ = Plot(figsize=(7.0 * len(content["homes"]), 4.6))
         panels = figure_.subplots(1, len(content["homes"]), squeeze=False)[0]
         for axes, part in zip(panels, content["homes"], strict=True):
             points: list[tuple[float, float, str, str]] = []
             for row in part["rows"]:
                 x, y = row["home ratio"], row["abroad ratio"]
-                colour = "#c8642b" if row["is_own"] else "#2f6fb3" if row["arm"] != UNTRAINED else "#8a8f98"
+                colour = (
+                    "#c8642b"
+                    if row["is_own"]
+                    else "#2f6fb3"
+                    if row["arm"] != UNTRAINED
+                    else "#8a8f98"
+                )
                 errors = [[[v["value"] - v["low"]], [v["high"] - v["value"]]] for v in (x, y)]
-                axes.errorbar(x["value"], y["value"], xerr=errors[0], yerr=errors[1], fmt="o", color=colour, elinewidth=0.8, alpha=0.9)
+                axes.errorbar(
+                    x["value"],
+                    y["value"],
+                    xerr=errors[0],
+                    yerr=errors[1],
+                    fmt="o",
+                    color=colour,
+                    elinewidth=0.8,
+                    alpha=0.9,
+                )
                 points.append((y["value"], x["value"], row["arm"], colour))
             low, high = axes.get_ylim()
             points.sort()  # labels stand beside the panel, in the order of the points' heights: among these they would cover each other

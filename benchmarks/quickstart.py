@@ -1,6 +1,7 @@
 """Time and peak memory of the quickstart: `python benchmarks/quickstart.py`.
 
-Runs the README's command in a new folder and measures the whole process tree. Prints a table and ends with one line of JSON.
+Runs the README's command in a new folder and measures the whole process tree. Prints a table and
+ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTEFACTS = ("recipe.yaml", "teacher_soft_labels.json", "training.json", "evaluation.json", "report.html")
+ARTEFACTS = (
+    "recipe.yaml",
+    "teacher_soft_labels.json",
+    "training.json",
+    "evaluation.json",
+    "report.html",
+)
 
 
 def peak_memory_of(process: subprocess.Popen[bytes], result: dict[str, float]) -> None:
-    """Largest sum of the resident memory of `process` and its children, in GB, sampled every fifth of a second."""
+    """Largest sum of the resident memory of `process` and its children, in GB, sampled every fifth
+    of a second.
+    """
     tree = psutil.Process(process.pid)
     while process.poll() is None:
         total = 0
@@ -38,14 +47,23 @@ def peak_memory_of(process: subprocess.Popen[bytes], result: dict[str, float]) -
 def main() -> None:
     """Run it, measure it, say it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run_dir", type=Path, help="Keep the run in this new folder. Default: a temporary one.")
+    parser.add_argument(
+        "--run_dir", type=Path, help="Keep the run in this new folder. Default: a temporary one."
+    )
     kept: Path | None = parser.parse_args().run_dir
     with tempfile.TemporaryDirectory() as temporary:
         run = kept or Path(temporary) / "quickstart"
         if run.exists():
             sys.exit(f"{run} exists: a run that reuses stages measures nothing")
         start, wall = time.perf_counter(), time.time()
-        command = ["accelerate", "launch", str(ROOT / "train.py"), str(ROOT / "recipes" / "quickstart.yaml"), "--run_dir", str(run)]
+        command = [
+            "accelerate",
+            "launch",
+            str(ROOT / "train.py"),
+            str(ROOT / "recipes" / "quickstart.yaml"),
+            "--run_dir",
+            str(run),
+        ]
         process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         memory: dict[str, float] = {}
         watcher = threading.Thread(target=peak_memory_of, args=(process, memory))
@@ -73,7 +91,9 @@ def main() -> None:
     print("\nartefact                     there after")
     for name, after in reached.items():
         print(f"{name:<28} {after:7.1f} s")
-    print(f"whole run                    {seconds:7.1f} s, peak memory {memory['peak_gb']:.2f} GB\n")
+    print(
+        f"whole run                    {seconds:7.1f} s, peak memory {memory['peak_gb']:.2f} GB\n"
+    )
     print(json.dumps(figures))
 
 

@@ -1,8 +1,11 @@
-"""Teacher scoring beside SentenceTransformer.encode, on the same texts in one run: `python benchmarks/scoring.py [--dataset ...]`.
+"""Teacher scoring beside SentenceTransformer.encode, on the same texts in one run: `python
+benchmarks/scoring.py [--dataset ...]`.
 
-Prints pairs/s of `encode` at its defaults, at its best batch size and precision, and of this project as it comes; the share of the measured
-matrix-multiply peak; the difference of scores from float32. With `--memory`, also the peak memory of a whole scoring stage on 10^5 and
-10^6 synthetic pairs. Ends with one line of JSON. Turns are taken, and medians of `--rounds` reported: machines are noisy.
+Prints pairs/s of `encode` at its defaults, at its best batch size and precision, and of this
+project as it comes; the share of the measured matrix-multiply peak; the difference of scores from
+float32. With `--memory`, also the peak memory of a whole scoring stage on 10^5 and 10^6 synthetic
+pairs. Ends with one line of JSON. Turns are taken, and medians of `--rounds` reported: machines are
+noisy.
 """
 
 from __future__ import annotations
@@ -26,9 +29,21 @@ import torch
 from matmul import matmul_peak
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.arguments import DataArguments, TeacherArguments
-from hf_distill.data import load_pair_data
-from hf_distill.data.contract import (
+from hf_distill.compute.device import (
+    bfloat16_is_faster,
+    cpu_cores,
+    device_type,
+    use_all_cores,
+)
+from hf_distill.compute.encode import (
+    Advance,
+    encode,
+)
+from hf_distill.compute.models import (
+    QUICKSTART_TEACHER,
+    load_sentence_transformer,
+)
+from hf_distill.data.collection import (
     CORPUS_FEATURES,
     LEAKED_FEATURES,
     PAIR_FEATURES,
@@ -37,22 +52,45 @@ from hf_distill.data.contract import (
     Source,
     dataset_of,
 )
-from hf_distill.encoding import Advance, encode
-from hf_distill.hardware import bfloat16_is_faster, cpu_cores, device_type, use_all_cores
-from hf_distill.run_folder import RunFolder
-from hf_distill.scoring import score_pairs
-from hf_distill.teachers import SCALES, Scale
-from hf_distill.teachers.locate import QUICKSTART_TEACHER, load_sentence_transformer
+from hf_distill.data.load import load_pair_data
+from hf_distill.recipe.arguments import (
+    DataArguments,
+    TeacherArguments,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.scores import score_pairs
+from hf_distill.teachers.base import (
+    SCALES,
+    Scale,
+)
 
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (32, 128, 512)}
 
 
 def flops_of(model: SentenceTransformer, texts: list[str]) -> float:
-    """Of one forward pass over `texts` without padding: two for each weight of a linear layer and token, and the attention products."""
+    """Of one forward pass over `texts` without padding: two for each weight of a linear layer and
+    token, and the attention products.
+    """
     backbone = model[0].auto_model
-    weights = sum(module.weight.numel() for module in backbone.encoder.modules() if isinstance(module, torch.nn.Linear))
-    lengths = np.array([len(ids) for ids in model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]])
-    attention = 4 * backbone.config.hidden_size * backbone.config.num_hidden_layers * np.square(lengths.astype(float)).sum()
+    weights = sum(
+        module.weight.numel()
+        for module in backbone.encoder.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    lengths = np.array(
+        [
+            len(ids)
+            for ids in model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)[
+                "input_ids"
+            ]
+        ]
+    )
+    attention = (
+        4
+        * backbone.config.hidden_size
+        * backbone.config.num_hidden_layers
+        * np.square(lengths.astype(float)).sum()
+    )
     return float(2 * weights * lengths.sum() + attention)
 
 
@@ -78,10 +116,14 @@ def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
     fast = torch.float16 if device == "cuda" else torch.bfloat16
     if bfloat16_is_faster(device):
         models[fast] = load_sentence_transformer(QUICKSTART_TEACHER, "teacher").to(fast)
-        models[torch.bfloat16] = models.get(torch.bfloat16) or load_sentence_transformer(QUICKSTART_TEACHER, "teacher").to(torch.bfloat16)
+        models[torch.bfloat16] = models.get(torch.bfloat16) or load_sentence_transformer(
+            QUICKSTART_TEACHER, "teacher"
+        ).to(torch.bfloat16)
 
     def peer(model: SentenceTransformer, size: int) -> Callable[[], torch.Tensor]:
-        return lambda: model.encode(texts, batch_size=size, convert_to_tensor=True, show_progress_bar=False)
+        return lambda: model.encode(
+            texts, batch_size=size, convert_to_tensor=True, show_progress_bar=False
+        )
 
     def ours(model: SentenceTransformer) -> Callable[[], torch.Tensor]:
         return lambda: encode(model, texts)
@@ -95,7 +137,10 @@ def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
         for dtype, model in models.items()
         for size in BATCH_SIZES[device]
     ]
-    variants += [Variant(f"this project, {str(dtype)[6:]}", dtype, ours(model)) for dtype, model in models.items()]
+    variants += [
+        Variant(f"this project, {str(dtype)[6:]}", dtype, ours(model))
+        for dtype, model in models.items()
+    ]
     for model in models.values():
         model.encode(texts[:64], show_progress_bar=False)
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
@@ -115,8 +160,12 @@ def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
     peaks = {dtype: matmul_peak(device, dtype) for dtype in models}
     median = {name: statistics.median(times) for name, times in seconds.items()}
     default = median[variants[0].name]
-    print(f"\n{len(pairs):,} pairs, {len(texts):,} unique texts, {flops / 1e12:.2f} TFLOP; medians of {rounds} rounds")
-    print(f"{'variant':<40}{'pairs/s':>9}{'x default':>11}{'of peak':>9}{'mean diff':>11}{'max diff':>10}")
+    print(
+        f"\n{len(pairs):,} pairs, {len(texts):,} unique texts, {flops / 1e12:.2f} TFLOP; medians of {rounds} rounds"
+    )
+    print(
+        f"{'variant':<40}{'pairs/s':>9}{'x default':>11}{'of peak':>9}{'mean diff':>11}{'max diff':>10}"
+    )
     for variant in variants:
         difference = np.abs(scores[variant.name] - exact)
         share = flops / median[variant.name] / peaks[variant.dtype]
@@ -147,7 +196,9 @@ def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
 
 @dataclass
 class CheapTeacher:
-    """Embeds by a hash, so that a million pairs are scored in minutes: what is measured is everything around the teacher."""
+    """Embeds by a hash, so that a million pairs are scored in minutes: what is measured is
+    everything around the teacher.
+    """
 
     name: str = "cheap"
     fingerprint: str = "cheap"
@@ -161,7 +212,13 @@ class CheapTeacher:
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
         """Random unit vectors, the same for the same text."""
-        values = np.array([np.frombuffer((text * 8).encode()[:128].ljust(128), dtype=np.uint8)[::4] for text in texts], dtype=np.float32)
+        values = np.array(
+            [
+                np.frombuffer((text * 8).encode()[:128].ljust(128), dtype=np.uint8)[::4]
+                for text in texts
+            ],
+            dtype=np.float32,
+        )
         if advance:
             advance(len(texts), 0)
         return values / np.linalg.norm(values, axis=1, keepdims=True)
@@ -172,10 +229,21 @@ def synthetic_pairs(count: int, cache: Path) -> PairData:
 
     def rows(start: int, stop: int, **more: Any) -> Iterator[dict[str, Any]]:
         for i in range(start, stop):
-            yield {"pair_id": str(i), "query": f"{i * 7919:x} query", "document": f"{i * 104729:x} document text", "group": str(i), **more}
+            yield {
+                "pair_id": str(i),
+                "query": f"{i * 7919:x} query",
+                "document": f"{i * 104729:x} document text",
+                "group": str(i),
+                **more,
+            }
 
     test = dataset_of(rows(0, 1000, relevance=1), TEST_FEATURES, cache, "test")
-    corpus = dataset_of(({"document_id": r["pair_id"], "document": r["document"]} for r in rows(0, 1000)), CORPUS_FEATURES, cache, "corpus")
+    corpus = dataset_of(
+        ({"document_id": r["pair_id"], "document": r["document"]} for r in rows(0, 1000)),
+        CORPUS_FEATURES,
+        cache,
+        "corpus",
+    )
     return PairData(
         train=dataset_of(rows(1000, count), PAIR_FEATURES, cache, "train"),
         validation=dataset_of(rows(0, 0), PAIR_FEATURES, cache, "validation"),
@@ -189,12 +257,16 @@ def synthetic_pairs(count: int, cache: Path) -> PairData:
 
 
 def _memory_mb(field: str) -> float:
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
+    line = next(
+        row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field)
+    )
     return int(line.split()[1]) / 1024
 
 
 def memory_of(count: int, result: Any) -> None:
-    """Score `count` synthetic pairs and note the peak of anonymous memory (pages of mapped files can be dropped at any time)."""
+    """Score `count` synthetic pairs and note the peak of anonymous memory (pages of mapped files
+    can be dropped at any time).
+    """
     datasets.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
@@ -218,19 +290,36 @@ def memory_of(count: int, result: Any) -> None:
 
 def main() -> None:
     """Measure and say it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=["pydocs", "qrecc"], default="pydocs", help="Default: the quickstart's texts.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=["pydocs", "qrecc"],
+        default="pydocs",
+        help="Default: the quickstart's texts.",
+    )
     parser.add_argument("--dataset_path", help="The QReCC file.")
     parser.add_argument("--pairs", type=int, default=1500, help="How many pairs.")
     parser.add_argument("--rounds", type=int, default=3, help="Turns that each variant takes.")
-    parser.add_argument("--memory", action="store_true", help="Also score 10^5 and 10^6 synthetic pairs, and report peak memory.")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="Also score 10^5 and 10^6 synthetic pairs, and report peak memory.",
+    )
     line = parser.parse_args()
     datasets.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     use_all_cores(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
-        data = load_pair_data(DataArguments(dataset=line.dataset, dataset_path=line.dataset_path, max_pairs=line.pairs), 42, folder)
+        data = load_pair_data(
+            DataArguments(
+                dataset=line.dataset, dataset_path=line.dataset_path, max_pairs=line.pairs
+            ),
+            42,
+            folder,
+        )
         train = data.train.select(range(min(line.pairs, len(data.train))))
         figures = speeds(list(zip(train["query"], train["document"], strict=True)), line.rounds)
     if line.memory:

@@ -1,10 +1,13 @@
-"""Exact search beside faiss's flat index on the same vectors, in one run: `python benchmarks/search.py [--documents N] [--queries Q]`.
+"""Exact search beside faiss's flat index on the same vectors, in one run: `python
+benchmarks/search.py [--documents N] [--queries Q]`.
 
-The corpus is synthetic: unit vectors in a memory-mapped file of float16 (`--dtype float32` for float32), as embeddings are kept here. Both
-sides start from that file; faiss holds float32 in memory, which its index is made of, and the time to read the file into it counts as its
-set-up, not as its search. Each side runs in a process of its own, turns are taken, medians of `--rounds` reported. Memory is what a process
-holds beyond the libraries (pages of mapped files, which the system takes back whenever it wants, apart). Agreement is the share of (query,
-place) where both name the same document. Ends with one line of JSON. faiss is the extra `benchmarks`.
+The corpus is synthetic: unit vectors in a memory-mapped file of float16 (`--dtype float32` for
+float32), as embeddings are kept here. Both sides start from that file; faiss holds float32 in
+memory, which its index is made of, and the time to read the file into it counts as its set-up, not
+as its search. Each side runs in a process of its own, turns are taken, medians of `--rounds`
+reported. Memory is what a process holds beyond the libraries (pages of mapped files, which the
+system takes back whenever it wants, apart). Agreement is the share of (query, place) where both
+name the same document. Ends with one line of JSON. faiss is the extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ import numpy as np
 import torch
 from matmul import matmul_peak
 
-from hf_distill.hardware import cpu_cores, use_all_cores
-from hf_distill.search import search
+from hf_distill.compute.device import (
+    cpu_cores,
+    use_all_cores,
+)
+from hf_distill.compute.search import search
 
 BLOCK = 1 << 16
 
@@ -44,13 +50,19 @@ def write_vectors(path: Path, count: int, dimension: int, dtype: str, seed: int)
 
 def memory_mb() -> float:
     """Anonymous memory of this process."""
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("RssAnon"))
+    line = next(
+        row
+        for row in Path("/proc/self/status").read_text().splitlines()
+        if row.startswith("RssAnon")
+    )
     return int(line.split()[1]) / 1024
 
 
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
-    """The most that this process held beyond what it held at the start, in MB, looked at every 10 ms."""
+    """The most that this process held beyond what it held at the start, in MB, looked at every 10
+    ms.
+    """
     before, peak, done = memory_mb(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -64,12 +76,16 @@ def peak_memory() -> Iterator[Callable[[], float]]:
     watcher.join()
 
 
-def ours(queries: np.ndarray, documents: np.ndarray, depth: int) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
+def ours(
+    queries: np.ndarray, documents: np.ndarray, depth: int
+) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
     """Our search, and the seconds of its set-up: none."""
     return lambda: search(queries, documents, depth, device="cpu"), 0.0
 
 
-def theirs(queries: np.ndarray, documents: np.ndarray, depth: int) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
+def theirs(
+    queries: np.ndarray, documents: np.ndarray, depth: int
+) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
     """faiss's flat index by inner product, filled from the file, and the seconds that took."""
     start = time.perf_counter()
     faiss.omp_set_num_threads(cpu_cores())
@@ -81,9 +97,13 @@ def theirs(queries: np.ndarray, documents: np.ndarray, depth: int) -> tuple[Call
 
 
 def serve(side: Callable[..., Any], folder: Path, depth: int, pipe: Any) -> None:
-    """Be one side: set up, then search whenever asked, and send what was found, how long it took and the memory."""
+    """Be one side: set up, then search whenever asked, and send what was found, how long it took
+    and the memory.
+    """
     use_all_cores(1)
-    queries, documents = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("queries", "documents"))
+    queries, documents = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("queries", "documents")
+    )
     with peak_memory() as peak:
         run, set_up = side(queries, documents, depth)
         run_once = run()
@@ -96,17 +116,23 @@ def serve(side: Callable[..., Any], folder: Path, depth: int, pipe: Any) -> None
 
 def main() -> None:
     """Measure and say it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=1_000_000, help="How many documents.")
     parser.add_argument("--queries", type=int, default=1000, help="How many queries.")
     parser.add_argument("--dimension", type=int, default=256, help="Of the embeddings.")
     parser.add_argument("--depth", type=int, default=100, help="Documents for a query.")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="Of the file.")
+    parser.add_argument(
+        "--dtype", choices=["float16", "float32"], default="float16", help="Of the file."
+    )
     parser.add_argument("--rounds", type=int, default=5, help="Turns that each side takes.")
     line = parser.parse_args()
     use_all_cores(1)
     context = multiprocessing.get_context("spawn")
-    figures: dict[str, Any] = {key: getattr(line, key) for key in ("documents", "queries", "dimension", "depth", "dtype")}
+    figures: dict[str, Any] = {
+        key: getattr(line, key) for key in ("documents", "queries", "dimension", "depth", "dtype")
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_vectors(folder / "documents.npy", line.documents, line.dimension, line.dtype, 0)
@@ -133,12 +159,19 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     flops = 2.0 * line.queries * line.documents * line.dimension
     peak = matmul_peak("cpu", torch.float32)
-    print(f"{line.queries:,} queries over {line.documents:,} documents, {line.dimension} dims, {line.dtype} file, {flops / 1e12:.2f} TFLOP")
+    print(
+        f"{line.queries:,} queries over {line.documents:,} documents, {line.dimension} dims, {line.dtype} file, {flops / 1e12:.2f} TFLOP"
+    )
     print(f"{'':<14}{'seconds':>9}{'GFLOP/s':>9}{'of peak':>9}{'set-up, s':>11}{'memory, MB':>12}")
     for name in sides:
         speed = flops / median[name]
-        print(f"{name:<14}{median[name]:>9.3f}{speed / 1e9:>9.0f}{speed / peak:>9.1%}{set_ups[name]:>11.2f}{memory[name]:>12.0f}")
-    ratios = [theirs / ours for ours, theirs in zip(seconds["this project"], seconds["faiss flat"], strict=True)]
+        print(
+            f"{name:<14}{median[name]:>9.3f}{speed / 1e9:>9.0f}{speed / peak:>9.1%}{set_ups[name]:>11.2f}{memory[name]:>12.0f}"
+        )
+    ratios = [
+        theirs / ours
+        for ours, theirs in zip(seconds["this project"], seconds["faiss flat"], strict=True)
+    ]
     figures |= {
         "cores": cpu_cores(),
         "seconds": round(median["this project"], 3),
@@ -146,7 +179,9 @@ def main() -> None:
         "peak_share": round(flops / median["this project"] / peak, 3),
         "memory_mb": round(memory["this project"]),
         "memory_mb_faiss": round(memory["faiss flat"]),
-        "agreement": round(float((answers["this project"][1] == answers["faiss flat"][1]).mean()), 6),
+        "agreement": round(
+            float((answers["this project"][1] == answers["faiss flat"][1]).mean()), 6
+        ),
         "score_diff": float(np.abs(answers["this project"][0] - answers["faiss flat"][0]).max()),
     }
     print(json.dumps(figures))

@@ -1,7 +1,9 @@
-"""Time and memory of every selection rule on synthetic pairs: `python benchmarks/selection.py [--pairs N ...]`.
+"""Time and memory of every selection rule on synthetic pairs: `python benchmarks/selection.py
+[--pairs N ...]`.
 
-Each number of pairs is a process of its own, so that its peak memory is its own. The pairs lie in an Arrow file, as a run's do: a tenth of
-them are near-copies of another, some are echoes, and groups have ten pairs. Ends with one line of JSON.
+Each number of pairs is a process of its own, so that its peak memory is its own. The pairs lie in
+an Arrow file, as a run's do: a tenth of them are near-copies of another, some are echoes, and
+groups have ten pairs. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ import datasets
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from hf_distill.data.contract import dataset_of
-from hf_distill.selection import apply_rules, parse_rules, rule_columns
+from hf_distill.data.collection import dataset_of
 from hf_distill.selection.audit import make_audit
+from hf_distill.selection.rules import (
+    apply_rules,
+    parse_rules,
+    rule_columns,
+)
 
 RULES = [
     "invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=50", "margin=-0.9", "threshold=-0.99", "percentile=10",
@@ -37,14 +43,18 @@ QUERY_WORDS, DOCUMENT_WORDS, VOCABULARY = 8, 30, 20_000
 
 
 def synthetic(pairs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Pairs of random words: of ten, one is the last one with another last word, and of a hundred, one is an echo."""
+    """Pairs of random words: of ten, one is the last one with another last word, and of a hundred,
+    one is an echo.
+    """
     rng = np.random.default_rng(seed)
     query, document = "", ""
     for number in range(pairs):
         if number % 10 == 9:
             document = document.rsplit(" ", 1)[0] + f" w{rng.integers(VOCABULARY)}"
         else:
-            words = [f"w{word}" for word in rng.integers(VOCABULARY, size=QUERY_WORDS + DOCUMENT_WORDS)]
+            words = [
+                f"w{word}" for word in rng.integers(VOCABULARY, size=QUERY_WORDS + DOCUMENT_WORDS)
+            ]
             query, document = " ".join(words[:QUERY_WORDS]), " ".join(words[QUERY_WORDS:])
         yield {
             "pair_id": str(number), "query": query, "document": query if number % 100 == 50 else document, "group": str(number // 10),
@@ -53,7 +63,9 @@ def synthetic(pairs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def memory() -> float:
-    """The most memory that this process has held, in MB. Pages of mapped files count: the system can take those back."""
+    """The most memory that this process has held, in MB. Pages of mapped files count: the system
+    can take those back.
+    """
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
@@ -71,7 +83,11 @@ def measure(pairs: int, folder: str, answer: Any) -> None:
     columns = rule_columns(table, rules, 0)
     applied = apply_rules(columns, rules)
     audit = make_audit(table, columns, rules, applied, 0)
-    assert audit["pairs_in"] == pairs == audit["kept"] + sum(rule["dropped"] for rule in audit["rules"])
+    assert (
+        audit["pairs_in"]
+        == pairs
+        == audit["kept"] + sum(rule["dropped"] for rule in audit["rules"])
+    )
     together = round(time.perf_counter() - start, 2)
     answer.put(
         {
@@ -101,14 +117,21 @@ def main() -> None:
             while answer.empty() and process.is_alive():
                 time.sleep(0.1)
             if not process.is_alive() and answer.empty():
-                raise SystemExit(f"the process for {pairs:,} pairs ended with code {process.exitcode}")
+                raise SystemExit(
+                    f"the process for {pairs:,} pairs ended with code {process.exitcode}"
+                )
             found.append(answer.get())
             process.join()
     print(f"{'seconds, each rule alone':<32}" + "".join(f"{f['pairs']:>14,}" for f in found))
     for rule in RULES:
         print(f"{rule:<32}" + "".join(f"{f['rules'][rule]:>14.2f}" for f in found))
-    print(f"{'all together, with the audit':<32}" + "".join(f"{f['seconds']:>14.2f}" for f in found))
-    print(f"{'MB before / at the peak':<32}" + "".join(f"{f['mb_before']:>7,} /{f['mb_peak']:>5,}" for f in found))
+    print(
+        f"{'all together, with the audit':<32}" + "".join(f"{f['seconds']:>14.2f}" for f in found)
+    )
+    print(
+        f"{'MB before / at the peak':<32}"
+        + "".join(f"{f['mb_before']:>7,} /{f['mb_peak']:>5,}" for f in found)
+    )
     print(json.dumps({str(f["pairs"]): f for f in found}))
 
 

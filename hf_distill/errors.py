@@ -4,6 +4,6 @@
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message says what was found (with the measured value, file and row), why the run cannot go on, and what to do.
-    `train.py` prints it without a traceback and exits with code 2.
+    The message says what was found (with the measured value, file and row), why the run cannot go
+    on, and what to do. `train.py` prints it without a traceback and exits with code 2.
     """

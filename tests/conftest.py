@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may ask the Hub
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before anything imports huggingface_hub: no test may ask the Hub
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run two at a time, on models too small for more threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tests run two at a time, on models too small for more threads
 
 import json
 import random
@@ -18,11 +22,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
-from hf_distill.arguments import DataArguments
-from hf_distill.data import PairData, load_pair_data
-from hf_distill.run_folder import RunFolder
+from hf_distill.data.collection import PairData
+from hf_distill.data.load import load_pair_data
+from hf_distill.recipe.arguments import DataArguments
+from hf_distill.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -40,19 +50,30 @@ def sentences(count: int, offset: int = 0) -> list[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    vocabulary = {
+        token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    }
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
 @pytest.fixture(scope="session")
 def backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random 4-layer, 32-dimensional BERT with a vocabulary of some 80 words, as transformers saves it."""
+    """A random 4-layer, 32-dimensional BERT with a vocabulary of some 80 words, as transformers
+    saves it.
+    """
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "backbone"
     tokenizer = make_tokenizer()
@@ -70,7 +91,9 @@ def teacher_dir(backbone_dir: Path) -> Path:
     """The same as a SentenceTransformer: mean pooling, L2-normalised."""
     folder = backbone_dir.parent / "teacher"
     transformer = Transformer(str(backbone_dir))
-    model = SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu")
+    model = SentenceTransformer(
+        modules=[transformer, Pooling(32, pooling_mode="mean"), Normalize()], device="cpu"
+    )
     model.max_seq_length = 32
     model.save_pretrained(str(folder), create_model_card=False)
     return folder
@@ -96,7 +119,10 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 pairs in JSONL, a group of four after another."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     queries, documents = sentences(200), sentences(200, 1000)
-    rows = [{"query": q, "document": d, "topic": i // 4} for i, (q, d) in enumerate(zip(queries, documents, strict=True))]
+    rows = [
+        {"query": q, "document": d, "topic": i // 4}
+        for i, (q, d) in enumerate(zip(queries, documents, strict=True))
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -110,7 +136,11 @@ def folder(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def data(pairs_file: Path, folder: RunFolder) -> PairData:
     """`pairs_file`, split."""
-    return load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
+    return load_pair_data(
+        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
+        0,
+        folder,
+    )
 
 
 @pytest.fixture(scope="session")

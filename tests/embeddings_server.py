@@ -17,7 +17,9 @@ Fault = Callable[["_Handler", list[str]], bool]
 
 @dataclass
 class Endpoint:
-    """What the server embeds with, what it was asked, and the faults that the next requests meet, in order."""
+    """What the server embeds with, what it was asked, and the faults that the next requests meet,
+    in order.
+    """
 
     embed: Callable[[list[str]], list[list[float]]]
     faults: list[Fault] = field(default_factory=list)
@@ -37,7 +39,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -48,7 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
-            state.requests.append({"path": self.path, "authorization": self.headers["Authorization"], **request})
+            state.requests.append(
+                {"path": self.path, "authorization": self.headers["Authorization"], **request}
+            )
             fault = state.faults.pop(0) if state.faults else None
         try:
             time.sleep(state.seconds)
@@ -62,8 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 def embeddings_body(embeddings: list[list[float]]) -> bytes:
     """OpenAI's answer; the items stand in reverse, since it is their index that counts."""
-    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(embeddings)]
-    return json.dumps({"object": "list", "data": data[::-1], "usage": {"total_tokens": 7 * len(data)}}).encode()
+    data = [
+        {"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(embeddings)
+    ]
+    return json.dumps(
+        {"object": "list", "data": data[::-1], "usage": {"total_tokens": 7 * len(data)}}
+    ).encode()
 
 
 def refuse(status: int, text: str = '{"error": "no"}', **headers: str) -> Fault:

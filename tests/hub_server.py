@@ -1,6 +1,8 @@
-"""A small Hub: enough of its protocol for the unmodified client to create, commit, tag and download over loopback HTTP.
+"""A small Hub: enough of its protocol for the unmodified client to create, commit, tag and download
+over loopback HTTP.
 
-It is strict about what it does not know (404 with the path), keeps the rules for cards, and can be told to fail (`Fault`).
+It is strict about what it does not know (404 with the path), keeps the rules for cards, and can be
+told to fail (`Fault`).
 """
 
 from __future__ import annotations
@@ -24,18 +26,35 @@ READ_TOKEN = "hf_readtokenreadtokenreadtokenread"
 SCOPED_TOKEN = "hf_scopedtokenscopedtokenscopedtok"
 
 LARGE = (".safetensors", ".parquet", ".onnx", ".png")
-LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause", "other", "unknown"}
+LICENSES = {
+    "apache-2.0",
+    "mit",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "bsd-3-clause",
+    "other",
+    "unknown",
+}
 PIPELINE_TAGS = {"sentence-similarity", "feature-extraction", "text-ranking", "text-classification"}
-TASKS = {"text-retrieval", "sentence-similarity", "feature-extraction", "text-ranking", "question-answering"}
+TASKS = {
+    "text-retrieval",
+    "sentence-similarity",
+    "feature-extraction",
+    "text-ranking",
+    "question-answering",
+}
 RELATIONS = {"finetune", "quantized", "adapter", "merge"}
 REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 @dataclass
 class Fault:
-    """Requests whose `METHOD path` matches `where` fail, `times` times: with `status`, or by a connection that breaks.
+    """Requests whose `METHOD path` matches `where` fail, `times` times: with `status`, or by a
+    connection that breaks.
 
-    `after`: what was asked for is done first, and only the answer is lost. `meanwhile`: nothing fails, but this happens before.
+    `after`: what was asked for is done first, and only the answer is lost. `meanwhile`: nothing
+        fails, but this happens before.
     """
 
     where: str
@@ -71,7 +90,9 @@ def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a bran
             errors.append(f'"{name}" must be an array')
     languages = card.get("language", [])
     for language in languages if isinstance(languages, list) else [languages]:
-        if not isinstance(language, str) or not re.fullmatch(r"[a-z]{2,3}|multilingual|code", language):
+        if not isinstance(language, str) or not re.fullmatch(
+            r"[a-z]{2,3}|multilingual|code", language
+        ):
             errors.append(f'"language" must be a lowercase ISO code, got {language!r}')
     if "license" in card and card["license"] not in LICENSES:
         errors.append(f'"license" must be one of {sorted(LICENSES)}')
@@ -80,25 +101,39 @@ def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a bran
             errors.append('"pipeline_tag" is unknown')
         bases = card.get("base_model", [])
         errors += [
-            f'"base_model" {b!r} is no model id' for b in (bases if isinstance(bases, list) else [bases]) if not REPO_ID.fullmatch(b)
+            f'"base_model" {b!r} is no model id'
+            for b in (bases if isinstance(bases, list) else [bases])
+            if not REPO_ID.fullmatch(b)
         ]
         if card.get("base_model_relation", "finetune") not in RELATIONS:
             errors.append('"base_model_relation" is unknown')
-        errors += [f'"datasets" {d!r} is no dataset id' for d in card.get("datasets", []) if not REPO_ID.fullmatch(d)]
+        errors += [
+            f'"datasets" {d!r} is no dataset id'
+            for d in card.get("datasets", [])
+            if not REPO_ID.fullmatch(d)
+        ]
         for entry in card.get("model-index", []):
             for result in entry.get("results", [{}]) if entry.get("name") else [{}]:
-                if not result.get("task", {}).get("type") or not {"type", "name"} <= set(result.get("dataset", {})):
+                if not result.get("task", {}).get("type") or not {"type", "name"} <= set(
+                    result.get("dataset", {})
+                ):
                     errors.append('"model-index" is incomplete')
                 for metric in result.get("metrics") or [{}]:
                     if "type" not in metric or not isinstance(metric.get("value"), (int, float)):
                         errors.append('"model-index" has a metric without type or value')
     if kind == "dataset":
-        errors += [f'"task_categories" {t!r} is unknown' for t in card.get("task_categories", []) if t not in TASKS]
+        errors += [
+            f'"task_categories" {t!r} is unknown'
+            for t in card.get("task_categories", [])
+            if t not in TASKS
+        ]
     return errors
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds `repos`: (kind, id) -> Repo, `stored` large files, `collections`, and `requests`, the log. `faults` are waiting to happen."""
+    """Holds `repos`: (kind, id) -> Repo, `stored` large files, `collections`, and `requests`, the
+    log. `faults` are waiting to happen.
+    """
 
     daemon_threads = True
 
@@ -116,7 +151,9 @@ class Hub(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def files(self, kind: str, repo: str, revision: str = "main") -> tuple[str, dict[str, bytes]] | None:
+    def files(
+        self, kind: str, repo: str, revision: str = "main"
+    ) -> tuple[str, dict[str, bytes]] | None:
         """The commit that `revision` (a branch, tag or commit) names, and its files."""
         held = self.repos.get((kind, repo))
         if held is None:
@@ -132,8 +169,14 @@ class Hub(ThreadingHTTPServer):
     def commit(self, kind: str, repo: str, changed: dict[str, bytes | None]) -> str:
         """Change files (None: remove) in a new commit of `main`."""
         history = self.repos[kind, repo].commits
-        files = {name: content for name, content in {**history[-1][1], **changed}.items() if content is not None}
-        history.append((hashlib.sha1(f"{repo} {len(history)} {sorted(files)}".encode()).hexdigest(), files))
+        files = {
+            name: content
+            for name, content in {**history[-1][1], **changed}.items()
+            if content is not None
+        }
+        history.append(
+            (hashlib.sha1(f"{repo} {len(history)} {sorted(files)}".encode()).hexdigest(), files)
+        )
         return history[-1][0]
 
     def fault_of(self, request: str) -> Fault | None:
@@ -148,7 +191,11 @@ class Hub(ThreadingHTTPServer):
 
 def digest_of(name: str, content: bytes) -> str:
     """As Git names it: SHA-256 of what is large, else the SHA-1 of a blob."""
-    return hashlib.sha256(content).hexdigest() if name.endswith(LARGE) else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return (
+        hashlib.sha256(content).hexdigest()
+        if name.endswith(LARGE)
+        else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,9 +230,13 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def role(self) -> str | None:
-        """What the request's token may do; None for a token that is unknown, `nobody` without one."""
+        """What the request's token may do; None for a token that is unknown, `nobody` without
+        one.
+        """
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        return {TOKEN: "write", READ_TOKEN: "read", SCOPED_TOKEN: "fineGrained", "": "nobody"}.get(given)
+        return {TOKEN: "write", READ_TOKEN: "read", SCOPED_TOKEN: "fineGrained", "": "nobody"}.get(
+            given
+        )
 
     def handle_request(self) -> None:  # noqa: PLR0912
         path, body = self.path.partition("?")[0], self.body()
@@ -200,34 +251,52 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return None
             else:
-                return self.answer(fault.status, fault.body, **({"Retry_After": str(fault.retry_after)} if fault.retry_after else {}))
+                return self.answer(
+                    fault.status,
+                    fault.body,
+                    **({"Retry_After": str(fault.retry_after)} if fault.retry_after else {}),
+                )
         if path.startswith("/storage/"):  # a signed address: no token
             return self.storage(path, body)
         role = self.role()
         if role is None:
-            return self.answer(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials")
+            return self.answer(
+                401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials"
+            )
         if path == "/api/whoami-v2":
             return self.whoami(role)
         if path == "/api/validate-yaml":
             card = json.loads(body)
             errors = card_errors(card["content"], card["repoType"])
-            return self.answer(400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": []})
+            return self.answer(
+                400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": []}
+            )
         if self.command not in {"GET", "HEAD"} and role != "write":
             return self.answer(403, {"error": "no write access"}, X_Error_Message="no write access")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/collections" or path.startswith("/api/collections/"):
             return self.collection(path, body)
-        if found := re.fullmatch(r"/(datasets/|spaces/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", path):
+        if found := re.fullmatch(
+            r"/(datasets/|spaces/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch", path
+        ):
             return self.large_files(json.loads(body))
         api = r"/api/(models|datasets|spaces)/([\w.-]+/[\w.-]+)"
-        if found := re.fullmatch(rf"{api}/(preupload|commit|revision|tree|tag)/([\w.-]+)/?(.*)", path):
-            return self.tree(*found.groups()) if found[3] == "tree" else self.repository(*found.groups()[:4], body)
+        if found := re.fullmatch(
+            rf"{api}/(preupload|commit|revision|tree|tag)/([\w.-]+)/?(.*)", path
+        ):
+            return (
+                self.tree(*found.groups())
+                if found[3] == "tree"
+                else self.repository(*found.groups()[:4], body)
+            )
         if found := re.fullmatch(rf"{api}/(refs|settings)", path):
             return self.repository(*found.groups(), "main", body)
         if found := re.fullmatch(api, path):
             return self.repository(*found.groups(), "revision", "main", body)
-        if found := re.fullmatch(r"/(datasets/|spaces/)?([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path):
+        if found := re.fullmatch(
+            r"/(datasets/|spaces/)?([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path
+        ):
             return self.resolve((found[1] or "models/")[:-1], found[2], found[3], found[4])
         return self.answer(404, {"error": f"no {path}"})
 
@@ -238,19 +307,37 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(401, {"error": "no token"})
         token: dict[str, Any] = {"displayName": "test", "role": role}
         if role == "fineGrained":
-            token["fineGrained"] = {"scoped": [{"entity": {"type": "org", "name": "team"}, "permissions": ["repo.write"]}]}
-        orgs = [{"type": "org", "name": "team", "roleInOrg": "write"}, {"type": "org", "name": "readers", "roleInOrg": "read"}]
-        return self.answer(200, {"type": "user", "name": "you", "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}})
+            token["fineGrained"] = {
+                "scoped": [
+                    {"entity": {"type": "org", "name": "team"}, "permissions": ["repo.write"]}
+                ]
+            }
+        orgs = [
+            {"type": "org", "name": "team", "roleInOrg": "write"},
+            {"type": "org", "name": "readers", "roleInOrg": "read"},
+        ]
+        return self.answer(
+            200,
+            {
+                "type": "user",
+                "name": "you",
+                "orgs": orgs,
+                "auth": {"type": "access_token", "accessToken": token},
+            },
+        )
 
     def create(self, wanted: dict[str, Any]) -> None:
         repo = f"{wanted.get('organization') or 'you'}/{wanted['name']}"
         kind = wanted.get("type") or "model"
         url = f"{self.server.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo}"
         if (f"{kind}s", repo) in self.server.repos:
-            return self.answer(409, {"error": "You already created this repo", "url": url, "name": repo})
+            return self.answer(
+                409, {"error": "You already created this repo", "url": url, "name": repo}
+            )
         first = {".gitattributes": b"*.safetensors filter=lfs\n"}
         self.server.repos[f"{kind}s", repo] = Repo(
-            [(hashlib.sha1(repo.encode()).hexdigest(), first)], private=wanted.get("visibility") == "private"
+            [(hashlib.sha1(repo.encode()).hexdigest(), first)],
+            private=wanted.get("visibility") == "private",
         )
         return self.answer(200, {"url": url, "name": repo})
 
@@ -273,7 +360,9 @@ class _Handler(BaseHTTPRequestHandler):
             item = json.loads(body)["item"]
             if any(item["id"] == other["id"] for other in held["items"]):
                 return self.answer(409, {"error": "it is in there"})
-            held["items"].append({"_id": str(len(held["items"])), "position": len(held["items"]), **item})
+            held["items"].append(
+                {"_id": str(len(held["items"])), "position": len(held["items"]), **item}
+            )
         return self.answer(200, held)
 
     def large_files(self, wanted: dict[str, Any]) -> None:
@@ -281,7 +370,9 @@ class _Handler(BaseHTTPRequestHandler):
         for entry in wanted["objects"]:
             href = f"{self.server.endpoint}/storage/{entry['oid']}"
             actions = {"upload": {"href": href}, "verify": {"href": f"{href}/verify"}}
-            objects.append({**entry, **({} if entry["oid"] in self.server.stored else {"actions": actions})})
+            objects.append(
+                {**entry, **({} if entry["oid"] in self.server.stored else {"actions": actions})}
+            )
         return self.answer(200, {"transfer": "basic", "objects": objects})
 
     def storage(self, path: str, body: bytes) -> None:
@@ -304,15 +395,23 @@ class _Handler(BaseHTTPRequestHandler):
             answers = []
             for wanted in json.loads(body)["files"]:
                 name = wanted["path"]
-                answer = {"path": name, "uploadMode": "lfs" if name.endswith(LARGE) else "regular", "shouldIgnore": False}
-                answers.append({**answer, **({"oid": digest_of(name, files[name])} if name in files else {})})
+                answer = {
+                    "path": name,
+                    "uploadMode": "lfs" if name.endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
+                answers.append(
+                    {**answer, **({"oid": digest_of(name, files[name])} if name in files else {})}
+                )
             return self.answer(200, {"files": answers})
         if action == "commit":
             return self.add_commit(kind, repo, commit, body)
         if action == "settings":
             wanted = json.loads(body)
             held.gated = wanted.get("gated", held.gated)
-            held.private = wanted["visibility"] == "private" if "visibility" in wanted else held.private
+            held.private = (
+                wanted["visibility"] == "private" if "visibility" in wanted else held.private
+            )
             return self.answer(200, {})
         if action == "tag":
             name = json.loads(body)["tag"]
@@ -321,10 +420,21 @@ class _Handler(BaseHTTPRequestHandler):
             held.tags[name] = commit
             return self.answer(200, {})
         if action == "refs":
-            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in held.tags.items()]
-            branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": held.commits[-1][0]}]
+            tags = [
+                {"name": n, "ref": f"refs/tags/{n}", "targetCommit": c}
+                for n, c in held.tags.items()
+            ]
+            branches = [
+                {"name": "main", "ref": "refs/heads/main", "targetCommit": held.commits[-1][0]}
+            ]
             return self.answer(200, {"branches": branches, "converts": [], "tags": tags})
-        info = {"id": repo, "sha": commit, "private": held.private, "gated": held.gated, "siblings": [{"rfilename": p} for p in files]}
+        info = {
+            "id": repo,
+            "sha": commit,
+            "private": held.private,
+            "gated": held.gated,
+            "siblings": [{"rfilename": p} for p in files],
+        }
         return self.answer(200, {**info, "tags": [], "evalResults": self.eval_results(files)})
 
     def tree(self, kind: str, repo: str, _: str, revision: str, folder: str) -> None:
@@ -337,7 +447,10 @@ class _Handler(BaseHTTPRequestHandler):
         below = {name: content for name, content in state[1].items() if name.startswith(start)}
         if folder and not below:
             return self.answer(404, {"error": f"no folder {folder}"}, X_Error_Code="EntryNotFound")
-        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
+        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in (
+            "true",
+            "1",
+        )
         entries: dict[str, dict[str, Any]] = {}
         for name, content in below.items():
             first, *rest = name.removeprefix(start).split("/")
@@ -349,7 +462,12 @@ class _Handler(BaseHTTPRequestHandler):
                     "oid": hashlib.sha1(first.encode()).hexdigest(),
                 }
             if not rest or recursive:
-                entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": digest_of(name, content)}
+                entry: dict[str, Any] = {
+                    "type": "file",
+                    "path": name,
+                    "size": len(content),
+                    "oid": digest_of(name, content),
+                }
                 if name.endswith(LARGE):
                     entry["lfs"] = {"oid": entry["oid"], "size": len(content), "pointerSize": 130}
                     entry["oid"] = hashlib.sha1(content).hexdigest()
@@ -358,14 +476,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     @staticmethod
     def eval_results(files: dict[str, bytes]) -> list[Any]:
-        return [entry for name, content in files.items() if name.startswith(".eval_results/") for entry in yaml.safe_load(content)]
+        return [
+            entry
+            for name, content in files.items()
+            if name.startswith(".eval_results/")
+            for entry in yaml.safe_load(content)
+        ]
 
     def add_commit(self, kind: str, repo: str, parent: str, body: bytes) -> None:
         changed: dict[str, bytes | None] = {}
         for entry in map(json.loads, filter(None, body.split(b"\n"))):
             value = entry["value"]
             if entry["key"] == "header" and value.get("parentCommit", parent) != parent:
-                return self.answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+                return self.answer(
+                    412, {"error": "A commit has happened since. Please refresh and try again."}
+                )
             if entry["key"] == "file":
                 changed[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
@@ -377,7 +502,14 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] != "header":
                 return self.answer(400, {"error": f"unknown {entry['key']}"})
         made = self.server.commit(kind, repo, changed)
-        return self.answer(200, {"success": True, "commitOid": made, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}"})
+        return self.answer(
+            200,
+            {
+                "success": True,
+                "commitOid": made,
+                "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}",
+            },
+        )
 
     def resolve(self, kind: str, repo: str, revision: str, name: str) -> None:
         state = self.server.files(kind, repo, revision)

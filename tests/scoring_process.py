@@ -5,19 +5,27 @@ from pathlib import Path
 
 import datasets
 
-from hf_distill.arguments import DataArguments, TeacherArguments
-from hf_distill.data import load_pair_data
-from hf_distill.run_folder import RunFolder
-from hf_distill.scoring import score_pairs
-from hf_distill.teachers import load_teacher
+from hf_distill.data.load import load_pair_data
+from hf_distill.recipe.arguments import (
+    DataArguments,
+    TeacherArguments,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.scores import score_pairs
+from hf_distill.teachers.load import load_teacher
 
 
-def score(run: Path, pairs: Path, teacher_dir: Path, cache: Path | None, seconds_per_shard: float) -> None:
+def score(
+    run: Path, pairs: Path, teacher_dir: Path, cache: Path | None, seconds_per_shard: float
+) -> None:
     """Score `pairs` with the tiny teacher in 25 shards, each made slow enough to be killed in."""
     datasets.utils.logging.disable_progress_bar()
     folder = RunFolder(run)
     arguments = TeacherArguments(
-        teacher=str(teacher_dir), teacher_dtype="float32", shard_size=16, teacher_cache=str(cache) if cache else None
+        teacher=str(teacher_dir),
+        teacher_dtype="float32",
+        shard_size=16,
+        teacher_cache=str(cache) if cache else None,
     )
     data_arguments = DataArguments(dataset="files", dataset_path=str(pairs), group_column="topic")
     data = load_pair_data(data_arguments, 0, folder)

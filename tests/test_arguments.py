@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from hf_distill.arguments import parse_final_weights, read_recipe
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import (
+    parse_final_weights,
+    read_recipe,
+)
 
 
 def recipe_file(tmp_path: Path, text: str) -> Path:
@@ -14,7 +17,10 @@ def recipe_file(tmp_path: Path, text: str) -> Path:
 
 
 def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
-    path = recipe_file(tmp_path, "temperature: 0.5\nlearning_rate: 2e-5\nselection: [echo, percentile=80]\nbf16: false\n")
+    path = recipe_file(
+        tmp_path,
+        "temperature: 0.5\nlearning_rate: 2e-5\nselection: [echo, percentile=80]\nbf16: false\n",
+    )
     recipe = read_recipe([str(path), "--temperature", "0.25", "--selection", "duplicate"])
     assert recipe.objective.temperature == 0.25
     assert recipe.training.learning_rate == 2e-5  # YAML reads 2e-5 as text
@@ -68,9 +74,14 @@ def test_a_missing_recipe_names_those_that_exist(tmp_path: Path) -> None:
 def test_keys_are_a_recipe_again(tmp_path: Path) -> None:
     import yaml
 
-    path = recipe_file(tmp_path, "temperature: 0.5\nlearning_rate: 2e-5\nselection: [echo]\nlr_scheduler_kwargs: {num_cycles: 2}\n")
+    path = recipe_file(
+        tmp_path,
+        "temperature: 0.5\nlearning_rate: 2e-5\nselection: [echo]\nlr_scheduler_kwargs: {num_cycles: 2}\n",
+    )
     once = read_recipe([str(path)])
-    again = read_recipe([str(recipe_file(tmp_path, yaml.safe_dump({**once.keys(), "environment": {"x": 1}})))])
+    again = read_recipe(
+        [str(recipe_file(tmp_path, yaml.safe_dump({**once.keys(), "environment": {"x": 1}})))]
+    )
     assert again.keys() == once.keys()
 
 
@@ -83,11 +94,30 @@ def test_every_shipped_recipe_reads(path: Path) -> None:
 def test_the_papers_recipe_is_the_papers() -> None:
     recipe = read_recipe([str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", "x"])
     o, s, t = recipe.objective, recipe.student, recipe.training
-    assert (o.contrastive_weight, o.regression_weight, o.regression_on, o.temperature) == (1.0, 0.1, "diagonal", 0.1)
+    assert (o.contrastive_weight, o.regression_weight, o.regression_on, o.temperature) == (
+        1.0,
+        0.1,
+        "diagonal",
+        0.1,
+    )
     assert (o.alignment_weight, o.distribution_weight) == (0.0, 0.0)
-    assert (s.student_backbone, s.student_pooling, s.student_dim, s.head_dropout) == ("microsoft/MiniLM-L12-H384-uncased", "cls", 256, 0.1)
-    assert (t.learning_rate, t.weight_decay, t.per_device_train_batch_size, t.num_train_epochs) == (5e-5, 0.01, 16, 8)
-    assert (t.warmup_steps, t.max_grad_norm, recipe.trainer.early_stopping_patience) == (0.1, 1.0, 3)
+    assert (s.student_backbone, s.student_pooling, s.student_dim, s.head_dropout) == (
+        "microsoft/MiniLM-L12-H384-uncased",
+        "cls",
+        256,
+        0.1,
+    )
+    assert (t.learning_rate, t.weight_decay, t.per_device_train_batch_size, t.num_train_epochs) == (
+        5e-5,
+        0.01,
+        16,
+        8,
+    )
+    assert (t.warmup_steps, t.max_grad_norm, recipe.trainer.early_stopping_patience) == (
+        0.1,
+        1.0,
+        3,
+    )
     assert recipe.teacher.teacher == "sentence-transformers/multi-qa-mpnet-base-dot-v1"
     assert recipe.teacher.teacher_pooling == "mean"
     assert recipe.selection.selection == ["percentile=80"]
@@ -99,14 +129,28 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         read_recipe(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for key in ("dataset", "selection", "student_layers", "regression_on", "run_dir", "until", "learning_rate"):
+    for key in (
+        "dataset",
+        "selection",
+        "student_layers",
+        "regression_on",
+        "run_dir",
+        "until",
+        "learning_rate",
+    ):
         assert f"--{key} " in text
 
 
 def test_final_weights_are_read_or_refused() -> None:
-    assert parse_final_weights(["contrastive=1", "alignment=0"]) == {"contrastive": 1.0, "alignment": 0.0}
+    assert parse_final_weights(["contrastive=1", "alignment=0"]) == {
+        "contrastive": 1.0,
+        "alignment": 0.0,
+    }
     for bad in ("contrastive", "contrastive=-1", "contrast=1", "margin=inf", "=1"):
-        with pytest.raises(InputError, match="is no TERM=WEIGHT with a term of contrastive, regression, distribution, margin, alignment"):
+        with pytest.raises(
+            InputError,
+            match="is no TERM=WEIGHT with a term of contrastive, regression, distribution, margin, alignment",
+        ):
             parse_final_weights([bad])
 
 

@@ -1,4 +1,6 @@
-"""The scripts in benchmarks/ run, and end with the line of JSON that they promise. What they measure is not judged here."""
+"""The scripts in benchmarks/ run, and end with the line of JSON that they promise. What they
+measure is not judged here.
+"""
 
 import dataclasses
 import json
@@ -11,14 +13,24 @@ import pytest
 from conftest import REAL_DATA, ROOT
 from quality import ARMS, Setting, recipe_of, write_conversations
 
-from hf_distill.arguments import read_recipe
-from hf_distill.data import load_pair_data
-from hf_distill.run_folder import RunFolder
-from hf_distill.teachers.locate import QUICKSTART_PACKAGE, packaged_quickstart_teacher
+from hf_distill.compute.models import (
+    QUICKSTART_PACKAGE,
+    packaged_quickstart_teacher,
+)
+from hf_distill.data.load import load_pair_data
+from hf_distill.recipe.arguments import read_recipe
+from hf_distill.run.folder import RunFolder
 
 
 def last_line(*command: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -39,14 +51,35 @@ def test_scoring() -> None:
 
 def test_search() -> None:
     pytest.importorskip("faiss", reason="faiss-cpu, the extra `benchmarks`, is not installed")
-    figures = last_line("benchmarks/search.py", "--documents", "9000", "--queries", "30", "--rounds", "1", "--depth", "10")
+    figures = last_line(
+        "benchmarks/search.py",
+        "--documents",
+        "9000",
+        "--queries",
+        "30",
+        "--rounds",
+        "1",
+        "--depth",
+        "10",
+    )
     assert {"x_faiss", "peak_share", "memory_mb", "memory_mb_faiss"} <= set(figures)
     assert figures["agreement"] == 1
     assert figures["score_diff"] < 1e-6
 
 
 def test_training() -> None:
-    figures = last_line("benchmarks/training.py", "--steps", "5", "--turns", "1", "--batch", "4", "--peers", "MNRL", "--grad_cache")
+    figures = last_line(
+        "benchmarks/training.py",
+        "--steps",
+        "5",
+        "--turns",
+        "1",
+        "--batch",
+        "4",
+        "--peers",
+        "MNRL",
+        "--grad_cache",
+    )
     assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)
     assert 0 < figures["peak_share"] < 1
 
@@ -60,13 +93,26 @@ def test_selection() -> None:
 
 
 def test_serving() -> None:
-    figures = last_line("benchmarks/serving.py", "--queries", "2", "--documents", "4", "--rounds", "1", "--most_seconds", "1")["variants"]
+    figures = last_line(
+        "benchmarks/serving.py",
+        "--queries",
+        "2",
+        "--documents",
+        "4",
+        "--rounds",
+        "1",
+        "--most_seconds",
+        "1",
+    )["variants"]
     student = ("PyTorch float32", "PyTorch bfloat16", "ONNX float32", "ONNX int8")
     assert {"teacher, PyTorch float32", *(f"student, {name}" for name in student)} <= set(figures)
     for variant in figures.values():
         assert 0 < variant["p50_ms"] <= variant["p95_ms"]
         assert variant["documents_per_second"] > 0
-    assert figures["student, ONNX int8"]["megabytes"] < figures["student, ONNX float32"]["megabytes"] / 3
+    assert (
+        figures["student, ONNX int8"]["megabytes"]
+        < figures["student, ONNX float32"]["megabytes"] / 3
+    )
 
 
 def test_quality(tmp_path: Path) -> None:
@@ -78,11 +124,20 @@ def test_quality(tmp_path: Path) -> None:
         "conversations", "--arms", "EmbedDistillLoss", "recommended", "--try", "alone: contrastive_weight=0", "--out", str(tmp_path),
     )  # fmt: skip
     figures = last_line(*call, "--seeds", "1")
-    assert set(figures["conversations"]) == {"untrained", "EmbedDistillLoss", "recommended", "alone"}
+    assert set(figures["conversations"]) == {
+        "untrained",
+        "EmbedDistillLoss",
+        "recommended",
+        "alone",
+    }
     assert all(0 < row["home ratio"] < 2 for row in figures["conversations"].values())
-    assert len({row["Pearson"] for row in figures["conversations"].values()}) == 4, "each is another student"
+    assert len({row["Pearson"] for row in figures["conversations"].values()}) == 4, (
+        "each is another student"
+    )
     results = sorted((tmp_path / "results").iterdir())
-    assert last_line(*call, "--seeds", "2", "--table") == figures, "the second seed is not there, and is not trained"
+    assert last_line(*call, "--seeds", "2", "--table") == figures, (
+        "the second seed is not there, and is not trained"
+    )
     assert sorted((tmp_path / "results").iterdir()) == results
 
 
@@ -102,8 +157,12 @@ def test_another_split_of_quality_has_other_held_out_pairs(tmp_path: Path) -> No
 
 def test_the_papers_arm_of_quality_has_the_papers_objective(tmp_path: Path) -> None:
     ours = recipe_of("conversations", Setting(tmp_path), ARMS["the paper"].keys)
-    paper = read_recipe([str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", str(tmp_path / "qrecc.json")])
-    assert ours.objective.false_negative_margin == -2, "less than any two cosines differ by: no negative is left out"
+    paper = read_recipe(
+        [str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", str(tmp_path / "qrecc.json")]
+    )
+    assert ours.objective.false_negative_margin == -2, (
+        "less than any two cosines differ by: no negative is left out"
+    )
     assert dataclasses.replace(ours.objective, false_negative_margin=None) == paper.objective
     assert ours.trainer.augmented_texts_per_pair == paper.trainer.augmented_texts_per_pair == 0
 
@@ -120,9 +179,18 @@ def test_frontier(tmp_path: Path) -> None:
     assert set(figures) == {"static", "2 layers"}
     assert figures["static"]["query_ms"] < figures["2 layers"]["query_ms"]
     folder = tmp_path / "frontier" / "conversations"
-    assert json.loads((folder / "2-layers" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"] == 2
+    assert (
+        json.loads((folder / "2-layers" / "config.json").read_text(encoding="utf-8"))[
+            "num_hidden_layers"
+        ]
+        == 2
+    )
     trained = (folder / "2-layers.json").stat().st_mtime_ns
     again = last_line(*call)
-    assert [row["nDCG@10"] for row in again.values()] == [row["nDCG@10"] for row in figures.values()]
-    assert (folder / "2-layers.json").stat().st_mtime_ns == trained, "what is there is not trained again"
+    assert [row["nDCG@10"] for row in again.values()] == [
+        row["nDCG@10"] for row in figures.values()
+    ]
+    assert (folder / "2-layers.json").stat().st_mtime_ns == trained, (
+        "what is there is not trained again"
+    )
     assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")

@@ -7,15 +7,42 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_distill.arguments import DataArguments
-from hf_distill.data import load_pair_data, read_source, split_pairs
-from hf_distill.data.cleaning import NEAR_DUPLICATE_JACCARD, NearDuplicates, jaccard, text_key, word_trigrams
-from hf_distill.data.contract import PAIR_FEATURES, Source, SourcePairs, dataset_of, text_id
-from hf_distill.data.pydocs import PASSAGE_CHARACTERS, passage, read_pydocs
-from hf_distill.data.qrecc import extract_pair, read_qrecc
-from hf_distill.data.splits import HeldOut, count_leaks, split_groups
+from hf_distill.data.collection import (
+    PAIR_FEATURES,
+    Source,
+    SourcePairs,
+    dataset_of,
+    text_id,
+)
+from hf_distill.data.load import (
+    load_pair_data,
+    read_source,
+    split_pairs,
+)
+from hf_distill.data.near_duplicates import (
+    NEAR_DUPLICATE_JACCARD,
+    NearDuplicates,
+    jaccard,
+    text_key,
+    word_trigrams,
+)
+from hf_distill.data.sources.pydocs import (
+    PASSAGE_CHARACTERS,
+    passage,
+    read_pydocs,
+)
+from hf_distill.data.sources.qrecc import (
+    extract_pair,
+    read_qrecc,
+)
+from hf_distill.data.split import (
+    HeldOut,
+    count_leaks,
+    split_groups,
+)
 from hf_distill.errors import InputError
-from hf_distill.run_folder import RunFolder
+from hf_distill.recipe.arguments import DataArguments
+from hf_distill.run.folder import RunFolder
 
 
 def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
@@ -32,21 +59,43 @@ def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
     return SourcePairs(pairs=data, counts={"kept": len(rows)}, source=Source("made"))
 
 
-# --- QReCC -----------------------------------------------------------------------------------------------------------
+# --- QReCC
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("turn", "expected"),
     [
-        ({"Rewrite": " who is it? ", "Question": "q", "Answer": " a long answer "}, ("who is it?", "a long answer", None)),
-        ({"Rewrite": "", "Question": "who is it?", "Answer": "a long answer"}, ("who is it?", "a long answer", None)),
-        ({"Rewrite": "  ", "Question": "who is it?", "Answer": "a long answer"}, ("who is it?", "a long answer", None)),
-        ({"Question": "who is it?", "Answer": "a long answer"}, ("who is it?", "a long answer", None)),
+        (
+            {"Rewrite": " who is it? ", "Question": "q", "Answer": " a long answer "},
+            ("who is it?", "a long answer", None),
+        ),
+        (
+            {"Rewrite": "", "Question": "who is it?", "Answer": "a long answer"},
+            ("who is it?", "a long answer", None),
+        ),
+        (
+            {"Rewrite": "  ", "Question": "who is it?", "Answer": "a long answer"},
+            ("who is it?", "a long answer", None),
+        ),
+        (
+            {"Question": "who is it?", "Answer": "a long answer"},
+            ("who is it?", "a long answer", None),
+        ),
         ({"Rewrite": "who is", "Answer": "12345678901"}, ("who is", "12345678901", None)),
-        ({"Rewrite": "who i", "Answer": "12345678901"}, ("who i", "12345678901", "query shorter than 6 characters")),
-        ({"Rewrite": "who is", "Answer": "1234567890"}, ("who is", "1234567890", "answer shorter than 11 characters")),
+        (
+            {"Rewrite": "who i", "Answer": "12345678901"},
+            ("who i", "12345678901", "query shorter than 6 characters"),
+        ),
+        (
+            {"Rewrite": "who is", "Answer": "1234567890"},
+            ("who is", "1234567890", "answer shorter than 11 characters"),
+        ),
         ({"Rewrite": "who is", "Answer": "  "}, ("who is", "", "no answer")),
-        ({"Rewrite": "who is", "Answer": "12345 \ud800 12345"}, ("who is", "12345 \ud800 12345", "text that is no valid Unicode")),
+        (
+            {"Rewrite": "who is", "Answer": "12345 \ud800 12345"},
+            ("who is", "12345 \ud800 12345", "text that is no valid Unicode"),
+        ),
         ({"Rewrite": "who is", "Answer": None}, ("who is", "", "no answer")),
     ],
 )
@@ -58,10 +107,17 @@ def test_real_qrecc_counts_equal_the_rule_by_hand(qrecc_train: Path, tmp_path: P
     read = read_qrecc(qrecc_train, tmp_path)
     turns = json.loads(qrecc_train.read_text(encoding="utf-8"))
     by_hand = [
-        (q, a) for t in turns if len(q := (t["Rewrite"].strip() or t["Question"].strip())) > 5 and len(a := t["Answer"].strip()) > 10
+        (q, a)
+        for t in turns
+        if len(q := (t["Rewrite"].strip() or t["Question"].strip())) > 5
+        and len(a := t["Answer"].strip()) > 10
     ]
     assert list(zip(read.pairs["query"], read.pairs["document"], strict=True)) == by_hand
-    assert read.counts["turns found"] == 2711 == sum(n for reason, n in read.counts.items() if reason != "turns found")
+    assert (
+        read.counts["turns found"]
+        == 2711
+        == sum(n for reason, n in read.counts.items() if reason != "turns found")
+    )
     assert read.counts["kept"] == len(by_hand)
     assert len(set(read.pairs["pair_id"])) == len(by_hand)
     assert set(read.pairs["group"]) <= {str(t["Conversation_no"]) for t in turns}
@@ -72,8 +128,14 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
     read = read_source(arguments, 0, tmp_path)
     data = split_pairs(read, arguments, 0, tmp_path)
     assert data.counts["leaks"]["left"] == 0
-    assert sum(data.counts["leaks"]["removed"].values()) > 0, 'answers such as "I don\'t know." are shared by conversations'
-    ids = [i for split in (data.train, data.validation, data.test, data.leaked) for i in split["pair_id"]]
+    assert sum(data.counts["leaks"]["removed"].values()) > 0, (
+        'answers such as "I don\'t know." are shared by conversations'
+    )
+    ids = [
+        i
+        for split in (data.train, data.validation, data.test, data.leaked)
+        for i in split["pair_id"]
+    ]
     assert sorted(ids) == sorted(read.pairs["pair_id"])
     conversations = [set(split["group"]) for split in (data.train, data.validation, data.test)]
     assert not conversations[0] & conversations[2]
@@ -102,7 +164,8 @@ def test_a_missing_qrecc_file_is_said(tmp_path: Path) -> None:
         read_qrecc(tmp_path / "nowhere.json", tmp_path)
 
 
-# --- docstrings ------------------------------------------------------------------------------------------------------
+# --- docstrings
+# ------------------------------------------------------------------------------------------------------
 
 MODULE = '''
 """Tools for reading tables.
@@ -164,12 +227,20 @@ def test_pydocs_of_nothing_is_said(tmp_path: Path) -> None:
         read_pydocs(tmp_path / "nowhere", None, 0, tmp_path)
 
 
-# --- BEIR, files -----------------------------------------------------------------------------------------------------
+# --- BEIR, files
+# -----------------------------------------------------------------------------------------------------
 
 
 def beir_folder(path: Path, splits: dict[str, list[tuple[str, str, int]]]) -> Path:
     (path / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{i}", "title": f"title {i}", "text": f"text about thing number {i} and nothing else {i}"} for i in range(30)]
+    documents = [
+        {
+            "_id": f"d{i}",
+            "title": f"title {i}",
+            "text": f"text about thing number {i} and nothing else {i}",
+        }
+        for i in range(30)
+    ]
     queries = [{"_id": f"q{i}", "text": f"what is thing {i}"} for i in range(30)]
     for name, rows in (("corpus", documents), ("queries", queries)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -194,7 +265,12 @@ def test_beir_keeps_its_test_queries_and_searches_its_whole_corpus(tmp_path: Pat
     assert len(data.corpus) == 30
     assert data.corpus["document"][0] == "title 0 text about thing number 0 and nothing else 0"
     assert (len(data.train), len(data.validation)) == (18, 2)
-    assert data.counts["source"] == {"judgements found": 24, "kept": 22, "judged not relevant": 1, "unknown or empty query": 1}
+    assert data.counts["source"] == {
+        "judgements found": 24,
+        "kept": 22,
+        "judged not relevant": 1,
+        "unknown or empty query": 1,
+    }
 
 
 def test_beir_with_one_qrels_file_splits_by_query(tmp_path: Path) -> None:
@@ -210,14 +286,28 @@ def test_beir_with_one_qrels_file_splits_by_query(tmp_path: Path) -> None:
     ("file", "content", "says"),
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{oops\n', r"corpus.jsonl, line 2: not JSON"),
-        ("corpus.jsonl", '{"_id": "a", "text": "x \\ud800"}\n', "line 1: text that is no valid Unicode"),
+        (
+            "corpus.jsonl",
+            '{"_id": "a", "text": "x \\ud800"}\n',
+            "line 1: text that is no valid Unicode",
+        ),
         ("corpus.jsonl", '{"_id": "a"}\n', "line 1: expected an object with _id and text"),
-        ("queries.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "line 2: the id 'a' appears a second time"),
+        (
+            "queries.jsonl",
+            '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n',
+            "line 2: the id 'a' appears a second time",
+        ),
         ("qrels/test.tsv", "q1\td1\n", "line 1: expected query id"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\thigh\n", "line 2: expected query id"),
+        (
+            "qrels/test.tsv",
+            "query-id\tcorpus-id\tscore\nq1\td1\thigh\n",
+            "line 2: expected query id",
+        ),
     ],
 )
-def test_a_bad_beir_folder_is_said_with_the_line(tmp_path: Path, file: str, content: str, says: str) -> None:
+def test_a_bad_beir_folder_is_said_with_the_line(
+    tmp_path: Path, file: str, content: str, says: str
+) -> None:
     folder = beir_folder(tmp_path / "b", {"test": [("q1", "d1", 1)]})
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=says):
@@ -228,7 +318,9 @@ def test_a_bad_beir_folder_is_said_with_the_line(tmp_path: Path, file: str, cont
 def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -> None:
     import pandas as pd
 
-    frame = pd.DataFrame({"q": ["one", None, "  two "], "d": ["first", "second", "third"], "topic": [7, 7, 8]})
+    frame = pd.DataFrame(
+        {"q": ["one", None, "  two "], "d": ["first", "second", "third"], "topic": [7, 7, 8]}
+    )
     path = tmp_path / f"pairs{suffix}"
     if suffix == ".jsonl":
         frame.to_json(path, orient="records", lines=True)
@@ -238,7 +330,13 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
         frame.to_parquet(path)
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-    arguments = DataArguments(dataset="files", dataset_path=str(path), query_column="q", document_column="d", group_column="topic")
+    arguments = DataArguments(
+        dataset="files",
+        dataset_path=str(path),
+        query_column="q",
+        document_column="d",
+        group_column="topic",
+    )
     read = read_source(dataclasses.replace(arguments, source_column="topic"), 0, tmp_path / "cache")
     assert read.pairs.to_list() == [
         {"pair_id": "0", "query": "one", "document": "first", "group": "7", "source": "7"},
@@ -251,19 +349,32 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
     ("content", "options", "says"),
     [
         ('{"query": "a", "document": "b"}\n{"query": \n', {}, r"pairs.jsonl, line 2: not JSON"),
-        ('{"query": "a", "document": "b"}\n', {"query_column": "question"}, "no column 'question'.*columns are query, document"),
+        (
+            '{"query": "a", "document": "b"}\n',
+            {"query_column": "question"},
+            "no column 'question'.*columns are query, document",
+        ),
         ('{"query": 1, "document": "b"}\n', {}, "column 'query' of pairs is int64"),
-        ('{"query": "a", "document": "b"}\n', {"dataset_path": "nowhere.jsonl"}, "no file or folder at nowhere.jsonl"),
+        (
+            '{"query": "a", "document": "b"}\n',
+            {"dataset_path": "nowhere.jsonl"},
+            "no file or folder at nowhere.jsonl",
+        ),
     ],
 )
 def test_a_bad_table_is_said(tmp_path: Path, content: str, options: dict, says: str) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=says):
-        read_source(DataArguments(**{"dataset": "files", "dataset_path": str(path), **options}), 0, tmp_path / "cache")
+        read_source(
+            DataArguments(**{"dataset": "files", "dataset_path": str(path), **options}),
+            0,
+            tmp_path / "cache",
+        )
 
 
-# --- cleaning and splits ---------------------------------------------------------------------------------------------
+# --- cleaning and splits
+# ---------------------------------------------------------------------------------------------
 
 
 def test_text_key_and_trigrams() -> None:
@@ -284,12 +395,19 @@ def test_near_duplicates_are_found_and_strangers_are_not() -> None:
     assert not index.has(" ".join(reversed(words)))
 
 
-texts = st.lists(st.sampled_from([f"word{i}" for i in range(12)]), min_size=1, max_size=12).map(" ".join)
+texts = st.lists(st.sampled_from([f"word{i}" for i in range(12)]), min_size=1, max_size=12).map(
+    " ".join
+)
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=st.lists(st.tuples(texts, texts, st.integers(0, 12).map(str)), min_size=1, max_size=60), seed=st.integers(0, 3))
-def test_nothing_is_shared_and_nothing_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: list, seed: int) -> None:
+@given(
+    rows=st.lists(st.tuples(texts, texts, st.integers(0, 12).map(str)), min_size=1, max_size=60),
+    seed=st.integers(0, 3),
+)
+def test_nothing_is_shared_and_nothing_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, rows: list, seed: int
+) -> None:
     arguments = DataArguments(test_fraction=0.3, validation_fraction=0.2)
     cache = tmp_path_factory.mktemp("cache")
     if len({group for _, _, group in rows}) < 3:
@@ -301,14 +419,20 @@ def test_nothing_is_shared_and_nothing_is_lost(tmp_path_factory: pytest.TempPath
     except InputError:  # every training pair shared something with a held-out one
         return
     splits = {name: getattr(data, name) for name in ("train", "validation", "test", "leaked")}
-    assert sorted(i for split in splits.values() for i in split["pair_id"]) == sorted(str(i) for i in range(len(rows)))
+    assert sorted(i for split in splits.values() for i in split["pair_id"]) == sorted(
+        str(i) for i in range(len(rows))
+    )
     for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
         a, b = splits[left], splits[right]
         assert not set(a["group"]) & set(b["group"])
         assert not set(map(text_key, a["query"])) & set(map(text_key, b["query"]))
         assert not set(map(text_key, a["document"])) & set(map(text_key, b["document"]))
         # far above the threshold, locality-sensitive hashing misses practically nothing
-        worst = [jaccard(word_trigrams(x), word_trigrams(y)) for x in a["document"] for y in b["document"]]
+        worst = [
+            jaccard(word_trigrams(x), word_trigrams(y))
+            for x in a["document"]
+            for y in b["document"]
+        ]
         assert max(worst, default=0) < NEAR_DUPLICATE_JACCARD + 0.2
 
 
@@ -323,7 +447,12 @@ def test_a_leak_is_counted_by_its_first_reason(tmp_path: Path) -> None:
             ("another", "other", "g2"),
         ]
     ).pairs
-    assert count_leaks(others, held_out) == {"same group": 1, "same query": 1, "same document": 1, "near-duplicate document": 0}
+    assert count_leaks(others, held_out) == {
+        "same group": 1,
+        "same query": 1,
+        "same document": 1,
+        "near-duplicate document": 0,
+    }
 
 
 def test_too_few_groups_is_said() -> None:
@@ -338,10 +467,15 @@ def test_a_group_keeps_its_split_order_under_another_seed() -> None:
     assert sum(split == "test" for split in first.values()) == 10
 
 
-def test_pairs_are_read_once(tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_read_once(
+    tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hf_distill.data as module
 
-    folder, arguments = RunFolder(tmp_path / "run"), DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic")
+    folder, arguments = (
+        RunFolder(tmp_path / "run"),
+        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
+    )
     first = load_pair_data(arguments, 0, folder)
     monkeypatch.setattr(module, "read_source", lambda *_: pytest.fail("the pairs were read again"))
     again = load_pair_data(arguments, 0, folder)
@@ -355,8 +489,12 @@ def test_pairs_are_read_once(tmp_path: Path, pairs_file: Path, monkeypatch: pyte
 def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_text('{"query": "", "document": "b"}\n')
-    with pytest.raises(InputError, match=r"no valid \(query, document\) pair \(rows found: 1, no query: 1\)"):
-        load_pair_data(DataArguments(dataset="files", dataset_path=str(path)), 0, RunFolder(tmp_path / "run"))
+    with pytest.raises(
+        InputError, match=r"no valid \(query, document\) pair \(rows found: 1, no query: 1\)"
+    ):
+        load_pair_data(
+            DataArguments(dataset="files", dataset_path=str(path)), 0, RunFolder(tmp_path / "run")
+        )
     assert not (tmp_path / "run").exists()
 
 

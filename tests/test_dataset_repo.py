@@ -12,23 +12,43 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from hf_distill import dataset_repo
-from hf_distill.arguments import Recipe, TeacherArguments, read_recipe
-from hf_distill.data import PairData, Source
-from hf_distill.dataset_repo import write_dataset
-from hf_distill.run_folder import RunFolder
-from hf_distill.scoring import score_pairs
-from hf_distill.selection import parse_rules, select_pairs
-from hf_distill.signals import with_signals
+from hf_distill.data.collection import (
+    PairData,
+    Source,
+)
+from hf_distill.recipe.arguments import (
+    Recipe,
+    TeacherArguments,
+    read_recipe,
+)
+from hf_distill.release import dataset_repo
+from hf_distill.release.dataset_repo import write_dataset
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.ranking import with_signals
+from hf_distill.scoring.scores import score_pairs
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import select_pairs
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 RULES = ["echo", "percentile=50", "rank=3:weight=0.5", "near_duplicate"]
 SOURCE = Source("pairs | `of`", description="<b>Pairs</b> of *nothing*.", license="cc-by-4.0")
 
 
-def written(data: PairData, folder: RunFolder, teacher_dir: Path, rules: list[str], *line: str) -> Recipe:
+def written(
+    data: PairData, folder: RunFolder, teacher_dir: Path, rules: list[str], *line: str
+) -> Recipe:
     recipe = read_recipe(
-        ["--dataset", "files", "--dataset_path", "secret/p.jsonl", "--teacher", str(teacher_dir), "--bf16", "false", *line]
+        [
+            "--dataset",
+            "files",
+            "--dataset_path",
+            "secret/p.jsonl",
+            "--teacher",
+            str(teacher_dir),
+            "--bf16",
+            "false",
+            *line,
+        ]
     )
     teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
     scored = score_pairs(data, teacher, folder, recipe.teacher)
@@ -38,7 +58,9 @@ def written(data: PairData, folder: RunFolder, teacher_dir: Path, rules: list[st
     return recipe
 
 
-def test_it_loads_in_a_fresh_process(data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path) -> None:
+def test_it_loads_in_a_fresh_process(
+    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path
+) -> None:
     written(data, folder, teacher_dir, RULES)
     program = (
         "import json, sys; from datasets import load_dataset\n"
@@ -62,21 +84,29 @@ def test_it_loads_in_a_fresh_process(data: PairData, folder: RunFolder, teacher_
     assert features["rank"] == "Value('int32')"
 
 
-def test_files_are_as_the_viewer_likes_them(data: PairData, folder: RunFolder, teacher_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_as_the_viewer_likes_them(
+    data: PairData, folder: RunFolder, teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 12_000)
     written(data, folder, teacher_dir, [])
     files = sorted((folder.dataset / "all").glob("train-*.parquet"))
     assert len(files) > 1
-    assert [file.name for file in files] == [f"train-{i:05d}-of-{len(files):05d}.parquet" for i in range(len(files))]
+    assert [file.name for file in files] == [
+        f"train-{i:05d}-of-{len(files):05d}.parquet" for i in range(len(files))
+    ]
     for file in files:
         group = pq.read_metadata(file).row_group(0)
-        assert group.column(0).has_offset_index, "the page index, by which the viewer reads single rows"
+        assert group.column(0).has_offset_index, (
+            "the page index, by which the viewer reads single rows"
+        )
         assert group.total_byte_size < 100_000_000
     rows = [row for file in files for row in pq.read_table(file)["pair_id"].to_pylist()]
     assert len(rows) == len(set(rows)) == len(data.train) + len(data.leaked)
 
 
-def test_the_card_says_how_it_was_made_and_escapes_what_it_shows(data: PairData, folder: RunFolder, teacher_dir: Path) -> None:
+def test_the_card_says_how_it_was_made_and_escapes_what_it_shows(
+    data: PairData, folder: RunFolder, teacher_dir: Path
+) -> None:
     written(data, folder, teacher_dir, RULES, "--group_column", "topic", "--seed", "7")
     card = DatasetCard.load(folder.dataset / "README.md")
     assert card.data.license == "cc-by-4.0"

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from hf_distill import encoding
-from hf_distill.encoding import CHARACTERS_PER_TOKEN, batches_by_length, encode
+from hf_distill.compute import encode as encoding
+from hf_distill.compute.encode import (
+    CHARACTERS_PER_TOKEN,
+    batches_by_length,
+    encode,
+)
 
 
 def test_batches_hold_every_text_once_and_few_tokens() -> None:
@@ -21,7 +25,10 @@ def test_batches_hold_every_text_once_and_few_tokens() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert batches[0] == [1], "a text longer than a batch has one of its own"
     for batch in batches[1:]:
-        assert len(batch) * (max(len(texts[i]) for i in batch) / CHARACTERS_PER_TOKEN + 2) <= 60 or len(batch) == 1
+        assert (
+            len(batch) * (max(len(texts[i]) for i in batch) / CHARACTERS_PER_TOKEN + 2) <= 60
+            or len(batch) == 1
+        )
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(8, 200))
@@ -30,7 +37,9 @@ def test_cut_batches_lose_no_token_and_waste_few(lengths: list[int], batch_token
     mask = torch.zeros(len(lengths), longest, dtype=torch.long)
     for row, n in enumerate(lengths):
         mask[row, :n] = 1
-    batches = encoding._cut({"attention_mask": mask, "input_ids": mask * 7, "other": "kept"}, len(lengths), batch_tokens)
+    batches = encoding._cut(
+        {"attention_mask": mask, "input_ids": mask * 7, "other": "kept"}, len(lengths), batch_tokens
+    )
     assert batches is not None
     assert sorted(row for rows, _ in batches for row in rows.tolist()) == list(range(len(lengths)))
     for rows, batch in batches:
@@ -43,7 +52,9 @@ def test_cut_batches_lose_no_token_and_waste_few(lengths: list[int], batch_token
 
 
 @pytest.mark.parametrize("batch_tokens", [40, 1000])
-def test_encoding_is_the_models_own_in_the_order_of_the_texts(teacher_dir: Path, batch_tokens: int) -> None:
+def test_encoding_is_the_models_own_in_the_order_of_the_texts(
+    teacher_dir: Path, batch_tokens: int
+) -> None:
     model = SentenceTransformer(str(teacher_dir), device="cpu")
     texts = [*sentences(90), "cat", "the moon", "", *(" ".join(["sea"] * n) for n in range(1, 60))]
     threads = torch.get_num_threads()
@@ -71,7 +82,9 @@ def test_the_result_does_not_depend_on_the_cores(teacher_dir: Path) -> None:
 
 
 def test_a_model_without_an_attention_mask_is_encoded_too() -> None:
-    model = SentenceTransformer(modules=[StaticEmbedding(make_tokenizer()._tokenizer, embedding_dim=8)], device="cpu")
+    model = SentenceTransformer(
+        modules=[StaticEmbedding(make_tokenizer()._tokenizer, embedding_dim=8)], device="cpu"
+    )
     texts = sentences(40)
     np.testing.assert_allclose(encode(model, texts, 30).numpy(), model.encode(texts), atol=1e-6)
 
@@ -85,4 +98,6 @@ def test_nothing_to_encode_is_no_error(teacher_dir: Path) -> None:
     ids=["empty", "million", "nul", "override", "hebrew", "invisible", "owls"],
 )  # fmt: skip
 def test_odd_texts_have_finite_embeddings(teacher_dir: Path, text: str) -> None:
-    assert torch.isfinite(encode(SentenceTransformer(str(teacher_dir), device="cpu"), [text, "cat"])).all()
+    assert torch.isfinite(
+        encode(SentenceTransformer(str(teacher_dir), device="cpu"), [text, "cat"])
+    ).all()

@@ -11,13 +11,20 @@ from conftest import sentences
 from embeddings_server import Endpoint, embeddings_body, hang_up, refuse, running_endpoint, say
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.arguments import DataArguments, TeacherArguments
-from hf_distill.data import load_pair_data
+from hf_distill.data.load import load_pair_data
 from hf_distill.errors import InputError
-from hf_distill.run_folder import RunFolder
-from hf_distill.scoring import score_pairs
+from hf_distill.recipe.arguments import (
+    DataArguments,
+    TeacherArguments,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.scores import score_pairs
 from hf_distill.teachers import endpoint as module
-from hf_distill.teachers.endpoint import KEY_VARIABLE, EndpointTeacher, load_endpoint
+from hf_distill.teachers.endpoint import (
+    KEY_VARIABLE,
+    EndpointTeacher,
+    load_endpoint,
+)
 
 
 @pytest.fixture
@@ -28,7 +35,13 @@ def endpoint(teacher_dir: Path) -> Iterator[Endpoint]:
 
 
 def load(endpoint: Endpoint, **changes: object) -> EndpointTeacher:
-    arguments = {"teacher": "tiny", "teacher_kind": "endpoint", "teacher_url": endpoint.url, "endpoint_batch_size": 4, **changes}
+    arguments = {
+        "teacher": "tiny",
+        "teacher_kind": "endpoint",
+        "teacher_url": endpoint.url,
+        "endpoint_batch_size": 4,
+        **changes,
+    }
     return load_endpoint(TeacherArguments(**arguments))
 
 
@@ -37,7 +50,9 @@ def test_embeddings_are_the_servers_normalised(endpoint: Endpoint, teacher_dir: 
     texts = sentences(10)
     told: list[tuple[int, int]] = []
     embeddings = teacher.embed(texts, lambda items, tokens: told.append((items, tokens)))
-    expected = SentenceTransformer(str(teacher_dir), device="cpu").encode(texts, normalize_embeddings=True)
+    expected = SentenceTransformer(str(teacher_dir), device="cpu").encode(
+        texts, normalize_embeddings=True
+    )
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
     assert teacher.dimension == 32
     assert told == [(4, 28), (4, 28), (2, 14)]
@@ -46,7 +61,11 @@ def test_embeddings_are_the_servers_normalised(endpoint: Endpoint, teacher_dir: 
 
 
 def test_a_dot_product_keeps_the_servers_lengths(endpoint: Endpoint) -> None:
-    np.testing.assert_allclose(np.linalg.norm(load(endpoint, teacher_similarity="dot").embed(sentences(3)), axis=1), 3, atol=1e-4)
+    np.testing.assert_allclose(
+        np.linalg.norm(load(endpoint, teacher_similarity="dot").embed(sentences(3)), axis=1),
+        3,
+        atol=1e-4,
+    )
 
 
 def test_requests_are_few_at_a_time_but_more_than_one(endpoint: Endpoint) -> None:
@@ -77,7 +96,10 @@ def of_texts(count: int, dimension: int = 32, value: float = 1.0) -> bytes:
         (say(b""), "answers something that is not JSON"),
         (say(b"{}"), "answers no list of embeddings"),
         (say(b"<html>"), "answers something that is not JSON"),
-        (say(json.dumps({"data": [{"vector": [1]}] * 4}).encode()), "in another form than OpenAI's"),
+        (
+            say(json.dumps({"data": [{"vector": [1]}] * 4}).encode()),
+            "in another form than OpenAI's",
+        ),
         (refuse(404, "no model of that name"), "answers 404: 'no model of that name'"),
         (refuse(413, "too long"), "The request held 4 texts, the longest of"),
     ],
@@ -100,7 +122,9 @@ def test_no_answer_is_said(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) 
         load(endpoint, teacher_url="http://127.0.0.1:9/v1")
 
 
-def test_the_key_comes_from_the_environment_and_is_never_shown(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_and_is_never_shown(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "sk-very-secret")
     teacher = load(endpoint)
     assert endpoint.requests[-1]["authorization"] == "Bearer sk-very-secret"
@@ -111,11 +135,19 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(endpoint: Endpoin
     assert "sk-very-secret" not in json.dumps(vars(teacher), default=str)
 
 
-def test_what_is_embedded_before_an_error_is_kept(endpoint: Endpoint, pairs_file: Path, tmp_path: Path) -> None:
+def test_what_is_embedded_before_an_error_is_kept(
+    endpoint: Endpoint, pairs_file: Path, tmp_path: Path
+) -> None:
     folder = RunFolder(tmp_path / "run")
-    data = load_pair_data(DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"), 0, folder)
+    data = load_pair_data(
+        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
+        0,
+        folder,
+    )
     teacher = load(endpoint, endpoint_batch_size=50)
-    endpoint.faults = [refuse(500, **{"x-should-retry": "false"}) if i == 5 else lambda *_: False for i in range(6)]
+    endpoint.faults = [
+        refuse(500, **{"x-should-retry": "false"}) if i == 5 else lambda *_: False for i in range(6)
+    ]
     with pytest.raises(InputError, match="Shards that are done are kept"):
         score_pairs(data, teacher, folder, TeacherArguments(shard_size=100))
     assert len(list((folder.soft_labels / "texts").glob("*.parquet"))) == 2

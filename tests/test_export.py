@@ -9,9 +9,12 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModel, AutoTokenizer
 
-from hf_distill.arguments import StudentArguments, TeacherArguments
-from hf_distill.export import save_student
-from hf_distill.student import build_student
+from hf_distill.recipe.arguments import (
+    StudentArguments,
+    TeacherArguments,
+)
+from hf_distill.student.build import build_student
+from hf_distill.student.save import save_student
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who"]
@@ -20,7 +23,9 @@ TEXTS = ["a cat", "the river of the moon and the sun", "who"]
 @pytest.fixture(scope="module")
 def student(teacher_dir: Path) -> SentenceTransformer:
     teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
-    arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=24, head_dropout=0.1)
+    arguments = StudentArguments(
+        student_layers="0,2", student_dim=16, student_max_length=24, head_dropout=0.1
+    )
     return build_student(arguments, teacher, None, 0).eval()
 
 
@@ -43,10 +48,17 @@ def test_a_plain_load_gives_identical_embeddings(student: SentenceTransformer, s
 
 def test_the_layout_is_the_portable_one(saved: Path) -> None:
     modules = json.loads((saved / "modules.json").read_text())
-    assert [m["type"] for m in modules] == [f"sentence_transformers.models.{n}" for n in ("Transformer", "Pooling", "Dense", "Normalize")]
+    assert [m["type"] for m in modules] == [
+        f"sentence_transformers.models.{n}"
+        for n in ("Transformer", "Pooling", "Dense", "Normalize")
+    ]
     assert [m["path"] for m in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
     pooling = json.loads((saved / "1_Pooling" / "config.json").read_text())
-    assert (pooling["word_embedding_dimension"], pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (
+    assert (
+        pooling["word_embedding_dimension"],
+        pooling["pooling_mode_mean_tokens"],
+        pooling["pooling_mode_cls_token"],
+    ) == (
         32,
         True,
         False,
@@ -77,11 +89,17 @@ def test_transformers_alone_gives_the_same_embeddings(saved: Path) -> None:
         hidden = model(**tokens).last_hidden_state
     mask = tokens["attention_mask"][..., None].float()
     pooled = (hidden * mask).sum(1) / mask.sum(1)
-    by_hand = torch.nn.functional.normalize(pooled @ dense["linear.weight"].T + dense["linear.bias"], dim=1)
-    np.testing.assert_allclose(by_hand.numpy(), SentenceTransformer(str(saved), device="cpu").encode(TEXTS), atol=1e-6)
+    by_hand = torch.nn.functional.normalize(
+        pooled @ dense["linear.weight"].T + dense["linear.bias"], dim=1
+    )
+    np.testing.assert_allclose(
+        by_hand.numpy(), SentenceTransformer(str(saved), device="cpu").encode(TEXTS), atol=1e-6
+    )
 
 
-def test_saving_again_replaces_the_folder_as_a_whole(student: SentenceTransformer, tmp_path: Path) -> None:
+def test_saving_again_replaces_the_folder_as_a_whole(
+    student: SentenceTransformer, tmp_path: Path
+) -> None:
     path = tmp_path / "student"
     path.mkdir()
     (path / "old.bin").write_bytes(b"x")
@@ -90,7 +108,9 @@ def test_saving_again_replaces_the_folder_as_a_whole(student: SentenceTransforme
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
 
 
-def test_a_module_that_is_not_standard_is_refused(student: SentenceTransformer, tmp_path: Path) -> None:
+def test_a_module_that_is_not_standard_is_refused(
+    student: SentenceTransformer, tmp_path: Path
+) -> None:
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 
     odd = SentenceTransformer(modules=[*student, LayerNorm(16)], device="cpu")

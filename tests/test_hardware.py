@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from hf_distill import hardware
+from hf_distill.compute import device as hardware
 
 FAULTS = """
 import resource
@@ -27,18 +27,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep memory")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep memory"
+)
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     """Page faults of a tensor of 40 MB (9,766 small pages), after five others of its size."""
     faults = {
-        mode: int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True, timeout=120).stdout)
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, mode],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=120,
+            ).stdout
+        )
         for mode in ("keep", "give back")
     }
     assert faults["keep"] < 10, "in large pages, 20 faults would bring it anew"
     assert faults["give back"] > faults["keep"]
 
 
-def test_precisions_are_compared_by_one_thread_whatever_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precisions_are_compared_by_one_thread_whatever_else_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     threads, seen, clock = torch.get_num_threads(), [], time.perf_counter
 
     def watched() -> float:

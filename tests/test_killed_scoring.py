@@ -1,4 +1,6 @@
-"""Scoring runs that are killed, or that share a cache with another, end with the bytes of one that was left alone."""
+"""Scoring runs that are killed, or that share a cache with another, end with the bytes of one that
+was left alone.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def context() -> ForkServerContext:
     return context
 
 
-def start(context: ForkServerContext, run: Path, pairs: Path, teacher: Path, cache: Path | None = None) -> BaseProcess:
+def start(
+    context: ForkServerContext, run: Path, pairs: Path, teacher: Path, cache: Path | None = None
+) -> BaseProcess:
     process = context.Process(target=score, args=(run, pairs, teacher, cache, SECONDS_PER_SHARD))
     process.start()
     return process
@@ -47,7 +51,10 @@ def artefacts(run: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def whole(
-    context: ForkServerContext, tmp_path_factory: pytest.TempPathFactory, pairs_file: Path, teacher_dir: Path
+    context: ForkServerContext,
+    tmp_path_factory: pytest.TempPathFactory,
+    pairs_file: Path,
+    teacher_dir: Path,
 ) -> tuple[dict[str, object], float]:
     run = tmp_path_factory.mktemp("runs") / "whole"
     start(context, run, pairs_file, teacher_dir).join()  # the first one waits for the imports
@@ -60,7 +67,11 @@ def whole(
 
 
 def test_twenty_kills_end_with_identical_bytes(
-    context: ForkServerContext, whole: tuple[dict[str, object], float], tmp_path: Path, pairs_file: Path, teacher_dir: Path
+    context: ForkServerContext,
+    whole: tuple[dict[str, object], float],
+    tmp_path: Path,
+    pairs_file: Path,
+    teacher_dir: Path,
 ) -> None:
     expected, seconds = whole
     moments = random.Random(7)
@@ -85,10 +96,16 @@ def test_twenty_kills_end_with_identical_bytes(
 
 
 def test_two_runs_on_one_cache_share_the_work(
-    context: ForkServerContext, whole: tuple[dict[str, object], float], tmp_path: Path, pairs_file: Path, teacher_dir: Path
+    context: ForkServerContext,
+    whole: tuple[dict[str, object], float],
+    tmp_path: Path,
+    pairs_file: Path,
+    teacher_dir: Path,
 ) -> None:
     cache = tmp_path / "cache"
-    processes = [start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two")]
+    processes = [
+        start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two")
+    ]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -99,10 +116,16 @@ def test_two_runs_on_one_cache_share_the_work(
 
 
 def test_a_run_takes_up_what_a_killed_one_was_at(
-    context: ForkServerContext, whole: tuple[dict[str, object], float], tmp_path: Path, pairs_file: Path, teacher_dir: Path
+    context: ForkServerContext,
+    whole: tuple[dict[str, object], float],
+    tmp_path: Path,
+    pairs_file: Path,
+    teacher_dir: Path,
 ) -> None:
     cache = tmp_path / "cache"
-    first, second = (start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two"))
+    first, second = (
+        start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two")
+    )
     first.join(whole[1] / 2)
     first.kill()
     second.join(20 * whole[1] + 20)

@@ -38,7 +38,9 @@ def imported_layers(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_only_from_above(file: Path) -> None:
     own = layer_of(file)
-    assert own in LAYERS, f"{file.name} has no place in the house; add it to LAYERS where it belongs"
+    assert own in LAYERS, (
+        f"{file.name} has no place in the house; add it to LAYERS where it belongs"
+    )
     below = {name for name in imported_layers(file) if LAYERS.index(name) > LAYERS.index(own)}
     assert not below, f"{file.name} imports {below}, which lie below {own}"
 

@@ -10,11 +10,19 @@ import pytest
 import scipy.stats
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.metrics import FIDELITY, RETRIEVAL, Fidelity, Retrieval
+from hf_distill.evaluation.metrics import (
+    FIDELITY,
+    RETRIEVAL,
+    Fidelity,
+    Retrieval,
+)
 from hf_distill.evaluation.metrics.fidelity import fidelity as fidelity_script
 from hf_distill.evaluation.metrics.retrieval import retrieval as retrieval_script
 
-RANKINGS = [{"documents": ["d1", "d2", "d3"], "scores": [0.9, 0.8, 0.1]}, {"documents": [], "scores": []}]
+RANKINGS = [
+    {"documents": ["d1", "d2", "d3"], "scores": [0.9, 0.8, 0.1]},
+    {"documents": [], "scores": []},
+]
 JUDGED = [{"documents": ["d2"], "grades": [1]}, {"documents": ["d9"], "grades": [2]}]
 
 
@@ -24,7 +32,11 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", tmp_path / "modules")
 
 
-@pytest.mark.parametrize("metric", [Fidelity(keep_in_memory=True), evaluate.load(FIDELITY, keep_in_memory=True)], ids=["class", "load"])
+@pytest.mark.parametrize(
+    "metric",
+    [Fidelity(keep_in_memory=True), evaluate.load(FIDELITY, keep_in_memory=True)],
+    ids=["class", "load"],
+)
 def test_fidelity(metric: evaluate.Metric) -> None:
     teacher = np.random.default_rng(0).uniform(size=50)
     student = np.clip(teacher + np.random.default_rng(1).normal(0, 0.1, 50), 0, 1)
@@ -38,10 +50,17 @@ def test_fidelity(metric: evaluate.Metric) -> None:
     assert constant["details"]["pearson"]["undefined"] == "the student's scores are all equal"
 
 
-@pytest.mark.parametrize("metric", [Retrieval(keep_in_memory=True), evaluate.load(RETRIEVAL, keep_in_memory=True)], ids=["class", "load"])
+@pytest.mark.parametrize(
+    "metric",
+    [Retrieval(keep_in_memory=True), evaluate.load(RETRIEVAL, keep_in_memory=True)],
+    ids=["class", "load"],
+)
 def test_retrieval(metric: evaluate.Metric) -> None:
     result = metric.compute(predictions=RANKINGS, references=JUDGED, measures=["nDCG@10", "RR"])
-    assert result["per_query"] == {"nDCG@10": pytest.approx([1 / math.log2(3), 0]), "RR": [0.5, 0.0]}
+    assert result["per_query"] == {
+        "nDCG@10": pytest.approx([1 / math.log2(3), 0]),
+        "RR": [0.5, 0.0],
+    }
     assert result["RR"] == 0.25
     assert result["intervals"]["RR"] == {"value": 0.25, "low": 0.0, "high": 0.5, "n": 2}
 
@@ -56,26 +75,48 @@ def test_predictions_in_batches_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("ranking", "judged", "measures", "says"),
     [
-        ({"documents": ["d1"], "scores": []}, JUDGED[0], ["RR"], "prediction 0 has 1 documents and 0 scores"),
-        ({"documents": ["d1", "d1"], "scores": [1, 2]}, JUDGED[0], ["RR"], "names 1 of its 2 documents twice"),
+        (
+            {"documents": ["d1"], "scores": []},
+            JUDGED[0],
+            ["RR"],
+            "prediction 0 has 1 documents and 0 scores",
+        ),
+        (
+            {"documents": ["d1", "d1"], "scores": [1, 2]},
+            JUDGED[0],
+            ["RR"],
+            "names 1 of its 2 documents twice",
+        ),
         (RANKINGS[0], {"documents": [], "grades": []}, ["RR"], "1 of 1 queries have no judgement"),
         (RANKINGS[0], JUDGED[0], ["NDGC"], "does not know one of the measures NDGC"),
     ],
 )
 def test_what_cannot_be_measured(ranking: dict, judged: dict, measures: list, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        Retrieval(keep_in_memory=True).compute(predictions=[ranking], references=[judged], measures=measures)
+        Retrieval(keep_in_memory=True).compute(
+            predictions=[ranking], references=[judged], measures=measures
+        )
 
 
-@pytest.mark.parametrize("script", [fidelity_script, retrieval_script], ids=["fidelity", "retrieval"])
+@pytest.mark.parametrize(
+    "script", [fidelity_script, retrieval_script], ids=["fidelity", "retrieval"]
+)
 def test_the_example_of_a_metric_runs(script: object) -> None:
     (test,) = [doctest.DocTestParser().get_doctest(script._INPUTS, {}, script.__name__, None, 0)]
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-@pytest.mark.parametrize("script", [fidelity_script, retrieval_script], ids=["fidelity", "retrieval"])
+@pytest.mark.parametrize(
+    "script", [fidelity_script, retrieval_script], ids=["fidelity", "retrieval"]
+)
 def test_a_script_imports_one_module_a_line(script: object) -> None:
-    """`evaluate.load` reads a script's imports by a pattern that sees the first name of a line only."""
-    lines = [line for line in Path(script.__file__).read_text(encoding="utf-8").splitlines() if line.startswith("import ")]
+    """`evaluate.load` reads a script's imports by a pattern that sees the first name of a line
+    only.
+    """
+    lines = [
+        line
+        for line in Path(script.__file__).read_text(encoding="utf-8").splitlines()
+        if line.startswith("import ")
+    ]
     assert len(lines) >= 3
     assert not [line for line in lines if "," in line]

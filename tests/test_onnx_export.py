@@ -9,20 +9,31 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
-from hf_distill.export import save_student
-from hf_distill.onnx_export import FILES, export_onnx, load_onnx
-from hf_distill.student import build_student
+from hf_distill.recipe.arguments import (
+    StudentArguments,
+    TeacherArguments,
+)
+from hf_distill.release.onnx import (
+    FILES,
+    export_onnx,
+    load_onnx,
+)
+from hf_distill.student.build import build_student
+from hf_distill.student.save import save_student
 from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who", "x" * 500, "fly " * 100, ""]
 
 
 @pytest.fixture(scope="module", params=["mean", "cls"])
-def exported(request: pytest.FixtureRequest, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    request: pytest.FixtureRequest, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
-    arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=24, student_pooling=request.param)
+    arguments = StudentArguments(
+        student_layers="0,2", student_dim=16, student_max_length=24, student_pooling=request.param
+    )
     folder = tmp_path_factory.mktemp("onnx") / "student"
     save_student(build_student(arguments, teacher, None, 0).eval(), folder)
     export_onnx(folder)
@@ -43,7 +54,11 @@ def test_float32_embeddings_are_equal_and_int8_ones_close(exported: Path) -> Non
 def test_a_batch_does_not_change_a_text(exported: Path) -> None:
     encoder = load_onnx(exported)
     together = encoder.encode(TEXTS * 12)
-    np.testing.assert_allclose(together[: len(TEXTS)], np.concatenate([encoder.encode([text]) for text in TEXTS]), atol=1e-6)
+    np.testing.assert_allclose(
+        together[: len(TEXTS)],
+        np.concatenate([encoder.encode([text]) for text in TEXTS]),
+        atol=1e-6,
+    )
 
 
 def test_onnxruntime_and_tokenizers_are_enough(exported: Path) -> None:
@@ -63,10 +78,16 @@ assert not {{"torch", "transformers", "sentence_transformers"}} & set(sys.module
 print(json.dumps(made.tolist()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(json.loads(done.stdout), SentenceTransformer(str(exported), device="cpu").encode(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(
+        json.loads(done.stdout),
+        SentenceTransformer(str(exported), device="cpu").encode(TEXTS),
+        atol=1e-5,
+    )
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
+def test_what_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path
+) -> None:
     with pytest.raises(InputError, match="holds no saved student"):
         export_onnx(tmp_path)
     with pytest.raises(InputError, match="hf-distill export"):

@@ -1,4 +1,6 @@
-"""Texts one after another, without padding: the same embeddings and gradients, for every backbone that is packed."""
+"""Texts one after another, without padding: the same embeddings and gradients, for every backbone
+that is packed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from hf_distill.packing import (
+from hf_distill.training.packing import (
     PACKABLE,
     PADDING,
     FastDropout,
@@ -34,16 +36,28 @@ TEXTS = [" ".join(sentences(1, i)[0].split()[: 1 + i % 10]) for i in range(23)]
 
 def make_model(kind: str, pooling: str, folder: Path) -> SentenceTransformer:
     tokenizer = make_tokenizer()
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     if kind == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0, initializer_range=0.3, **sizes
+        kind,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        pad_token_id=0,
+        initializer_range=0.3,
+        **sizes,
     )
     AutoModel.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    model = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32, pooling_mode=pooling)], device="cpu")
+    model = SentenceTransformer(
+        modules=[Transformer(str(folder)), Pooling(32, pooling_mode=pooling)], device="cpu"
+    )
     model.max_seq_length = 32
     return model.eval()
 
@@ -57,13 +71,19 @@ def embed(model: SentenceTransformer, packed: bool) -> tuple[torch.Tensor, dict[
         assert features["input_ids"].shape[0] == 1
     embeddings = model(features)["sentence_embedding"][order.argsort()]
     model.zero_grad()
-    embeddings.tanh().mul(torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)).sum().backward()
-    return embeddings.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    embeddings.tanh().mul(
+        torch.linspace(-1, 1, embeddings.numel()).view_as(embeddings)
+    ).sum().backward()
+    return embeddings.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("kind", PACKABLE)
-def test_packed_texts_have_the_embeddings_and_gradients_of_padded_ones(kind: str, pooling: str, tmp_path: Path) -> None:
+def test_packed_texts_have_the_embeddings_and_gradients_of_padded_ones(
+    kind: str, pooling: str, tmp_path: Path
+) -> None:
     model = make_model(kind, pooling, tmp_path)
     assert can_pack(model)
     wanted, gradients = embed(model, packed=False)
@@ -73,7 +93,13 @@ def test_packed_texts_have_the_embeddings_and_gradients_of_padded_ones(kind: str
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
         assert own.keys() == gradients.keys()
         for name, gradient in own.items():
-            torch.testing.assert_close(gradient, gradients[name], atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                gradient,
+                gradients[name],
+                atol=2e-5,
+                rtol=1e-4,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
 
 
 def test_what_is_packed_is_saved_and_copied_like_any_other(tmp_path: Path) -> None:
@@ -83,7 +109,9 @@ def test_what_is_packed_is_saved_and_copied_like_any_other(tmp_path: Path) -> No
     model.save_pretrained(str(tmp_path / "two"), create_model_card=False)
     assert "hf_distill" not in (tmp_path / "two" / "config.json").read_text()
     for other in (copy.deepcopy(model), SentenceTransformer(str(tmp_path / "two"), device="cpu")):
-        torch.testing.assert_close(torch.from_numpy(other.encode(TEXTS)), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.from_numpy(other.encode(TEXTS)), wanted, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_backbone_that_is_not_known_to_allow_it_is_not_packed(tmp_path: Path) -> None:
@@ -99,8 +127,14 @@ def test_every_token_has_a_place_and_comes_back(lengths: list[int]) -> None:
     assert sum(bucket.texts for bucket in packing.buckets) == len(lengths)
     assert len(packing.rows) <= sum(lengths) / (1 - PADDING)
     for bucket in packing.buckets:
-        own = packing.rows[bucket.start : bucket.start + bucket.texts * bucket.length].view(bucket.texts, bucket.length)
-        empty = torch.zeros_like(own, dtype=torch.bool) if bucket.empty is None else bucket.empty[:, 0, 0]
+        own = packing.rows[bucket.start : bucket.start + bucket.texts * bucket.length].view(
+            bucket.texts, bucket.length
+        )
+        empty = (
+            torch.zeros_like(own, dtype=torch.bool)
+            if bucket.empty is None
+            else bucket.empty[:, 0, 0]
+        )
         assert (own[empty] == own[:, :1].expand_as(own)[empty]).all()
         assert (empty[:, 1:] >= empty[:, :-1]).all(), "a text's tokens come first"
 

@@ -11,31 +11,52 @@ from conftest import sentences
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
-from hf_distill.collator import InBatch
-from hf_distill.objective import TERMS, Weights, alignment, contrastive, hybrid, regression
-from hf_distill.run_folder import RunFolder
-from hf_distill.selection import parse_rules, select_pairs
-from hf_distill.trainer import DistillationTrainer
-from hf_distill.training import training_rows
+from hf_distill.run.folder import RunFolder
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import select_pairs
+from hf_distill.training.collator import InBatch
+from hf_distill.training.terms import (
+    TERMS,
+    Weights,
+    alignment,
+    contrastive,
+    hybrid,
+    regression,
+)
+from hf_distill.training.train import training_rows
+from hf_distill.training.trainer import DistillationTrainer
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
 POSITIVES, NONE = torch.arange(3), torch.zeros(3, 3, dtype=torch.bool)
-EVERY = Weights(contrastive=1, regression=1, regression_on="matrix", distribution=1, margin=1, alignment=1)
+EVERY = Weights(
+    contrastive=1, regression=1, regression_on="matrix", distribution=1, margin=1, alignment=1
+)
 
 
 def terms(weight: torch.Tensor | None, student: torch.Tensor = S) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    texts, targets = (torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2))  # three pairs, a negative each
+    texts, targets = (
+        torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2)
+    )  # three pairs, a negative each
     return hybrid(student, InBatch(T, POSITIVES, NONE, weight), EVERY, texts, targets)
 
 
 def test_by_hand() -> None:
     weight = torch.tensor([1.0, 0.5, 0.0])
-    rows = [-math.log(math.exp(S[i, i] / 0.5) / sum(math.exp(S[i, j] / 0.5) for j in range(3))) for i in range(3)]
-    assert contrastive(S, POSITIVES, NONE, 0.5, weight).item() == pytest.approx((rows[0] + 0.5 * rows[1]) / 3)
-    assert regression(S, T, POSITIVES, "diagonal", weight=weight).item() == pytest.approx((0.1**2 + 0.5 * 0.1**2) / 3)
-    texts = torch.eye(3, dtype=torch.float64).repeat(2, 1)  # three queries and three documents, each at right angles to its target
+    rows = [
+        -math.log(math.exp(S[i, i] / 0.5) / sum(math.exp(S[i, j] / 0.5) for j in range(3)))
+        for i in range(3)
+    ]
+    assert contrastive(S, POSITIVES, NONE, 0.5, weight).item() == pytest.approx(
+        (rows[0] + 0.5 * rows[1]) / 3
+    )
+    assert regression(S, T, POSITIVES, "diagonal", weight=weight).item() == pytest.approx(
+        (0.1**2 + 0.5 * 0.1**2) / 3
+    )
+    texts = torch.eye(3, dtype=torch.float64).repeat(
+        2, 1
+    )  # three queries and three documents, each at right angles to its target
     assert alignment(texts, texts.roll(1, 1), weight).item() == pytest.approx((1 + 0.5 + 0) * 2 / 6)
 
 
@@ -65,7 +86,12 @@ def test_weights_reach_the_loss(teacher_dir: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     folder = RunFolder(tmp_path / "run")
     plain = training_rows(select_pairs(pairs, [], 0, folder, "scores").selected, None)
-    weighted = training_rows(select_pairs(pairs, parse_rules(["threshold=0.25:weight=0.5"]), 0, folder, "scores").selected, None)
+    weighted = training_rows(
+        select_pairs(
+            pairs, parse_rules(["threshold=0.25:weight=0.5"]), 0, folder, "scores"
+        ).selected,
+        None,
+    )
     assert "weight" not in plain.features
     assert list(weighted["weight"]) == [0.5, 0.5, 1.0, 1.0]
     model = SentenceTransformer(str(teacher_dir), device="cpu")
@@ -76,7 +102,11 @@ def test_weights_reach_the_loss(teacher_dir: Path, tmp_path: Path) -> None:
         trainer = DistillationTrainer(model=model, args=args, train_dataset=rows, weights=only)
         model.eval()
         with torch.no_grad():
-            return float(trainer.compute_loss(trainer.model, trainer.data_collator([rows[i] for i in range(4)])))
+            return float(
+                trainer.compute_loss(
+                    trainer.model, trainer.data_collator([rows[i] for i in range(4)])
+                )
+            )
 
     cosines = (model.encode(pairs["query"][:]) * model.encode(pairs["document"][:])).sum(1)
     errors = (cosines - [0.1, 0.2, 0.3, 0.4]) ** 2

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from hf_distill.plots import describe_selection, save_selection_plot, score_thresholds
-from hf_distill.report import environment
-from hf_distill.run_folder import RunFolder
-from hf_distill.selection import parse_rules, select_pairs
+from hf_distill.report.page import environment
+from hf_distill.report.plots import (
+    describe_selection,
+    save_selection_plot,
+    score_thresholds,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import select_pairs
 
 
 def audit(folder: Path, rules: list[str]) -> dict:
@@ -45,7 +50,16 @@ class Balanced(HTMLParser):
 
 
 def test_the_page_shows_both_sides_ties_overlap_and_losses(tmp_path: Path) -> None:
-    made = audit(tmp_path, ["threshold=0.1", "margin=0.25", "top_k=2", "near_echo=0.9", "percentile=50:by=group:weight=0.5"])
+    made = audit(
+        tmp_path,
+        [
+            "threshold=0.1",
+            "margin=0.25",
+            "top_k=2",
+            "near_echo=0.9",
+            "percentile=50:by=group:weight=0.5",
+        ],
+    )
     html = environment().get_template("selection.html.j2").render(audit=made)
     page = Balanced()
     page.feed(html)
@@ -63,12 +77,17 @@ def test_the_page_shows_both_sides_ties_overlap_and_losses(tmp_path: Path) -> No
 
 
 def test_no_rule_is_said(tmp_path: Path) -> None:
-    assert "no rule: every training pair is kept" in environment().get_template("selection.html.j2").render(audit=audit(tmp_path, []))
+    assert "no rule: every training pair is kept" in environment().get_template(
+        "selection.html.j2"
+    ).render(audit=audit(tmp_path, []))
 
 
 def test_only_thresholds_of_the_score_stand_in_its_histogram(tmp_path: Path) -> None:
     made = audit(tmp_path, ["margin=0.25", "threshold=0.4"])
     assert score_thresholds(made) == [("threshold=0.4", 0.4)]
-    assert describe_selection(made) == "Histogram of teacher scores: 8 pairs kept, 4 dropped; threshold=0.4 at 0.4000"
+    assert (
+        describe_selection(made)
+        == "Histogram of teacher scores: 8 pairs kept, 4 dropped; threshold=0.4 at 0.4000"
+    )
     save_selection_plot(made, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")

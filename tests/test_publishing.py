@@ -1,4 +1,6 @@
-"""Publishing against the loopback Hub, with the unmodified client: each fault that the client does not handle, and what is loaded back."""
+"""Publishing against the loopback Hub, with the unmodified client: each fault that the client does
+not handle, and what is loaded back.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,23 @@ from hub_server import READ_TOKEN, SCOPED_TOKEN, TOKEN, Fault, Hub, running_hub
 from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
-from hf_distill import publishing
 from hf_distill.errors import InputError
-from hf_distill.export import save_student
-from hf_distill.hub import _write_eval_results
-from hf_distill.publishing import PublishingError, Release, Settings, check_access, commit_release, dry_run, publish
+from hf_distill.release import publish as publishing
+from hf_distill.release.model_card import _write_eval_results
+from hf_distill.release.publish import (
+    PublishingError,
+    Release,
+    Settings,
+    check_access,
+    commit_release,
+    dry_run,
+    publish,
+)
+from hf_distill.student.save import save_student
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # the client's own, of its HTTP library
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content="
+)  # the client's own, of its HTTP library
 
 DATASET_CARD = """---
 license: mit
@@ -95,7 +107,9 @@ def is_whole(hub: Hub, release: Release) -> bool:
     ],
     ids=lambda f: f"{f.where}-{f.status}-{'after' if f.after else ''}{f.times}",
 )
-def test_a_fault_that_passes_leaves_one_whole_commit(hub: Hub, api: HfApi, release: Release, fault: Fault, naps: list[float]) -> None:
+def test_a_fault_that_passes_leaves_one_whole_commit(
+    hub: Hub, api: HfApi, release: Release, fault: Fault, naps: list[float]
+) -> None:
     api.create_repo(release.repo)
     hub.faults.append(fault)
     made = commit_release(api, release)
@@ -113,14 +127,21 @@ def test_retry_after_is_heard(hub: Hub, api: HfApi, release: Release, naps: list
     assert naps == [37]
 
 
-def test_a_commit_in_between_is_kept_and_ours_comes_after_it(hub: Hub, api: HfApi, release: Release, naps: list[float]) -> None:
+def test_a_commit_in_between_is_kept_and_ours_comes_after_it(
+    hub: Hub, api: HfApi, release: Release, naps: list[float]
+) -> None:
     api.create_repo(release.repo)
-    theirs = Fault(r"POST .*/preupload/", meanwhile=lambda: hub.commit("models", release.repo, {"theirs.txt": b"x"}))
+    theirs = Fault(
+        r"POST .*/preupload/",
+        meanwhile=lambda: hub.commit("models", release.repo, {"theirs.txt": b"x"}),
+    )
     hub.faults.append(theirs)
     commit_release(api, release)
     assert is_whole(hub, release)
     assert (hub.files("models", release.repo) or ("", {}))[1]["theirs.txt"] == b"x"
-    assert [r for r in hub.requests if "/commit/" in r] == ["POST /api/models/you/student/commit/main"] * 2, "the first one was a 412"
+    assert [r for r in hub.requests if "/commit/" in r] == [
+        "POST /api/models/you/student/commit/main"
+    ] * 2, "the first one was a 412"
     assert len(naps) == 1
 
 
@@ -157,14 +178,26 @@ def test_metadata_that_the_hub_refuses_is_said(hub: Hub, api: HfApi, release: Re
     assert hub.commits("models", release.repo) == 0
 
 
-def test_only_what_differs_is_sent_and_only_own_leftovers_are_removed(hub: Hub, api: HfApi, release: Release) -> None:
+def test_only_what_differs_is_sent_and_only_own_leftovers_are_removed(
+    hub: Hub, api: HfApi, release: Release
+) -> None:
     commit(api, release)
-    hub.commit("models", release.repo, {"onnx/old.onnx": b"old", "2_Dense/old.bin": b"old", "theirs/old.txt": b"kept"})
+    hub.commit(
+        "models",
+        release.repo,
+        {"onnx/old.onnx": b"old", "2_Dense/old.bin": b"old", "theirs/old.txt": b"kept"},
+    )
     before = len(hub.requests)
     (release.folder / "config.json").write_text('{"a": 1}')
     commit(api, release)
     _, files = hub.files("models", release.repo) or ("", {})
-    assert set(files) == {".gitattributes", "README.md", "config.json", "model.safetensors", "theirs/old.txt"}
+    assert set(files) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "theirs/old.txt",
+    }
     sent = hub.requests[before:]
     assert not [request for request in sent if "storage" in request or "validate-yaml" in request]
     count = hub.commits("models", release.repo)
@@ -172,9 +205,19 @@ def test_only_what_differs_is_sent_and_only_own_leftovers_are_removed(hub: Hub, 
     assert hub.commits("models", release.repo) == count
 
 
-def test_a_student_of_another_kind_leaves_nothing_of_the_one_before(hub: Hub, api: HfApi, release: Release) -> None:
+def test_a_student_of_another_kind_leaves_nothing_of_the_one_before(
+    hub: Hub, api: HfApi, release: Release
+) -> None:
     commit(api, release)
-    stale = dict.fromkeys(["sentence_bert_config.json", "tokenizer_config.json", "vocab.txt", "model-00001-of-00002.safetensors"], b"old")
+    stale = dict.fromkeys(
+        [
+            "sentence_bert_config.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+            "model-00001-of-00002.safetensors",
+        ],
+        b"old",
+    )
     theirs = dict.fromkeys(["vocab.txt.md", "model.png", "pictures/config.json"], b"kept")
     hub.commit("models", release.repo, {**stale, **theirs})
     (release.folder / "config.json").unlink()
@@ -185,7 +228,12 @@ def test_a_student_of_another_kind_leaves_nothing_of_the_one_before(hub: Hub, ap
 
 def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -> None:
     before = set(release.files())
-    for name in (".config.json.k1.json", "onnx/.model.onnx.k1.onnx", ".git/config", ".eval_results/.retrieval.yaml.k1.yaml"):
+    for name in (
+        ".config.json.k1.json",
+        "onnx/.model.onnx.k1.onnx",
+        ".git/config",
+        ".eval_results/.retrieval.yaml.k1.yaml",
+    ):
         (release.folder / name).parent.mkdir(exist_ok=True)
         (release.folder / name).touch()
     assert set(release.files()) == before
@@ -206,12 +254,20 @@ def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -
     ],
 )
 def test_a_token_that_cannot_write_is_said_before_any_work(
-    hub: Hub, release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None, repo: str, says: str
+    hub: Hub,
+    release: Release,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    token: str | None,
+    repo: str,
+    says: str,
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with pytest.raises(InputError, match=re.escape(says)) as caught:
-        publish([Release(repo, "model", release.folder)], Settings(), HfApi(hub.endpoint, token=token))
+        publish(
+            [Release(repo, "model", release.folder)], Settings(), HfApi(hub.endpoint, token=token)
+        )
     assert str(token) not in str(caught.value)
     assert not hub.repos
     assert not [request for request in hub.requests if request.startswith("POST")]
@@ -239,16 +295,27 @@ def releases(tmp_path: Path, teacher_dir: Path) -> list[Release]:
     save_student(SentenceTransformer(str(teacher_dir), device="cpu"), tmp_path / "student")
     pairs = tmp_path / "pairs"
     (pairs / "selected").mkdir(parents=True)
-    Dataset.from_dict({"query": ["a", "b", "c"]}).to_parquet(str(pairs / "selected" / "train.parquet"))
+    Dataset.from_dict({"query": ["a", "b", "c"]}).to_parquet(
+        str(pairs / "selected" / "train.parquet")
+    )
     (pairs / "README.md").write_text(DATASET_CARD)
-    return [Release("you/pairs", "dataset", pairs), Release("you/student", "model", tmp_path / "student")]
+    return [
+        Release("you/pairs", "dataset", pairs),
+        Release("you/student", "model", tmp_path / "student"),
+    ]
 
 
-def test_publishing_loads_back_then_tags_and_again_does_nothing(hub: Hub, api: HfApi, releases: list[Release], naps: list[float]) -> None:
+def test_publishing_loads_back_then_tags_and_again_does_nothing(
+    hub: Hub, api: HfApi, releases: list[Release], naps: list[float]
+) -> None:
     would = dry_run(releases, Settings(), api)
     assert not hub.repos, "a dry run changes nothing"
     assert "tagged v1" in would[-2]
-    hub.faults += [Fault(r"POST /api/repos/create"), Fault(r"POST .*/tag/", after=True), Fault(r"POST /api/collections")]
+    hub.faults += [
+        Fault(r"POST /api/repos/create"),
+        Fault(r"POST .*/tag/", after=True),
+        Fault(r"POST /api/collections"),
+    ]
     said = publish(releases, Settings(private=True, gated="manual", collection="Distilled"), api)
     assert all(fault.times == 0 for fault in hub.faults)
     assert "rows equal: selected/train 3" in said[0]
@@ -258,16 +325,26 @@ def test_publishing_loads_back_then_tags_and_again_does_nothing(hub: Hub, api: H
         assert hub.commits(kind, repo) == 1
         assert held.tags == {"v1": held.commits[-1][0]}
         assert (held.private, held.gated) == (True, "manual")
-    assert [item["id"] for item in next(iter(hub.collections.values()))["items"]] == ["you/pairs", "you/student"]
+    assert [item["id"] for item in next(iter(hub.collections.values()))["items"]] == [
+        "you/pairs",
+        "you/student",
+    ]
     commits = len([r for r in hub.requests if "/commit/" in r])
     again = publish(releases, Settings(), api)
-    assert again[:2] == ["you/pairs: nothing to do, v1 is this release", "you/student: nothing to do, v1 is this release"]
+    assert again[:2] == [
+        "you/pairs: nothing to do, v1 is this release",
+        "you/student: nothing to do, v1 is this release",
+    ]
     assert len([r for r in hub.requests if "/commit/" in r]) == commits
-    (releases[1].folder / "config.json").write_text((releases[1].folder / "config.json").read_text() + "\n")
+    (releases[1].folder / "config.json").write_text(
+        (releases[1].folder / "config.json").read_text() + "\n"
+    )
     with pytest.raises(InputError, match="you/student has a tag v1 already"):
         publish(releases, Settings(tag="v1"), api)
     assert len([r for r in hub.requests if "/commit/" in r]) == commits, "nothing was sent"
-    assert any("you/student" in line or "tagged v2" in line for line in dry_run(releases, Settings(), api))
+    assert any(
+        "you/student" in line or "tagged v2" in line for line in dry_run(releases, Settings(), api)
+    )
     assert naps
 
 
@@ -279,20 +356,28 @@ def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Pat
     assert (hub.commits("spaces", "you/demo"), held.tags) == (1, {})
 
 
-def test_what_was_public_is_closed_before_anything_is_in_it(hub: Hub, api: HfApi, release: Release) -> None:
+def test_what_was_public_is_closed_before_anything_is_in_it(
+    hub: Hub, api: HfApi, release: Release
+) -> None:
     api.create_repo(release.repo, private=False)
     publishing._prepare(api, release, Settings(private=True))
     assert hub.repos["models", release.repo].private
     assert hub.commits("models", release.repo) == 0
 
 
-def test_the_evaluation_results_are_read_back_by_the_client(hub: Hub, api: HfApi, release: Release) -> None:
+def test_the_evaluation_results_are_read_back_by_the_client(
+    hub: Hub, api: HfApi, release: Release
+) -> None:
     ndcg = {"nDCG@10": {"value": 0.51234, "low": 0.4, "high": 0.6}}
-    _write_eval_results({"retrieval": {"num_queries": 9, "systems": {"student": ndcg}}}, "you/pairs", release.folder)
+    _write_eval_results(
+        {"retrieval": {"num_queries": 9, "systems": {"student": ndcg}}}, "you/pairs", release.folder
+    )
     commit(api, release)
     (entry,) = api.model_info(release.repo, expand=["evalResults"]).eval_results or []
     assert (entry.dataset_id, entry.task_id, entry.value) == ("you/pairs", "retrieval", 0.5123)
     assert entry.notes == "nDCG@10 over 9 held-out queries, 95% interval 0.4000 to 0.6000"
     _write_eval_results({}, None, release.folder)
     commit(api, release)
-    assert not api.model_info(release.repo, expand=["evalResults"]).eval_results, "a student without a published data set names none"
+    assert not api.model_info(release.repo, expand=["evalResults"]).eval_results, (
+        "a student without a published data set names none"
+    )

@@ -16,7 +16,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 @pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.strip().splitlines()[-1][:40])
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-def test_the_snippets_run(code: str, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snippets_run(
+    code: str, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for model in ("runs/quickstart/student_model_sd", "path/to/a/model"):
         code = code.replace(model, str(teacher_dir))
@@ -31,5 +33,11 @@ def test_every_module_has_its_place_in_the_tree() -> None:
     tree = README[README.index("## Where things are") :]
     for path in (ROOT / "hf_distill").iterdir():
         name = path.name + "/" * path.is_dir()
-        if not name.startswith("__") and name not in ("templates/", "py.typed", "errors.py", "hardware.py", "run_folder.py"):
+        if not name.startswith("__") and name not in (
+            "templates/",
+            "py.typed",
+            "errors.py",
+            "hardware.py",
+            "run_folder.py",
+        ):
             assert name in tree, name

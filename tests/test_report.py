@@ -7,17 +7,35 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_distill.evaluation import ratio_of_means
 from hf_distill.evaluation.agreement import ranking_agreement
-from hf_distill.evaluation.examples import per_query_values, wins_and_losses
+from hf_distill.evaluation.evaluate import ratio_of_means
+from hf_distill.evaluation.examples import (
+    per_query_values,
+    wins_and_losses,
+)
 from hf_distill.evaluation.fidelity import fidelity
-from hf_distill.evaluation.intervals import figure, mean
+from hf_distill.evaluation.intervals import (
+    figure,
+    mean,
+)
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.significance import compare_systems
-from hf_distill.plots import GREY, plot_losses, plot_selection
-from hf_distill.report import comparison_rows, environment, is_it_good_enough, probability, verdict, write_report
-from hf_distill.run_folder import RunFolder
-from hf_distill.selection import parse_rules, select_pairs
+from hf_distill.report.page import (
+    comparison_rows,
+    environment,
+    is_it_good_enough,
+    probability,
+    verdict,
+    write_report,
+)
+from hf_distill.report.plots import (
+    GREY,
+    plot_losses,
+    plot_selection,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import select_pairs
 
 
 def evaluation(bm25: tuple[float, float], untrained: tuple[float, float]) -> dict:
@@ -33,24 +51,47 @@ def evaluation(bm25: tuple[float, float], untrained: tuple[float, float]) -> dic
     ("bm25", "untrained", "says"),
     [
         ((0.01, 0.1), (0.1, 0.2), "it is better than BM25 and the untrained student."),
-        ((-0.01, 0.1), (0.1, 0.2), "it is better than the untrained student, cannot be told apart from BM25."),
-        ((-0.2, -0.1), (-0.1, 0.1), "it cannot be told apart from the untrained student, is worse than BM25."),
+        (
+            (-0.01, 0.1),
+            (0.1, 0.2),
+            "it is better than the untrained student, cannot be told apart from BM25.",
+        ),
+        (
+            (-0.2, -0.1),
+            (-0.1, 0.1),
+            "it cannot be told apart from the untrained student, is worse than BM25.",
+        ),
     ],
 )
-def test_the_verdict_claims_what_the_intervals_show(bm25: tuple, untrained: tuple, says: str) -> None:
+def test_the_verdict_claims_what_the_intervals_show(
+    bm25: tuple, untrained: tuple, says: str
+) -> None:
     text = verdict(evaluation(bm25, untrained))
-    assert text == f"The student keeps 97.5% of the teacher's nDCG@10 (95% interval 95.0% to 100.0%); {says}"
+    assert (
+        text
+        == f"The student keeps 97.5% of the teacher's nDCG@10 (95% interval 95.0% to 100.0%); {says}"
+    )
 
 
 def test_pictures_say_in_words_what_they_show() -> None:
     audit = {
         "histogram": {"edges": [0.0, 0.5, 1.0], "kept": [0, 3], "dropped": [2, 1]},
-        "rules": [{"rule": "percentile=50", "threshold": 0.6, "column": "score"}, {"rule": "echo", "threshold": None, "column": None}],
+        "rules": [
+            {"rule": "percentile=50", "threshold": 0.6, "column": "score"},
+            {"rule": "echo", "threshold": None, "column": None},
+        ],
     }
     picture = plot_selection(audit)
-    assert picture.alt == "Histogram of teacher scores: 3 pairs kept, 3 dropped; percentile=50 at 0.6000"
+    assert (
+        picture.alt
+        == "Histogram of teacher scores: 3 pairs kept, 3 dropped; percentile=50 at 0.6000"
+    )
     assert picture.svg.startswith("data:image/svg+xml;base64,")
-    log = [{"loss": 2.0, "step": 1, "contrastive": 1.5}, {"eval_loss": 1.9, "step": 1}, {"loss": 1.0, "step": 2, "contrastive": 0.5}]
+    log = [
+        {"loss": 2.0, "step": 1, "contrastive": 1.5},
+        {"eval_loss": 1.9, "step": 1},
+        {"loss": 1.0, "step": 2, "contrastive": 0.5},
+    ]
     assert "over 2 steps, from 2.000 to 1.000" in plot_losses({"log": log, "steps": 2}).alt
     assert "not logged" in plot_losses({"log": [], "steps": 2}).alt
 
@@ -58,28 +99,49 @@ def test_pictures_say_in_words_what_they_show() -> None:
 def test_html_is_escaped_and_an_undefined_name_is_an_error() -> None:
     jinja = environment()
     assert jinja.autoescape("report.html.j2") is True
-    assert jinja.autoescape("model_card_template.md") is False, "cards escape text of the data by a filter of their own"
+    assert jinja.autoescape("model_card_template.md") is False, (
+        "cards escape text of the data by a filter of their own"
+    )
     with pytest.raises(jinja2.UndefinedError):
         jinja.from_string("{{ nothing }}").render()
 
 
-# --- the whole page --------------------------------------------------------------------------------------------------
+# --- the whole page
+# --------------------------------------------------------------------------------------------------
 
 SYSTEMS = ("teacher", "student", "untrained student", "bm25")
 NASTY = '<script>alert("query")</script>'
 
 
-def whole_evaluation(values: dict[str, np.ndarray], teacher_scores: np.ndarray, student_scores: np.ndarray) -> dict:
-    """What `evaluate_student` writes, by the same functions, from per-query values and pair scores."""
+def whole_evaluation(
+    values: dict[str, np.ndarray], teacher_scores: np.ndarray, student_scores: np.ndarray
+) -> dict:
+    """What `evaluate_student` writes, by the same functions, from per-query values and pair
+    scores.
+    """
     n = len(values["student"])
     ids = [f"q{i}" for i in range(n)]
     qrels = {q: {f"d{i}": 1} for i, q in enumerate(ids)}
     run = {q: {f"d{i}": 1.0, f"d{(i + 1) % n}": 0.5} for i, q in enumerate(ids)}
     against = "teacher" if "teacher" in values else "bm25"
-    cost = {"parameters": 10**6, "megabytes": 4.0, "dtype": "float32", "dimension": 8, "documents_per_second": 50.0}
+    cost = {
+        "parameters": 10**6,
+        "megabytes": 4.0,
+        "dtype": "float32",
+        "dimension": 8,
+        "documents_per_second": 50.0,
+    }
     cost |= {"query_ms_p50": 2.5, "query_ms_p95": 3.0}
-    margins = {name: {"nDCG@10": figure(mean, [values["student"] - v], 0)} for name, v in values.items() if name != "student"}
-    ratio = {"nDCG@10": figure(ratio_of_means, [values["student"], values["teacher"]], 0)} if "teacher" in values else None
+    margins = {
+        name: {"nDCG@10": figure(mean, [values["student"] - v], 0)}
+        for name, v in values.items()
+        if name != "student"
+    }
+    ratio = (
+        {"nDCG@10": figure(ratio_of_means, [values["student"], values["teacher"]], 0)}
+        if "teacher" in values
+        else None
+    )
     return {
         "bootstrap": {"resamples": 2000, "level": 0.95, "seed": 0},
         "retrieval": {
@@ -108,8 +170,15 @@ def whole_evaluation(values: dict[str, np.ndarray], teacher_scores: np.ndarray, 
 
 def page(evaluation: dict, folder: RunFolder) -> str:
     folder.path.mkdir(parents=True, exist_ok=True)
-    scores = {"pair_id": list("abcd"), "query": [NASTY] * 4, "document": [NASTY] * 4, "teacher_score": [0.1, 0.3, 0.5, 0.7]}
-    audit = select_pairs(Dataset.from_dict(scores), parse_rules(["threshold=.2"]), 0, folder, "scores").audit
+    scores = {
+        "pair_id": list("abcd"),
+        "query": [NASTY] * 4,
+        "document": [NASTY] * 4,
+        "teacher_score": [0.1, 0.3, 0.5, 0.7],
+    }
+    audit = select_pairs(
+        Dataset.from_dict(scores), parse_rules(["threshold=.2"]), 0, folder, "scores"
+    ).audit
     write_report(
         evaluation,
         audit,
@@ -126,7 +195,9 @@ def page(evaluation: dict, folder: RunFolder) -> str:
 
 
 class Reader(HTMLParser):
-    """What a screen reader meets: headings, images, tables, landmarks; and whether tags are closed in order."""
+    """What a screen reader meets: headings, images, tables, landmarks; and whether tags are closed
+    in order.
+    """
 
     VOID = frozenset({"meta", "img", "br", "link"})
 
@@ -151,16 +222,23 @@ class Reader(HTMLParser):
 
 def random_values(systems: tuple[str, ...], n: int = 40) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {name: np.clip(rng.normal(0.8 - 0.15 * i, 0.15, n), 0, 1) for i, name in enumerate(systems)}
+    return {
+        name: np.clip(rng.normal(0.8 - 0.15 * i, 0.15, n), 0, 1) for i, name in enumerate(systems)
+    }
 
 
 SCORES = np.linspace(0.1, 0.9, 30)
 
 
-def test_the_page_answers_first_and_is_self_contained_ordered_and_escaped(folder: RunFolder) -> None:
+def test_the_page_answers_first_and_is_self_contained_ordered_and_escaped(
+    folder: RunFolder,
+) -> None:
     text = page(whole_evaluation(random_values(SYSTEMS), SCORES, SCORES**2), folder)
     first = text[: text.index("Retrieval on held-out queries")]
-    assert all(question in first for question in ("Is the student good enough?", "What did it cost?", "How sure are we?"))
+    assert all(
+        question in first
+        for question in ("Is the student good enough?", "What did it cost?", "How sure are we?")
+    )
     assert "A query takes 2.5 ms instead of 2.5 ms" in first
     reader = Reader(text)
     assert {"header", "main", "footer", "h1"} <= {tag for tag, _ in reader.tags}
@@ -173,14 +251,27 @@ def test_the_page_answers_first_and_is_self_contained_ordered_and_escaped(folder
     assert all(below - above <= 1 for above, below in pairwise(levels)), "no level is skipped"
     images = reader.all("img")
     assert len(images) == 7
-    assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in images)
-    assert not [a for _, attributes in reader.tags for a in ("src", "href") if str(attributes.get(a, "data:")).split(":")[0] != "data"]
+    assert all(
+        image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in images
+    )
+    assert not [
+        a
+        for _, attributes in reader.tags
+        for a in ("src", "href")
+        if str(attributes.get(a, "data:")).split(":")[0] != "data"
+    ]
     assert "@import" not in text
     assert "url(" not in text
     assert all(attributes.get("scope") in ("col", "row") for attributes in reader.all("th"))
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
-    assert sorted(ids) == sorted({attributes["aria-labelledby"] for attributes in reader.all("section")})
-    assert all(a.get("aria-label") and a.get("tabindex") == "0" for a in reader.all("div") if a.get("class") == "scroll")
+    assert sorted(ids) == sorted(
+        {attributes["aria-labelledby"] for attributes in reader.all("section")}
+    )
+    assert all(
+        a.get("aria-label") and a.get("tabindex") == "0"
+        for a in reader.all("div")
+        if a.get("class") == "scroll"
+    )
 
 
 def test_a_picture_follows_dark_mode() -> None:
@@ -207,7 +298,12 @@ def test_an_older_evaluation_has_a_page(folder: RunFolder) -> None:
 
 
 def test_one_query_and_constant_scores_have_a_page(folder: RunFolder) -> None:
-    text = page(whole_evaluation({name: np.array([0.5]) for name in SYSTEMS}, np.full(2, 0.5), np.full(2, 0.7)), folder)
+    text = page(
+        whole_evaluation(
+            {name: np.array([0.5]) for name in SYSTEMS}, np.full(2, 0.5), np.full(2, 0.7)
+        ),
+        folder,
+    )
     assert "the teacher&#39;s scores are all equal" in text
     assert "Not shown: as far as 1 query can tell, training has changed nothing." in text
     assert "These queries do not say how differences vary" in text
@@ -229,7 +325,10 @@ def test_the_answer_goes_by_the_tests(shifts: dict, says: str) -> None:
     rng = np.random.default_rng(0)
     student = rng.normal(0.5, 0.1, 60)
     noise = np.tile([-0.01, 0.01], 30)
-    values = {"student": student, **{name: student + shift + noise for name, shift in shifts.items()}}
+    values = {
+        "student": student,
+        **{name: student + shift + noise for name, shift in shifts.items()},
+    }
     assert is_it_good_enough(whole_evaluation(values, SCORES, SCORES)).startswith(says)
 
 
@@ -244,4 +343,9 @@ def test_the_table_has_the_student_first() -> None:
 
 
 def test_probabilities_are_written_as_they_are_read() -> None:
-    assert [probability(p) for p in (None, 1.0, 0.0342, 0.0004)] == ["undefined", "1", ".034", "< .001"]
+    assert [probability(p) for p in (None, 1.0, 0.0342, 0.0004)] == [
+        "undefined",
+        "1",
+        ".034",
+        "< .001",
+    ]

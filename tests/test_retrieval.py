@@ -1,4 +1,6 @@
-"""Runs and judgements as files that `ir_measures` reads from its own command line, ties, tasks and what is wrong with them."""
+"""Runs and judgements as files that `ir_measures` reads from its own command line, ties, tasks and
+what is wrong with them.
+"""
 
 import dataclasses
 import json
@@ -10,9 +12,13 @@ import ir_measures
 import numpy as np
 import pytest
 
+from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.compatibility import compatibility
-from hf_distill.evaluation.index import hamming_search, index_size
+from hf_distill.evaluation.index import (
+    hamming_search,
+    index_size,
+)
+from hf_distill.evaluation.mixed_index import compatibility
 from hf_distill.evaluation.retrieval import (
     MEASURES,
     bm25_run,
@@ -24,15 +30,22 @@ from hf_distill.evaluation.retrieval import (
     write_qrels,
     write_run,
 )
-from hf_distill.evaluation.tasks import RetrievalTask, load_task, make_task
-from hf_distill.search import search
-from hf_distill.student import principal_components
+from hf_distill.evaluation.tasks import (
+    RetrievalTask,
+    load_task,
+    make_task,
+)
+from hf_distill.student.head import principal_components
 
 NAMES = ["nDCG@10", "R@1", "R@10", "R@100", "RR@10", "RR", "AP@100", "P@5", "Success@5"]
 
 
-def tied_task(queries: int = 30, documents: int = 200, seed: int = 0) -> tuple[RetrievalTask, np.ndarray, np.ndarray]:
-    """A task of random unit vectors, of whose documents most have several copies; ids in no order."""
+def tied_task(
+    queries: int = 30, documents: int = 200, seed: int = 0
+) -> tuple[RetrievalTask, np.ndarray, np.ndarray]:
+    """A task of random unit vectors, of whose documents most have several copies; ids in no
+    order.
+    """
     rng = np.random.default_rng(seed)
     ids = [f"d{i}" for i in rng.permutation(documents)]
     judgements = [
@@ -40,8 +53,15 @@ def tied_task(queries: int = 30, documents: int = 200, seed: int = 0) -> tuple[R
         for i in range(queries)
         for j, grade in zip(rng.choice(documents, 5, False), (3, 1, 0, 1, 2), strict=True)
     ]
-    task = make_task(((f"q{i}", "text") for i in range(queries)), ((name, "text") for name in ids), judgements, "tied")
-    vectors = rng.normal(size=(documents // 4, 32)).astype(np.float32)[rng.integers(0, documents // 4, documents)]
+    task = make_task(
+        ((f"q{i}", "text") for i in range(queries)),
+        ((name, "text") for name in ids),
+        judgements,
+        "tied",
+    )
+    vectors = rng.normal(size=(documents // 4, 32)).astype(np.float32)[
+        rng.integers(0, documents // 4, documents)
+    ]
     wanted = rng.normal(size=(queries, 32)).astype(np.float32)
     vectors, wanted = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors, wanted))
     return task, wanted, vectors
@@ -60,7 +80,9 @@ def command_line(qrels: Path, run: Path, *measures: str) -> dict[tuple[str, str]
 def test_the_command_line_of_ir_measures_agrees(tmp_path: Path) -> None:
     task, queries, documents = tied_task()
     measures = parse_measures(NAMES)
-    run = make_run(list(task.queries), list(task.documents), *search(queries, documents, depth_of(measures)))
+    run = make_run(
+        list(task.queries), list(task.documents), *search(queries, documents, depth_of(measures))
+    )
     run["q3"] = {}  # a query without an answer counts, too
     values = per_query(run, task.qrels, measures)
     write_run(run, tmp_path / "a.run", "a system")
@@ -81,11 +103,16 @@ def test_ties_go_by_document_id_for_every_measure() -> None:
         assert values["RR"] == values["RR@10"] == pytest.approx(1 / rank)
         assert values["nDCG@10"] == pytest.approx(1 / np.log2(rank + 1))
     with_ties = {"q": {"a": 1.0, "b": 1.0, "c": 1.0}}
-    assert per_query(with_ties, {"q": {"a": 1}}, parse_measures(["RR", "RR@10"]))["RR"] == pytest.approx(1 / 3), "that is why"
+    assert per_query(with_ties, {"q": {"a": 1}}, parse_measures(["RR", "RR@10"]))[
+        "RR"
+    ] == pytest.approx(1 / 3), "that is why"
 
 
 def test_without_ties_descends_and_hardly_moves() -> None:
-    scores = np.array([[0.5, 0.5, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), -1, -1], [0, 0, 0, 0, 0, 0]], dtype=np.float32)
+    scores = np.array(
+        [[0.5, 0.5, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), -1, -1], [0, 0, 0, 0, 0, 0]],
+        dtype=np.float32,
+    )
     made = without_ties(scores)
     assert (np.diff(made, axis=1) < 0).all()
     np.testing.assert_allclose(made, scores, atol=1e-6)
@@ -100,7 +127,10 @@ def test_bm25_cuts_ties_by_document_id() -> None:
 
 
 def test_measures_by_name() -> None:
-    assert [str(m) for m in parse_measures(["nDCG@10", "AP(rel=2)@100"])] == ["nDCG@10", "AP(rel=2)@100"]
+    assert [str(m) for m in parse_measures(["nDCG@10", "AP(rel=2)@100"])] == [
+        "nDCG@10",
+        "AP(rel=2)@100",
+    ]
     assert depth_of(MEASURES) == 100
     assert depth_of(parse_measures(["R@300"])) == 300
     assert depth_of(parse_measures(["RR"])) == 1000
@@ -116,7 +146,8 @@ def test_ids_that_a_trec_file_cannot_hold(tmp_path: Path) -> None:
         write_qrels({"": {"d": 1}}, tmp_path / "qrels.txt")
 
 
-# --- tasks -----------------------------------------------------------------------------------------------------------
+# --- tasks
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -138,7 +169,11 @@ def beir(tmp_path: Path) -> Path:
 def test_a_beir_folder_keeps_its_ids(beir: Path) -> None:
     task = load_task(str(beir))
     assert (task.name, task.notes) == ("tiny-beir", ())
-    assert list(task.documents.items()) == [("d1", "blue cat"), ("d2", "Two red dog"), ("d3", "sun")]
+    assert list(task.documents.items()) == [
+        ("d1", "blue cat"),
+        ("d2", "Two red dog"),
+        ("d3", "sun"),
+    ]
     assert task.qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
     assert list(task.queries) == list(task.qrels)
 
@@ -162,10 +197,22 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
     ("file", "text", "message"),
     [
         ("corpus.jsonl", "", "the corpus is empty, so there is nothing to search"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n', "line 2: the id 'd1' appears a second time"),
-        ("queries.jsonl", '{"_id": "q1", "text": "a"}\n', r"1 of 2 judged queries have no text \(e.g. 'q2'\)"),
+        (
+            "corpus.jsonl",
+            '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
+            "line 2: the id 'd1' appears a second time",
+        ),
+        (
+            "queries.jsonl",
+            '{"_id": "q1", "text": "a"}\n',
+            r"1 of 2 judged queries have no text \(e.g. 'q2'\)",
+        ),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgement among 2 queries"),
-        ("qrels/test.tsv", "h\th\th\nq1\td1\t1\nq1\td1\t2\n", "query 'q1' and document 'd1' are judged 1 and 2"),
+        (
+            "qrels/test.tsv",
+            "h\th\th\nq1\td1\t1\nq1\td1\t2\n",
+            "query 'q1' and document 'd1' are judged 1 and 2",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_measured(beir: Path, file: str, text: str, message: str) -> None:
@@ -186,7 +233,8 @@ def test_no_such_task(tmp_path: Path) -> None:
         load_task(str(tmp_path))
 
 
-# --- what an index costs, and whether the old one can be kept -----------------------------------------------------------
+# --- what an index costs, and whether the old one can be kept
+# -----------------------------------------------------------
 
 
 def test_hamming_search_by_hand_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +262,16 @@ def test_an_index_weighs_what_it_should_and_says_what_it_costs() -> None:
     assert result["float32"]["minus_float32"] == {"value": 0, "low": 0, "high": 0, "n": 60}
     for name in ("float16", "int8", "binary"):
         row = result[name]
-        assert row["minus_float32"]["value"] == pytest.approx(row["nDCG@10"]["value"] - result["float32"]["nDCG@10"]["value"])
+        assert row["minus_float32"]["value"] == pytest.approx(
+            row["nDCG@10"]["value"] - result["float32"]["nDCG@10"]["value"]
+        )
     assert "products only" in index_size(task, queries, documents, "euclidean", 0)["undefined"]
 
 
 def test_int8_keeps_the_order_of_products() -> None:
-    """Where the quantisation loses nothing, nothing is lost: 256 levels in each dimension, of very different widths."""
+    """Where the quantisation loses nothing, nothing is lost: 256 levels in each dimension, of very
+    different widths.
+    """
     rng = np.random.default_rng(0)
     widths = np.array([1.0, 10.0, 0.01, 3.0], dtype=np.float32)
     documents = (rng.integers(0, 256, size=(500, 4)) / 255 * widths).astype(np.float32)
@@ -227,10 +279,15 @@ def test_int8_keeps_the_order_of_products() -> None:
     documents += widths * np.float32(1e-4)  # off the edges of the bins, where rounding decides
     queries = rng.normal(size=(40, 4)).astype(np.float32)
     task = make_task(
-        ((f"q{i:03}", "") for i in range(40)), ((f"d{i:03}", "") for i in range(500)), ((f"q{i:03}", f"d{i:03}", 1) for i in range(40)), "t"
+        ((f"q{i:03}", "") for i in range(40)),
+        ((f"d{i:03}", "") for i in range(500)),
+        ((f"q{i:03}", f"d{i:03}", 1) for i in range(40)),
+        "t",
     )
     relevant = search(queries, documents, 1)[1][:, 0]
-    task = dataclasses.replace(task, qrels={f"q{i:03}": {f"d{j:03}": 1} for i, j in enumerate(relevant)})
+    task = dataclasses.replace(
+        task, qrels={f"q{i:03}": {f"d{j:03}": 1} for i, j in enumerate(relevant)}
+    )
     result = index_size(task, queries, documents, "dot", 0)
     assert result["float32"]["nDCG@10"]["value"] == 1
     assert result["int8"]["nDCG@10"]["value"] > 0.97
@@ -240,20 +297,36 @@ def test_a_student_that_is_its_teachers_projection_is_compatible() -> None:
     task, queries, documents = tied_task()
     nearest = search(queries, documents, 1)[1][:, 0]
     names = list(task.documents)
-    task = dataclasses.replace(task, qrels={query: {names[j]: 1} for query, j in zip(task.queries, nearest, strict=True)})
+    task = dataclasses.replace(
+        task, qrels={query: {names[j]: 1} for query, j in zip(task.queries, nearest, strict=True)}
+    )
     components = principal_components(documents, 8)
     projected = tuple(x @ components.T for x in (queries, documents))
     student = tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in projected)
     result = compatibility(task, student, (queries, documents), components, "cosine", 0)
     assert result["possible"]
-    own = per_query(make_run(list(task.queries), list(task.documents), *search(*student, 10)), task.qrels)["nDCG@10"].mean()
-    for name in ("student_queries_teacher_index", "teacher_queries_student_index", "teacher_queries_teacher_index"):
+    own = per_query(
+        make_run(list(task.queries), list(task.documents), *search(*student, 10)), task.qrels
+    )["nDCG@10"].mean()
+    for name in (
+        "student_queries_teacher_index",
+        "teacher_queries_student_index",
+        "teacher_queries_teacher_index",
+    ):
         assert result[name]["nDCG@10"]["value"] == pytest.approx(own)
     assert result["minus_student"]["nDCG@10"]["value"] == pytest.approx(0)
-    teacher = per_query(make_run(list(task.queries), list(task.documents), *search(queries, documents, 10)), task.qrels)["nDCG@10"].mean()
+    teacher = per_query(
+        make_run(list(task.queries), list(task.documents), *search(queries, documents, 10)),
+        task.qrels,
+    )["nDCG@10"].mean()
     assert result["minus_teacher"]["nDCG@10"]["value"] == pytest.approx(own - teacher)
     stranger = tuple(np.roll(x, 3, axis=1) for x in student)
-    assert compatibility(task, stranger, (queries, documents), components, "cosine", 0)["minus_student"]["nDCG@10"]["value"] < 0
+    assert (
+        compatibility(task, stranger, (queries, documents), components, "cosine", 0)[
+            "minus_student"
+        ]["nDCG@10"]["value"]
+        < 0
+    )
 
 
 def test_compatibility_that_is_not_possible_says_why() -> None:
@@ -261,7 +334,12 @@ def test_compatibility_that_is_not_possible_says_why() -> None:
     for teacher, components, measure, reason in (
         (None, None, "cross-encoder", "no embeddings"),
         ((queries, documents), np.eye(32), "euclidean", "ranks by euclidean"),
-        ((queries, documents), np.eye(32)[:8], "cosine", "32 dimensions, the teacher's embeddings 8"),
+        (
+            (queries, documents),
+            np.eye(32)[:8],
+            "cosine",
+            "32 dimensions, the teacher's embeddings 8",
+        ),
     ):
         result = compatibility(task, (queries, documents), teacher, components, measure, 0)
         assert not result["possible"]

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_distill.arguments import Recipe, read_recipe
 from hf_distill.errors import InputError
-from hf_distill.run_folder import (
+from hf_distill.recipe.arguments import (
+    Recipe,
+    read_recipe,
+)
+from hf_distill.run.folder import (
     RunFolder,
     fingerprint,
     open_run_folder,
@@ -43,7 +46,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_is_of_values_not_of_their_order() -> None:
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+    assert (
+        fingerprint({"a": 1, "b": 2})
+        == fingerprint({"b": 2, "a": 1})
+        != fingerprint({"a": 1, "b": 3})
+    )
 
 
 def test_an_artefact_is_reused_only_with_its_fingerprint(tmp_path: Path) -> None:
@@ -66,24 +73,35 @@ def test_a_folder_is_reopened_by_its_own_recipe_alone(recipe: Recipe, tmp_path: 
     assert saved["environment"]["recipe"] == "mine"
     assert saved["environment"]["packages"]["torch"]
     assert open_run_folder(recipe) == folder
-    other = read_recipe([str(tmp_path / "mine.yaml"), "--run_dir", str(folder.path), "--teacher", "another/teacher"])
-    with pytest.raises(InputError, match=r"holds another run: teacher is 'sentence-\S+' there, 'another/teacher' here"):
+    other = read_recipe(
+        [str(tmp_path / "mine.yaml"), "--run_dir", str(folder.path), "--teacher", "another/teacher"]
+    )
+    with pytest.raises(
+        InputError,
+        match=r"holds another run: teacher is 'sentence-\S+' there, 'another/teacher' here",
+    ):
         open_run_folder(other)
-    tuned = read_recipe([str(tmp_path / "mine.yaml"), "--run_dir", str(folder.path), "--learning_rate", "1e-3"])
+    tuned = read_recipe(
+        [str(tmp_path / "mine.yaml"), "--run_dir", str(folder.path), "--learning_rate", "1e-3"]
+    )
     assert open_run_folder(tuned) == folder, "what only changes later stages may change"
 
 
 def test_a_folder_that_is_no_run_is_refused(recipe: Recipe) -> None:
     recipe.run_dir.mkdir()
     (recipe.run_dir / "thesis.docx").touch()
-    with pytest.raises(InputError, match=r"holds 1 files \(e\.g\. thesis\.docx\) but no recipe\.yaml"):
+    with pytest.raises(
+        InputError, match=r"holds 1 files \(e\.g\. thesis\.docx\) but no recipe\.yaml"
+    ):
         open_run_folder(recipe)
 
 
 def test_no_token_is_ever_saved(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("bf16: false\n")
-    recipe = read_recipe([str(path), "--run_dir", str(tmp_path / "run"), "--hub_token", "hf_secretsecretsecret"])
+    recipe = read_recipe(
+        [str(path), "--run_dir", str(tmp_path / "run"), "--hub_token", "hf_secretsecretsecret"]
+    )
     save_recipe(recipe, open_run_folder(recipe))
     assert "secret" not in (tmp_path / "run" / "recipe.yaml").read_text()
 
@@ -97,5 +115,8 @@ def test_leftovers_of_a_killed_call_are_removed(tmp_path: Path) -> None:
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).touch()
     remove_leftovers(folder)
-    assert {path.name for path in folder.path.rglob("*") if path.is_file()} == {"evaluation.json", "modules.json"}
+    assert {path.name for path in folder.path.rglob("*") if path.is_file()} == {
+        "evaluation.json",
+        "modules.json",
+    }
     assert not list(folder.path.glob(".*")), "folders, too"

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.util import SimilarityFunction
 
-from hf_distill import search as module
-from hf_distill.search import search
+from hf_distill.compute import search as module
+from hf_distill.compute.search import search
 
 RNG = np.random.default_rng(0)
 
@@ -25,11 +25,18 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("measure", ["dot", "cosine", "euclidean", "manhattan"])
 def test_search_is_exact(measure: str) -> None:
-    queries, documents = RNG.normal(size=(10, 8)).astype(np.float32), RNG.normal(size=(100, 8)).astype(np.float32)
+    queries, documents = (
+        RNG.normal(size=(10, 8)).astype(np.float32),
+        RNG.normal(size=(100, 8)).astype(np.float32),
+    )
     if measure == "cosine":
-        queries, documents = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, documents))
+        queries, documents = (
+            x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, documents)
+        )
     scores, indices = search(queries, documents, 12, measure, "cpu")
-    brute = SimilarityFunction.to_similarity_fn(measure)(torch.from_numpy(queries), torch.from_numpy(documents)).numpy()
+    brute = SimilarityFunction.to_similarity_fn(measure)(
+        torch.from_numpy(queries), torch.from_numpy(documents)
+    ).numpy()
     expected = np.argsort(-brute, axis=1, kind="stable")[:, :12]
     assert indices.tolist() == expected.tolist()
     np.testing.assert_allclose(scores, np.take_along_axis(brute, expected, 1), rtol=1e-5)
@@ -43,9 +50,18 @@ def test_search_breaks_ties_by_index_and_stops_at_the_corpus() -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 90), st.sampled_from(["dot", "euclidean", "manhattan"]), st.sampled_from([1, 3, 20]))
-def test_ties_are_broken_by_index_also_at_the_cut(seed: int, depth: int, measure: str, distinct: int) -> None:
-    """Few distinct documents, many copies of each, scattered over blocks: the cut goes through the ties."""
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 90),
+    st.sampled_from(["dot", "euclidean", "manhattan"]),
+    st.sampled_from([1, 3, 20]),
+)
+def test_ties_are_broken_by_index_also_at_the_cut(
+    seed: int, depth: int, measure: str, distinct: int
+) -> None:
+    """Few distinct documents, many copies of each, scattered over blocks: the cut goes through the
+    ties.
+    """
     rng = np.random.default_rng(seed)
     documents = rng.normal(size=(distinct, 5)).astype(np.float32)[rng.integers(0, distinct, 80)]
     queries = rng.normal(size=(4, 5)).astype(np.float32)
@@ -75,5 +91,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_nothing_to_search() -> None:
-    scores, indices = search(np.ones((2, 3), dtype=np.float32), np.empty((0, 3), dtype=np.float32), 5)
+    scores, indices = search(
+        np.ones((2, 3), dtype=np.float32), np.empty((0, 3), dtype=np.float32), 5
+    )
     assert scores.shape == indices.shape == (2, 0)

@@ -1,4 +1,6 @@
-"""The study of selections: which arms there are, how they are compared, and a small one from the command line."""
+"""The study of selections: which arms there are, how they are compared, and a small one from the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,23 @@ import yaml
 from datasets import Dataset
 from scipy.stats import ttest_rel
 
-from hf_distill.arguments import read_recipe
 from hf_distill.commands import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.significance import crossed_interval
-from hf_distill.run_folder import open_run_folder
-from hf_distill.selection import Columns, parse_rules, rule_columns
-from hf_distill.selection_study import FULL, compare, parse_selections, plan_arms, verdict
+from hf_distill.recipe.arguments import read_recipe
+from hf_distill.run.folder import open_run_folder
+from hf_distill.selection.rules import (
+    Columns,
+    parse_rules,
+    rule_columns,
+)
+from hf_distill.study.selection_study import (
+    FULL,
+    compare,
+    parse_selections,
+    plan_arms,
+    verdict,
+)
 
 
 def columns(scores: list[float]) -> Columns:
@@ -35,15 +47,28 @@ def columns(scores: list[float]) -> Columns:
 def test_arms_by_hand() -> None:
     scores = columns([0.1, 0.2, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, float("nan")])
     arms = plan_arms(parse_selections(["threshold=0.7", "top_k=3 echo", "invalid"]), scores)
-    assert [arm.name for arm in arms] == [FULL, "random 3", "bottom 3", "threshold=0.7", "top_k=3 echo", "invalid"]
-    assert [arm.control for arm in arms] == [None, None, None, "random 3", "random 3", None], "invalid keeps all: all pairs are its control"
+    assert [arm.name for arm in arms] == [
+        FULL,
+        "random 3",
+        "bottom 3",
+        "threshold=0.7",
+        "top_k=3 echo",
+        "invalid",
+    ]
+    assert [arm.control for arm in arms] == [None, None, None, "random 3", "random 3", None], (
+        "invalid keeps all: all pairs are its control"
+    )
     rows = {arm.name: arm.rows(scores).tolist() for arm in arms}
     assert rows[FULL] == list(range(9)), "a pair without a score is no pair to train on"
-    assert rows["random 3"] == [6, 7, 8], "the first three with a score in the seeded order, here the reversed one"
+    assert rows["random 3"] == [6, 7, 8], (
+        "the first three with a score in the seeded order, here the reversed one"
+    )
     assert rows["bottom 3"] == [0, 1, 2]
     assert rows["threshold=0.7"] == rows["top_k=3 echo"] == [6, 7, 8]
     tied = columns([0.5, 0.2, 0.2, 0.2])
-    bottom = next(arm for arm in plan_arms(parse_selections(["top_k=2"]), tied) if arm.name == "bottom 2")
+    bottom = next(
+        arm for arm in plan_arms(parse_selections(["top_k=2"]), tied) if arm.name == "bottom 2"
+    )
     assert bottom.rows(tied).tolist() == [2, 3], "ties are broken by the seeded order"
 
 
@@ -79,11 +104,16 @@ def test_a_comparison_is_over_queries_and_seeds() -> None:
     shifts = {FULL: 0.0, "random 5": 0.0, "bottom 5": -0.1, "top_k=5": 0.05}
     results = [result(arm, seed, shift) for seed in (0, 1) for arm, shift in shifts.items()]
     rows = {row["arm"]: row for row in compare(arms, results, teacher, 0)}
-    ours, theirs = (np.mean([r["nDCG@10"] for r in results if r["arm"] == name], axis=0) for name in ("top_k=5", "random 5"))
+    ours, theirs = (
+        np.mean([r["nDCG@10"] for r in results if r["arm"] == name], axis=0)
+        for name in ("top_k=5", "random 5")
+    )
     gap = rows["top_k=5"]["minus_random"]
     assert gap["value"] == pytest.approx((ours - theirs).mean())
     assert gap["low"] < gap["value"] < gap["high"]
-    by_seed = np.array([[r["nDCG@10"] for r in results if r["arm"] == name] for name in ("top_k=5", "random 5")])
+    by_seed = np.array(
+        [[r["nDCG@10"] for r in results if r["arm"] == name] for name in ("top_k=5", "random 5")]
+    )
     assert gap["p"] == gap["p_holm"] == crossed_interval(by_seed[0] - by_seed[1])["p"]
     assert len(gap["by_seed"]) == 2
     assert rows["top_k=5"]["pearson"]["value"] == pytest.approx(1)
@@ -112,20 +142,35 @@ def recipe(tmp_path: Path, pairs_file: Path, teacher_dir: Path) -> Path:
     return path
 
 
-def test_a_study_goes_on_where_it_was_stopped(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["study", str(recipe), "--temperature", "0.2", "--rules", "echo percentile=60", "--examples", "40"]
+def test_a_study_goes_on_where_it_was_stopped(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "study",
+        str(recipe),
+        "--temperature",
+        "0.2",
+        "--rules",
+        "echo percentile=60",
+        "--examples",
+        "40",
+    ]
     assert main([*line, "--seeds", "1"]) == 0
     out = tmp_path / "run" / "study"
     first = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     assert len(first) == 4
     mine = tmp_path / "run" / "recipe.yaml"
-    assert mine.read_bytes() == (out / "recipe.yaml").read_bytes(), "a folder without a run may become one"
+    assert mine.read_bytes() == (out / "recipe.yaml").read_bytes(), (
+        "a folder without a run may become one"
+    )
     mine.write_text(mine.read_text().replace("temperature: 0.2", "temperature: 0.3"))
     before = mine.read_bytes()
     assert main([*line, "--seeds", "2"]) == 0
     assert mine.read_bytes() == before, "what a run was made with stays"
     assert yaml.safe_load((out / "recipe.yaml").read_text())["temperature"] == 0.2
-    assert open_run_folder(read_recipe([str(recipe)])).path == tmp_path / "run", "train.py takes the folder"
+    assert open_run_folder(read_recipe([str(recipe)])).path == tmp_path / "run", (
+        "train.py takes the folder"
+    )
     second = {path.name: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     assert len(second) == 8
     assert first.items() <= second.items(), "what was there is not made again"
@@ -150,10 +195,17 @@ def test_a_study_goes_on_where_it_was_stopped(recipe: Path, tmp_path: Path, caps
         (["study", "{recipe}"], "name at least one selection"),
         (["study", "{recipe}", "--rules", "echo", "--seeds", "0"], "both must be at least 1"),
         (["study", "{recipe}", "--rules", "echo", "--seeds", "two"], "invalid int value: 'two'"),
-        (["study", "{recipe}", "--rules", "echo", "--temperatur", "1"], "did you mean 'temperature'"),
+        (
+            ["study", "{recipe}", "--rules", "echo", "--temperatur", "1"],
+            "did you mean 'temperature'",
+        ),
     ],
 )
-def test_a_bad_line_is_one_message(line: list[str], says: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_line_is_one_message(
+    line: list[str], says: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([part.format(recipe=recipe) for part in line]) == 2
     assert says in capsys.readouterr().err
-    assert not (tmp_path / "run").exists(), "whatever can be refused is refused before anything is written"
+    assert not (tmp_path / "run").exists(), (
+        "whatever can be refused is refused before anything is written"
+    )

@@ -9,7 +9,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_distill.shards import Shards
+from hf_distill.scoring.shards import Shards
 
 
 def square(keys: np.ndarray) -> Dataset:
@@ -21,7 +21,9 @@ def keys(*values: int) -> np.ndarray:
 
 
 def contents(shards: Shards) -> dict[int, float]:
-    return {int(k): float(v) for key, value in shards.values() for k, v in zip(key, value, strict=True)}
+    return {
+        int(k): float(v) for key, value in shards.values() for k, v in zip(key, value, strict=True)
+    }
 
 
 class Counter:
@@ -95,7 +97,9 @@ def test_an_error_in_the_work_leaves_what_is_done(tmp_path: Path) -> None:
     assert sorted(contents(Shards(tmp_path, "t"))) == [1, 2]
 
 
-def test_a_shard_that_somebody_is_at_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_somebody_is_at_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = Shards(tmp_path, "t")
     shards.complete(keys(1, 2), 2, square)
     (part,) = tmp_path.glob("*.parquet")
@@ -108,19 +112,27 @@ def test_a_shard_that_somebody_is_at_is_waited_for(tmp_path: Path, monkeypatch: 
         part.write_bytes(content)
         lock.release()
 
-    monkeypatch.setattr("hf_distill.shards.time.sleep", other_finishes)
+    monkeypatch.setattr("hf_distill.scoring.shards.time.sleep", other_finishes)
     work = Counter()
     Shards(tmp_path, "t").complete(keys(1, 2, 3), 2, work)
     assert work.made == [[3]]
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sets(st.integers(0, 2**64 - 1), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 4))
-def test_ranks_make_everything_once(tmp_path_factory: pytest.TempPathFactory, items: set[int], size: int, ranks: int) -> None:
+@given(
+    st.sets(st.integers(0, 2**64 - 1), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_ranks_make_everything_once(
+    tmp_path_factory: pytest.TempPathFactory, items: set[int], size: int, ranks: int
+) -> None:
     folder = tmp_path_factory.mktemp("shards")
     wanted = keys(*items)
     work = Counter()
-    for rank in range(ranks):  # one after another: the first one finds nobody at the others' shards, and takes them
+    for rank in range(
+        ranks
+    ):  # one after another: the first one finds nobody at the others' shards, and takes them
         Shards(folder, "t").complete(wanted, size, work, rank, ranks)
     assert sorted(item for made in work.made for item in made) == sorted(items)
     assert sorted(contents(Shards(folder, "t"))) == sorted(items)

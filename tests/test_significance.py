@@ -1,4 +1,6 @@
-"""Tests of tests: against scipy called by hand, and what they do on data that is too small, too equal or odd."""
+"""Tests of tests: against scipy called by hand, and what they do on data that is too small, too
+equal or odd.
+"""
 
 import json
 import math
@@ -10,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import RESAMPLES, figure, mean
+from hf_distill.evaluation.intervals import (
+    RESAMPLES,
+    figure,
+    mean,
+)
 from hf_distill.evaluation.significance import (
     RANDOMISATIONS,
     TESTS,
@@ -41,16 +47,32 @@ def test_every_test_is_scipys_called_by_hand() -> None:
     assert result["paired_t_test"]["statistic"] == pytest.approx(t.statistic, **close)
     assert result["wilcoxon"]["p"] == pytest.approx(w.pvalue, **close)
     flips = scipy.stats.permutation_test(
-        (d,), np.mean, permutation_type="samples", n_resamples=RANDOMISATIONS, batch=2**20 // 200, rng=np.random.default_rng(3)
+        (d,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RANDOMISATIONS,
+        batch=2**20 // 200,
+        rng=np.random.default_rng(3),
     )
     assert result["randomisation"]["p"] == pytest.approx(flips.pvalue, **close)
-    drawn = scipy.stats.bootstrap((d,), np.mean, method="percentile", n_resamples=RESAMPLES, batch=250, rng=np.random.default_rng(3))
+    drawn = scipy.stats.bootstrap(
+        (d,),
+        np.mean,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        batch=250,
+        rng=np.random.default_rng(3),
+    )
     assert result["difference"]["value"] == pytest.approx(d.mean(), **close)
     assert result["difference"]["low"] == pytest.approx(drawn.confidence_interval.low, **close)
     assert result["difference"]["high"] == pytest.approx(drawn.confidence_interval.high, **close)
     extreme = (np.abs(drawn.bootstrap_distribution - d.mean()) >= abs(d.mean())).sum()
     assert result["bootstrap"]["p"] == pytest.approx((1 + extreme) / (1 + RESAMPLES), **close)
-    assert (result["wins"], result["losses"], result["ties"]) == ((d > 0).sum(), (d < 0).sum(), (d == 0).sum())
+    assert (result["wins"], result["losses"], result["ties"]) == (
+        (d > 0).sum(),
+        (d < 0).sum(),
+        (d == 0).sum(),
+    )
 
 
 def test_the_paired_bootstrap_is_scipys_on_two_samples() -> None:
@@ -65,14 +87,19 @@ def test_the_paired_bootstrap_is_scipys_on_two_samples() -> None:
 
 def test_few_queries_are_randomised_exactly() -> None:
     differences = np.array([0.3, 0.1, -0.05, 0.2])
-    # Of the 16 patterns of signs, those whose |sum| reaches .55: ++++, ++-+ and their mirror images.
+    # Of the 16 patterns of signs, those whose |sum| reaches .55: ++++, ++-+ and their mirror
+    # images.
     assert paired_tests(differences, np.zeros(4), 0)["randomisation"]["p"] == pytest.approx(4 / 16)
 
 
 def test_a_system_equal_to_another_differs_nowhere() -> None:
     system, _ = two_systems(50)
-    result = compare_systems({"teacher": system, "student": system.copy()}, "teacher", 0)["comparisons"]["student"]
-    assert [(result[test]["p"], result[test]["p_holm"], result[test]["statistic"]) for test in TESTS] == [(1.0, 1.0, 0.0)] * 4
+    result = compare_systems({"teacher": system, "student": system.copy()}, "teacher", 0)[
+        "comparisons"
+    ]["student"]
+    assert [
+        (result[test]["p"], result[test]["p_holm"], result[test]["statistic"]) for test in TESTS
+    ] == [(1.0, 1.0, 0.0)] * 4
     assert result["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 50}
     assert (result["wins"], result["losses"], result["ties"]) == (0, 0, 50)
     assert result["cohens_dz"]["value"] is None
@@ -82,7 +109,11 @@ def test_a_system_equal_to_another_differs_nowhere() -> None:
 
 def test_a_constant_difference_is_said_not_computed() -> None:
     result = paired_tests(np.full(20, 0.5), np.full(20, 0.4), 0)
-    assert result["paired_t_test"] == {"statistic": None, "p": None, "undefined": "every difference is the same, so it has no variance"}
+    assert result["paired_t_test"] == {
+        "statistic": None,
+        "p": None,
+        "undefined": "every difference is the same, so it has no variance",
+    }
     assert result["bootstrap"]["p"] is None
     assert result["wilcoxon"]["p"] < 0.001
     assert result["randomisation"]["p"] < 0.001
@@ -90,7 +121,9 @@ def test_a_constant_difference_is_said_not_computed() -> None:
 
 
 def test_one_query_says_so() -> None:
-    result = compare_systems({"a": np.array([0.2]), "b": np.array([0.7])}, "a", 0)["comparisons"]["b"]
+    result = compare_systems({"a": np.array([0.2]), "b": np.array([0.7])}, "a", 0)["comparisons"][
+        "b"
+    ]
     assert all(result[test]["p"] is None and result[test]["p_holm"] is None for test in TESTS)
     assert result["wilcoxon"]["undefined"] == "one query says nothing about others"
     assert result["difference"]["value"] == pytest.approx(0.5)
@@ -166,19 +199,30 @@ def test_the_bootstrap_interval_of_a_difference_covers_the_truth() -> None:
     assert hits / 400 == pytest.approx(0.95, abs=0.03)  # 3 standard errors are .033
 
 
-# --- several seeds ---------------------------------------------------------------------------------------------------
+# --- several seeds
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_over_seeds_by_hand() -> None:
     baseline = np.array([0.4, 0.6, 0.3])
-    values = baseline + np.array([[0.3, 0.1, 0.5], [0.1, 0.0, 0.2]])  # seeds' means .3, .1; queries' .2, .05, .35; grand mean .2
+    values = baseline + np.array(
+        [[0.3, 0.1, 0.5], [0.1, 0.0, 0.2]]
+    )  # seeds' means .3, .1; queries' .2, .05, .35; grand mean .2
     result = over_seeds(values, baseline, 0)
-    of_seeds, of_queries, rest = 3 * (0.1**2 + 0.1**2), 2 * (0.15**2 + 0.15**2) / 2, (0.05**2 + 0.05**2) * 2 / 2
+    of_seeds, of_queries, rest = (
+        3 * (0.1**2 + 0.1**2),
+        2 * (0.15**2 + 0.15**2) / 2,
+        (0.05**2 + 0.05**2) * 2 / 2,
+    )
     variance = (of_seeds + of_queries - rest) / 6
-    freedom = (of_seeds + of_queries - rest) ** 2 / (of_seeds**2 / 1 + of_queries**2 / 2 + rest**2 / 2)
+    freedom = (of_seeds + of_queries - rest) ** 2 / (
+        of_seeds**2 / 1 + of_queries**2 / 2 + rest**2 / 2
+    )
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     assert result["degrees_of_freedom"] == pytest.approx(freedom)
-    assert result["difference"] == pytest.approx({"value": 0.2, "low": 0.2 - half, "high": 0.2 + half, "n": 6})
+    assert result["difference"] == pytest.approx(
+        {"value": 0.2, "low": 0.2 - half, "high": 0.2 + half, "n": 6}
+    )
     assert result["p"] == pytest.approx(2 * scipy.stats.t.sf(0.2 / math.sqrt(variance), freedom))
     assert result["per_seed"] == pytest.approx([0.3, 0.1])
     assert result["sd_between_seeds"] == pytest.approx(math.sqrt(0.02))
@@ -192,11 +236,17 @@ def test_seeds_that_agree_are_the_test_over_queries() -> None:
     assert result["sd_between_seeds"] == 0
 
 
-def test_the_interval_over_seeds_and_queries_covers_the_truth_where_one_over_queries_does_not() -> None:
+def test_the_interval_over_seeds_and_queries_covers_the_truth_where_one_over_queries_does_not() -> (
+    None
+):
     rng = np.random.default_rng(0)
     hits = only_queries = 0
     for _ in range(400):
-        differences = rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.2, (1, 150)) + rng.normal(0, 0.1, (3, 150))
+        differences = (
+            rng.normal(0, 0.03, (3, 1))
+            + rng.normal(0, 0.2, (1, 150))
+            + rng.normal(0, 0.1, (3, 150))
+        )
         grand = crossed_interval(differences)["difference"]
         hits += grand["low"] <= 0 <= grand["high"]
         only_queries += scipy.stats.ttest_1samp(differences.mean(0), 0).pvalue > 0.05
@@ -205,19 +255,28 @@ def test_the_interval_over_seeds_and_queries_covers_the_truth_where_one_over_que
 
 
 def test_a_seed_effect_smaller_than_chance_counts_as_none() -> None:
-    noise = np.array([[0.1, -0.1, 0.3], [-0.1, 0.1, 0.3]])  # the seeds' means are equal, what is left is not
+    noise = np.array(
+        [[0.1, -0.1, 0.3], [-0.1, 0.1, 0.3]]
+    )  # the seeds' means are equal, what is left is not
     assert crossed_interval(noise)["degrees_of_freedom"] == pytest.approx(2)
 
 
 def test_seeds_equal_to_the_baseline_differ_nowhere() -> None:
     result = over_seeds(np.ones((2, 5)), np.ones(5), 0)
-    assert (result["p"], result["difference"]["value"], result["these_seeds"]["bootstrap"]["p"]) == (1.0, 0.0, 1.0)
+    assert (
+        result["p"],
+        result["difference"]["value"],
+        result["these_seeds"]["bootstrap"]["p"],
+    ) == (1.0, 0.0, 1.0)
     shifted = over_seeds(np.full((2, 5), 0.5), np.zeros((2, 5)), 0)
     assert shifted["p"] is None
     assert shifted["difference"]["undefined"] == "every difference is 0.5"
 
 
-@pytest.mark.parametrize(("values", "baseline"), [((1, 5), (5,)), ((5,), (5,)), ((2, 5), (4,)), ((2, 1), (1,)), ((3, 5), (2, 5))])
+@pytest.mark.parametrize(
+    ("values", "baseline"),
+    [((1, 5), (5,)), ((5,), (5,)), ((2, 5), (4,)), ((2, 1), (1,)), ((3, 5), (2, 5))],
+)
 def test_too_few_seeds_or_queries(values: tuple, baseline: tuple) -> None:
     with pytest.raises(InputError, match="at least two of each"):
         over_seeds(np.zeros(values), np.zeros(baseline), 0)

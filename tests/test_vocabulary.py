@@ -1,4 +1,6 @@
-"""A cut vocabulary reads its texts as before and spells the rest; a static student begins with the teacher's vectors."""
+"""A cut vocabulary reads its texts as before and spells the rest; a static student begins with the
+teacher's vectors.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,28 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hf_distill.arguments import StudentArguments, TeacherArguments
 from hf_distill.errors import InputError
-from hf_distill.export import save_student
-from hf_distill.student import Blueprint, build_student, principal_components
-from hf_distill.student.vocabulary import SIF, count_tokens, cut_tokenizer, kept_tokens, static_vectors
-from hf_distill.teachers.bi_encoder import BiEncoderTeacher, load_bi_encoder
+from hf_distill.recipe.arguments import (
+    StudentArguments,
+    TeacherArguments,
+)
+from hf_distill.student.build import (
+    Blueprint,
+    build_student,
+)
+from hf_distill.student.head import principal_components
+from hf_distill.student.save import save_student
+from hf_distill.student.vocabulary import (
+    SIF,
+    count_tokens,
+    cut_tokenizer,
+    kept_tokens,
+    static_vectors,
+)
+from hf_distill.teachers.bi_encoder import (
+    BiEncoderTeacher,
+    load_bi_encoder,
+)
 
 USED = ["a cat and a dog", "the river of the moon"]
 
@@ -30,7 +48,9 @@ def teacher(teacher_dir: Path) -> BiEncoderTeacher:
 
 
 def word_pieces() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer with word endings and letters, its special tokens last and first, as in MPNet."""
+    """A WordPiece tokenizer with word endings and letters, its special tokens last and first, as in
+    MPNet.
+    """
     tokens = [
         "[PAD]",
         "[CLS]",
@@ -50,11 +70,20 @@ def word_pieces() -> PreTrainedTokenizerFast:
         "[UNK]",
         "[MASK]",
     ]
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
 
 
@@ -73,8 +102,16 @@ def unigrams() -> PreTrainedTokenizerFast:
     pieces += [("n", -5.0), ("p", -5.0), ("l", -5.0), ("a", -5.0), ("y", -5.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+    )
 
 
 @pytest.mark.parametrize("make", [word_pieces, unigrams])
@@ -84,7 +121,9 @@ def test_used_texts_are_tokenised_as_before_and_others_are_spelled(make) -> None
     cut = cut_tokenizer(tokenizer, kept_tokens(tokenizer, counts))
     assert len(cut) < len(tokenizer)
     assert cut.tokenize("playing play") == tokenizer.tokenize("playing play")
-    assert cut.convert_ids_to_tokens(cut("playing")["input_ids"]) == tokenizer.convert_ids_to_tokens(tokenizer("playing")["input_ids"])
+    assert cut.convert_ids_to_tokens(
+        cut("playing")["input_ids"]
+    ) == tokenizer.convert_ids_to_tokens(tokenizer("playing")["input_ids"])
     assert len(tokenizer.tokenize("run")) == 1
     assert len(cut.tokenize("run")) > 1
     assert "".join(cut.tokenize("run")).replace("##", "").removeprefix("▁") == "run"
@@ -96,12 +135,18 @@ def test_used_texts_are_tokenised_as_before_and_others_are_spelled(make) -> None
 def test_tokens_are_counted_with_special_ones_and_only_up_to_the_limit() -> None:
     tokenizer = word_pieces()
     counts = count_tokens(tokenizer, [["play play playing"], ["run"]], 4)
-    named = {token: int(counts[tokenizer.convert_tokens_to_ids(token)]) for token in ("play", "##ing", "run", "[CLS]")}
+    named = {
+        token: int(counts[tokenizer.convert_tokens_to_ids(token)])
+        for token in ("play", "##ing", "run", "[CLS]")
+    }
     assert named == {"play": 2, "##ing": 0, "run": 1, "[CLS]": 2}
 
 
 def test_a_vocabulary_of_merges_is_refused() -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])), pad_token="a")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])),
+        pad_token="a",
+    )
     with pytest.raises(InputError, match="BPE model, whose tokens are built from each other"):
         kept_tokens(tokenizer, np.ones(3))
 
@@ -112,7 +157,9 @@ def test_a_student_with_a_cut_vocabulary_equals_the_whole_one_on_used_texts(
 ) -> None:
     components = principal_components(teacher.embed(sentences(100)), 16)
     counts = count_tokens(teacher.model.tokenizer, [USED], 32)
-    arguments = StudentArguments(student_backbone=backbone, student_dim=16, student_max_length=32, student_init="pca")
+    arguments = StudentArguments(
+        student_backbone=backbone, student_dim=16, student_max_length=32, student_init="pca"
+    )
     whole = build_student(arguments, teacher, Blueprint(components, None, counts), 0).eval()
     arguments = StudentArguments(**{**vars(arguments), "student_vocabulary": "used"})
     small = build_student(arguments, teacher, Blueprint(components, None, counts), 0).eval()
@@ -126,24 +173,43 @@ def test_a_student_with_a_cut_vocabulary_equals_the_whole_one_on_used_texts(
 
 
 def test_static_vectors_by_hand() -> None:
-    embeddings, components = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 4.0]]), np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    embeddings, components = (
+        np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 4.0]]),
+        np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+    )
     vectors = static_vectors(embeddings, np.array([3, 1]), components)
-    np.testing.assert_allclose(vectors, [[2 * SIF / (SIF + 0.75), 0], [SIF / (SIF + 0.25), 4 * SIF / (SIF + 0.25)]], rtol=1e-6)
+    np.testing.assert_allclose(
+        vectors,
+        [[2 * SIF / (SIF + 0.75), 0], [SIF / (SIF + 0.25), 4 * SIF / (SIF + 0.25)]],
+        rtol=1e-6,
+    )
 
 
-def test_a_static_student_is_the_mean_of_its_tokens_and_truncates(teacher: BiEncoderTeacher) -> None:
+def test_a_static_student_is_the_mean_of_its_tokens_and_truncates(
+    teacher: BiEncoderTeacher,
+) -> None:
     components = principal_components(teacher.embed(sentences(100)), 16)
-    arguments = StudentArguments(student_backbone="static", student_dim=16, student_max_length=3, student_init="pca")
+    arguments = StudentArguments(
+        student_backbone="static", student_dim=16, student_max_length=3, student_init="pca"
+    )
     student = build_student(arguments, teacher, Blueprint(components), 0).eval()
     assert isinstance(student[0], StaticEmbedding)
     table = student[0].embedding.weight
     assert table.requires_grad
-    mean = table.detach()[student.tokenizer.encode("cat dog", add_special_tokens=False).ids].mean(dim=0).numpy()
+    mean = (
+        table.detach()[student.tokenizer.encode("cat dog", add_special_tokens=False).ids]
+        .mean(dim=0)
+        .numpy()
+    )
     expected = mean / np.linalg.norm(mean)
     np.testing.assert_allclose(student.encode(["cat dog"])[0], expected, atol=1e-6)
-    np.testing.assert_allclose(student.encode(["cat dog sun moon tree"]), student.encode(["cat dog sun"]), atol=1e-6)
+    np.testing.assert_allclose(
+        student.encode(["cat dog sun moon tree"]), student.encode(["cat dog sun"]), atol=1e-6
+    )
     cosines = student.encode(["cat"]) @ (teacher.embed(["cat"]) @ components.T).T
-    assert cosines.item() == pytest.approx(np.linalg.norm(teacher.embed(["cat"]) @ components.T), abs=1e-4), "one word is the teacher's"
+    assert cosines.item() == pytest.approx(
+        np.linalg.norm(teacher.embed(["cat"]) @ components.T), abs=1e-4
+    ), "one word is the teacher's"
 
 
 @pytest.mark.parametrize(
@@ -153,15 +219,24 @@ def test_a_static_student_is_the_mean_of_its_tokens_and_truncates(teacher: BiEnc
         ({"student_dim": 64, "student_init": "pca"}, "student_dim 64 is above the teacher's 32"),
     ],
 )
-def test_a_static_student_that_cannot_be_built_is_said(teacher: BiEncoderTeacher, changes: dict, says: str) -> None:
+def test_a_static_student_that_cannot_be_built_is_said(
+    teacher: BiEncoderTeacher, changes: dict, says: str
+) -> None:
     with pytest.raises(InputError, match=says):
-        build_student(StudentArguments(**{"student_backbone": "static", "student_dim": 16, **changes}), teacher, None, 0)
+        build_student(
+            StudentArguments(**{"student_backbone": "static", "student_dim": 16, **changes}),
+            teacher,
+            None,
+            0,
+        )
 
 
 def test_a_static_student_of_a_tokenizer_of_merges(teacher: BiEncoderTeacher) -> None:
     """Its vocabulary cannot be cut, but kept whole."""
     letters = {letter: i for i, letter in enumerate("[]abcdefghijklmnopqrstuvwxyz ")}
-    merges = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token="[")
+    merges = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(letters, [])), pad_token="["
+    )
     model = copy.deepcopy(teacher.model)
     model[0].processor = merges
     other = dataclasses.replace(teacher, model=model)

@@ -1,4 +1,6 @@
-"""Train the tiny student for some steps, on as many processes as there are, and save it: `training_process.py TEACHER BATCH OUT`."""
+"""Train the tiny student for some steps, on as many processes as there are, and save it:
+`training_process.py TEACHER BATCH OUT`.
+"""
 
 import json
 import os
@@ -11,11 +13,18 @@ from conftest import sentences
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 
-from hf_distill.arguments import StudentArguments, TeacherArguments
-from hf_distill.objective import Weights
-from hf_distill.student import Blueprint, build_student, principal_components
+from hf_distill.recipe.arguments import (
+    StudentArguments,
+    TeacherArguments,
+)
+from hf_distill.student.build import (
+    Blueprint,
+    build_student,
+)
+from hf_distill.student.head import principal_components
 from hf_distill.teachers.bi_encoder import load_bi_encoder
-from hf_distill.trainer import DistillationTrainer
+from hf_distill.training.terms import Weights
+from hf_distill.training.trainer import DistillationTrainer
 
 teacher = load_bi_encoder(TeacherArguments(teacher=sys.argv[1], teacher_dtype="float32"))
 queries, documents = sentences(64), sentences(64, 400)
@@ -34,7 +43,13 @@ rows = Dataset.from_dict(
     }
 ).with_format("numpy")  # fmt: skip
 components = principal_components(np.concatenate([q, d]), 16)
-arguments = StudentArguments(student_layers="0,2", student_dim=16, student_max_length=32, student_init="pca", student_dropout=0.0)
+arguments = StudentArguments(
+    student_layers="0,2",
+    student_dim=16,
+    student_max_length=32,
+    student_init="pca",
+    student_dropout=0.0,
+)
 out = Path(sys.argv[3])
 trainer = DistillationTrainer(
     weights=Weights(contrastive=1, regression=2, regression_on="matrix", distribution=0.5, margin=0.5, alignment=3),
@@ -55,4 +70,6 @@ trainer.train()
 if trainer.is_world_process_zero():
     trainer.model.save_pretrained(str(out), create_model_card=False)
     losses = [row["grad_norm"] for row in trainer.state.log_history if "loss" in row]
-    (out / "log.json").write_text(json.dumps({"world": int(os.environ.get("WORLD_SIZE", "1")), "grad_norms": losses}))
+    (out / "log.json").write_text(
+        json.dumps({"world": int(os.environ.get("WORLD_SIZE", "1")), "grad_norms": losses})
+    )

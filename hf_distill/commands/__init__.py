@@ -1,4 +1,6 @@
-"""The command `hf-distill`: what one does with a finished run or a model. Each module here is one subcommand."""
+"""The command `hf-distill`: what one does with a finished run or a model. Each module here is one
+subcommand.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from hf_distill.commands import compare, demo, export, publish, search, study
+from hf_distill.commands import (
+    compare,
+    demo,
+    export,
+    publish,
+    search,
+    study,
+)
 from hf_distill.errors import InputError
 
 
@@ -41,10 +50,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; input that cannot be used is one message and exit code 2."""
-    parser = _Parser(prog="hf-distill", description="Work with finished runs and models; a run is made by: accelerate launch train.py")
+    parser = _Parser(
+        prog="hf-distill",
+        description="Work with finished runs and models; a run is made by: accelerate launch train.py",
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.HELP, description=command.HELP))
+        command.add_arguments(
+            subparsers.add_parser(name, help=command.HELP, description=command.HELP)
+        )
     try:
         arguments = parser.parse_args(argv)
         COMMANDS[arguments.command].run(arguments)

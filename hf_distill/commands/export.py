@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_distill.finished_run import open_finished_run, student_of
-from hf_distill.onnx_export import export_onnx, measure_onnx
-from hf_distill.run_folder import RunFolder
+from hf_distill.finished_run import (
+    open_finished_run,
+    student_of,
+)
+from hf_distill.release.onnx import (
+    export_onnx,
+    measure_onnx,
+)
+from hf_distill.run.folder import RunFolder
 
 HELP = "Write a student as ONNX (float32 and int8) into its folder; of a run, also measure what each costs in nDCG@10."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("run_or_model", metavar="RUN_OR_MODEL", help="Folder of a finished run, or of a saved student.")
+    parser.add_argument(
+        "run_or_model",
+        metavar="RUN_OR_MODEL",
+        help="Folder of a finished run, or of a saved student.",
+    )
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="Default: onnx.")
 
 
@@ -27,7 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not folder.recipe.is_file():
         return
     measured = measure_onnx(open_finished_run(folder.path))
-    print(f"nDCG@10 over {measured['num_queries']:,} held-out queries, and its difference to PyTorch in float32 (95% interval):")
+    print(
+        f"nDCG@10 over {measured['num_queries']:,} held-out queries, and its difference to PyTorch in float32 (95% interval):"
+    )
     for precision, variant in measured["variants"].items():
         value, minus = variant["nDCG@10"], variant["minus_student"]
-        print(f"{precision:<8} {value['value']:.4f}  {minus['value']:+.4f} ({minus['low']:+.4f} to {minus['high']:+.4f})")
+        print(
+            f"{precision:<8} {value['value']:.4f}  {minus['value']:+.4f} ({minus['low']:+.4f} to {minus['high']:+.4f})"
+        )

@@ -10,8 +10,16 @@ from huggingface_hub import HfApi
 
 from hf_distill.errors import InputError
 from hf_distill.finished_run import open_finished_run
-from hf_distill.hub import releases_of, write_model_card
-from hf_distill.publishing import PublishingError, Settings, dry_run, publish
+from hf_distill.release.model_card import (
+    releases_of,
+    write_model_card,
+)
+from hf_distill.release.publish import (
+    PublishingError,
+    Settings,
+    dry_run,
+    publish,
+)
 
 HELP = "Publish a run's student and scored pairs, load both back by commit in a fresh process, compare, and tag."
 
@@ -19,17 +27,45 @@ HELP = "Publish a run's student and scored pairs, load both back by commit in a 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="Folder of a finished run.")
-    parser.add_argument("--model", metavar="OWNER/NAME", help="Repository of the student. Default: the recipe's hub_model_id.")
-    parser.add_argument("--dataset", metavar="OWNER/NAME", help="Repository of the scored pairs. Default: the recipe's; if none, not sent.")
     parser.add_argument(
-        "--private", action="store_true", help="Only you, or your organisation's members, see them. Default: the recipe's hub_private_repo."
+        "--model",
+        metavar="OWNER/NAME",
+        help="Repository of the student. Default: the recipe's hub_model_id.",
     )
-    parser.add_argument("--gated", choices=["auto", "manual"], help="Who wants the files asks for them: granted at once, or by you.")
-    parser.add_argument("--revision", metavar="TAG", help="Tag of this version. Default: the recipe's hub_revision, or the next of v1, v2.")
-    parser.add_argument("--license", metavar="ID", help="Licence of the student. Default: the recipe's student_license.")
-    parser.add_argument("--dataset_license", metavar="ID", help="Licence of the pairs. Default: the recipe's.")
-    parser.add_argument("--collection", metavar="TITLE", help="Put both into the collection of this title.")
-    parser.add_argument("--dry_run", action="store_true", help="Show what would be sent, and send nothing.")
+    parser.add_argument(
+        "--dataset",
+        metavar="OWNER/NAME",
+        help="Repository of the scored pairs. Default: the recipe's; if none, not sent.",
+    )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="Only you, or your organisation's members, see them. Default: the recipe's hub_private_repo.",
+    )
+    parser.add_argument(
+        "--gated",
+        choices=["auto", "manual"],
+        help="Who wants the files asks for them: granted at once, or by you.",
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="TAG",
+        help="Tag of this version. Default: the recipe's hub_revision, or the next of v1, v2.",
+    )
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="Licence of the student. Default: the recipe's student_license.",
+    )
+    parser.add_argument(
+        "--dataset_license", metavar="ID", help="Licence of the pairs. Default: the recipe's."
+    )
+    parser.add_argument(
+        "--collection", metavar="TITLE", help="Put both into the collection of this title."
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Show what would be sent, and send nothing."
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,11 +86,15 @@ def run(arguments: argparse.Namespace) -> None:
     if not recipe.training.hub_model_id:
         raise InputError("name the student's repository: --model you/student")
     if recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
-        raise InputError(f"{folder.dataset} is not there; run train.py with the run's recipe again, or leave --dataset out")
+        raise InputError(
+            f"{folder.dataset} is not there; run train.py with the run's recipe again, or leave --dataset out"
+        )
     private = arguments.private or recipe.training.hub_private_repo or None
     tag = arguments.revision or recipe.training.hub_revision
     settings = Settings(private, arguments.gated, tag, arguments.collection)
-    write_model_card(finished.evaluation, finished.training, finished.audit, recipe, finished.data, folder)
+    write_model_card(
+        finished.evaluation, finished.training, finished.audit, recipe, finished.data, folder
+    )
     releases = releases_of(recipe, folder)
     act = dry_run if arguments.dry_run else publish
     try:

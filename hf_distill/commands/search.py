@@ -9,21 +9,43 @@ from pathlib import Path
 
 import torch
 
-from hf_distill.corpus_index import DEPTH, Index, build_index, corpus_of_python, corpus_of_run, find_index, python_key, user_cache
+from hf_distill.compute.device import use_all_cores
+from hf_distill.compute.models import load_sentence_transformer
 from hf_distill.errors import InputError
-from hf_distill.finished_run import open_finished_run, student_of
-from hf_distill.hardware import use_all_cores
-from hf_distill.run_folder import RunFolder
-from hf_distill.teachers import load_sentence_transformer
+from hf_distill.finished_run import (
+    open_finished_run,
+    student_of,
+)
+from hf_distill.run.folder import RunFolder
+from hf_distill.serving.index import (
+    DEPTH,
+    Index,
+    build_index,
+    corpus_of_python,
+    corpus_of_run,
+    find_index,
+    python_key,
+    user_cache,
+)
 
 HELP = "Search a run's documents with its student (of a model: the Python documentation on this machine)."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("run_or_model", metavar="RUN_OR_MODEL", help="Folder of a finished run, or a model: a folder or a Hub id.")
-    parser.add_argument("question", nargs="*", help="What to ask. Default: one question a line is read, and answered at once.")
-    parser.add_argument("--top", type=int, default=DEPTH, metavar="K", help=f"How many documents. Default: {DEPTH}.")
+    parser.add_argument(
+        "run_or_model",
+        metavar="RUN_OR_MODEL",
+        help="Folder of a finished run, or a model: a folder or a Hub id.",
+    )
+    parser.add_argument(
+        "question",
+        nargs="*",
+        help="What to ask. Default: one question a line is read, and answered at once.",
+    )
+    parser.add_argument(
+        "--top", type=int, default=DEPTH, metavar="K", help=f"How many documents. Default: {DEPTH}."
+    )
 
 
 def open_index(run_or_model: str) -> Index:
@@ -33,8 +55,12 @@ def open_index(run_or_model: str) -> Index:
     if RunFolder(path).recipe.is_file():
         run = open_finished_run(path)
         folder = run.folder.path / "search"
-        return find_index(model, run.data.key, folder) or build_index(model, corpus_of_run(run), folder)
-    return find_index(model, python_key(), user_cache()) or build_index(model, corpus_of_python(), user_cache())
+        return find_index(model, run.data.key, folder) or build_index(
+            model, corpus_of_run(run), folder
+        )
+    return find_index(model, python_key(), user_cache()) or build_index(
+        model, corpus_of_python(), user_cache()
+    )
 
 
 def printable(text: str) -> str:
@@ -49,7 +75,9 @@ def answer(index: Index, question: str, top: int) -> None:
     milliseconds = 1000 * (time.perf_counter() - start)
     for hit in hits:
         print(f"{hit.score:.3f}  {printable(hit.id)}\n       {printable(hit.text)}")
-    print(f"{len(hits)} of {len(index.texts):,} documents in {milliseconds:.0f} ms", file=sys.stderr)
+    print(
+        f"{len(hits)} of {len(index.texts):,} documents in {milliseconds:.0f} ms", file=sys.stderr
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,7 +87,9 @@ def run(arguments: argparse.Namespace) -> None:
     use_all_cores(1)
     start = time.perf_counter()
     index = open_index(arguments.run_or_model)
-    torch.set_num_threads(1)  # one question is too little to share out: threads would wait for each other
+    torch.set_num_threads(
+        1
+    )  # one question is too little to share out: threads would wait for each other
     index.ask("warm up", 1)  # the first call pays for set-up
     print(f"Ready in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     if arguments.question:

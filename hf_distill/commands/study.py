@@ -9,9 +9,9 @@ import warnings
 import datasets
 import transformers
 
-from hf_distill.arguments import read_recipe
 from hf_distill.errors import InputError
-from hf_distill.selection_study import run_study
+from hf_distill.recipe.arguments import read_recipe
+from hf_distill.study.selection_study import run_study
 
 HELP = "Train the same student on what each list of rules keeps, on random pairs, on the worst and on all, and compare them."
 
@@ -28,28 +28,42 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help=f"Pairs that each student sees, whatever the size of its selection: a smaller one is repeated. Default: {_EXAMPLES:,}.",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help=f"Students for each selection, from the recipe's seed on. Default: {_SEEDS}."
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"Students for each selection, from the recipe's seed on. Default: {_SEEDS}.",
     )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE and its keys are those of `train.py`; the options of the study may stand anywhere among them."""
+    """RECIPE and its keys are those of `train.py`; the options of the study may stand anywhere
+    among them.
+    """
     parser.allow_abbrev = False  # --seed is the recipe's
     parser.usage = '%(prog)s RECIPE [--key value ...] --rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N]'
     _add_options(parser)
-    parser.add_argument("line", nargs=argparse.REMAINDER, metavar="RECIPE [--key value ...]", help="As for train.py.")
+    parser.add_argument(
+        "line",
+        nargs=argparse.REMAINDER,
+        metavar="RECIPE [--key value ...]",
+        help="As for train.py.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run or continue the study and print its table."""
-    options = argparse.ArgumentParser(prog="hf-distill study", allow_abbrev=False, add_help=False, exit_on_error=False)
+    options = argparse.ArgumentParser(
+        prog="hf-distill study", allow_abbrev=False, add_help=False, exit_on_error=False
+    )
     _add_options(options)
     try:
         arguments, line = options.parse_known_args(arguments.line, arguments)
     except argparse.ArgumentError as error:
         raise InputError(f"{error}\n  See: hf-distill study --help") from error
     if not line or line[0].startswith("-"):
-        raise InputError("name the recipe first, e.g.: hf-distill study recipes/quickstart.yaml --rules percentile=80")
+        raise InputError(
+            "name the recipe first, e.g.: hf-distill study recipes/quickstart.yaml --rules percentile=80"
+        )
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()

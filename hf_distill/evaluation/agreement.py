@@ -1,4 +1,6 @@
-"""Ranking agreement: whether the student finds what the teacher finds, in its order, whatever the judgements say."""
+"""Ranking agreement: whether the student finds what the teacher finds, in its order, whatever the
+judgements say.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,15 @@ from typing import Any
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import figure, mean
+from hf_distill.evaluation.intervals import (
+    figure,
+    mean,
+)
 
 PERSISTENCE = 0.9
-"""The p of rank-biased overlap: the first ten ranks have 86% of the weight (Webber et al., 2010)."""
+"""The p of rank-biased overlap: the first ten ranks have 86% of the weight (Webber et al.,
+2010).
+"""
 CUTOFFS = (1, 10, 100)
 
 Ranking = Mapping[str, float]
@@ -25,7 +32,8 @@ def _ranks(ranking: Ranking, depth: int) -> dict[str, int]:
 
 
 def overlaps(one: Ranking, other: Ranking) -> np.ndarray:
-    """How many documents the first d of both rankings share, for d = 1 .. k: (k,) int64, k being the length of the shorter one.
+    """How many documents the first d of both rankings share, for d = 1 .. k: (k,) int64, k being
+    the length of the shorter one.
 
     Equal scores are ranked by document id.
     """
@@ -36,7 +44,8 @@ def overlaps(one: Ranking, other: Ranking) -> np.ndarray:
 
 
 def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
-    """RBO_ext (Webber, Moffat & Zobel, 2010, the extrapolated form): 1 for equal rankings, 0 for disjoint ones, early ranks counting most.
+    """RBO_ext (Webber, Moffat & Zobel, 2010, the extrapolated form): 1 for equal rankings, 0 for
+    disjoint ones, early ranks counting most.
 
     Beyond the depth k of the rankings, their agreement is taken to stay what it is at k.
 
@@ -49,8 +58,11 @@ def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
     return float(agreement[-1] * p ** len(shared) + (1 - p) / p * (agreement * p**depth).sum())
 
 
-def ranking_agreement(reference: Mapping[str, Ranking], runs: Mapping[str, Mapping[str, Ranking]], seed: int) -> dict[str, Any]:
-    """overlap@K and rank-biased overlap of each run with `reference`, means over queries with their intervals.
+def ranking_agreement(
+    reference: Mapping[str, Ranking], runs: Mapping[str, Mapping[str, Ranking]], seed: int
+) -> dict[str, Any]:
+    """overlap@K and rank-biased overlap of each run with `reference`, means over queries with their
+    intervals.
 
     Args:
         reference: query id -> the teacher's ranking.
@@ -58,21 +70,33 @@ def ranking_agreement(reference: Mapping[str, Ranking], runs: Mapping[str, Mappi
         seed: Seeds the bootstrap.
 
     Returns:
-        `p`, `depth`, and system -> {"overlap@K": ..., "rbo": ...}; a K beyond the shortest ranking is left out.
+        `p`, `depth`, and system -> {"overlap@K": ..., "rbo": ...}; a K beyond the shortest ranking
+        is left out.
 
     Raises:
         InputError: A run lacks a query of the reference, or a ranking is empty.
     """
     result: dict[str, Any] = {"p": PERSISTENCE}
     for name, run in runs.items():
-        missing = sum(1 for query, ranking in reference.items() if not ranking or not run.get(query))
+        missing = sum(
+            1 for query, ranking in reference.items() if not ranking or not run.get(query)
+        )
         if missing or not reference:
-            raise InputError(f"{missing} of {len(reference)} queries have no ranking in the reference or in {name}: nothing to compare")
+            raise InputError(
+                f"{missing} of {len(reference)} queries have no ranking in the reference or in {name}: nothing to compare"
+            )
         shared = [overlaps(ranking, run[query]) for query, ranking in reference.items()]
         depth = min(map(len, shared))
         result["depth"] = min(depth, result.get("depth", depth))
         rows: dict[str, Any] = {
-            f"overlap@{k}": figure(mean, [np.array([counts[k - 1] / k for counts in shared])], seed) for k in CUTOFFS if k <= depth
+            f"overlap@{k}": figure(mean, [np.array([counts[k - 1] / k for counts in shared])], seed)
+            for k in CUTOFFS
+            if k <= depth
         }
-        result[name] = {**rows, "rbo": figure(mean, [np.array([rank_biased_overlap(counts) for counts in shared])], seed)}
+        result[name] = {
+            **rows,
+            "rbo": figure(
+                mean, [np.array([rank_biased_overlap(counts) for counts in shared])], seed
+            ),
+        }
     return result

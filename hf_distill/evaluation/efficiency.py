@@ -12,7 +12,19 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.profiler import ProfilerActivity, profile
 
-_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".xml", ".pt", ".ckpt", ".gguf", ".tflite"}
+_WEIGHTS = {
+    ".safetensors",
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".onnx",
+    ".xml",
+    ".pt",
+    ".ckpt",
+    ".gguf",
+    ".tflite",
+}
 
 _DOCUMENTS, _QUERIES, _BATCH, _ROUNDS = 128, 24, 16, 3
 
@@ -30,7 +42,8 @@ def _latency(model: SentenceTransformer, query: str) -> float:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Bytes of the files that loading the SentenceTransformer in `folder` reads: a snapshot of the Hub may hold weights of other formats.
+    """Bytes of the files that loading the SentenceTransformer in `folder` reads: a snapshot of the
+    Hub may hold weights of other formats.
 
     Of the weights these are the safetensors, or where a folder has none, `pytorch_model.bin`.
     """
@@ -43,20 +56,27 @@ def bytes_on_disk(folder: Path) -> int:
         or file.suffix == ".safetensors"
         or (file.name == "pytorch_model.bin" and file.parent not in with_safetensors)
     ]
-    return sum(file.stat().st_size for file in read if not {"onnx", "openvino"} & set(file.relative_to(folder).parts[:-1]))
+    return sum(
+        file.stat().st_size
+        for file in read
+        if not {"onnx", "openvino"} & set(file.relative_to(folder).parts[:-1])
+    )
 
 
 def _folder_of(model: SentenceTransformer) -> Path | None:
     """The folder that `model` was loaded from, if it was."""
-    name = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "_name_or_path", "")
+    name = getattr(
+        getattr(getattr(model[0], "auto_model", None), "config", None), "_name_or_path", ""
+    )
     return Path(name) if name and (Path(name) / "config.json").is_file() else None
 
 
 def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
-    """The most memory that tensors take while `model` embeds one batch of `documents`, its weights included.
+    """The most memory that tensors take while `model` embeds one batch of `documents`, its weights
+    included.
 
-    What the allocator hands out, as torch's profiler (on a CPU) or the device counts it: the interpreter, the libraries and the tokenizer
-    are not in it, and are the same for every model.
+    What the allocator hands out, as torch's profiler (on a CPU) or the device counts it: the
+    interpreter, the libraries and the tokenizer are not in it, and are the same for every model.
     """
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     if model.device.type == "cuda":
@@ -64,17 +84,25 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
         before = torch.cuda.memory_allocated(model.device)
         model.encode(documents, batch_size=len(documents), show_progress_bar=False)
         return (weights + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         model.encode(documents, batch_size=len(documents), show_progress_bar=False)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return (weights + float(np.maximum(np.cumsum(sizes), 0).max(initial=0))) / 1e6
 
 
 def efficiency(
-    models: dict[str, SentenceTransformer], queries: Sequence[str], documents: Sequence[str], folders: Mapping[str, Path] | None = None
+    models: dict[str, SentenceTransformer],
+    queries: Sequence[str],
+    documents: Sequence[str],
+    folders: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Size, peak memory for a batch of the 16 longest, documents/s (median of three turns) and single-query latency of each model.
+    """Size, peak memory for a batch of the 16 longest, documents/s (median of three turns) and
+    single-query latency of each model.
 
     As they are loaded, taking turns; backend, dtype and device are named.
 
@@ -105,7 +133,9 @@ def efficiency(
         result[name] = {
             "parameters": sum(p.numel() for p in parameters),
             "backend": str(getattr(model, "backend", "torch")),
-            "bytes_on_disk": bytes_on_disk(place) if (place := (folders or {}).get(name) or _folder_of(model)) else None,
+            "bytes_on_disk": bytes_on_disk(place)
+            if (place := (folders or {}).get(name) or _folder_of(model))
+            else None,
             "peak_megabytes": round(peak_megabytes(model, sorted(sample, key=len)[-_BATCH:]), 1),
             "megabytes": round(sum(p.numel() * p.element_size() for p in parameters) / 1e6, 1),
             "dtype": str(parameters[0].dtype).removeprefix("torch."),

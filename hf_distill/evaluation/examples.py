@@ -1,4 +1,6 @@
-"""Values query by query, and the queries that the student wins and loses by most, with their texts."""
+"""Values query by query, and the queries that the student wins and loses by most, with their
+texts.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ _CHARACTERS = 300
 _DECIMALS = 12  # so that tests on what was written agree with those on what was measured
 
 
-def per_query_values(measure: str, values: Mapping[str, np.ndarray], query_ids: Sequence[str]) -> dict[str, Any]:
-    """The values (Q,) of `measure` of every system, in the order of `query_ids`, so that every test can be repeated from the file."""
+def per_query_values(
+    measure: str, values: Mapping[str, np.ndarray], query_ids: Sequence[str]
+) -> dict[str, Any]:
+    """The values (Q,) of `measure` of every system, in the order of `query_ids`, so that every test
+    can be repeated from the file.
+    """
     systems = {name: np.round(array, _DECIMALS).tolist() for name, array in values.items()}
     return {"measure": measure, "query_id": list(query_ids), "systems": systems}
 
@@ -47,9 +53,11 @@ def wins_and_losses(
         qrels: Query id -> document id -> grade.
 
     Returns:
-        `measure`, `system`, `against`, and `wins` and `losses`: the `EXAMPLES` largest of each, largest first, among equals the earliest,
-        with both values, the texts of the query, of the judged document that the system ranks best and of its first document if that is
-        another (at most 300 characters each), and both ranks of the judged document (None: not found).
+        `measure`, `system`, `against`, and `wins` and `losses`: the `EXAMPLES` largest of each,
+            largest first, among equals the earliest,
+        with both values, the texts of the query, of the judged document that the system ranks best
+        and of its first document if that is another (at most 300 characters each), and both ranks
+        of the judged document (None: not found).
     """
     system, against = names
     differences = values[system] - values[against]
@@ -57,21 +65,30 @@ def wins_and_losses(
 
     def example(i: int) -> dict[str, Any]:
         rankings = {name: _ranking(runs[name].get(ids[i], {})) for name in names}
-        relevant = [name for name, grade in qrels[ids[i]].items() if grade > 0] or list(qrels[ids[i]])
+        relevant = [name for name, grade in qrels[ids[i]].items() if grade > 0] or list(
+            qrels[ids[i]]
+        )
         found = [name for name in rankings[system] if name in relevant]
         judged = found[0] if found else relevant[0]
         first = rankings[system][0] if rankings[system] else None
         return {
             "query": _shortened(queries[ids[i]]),
             "judged": _shortened(documents[judged]) if judged in documents else None,
-            "first": _shortened(documents[first]) if first is not None and first != judged else None,
+            "first": _shortened(documents[first])
+            if first is not None and first != judged
+            else None,
             "value": float(values[system][i]),
             "value_against": float(values[against][i]),
             "rank": rankings[system].index(judged) + 1 if judged in rankings[system] else None,
-            "rank_against": rankings[against].index(judged) + 1 if judged in rankings[against] else None,
+            "rank_against": rankings[against].index(judged) + 1
+            if judged in rankings[against]
+            else None,
         }
 
-    best, worst = np.argsort(-differences, kind="stable")[:EXAMPLES], np.argsort(differences, kind="stable")[:EXAMPLES]
+    best, worst = (
+        np.argsort(-differences, kind="stable")[:EXAMPLES],
+        np.argsort(differences, kind="stable")[:EXAMPLES],
+    )
     return {
         "measure": measure,
         "system": system,

@@ -1,4 +1,6 @@
-"""Fidelity: how closely the student's scores follow the teacher's on held-out pairs, as numbers, as an order and as decisions."""
+"""Fidelity: how closely the student's scores follow the teacher's on held-out pairs, as numbers, as
+an order and as decisions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import numpy as np
 from scipy.stats import kendalltau, norm, rankdata
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import LEVEL, Figure, Undefined, figure, mean, undefined
+from hf_distill.evaluation.intervals import (
+    LEVEL,
+    Figure,
+    Undefined,
+    figure,
+    mean,
+    undefined,
+)
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -26,15 +35,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b over the last axis (Kendall, 1945, for ties); NaN where one side is constant."""
+    """Kendall's tau-b over the last axis (Kendall, 1945, for ties); NaN where one side is
+    constant.
+    """
     rows = zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), strict=True)
     return np.array([kendalltau(a, b).statistic for a, b in rows]).reshape(x.shape[:-1])
 
 
 def kendall_figure(x: np.ndarray, y: np.ndarray) -> Figure:
-    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969): in O(n^2) once, where a bootstrap would sort anew.
+    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969): in O(n^2) once,
+    where a bootstrap would sort anew.
 
-    Memory is bounded by a block of rows. With fewer than three pairs the interval is all of [-1, 1].
+    Memory is bounded by a block of rows. With fewer than three pairs the interval is all of [-1,
+    1].
     """
     n = len(x)
     value = float(kendall(x, y))
@@ -49,7 +62,9 @@ def kendall_figure(x: np.ndarray, y: np.ndarray) -> Figure:
         untied.append(n - counts[place])
     total, (of_x, of_y) = concordance.sum(), untied
     with np.errstate(invalid="ignore", divide="ignore"):
-        without = (total - 2 * concordance) / np.sqrt((of_x.sum() - 2 * of_x) * (of_y.sum() - 2 * of_y).astype(np.float64))
+        without = (total - 2 * concordance) / np.sqrt(
+            (of_x.sum() - 2 * of_x) * (of_y.sum() - 2 * of_y).astype(np.float64)
+        )
     without = without[np.isfinite(without)]  # what is left may be constant
     if len(without) < 3:
         return {"value": value, "low": -1.0, "high": 1.0, "n": n}
@@ -68,7 +83,9 @@ def rmse(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def bias(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Mean of `y - x` over the last axis: above 0 where the student scores higher than the teacher."""
+    """Mean of `y - x` over the last axis: above 0 where the student scores higher than the
+    teacher.
+    """
     return np.asarray((y - x).mean(-1))
 
 
@@ -88,46 +105,70 @@ def _constant(teacher: np.ndarray, student: np.ndarray) -> str | None:
     return None
 
 
-def _figure_or_reason(name: str, teacher: np.ndarray, student: np.ndarray, seed: int) -> Figure | Undefined:
+def _figure_or_reason(
+    name: str, teacher: np.ndarray, student: np.ndarray, seed: int
+) -> Figure | Undefined:
     reason = _constant(teacher, student) if name in CORRELATIONS else None
     if reason:
         return undefined(len(teacher), reason)
-    return kendall_figure(teacher, student) if name == "kendall" else figure(STATISTICS[name], [teacher, student], seed)
+    return (
+        kendall_figure(teacher, student)
+        if name == "kendall"
+        else figure(STATISTICS[name], [teacher, student], seed)
+    )
 
 
 def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> list[dict[str, Any]]:
-    """Every statistic in each range of the teacher's score, `width` wide; ranges without pairs are left out.
+    """Every statistic in each range of the teacher's score, `width` wide; ranges without pairs are
+    left out.
 
-    Scores that do not lie in [-1, 1] are cut into as many ranges between the least and the greatest. A correlation that is undefined
-    within a range is None; within a range it is usually lower than over all pairs, since much of what varies is cut away.
+    Scores that do not lie in [-1, 1] are cut into as many ranges between the least and the
+    greatest. A correlation that is undefined within a range is None; within a range it is usually
+    lower than over all pairs, since much of what varies is cut away.
     """
     rows = []
-    first, last = (-1.0, 1.0) if np.abs(teacher).max() <= 1 else (float(teacher.min()), float(teacher.max()))
+    first, last = (
+        (-1.0, 1.0) if np.abs(teacher).max() <= 1 else (float(teacher.min()), float(teacher.max()))
+    )
     edges = np.linspace(first, last, round(2 / width) + 1).round(6).tolist()
     for low, high in pairwise(edges):
         inside = ((teacher >= low) | (low == edges[0])) & ((teacher < high) | (high == edges[-1]))
         if inside.any():
             t, s = teacher[inside], student[inside]
             values = {
-                name: None if name in CORRELATIONS and _constant(t, s) else float(statistic(t, s)) for name, statistic in STATISTICS.items()
+                name: None if name in CORRELATIONS and _constant(t, s) else float(statistic(t, s))
+                for name, statistic in STATISTICS.items()
             }
             error = float(calibration_error(quantile_bins(s), s - t))
             means = {"teacher_mean": float(t.mean()), "student_mean": float(s.mean())}
-            rows.append({"low": low, "high": high, "n": int(inside.sum()), **means, **values, "calibration_error": error})
+            rows.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "n": int(inside.sum()),
+                    **means,
+                    **values,
+                    "calibration_error": error,
+                }
+            )
     return rows
 
 
-# --- calibration -----------------------------------------------------------------------------------------------------
+# --- calibration
+# -----------------------------------------------------------------------------------------------------
 
 
 def quantile_bins(scores: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin (n,) int64 of each score, where bins hold equally many of them; equal scores share a bin, so there may be fewer bins."""
+    """The bin (n,) int64 of each score, where bins hold equally many of them; equal scores share a
+    bin, so there may be fewer bins.
+    """
     edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)))
     return np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, max(0, len(edges) - 2))
 
 
 def calibration_error(bins: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Expected calibration error over the last axis: the mean over pairs of |mean gap of its bin| (Naeini, Cooper & Hauskrecht, 2015).
+    """Expected calibration error over the last axis: the mean over pairs of |mean gap of its bin|
+    (Naeini, Cooper & Hauskrecht, 2015).
 
     Args:
         bins: (..., n) the bin of each pair.
@@ -138,10 +179,12 @@ def calibration_error(bins: np.ndarray, gaps: np.ndarray) -> np.ndarray:
 
 
 def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
-    """What the teacher says, on average, where the student says a score: the calibration curve and its expected error.
+    """What the teacher says, on average, where the student says a score: the calibration curve and
+    its expected error.
 
-    The student's scores are cut into `BINS` bins of equally many pairs (Nguyen & O'Connor, 2015). The interval resamples pairs in these
-    bins. The error is never below 0, so that of a perfectly calibrated student is above 0 by chance, the more so the fewer pairs.
+    The student's scores are cut into `BINS` bins of equally many pairs (Nguyen & O'Connor, 2015).
+    The interval resamples pairs in these bins. The error is never below 0, so that of a perfectly
+    calibrated student is above 0 by chance, the more so the fewer pairs.
     """
     bins = quantile_bins(student)
     rows = []
@@ -153,10 +196,14 @@ def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str
                 "teacher_mean": figure(mean, [t], seed),
             }
         )  # fmt: skip
-    return {"bins": rows, "expected_error": figure(calibration_error, [bins, student - teacher], seed)}
+    return {
+        "bins": rows,
+        "expected_error": figure(calibration_error, [bins, student - teacher], seed),
+    }
 
 
-# --- decisions -------------------------------------------------------------------------------------------------------
+# --- decisions
+# -------------------------------------------------------------------------------------------------------
 
 
 def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -167,7 +214,9 @@ def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Probability that a true pair outscores a false one, ties half (Hanley & McNeil, 1982), over the last axis; else NaN."""
+    """Probability that a true pair outscores a false one, ties half (Hanley & McNeil, 1982), over
+    the last axis; else NaN.
+    """
     true = truth.sum(-1)
     false = truth.shape[-1] - true
     ranks = np.where(truth, rankdata(scores, axis=-1), 0.0).sum(-1)
@@ -176,11 +225,16 @@ def roc_auc(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Mean over true pairs of the precision at their score, pairs of equal score taken together, over the last axis; else NaN."""
+    """Mean over true pairs of the precision at their score, pairs of equal score taken together,
+    over the last axis; else NaN.
+    """
     order = np.argsort(-scores, axis=-1)
     hits, ordered = np.take_along_axis(truth, order, -1), np.take_along_axis(scores, order, -1)
     n = scores.shape[-1]
-    ends = np.concatenate([ordered[..., 1:] != ordered[..., :-1], np.ones((*scores.shape[:-1], 1), dtype=bool)], axis=-1)
+    ends = np.concatenate(
+        [ordered[..., 1:] != ordered[..., :-1], np.ones((*scores.shape[:-1], 1), dtype=bool)],
+        axis=-1,
+    )
     # The place where a pair's run of equal scores ends.
     last = np.flip(np.minimum.accumulate(np.flip(np.where(ends, np.arange(n), n), -1), -1), -1)
     precision = np.take_along_axis(hits.cumsum(-1), last, -1) / (last + 1)
@@ -189,36 +243,55 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 THRESHOLDS = {"median": 0.5, "80th percentile": 0.8}
-"""Where the teacher's scores are cut, as quantiles: the paper's F1, and what the paper selects for training."""
+"""Where the teacher's scores are cut, as quantiles: the paper's F1, and what the paper selects for
+training.
+"""
 
 
 def decisions(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
-    """The student as a classifier of "the teacher scores this pair at or above a threshold", at each of `THRESHOLDS`.
+    """The student as a classifier of "the teacher scores this pair at or above a threshold", at
+    each of `THRESHOLDS`.
 
-    F1 cuts the student at the teacher's threshold, so it asks for calibration too; ROC-AUC and average precision ask for the order only.
-    Average precision is to be compared with the share of positives, which a random order has.
+    F1 cuts the student at the teacher's threshold, so it asks for calibration too; ROC-AUC and
+    average precision ask for the order only. Average precision is to be compared with the share of
+    positives, which a random order has.
     """
     result = {}
     for name, quantile in THRESHOLDS.items():
         threshold = float(np.quantile(teacher, quantile))
         truth = teacher >= threshold
-        row: dict[str, Any] = {"threshold": threshold, "positives": int(truth.sum()), "n": len(truth)}
+        row: dict[str, Any] = {
+            "threshold": threshold,
+            "positives": int(truth.sum()),
+            "n": len(truth),
+        }
         if truth.all():
             reason = f"every teacher score reaches the threshold {threshold:.4f}"
-            result[name] = {**row, **{key: undefined(len(truth), reason) for key in ("f1", "roc_auc", "average_precision")}}
+            result[name] = {
+                **row,
+                **{
+                    key: undefined(len(truth), reason)
+                    for key in ("f1", "roc_auc", "average_precision")
+                },
+            }
             continue
         flat = _constant(teacher, student)
         result[name] = {
             **row,
             "f1": figure(f1, [truth, student >= threshold], seed),
-            "roc_auc": undefined(len(truth), flat) if flat else figure(roc_auc, [truth, student], seed),
-            "average_precision": undefined(len(truth), flat) if flat else figure(average_precision, [truth, student], seed),
+            "roc_auc": undefined(len(truth), flat)
+            if flat
+            else figure(roc_auc, [truth, student], seed),
+            "average_precision": undefined(len(truth), flat)
+            if flat
+            else figure(average_precision, [truth, student], seed),
         }
     return result
 
 
 def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
-    """Every statistic with its interval, by range of the teacher's score, calibration, and decisions at thresholds of the teacher.
+    """Every statistic with its interval, by range of the teacher's score, calibration, and
+    decisions at thresholds of the teacher.
 
     Args:
         teacher: (n,) teacher scores of held-out pairs.
@@ -229,10 +302,14 @@ def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, A
         InputError: No pair, or scores that are not finite.
     """
     if not len(teacher) or len(teacher) != len(student):
-        raise InputError(f"{len(teacher)} teacher scores and {len(student)} student scores: fidelity needs one of each for every pair")
+        raise InputError(
+            f"{len(teacher)} teacher scores and {len(student)} student scores: fidelity needs one of each for every pair"
+        )
     bad = int((~np.isfinite(teacher)).sum()), int((~np.isfinite(student)).sum())
     if any(bad):
-        raise InputError(f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave those pairs out and say how many")
+        raise InputError(
+            f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave those pairs out and say how many"
+        )
     return {
         "num_pairs": len(teacher),
         **{name: _figure_or_reason(name, teacher, student, seed) for name in STATISTICS},

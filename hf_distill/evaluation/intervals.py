@@ -1,4 +1,6 @@
-"""Bootstrap intervals: how far a figure could have fallen otherwise with as many other queries or pairs."""
+"""Bootstrap intervals: how far a figure could have fallen otherwise with as many other queries or
+pairs.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ def mean(values: np.ndarray) -> np.ndarray:
 def resampled(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """`statistic` of `RESAMPLES` bootstrap samples: (RESAMPLES,), NaN where it is undefined on one.
 
-    The draws are those of `scipy.stats.bootstrap(..., paired=True, batch=250, rng=numpy.random.default_rng(seed))`, in memory that is
-    bounded by the batch.
+    The draws are those of `scipy.stats.bootstrap(..., paired=True, batch=250,
+    rng=numpy.random.default_rng(seed))`, in memory that is bounded by the batch.
     """
     n = len(samples[0])
     rng = np.random.default_rng(seed)
@@ -61,11 +63,13 @@ def resampled(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) ->
 
 
 def figure(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> Figure:
-    """`statistic` of `samples` with its percentile bootstrap interval (Efron & Tibshirani, 1993, ch. 13).
+    """`statistic` of `samples` with its percentile bootstrap interval (Efron & Tibshirani, 1993,
+    ch. 13).
 
     Args:
         statistic: Vectorised over leading axes.
-        samples: One or more arrays (n,), resampled together: position i is one query or pair in all of them.
+        samples: One or more arrays (n,), resampled together: position i is one query or pair in all
+            of them.
         seed: Seeds the resampling.
 
     Raises:
@@ -76,7 +80,9 @@ def figure(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> Fi
         raise ValueError("no interval for an empty sample")
     value = float(statistic(*samples))
     if not np.isfinite(value):
-        raise ValueError(f"{getattr(statistic, '__name__', 'the statistic')} is undefined on these {n} values")
+        raise ValueError(
+            f"{getattr(statistic, '__name__', 'the statistic')} is undefined on these {n} values"
+        )
     drawn = resampled(statistic, samples, seed)
     drawn = drawn[np.isfinite(drawn)]  # e.g. a correlation of a resample that is constant
     tail = (1 - LEVEL) / 2

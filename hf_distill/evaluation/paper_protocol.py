@@ -1,6 +1,8 @@
-"""The paper's own protocol, kept so that its published figures stay comparable. It is no retrieval: it ranks the pairs.
+"""The paper's own protocol, kept so that its published figures stay comparable. It is no retrieval:
+it ranks the pairs.
 
-A pair's score is the student's cosine of its query and its document; the teacher's score of the pair is the reference.
+A pair's score is the student's cosine of its query and its document; the teacher's score of the
+pair is the reference.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_rel, wilcoxon
 
-from hf_distill.evaluation.fidelity import mae, pearson
+from hf_distill.evaluation.fidelity import (
+    mae,
+    pearson,
+)
 
 CUTOFFS = (1, 5, 10, 50, 100)
 
@@ -31,7 +36,8 @@ def recall_at(teacher: np.ndarray, student: np.ndarray, k: int) -> float:
 
 
 def ndcg_at(teacher: np.ndarray, student: np.ndarray, k: int) -> float | None:
-    """DCG of the student's top `k` pairs with the teacher's scores as gains, over that of the teacher's own top `k`.
+    """DCG of the student's top `k` pairs with the teacher's scores as gains, over that of the
+    teacher's own top `k`.
 
     (Jarvelin & Kekalainen, 2002, linear gains. The paper does not print its formula.) None where
     the best gain is not above 0, as it may be of logits.
@@ -42,7 +48,9 @@ def ndcg_at(teacher: np.ndarray, student: np.ndarray, k: int) -> float | None:
 
 
 def f1_at_median(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:
-    """F1 of the student's scores as a classifier of the teacher's, both cut at the teacher's median score."""
+    """F1 of the student's scores as a classifier of the teacher's, both cut at the teacher's median
+    score.
+    """
     cut = float(np.median(teacher))
     truth, predicted = teacher >= cut, student >= cut
     hits = int((truth & predicted).sum())
@@ -50,7 +58,9 @@ def f1_at_median(teacher: np.ndarray, student: np.ndarray) -> dict[str, float]:
 
 
 def cohens_d(teacher: np.ndarray, student: np.ndarray) -> float | None:
-    """(mean teacher - mean student) / pooled standard deviation (Cohen, 1988); None if both are constant."""
+    """(mean teacher - mean student) / pooled standard deviation (Cohen, 1988); None if both are
+    constant.
+    """
     if len(teacher) < 2:
         return None
     pooled = np.sqrt((teacher.var(ddof=1) + student.var(ddof=1)) / 2)
@@ -60,11 +70,16 @@ def cohens_d(teacher: np.ndarray, student: np.ndarray) -> float | None:
 def _tests(teacher: np.ndarray, student: np.ndarray) -> dict[str, Any]:
     """The paired t-test and Wilcoxon's signed-rank test of teacher against student scores."""
     difference = teacher - student
-    if np.ptp(difference) <= 1e-12 * np.abs(difference).max():  # equal, up to what floats make of equal ones
+    if (
+        np.ptp(difference) <= 1e-12 * np.abs(difference).max()
+    ):  # equal, up to what floats make of equal ones
         same = bool((difference == 0).all())
         p = 1.0 if same else None
         note = {} if same else {"undefined": "every difference is the same, so it has no variance"}
-        return {name: {"statistic": 0.0 if same else None, "p": p, **note} for name in ("paired_t_test", "wilcoxon")}
+        return {
+            name: {"statistic": 0.0 if same else None, "p": p, **note}
+            for name in ("paired_t_test", "wilcoxon")
+        }
     t, w = ttest_rel(teacher, student), wilcoxon(teacher, student)
     return {
         "paired_t_test": {"statistic": float(t.statistic), "p": float(t.pvalue)},
@@ -80,12 +95,14 @@ def paper_protocol(teacher: np.ndarray, student: np.ndarray) -> dict[str, Any]:
         student: (n,) student cosines.
 
     Returns:
-        The table; what is undefined is None. Scores that are all equal rank nothing: Recall@K and NDCG@K are then None, and `unranked`
-        says why.
+        The table; what is undefined is None. Scores that are all equal rank nothing: Recall@K and
+        NDCG@K are then None, and `unranked` says why.
     """
     correlation = float(pearson(teacher, student))
     cutoffs = [k for k in CUTOFFS if k <= len(teacher)]
-    flat = [name for name, scores in (("teacher", teacher), ("student", student)) if np.ptp(scores) == 0]
+    flat = [
+        name for name, scores in (("teacher", teacher), ("student", student)) if np.ptp(scores) == 0
+    ]
     return {
         "num_pairs": len(teacher),
         "unranked": f"the {flat[0]}'s scores are all equal" if flat else None,

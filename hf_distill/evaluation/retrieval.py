@@ -1,8 +1,10 @@
-"""Full-corpus retrieval: runs without ties, measures through `ir-measures` per query, TREC files, and the BM25 row.
+"""Full-corpus retrieval: runs without ties, measures through `ir-measures` per query, TREC files,
+and the BM25 row.
 
-trec_eval (nDCG, R, AP) puts the greater document id first among equal scores, and the MS MARCO script (RR@10) the smaller one; both sit
-behind `ir_measures`. So that every measure sees one ranking, and the command line the same as we do, a run holds no ties: among equal
-scores the smaller document id comes first, and each later one is written lower by the least step that float32 has.
+trec_eval (nDCG, R, AP) puts the greater document id first among equal scores, and the MS MARCO
+script (RR@10) the smaller one; both sit behind `ir_measures`. So that every measure sees one
+ranking, and the command line the same as we do, a run holds no ties: among equal scores the smaller
+document id comes first, and each later one is written lower by the least step that float32 has.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import ir_measures
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.run_folder import written_whole
+from hf_distill.run.folder import written_whole
 
-MEASURES = tuple(ir_measures.parse_measure(name) for name in ("nDCG@10", "R@1", "R@10", "R@100", "RR@10"))
+MEASURES = tuple(
+    ir_measures.parse_measure(name) for name in ("nDCG@10", "R@1", "R@10", "R@100", "RR@10")
+)
 NDCG = (ir_measures.parse_measure("nDCG@10"),)
 """Where nothing else is asked for: each further measure costs as much again."""
 DEPTH = 100
@@ -52,21 +56,31 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
 
 
 def depth_of(measures: Sequence[ir_measures.Measure]) -> int:
-    """How many documents a query needs for `measures`: their greatest cutoff, at least `DEPTH`; 1,000, as TREC has it, if one has none."""
+    """How many documents a query needs for `measures`: their greatest cutoff, at least `DEPTH`;
+    1,000, as TREC has it, if one has none.
+    """
     cutoffs = [measure.params.get("cutoff", 1000) for measure in measures]
     return max([DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
 
 
 def without_ties(scores: np.ndarray) -> np.ndarray:
-    """`scores` (Q, k), descending, as float32 that strictly descend: each one that does not is moved to the next below the one before."""
+    """`scores` (Q, k), descending, as float32 that strictly descend: each one that does not is
+    moved to the next below the one before.
+    """
     result = np.array(scores, dtype=np.float32)
     for place in range(1, result.shape[1]):
-        result[:, place] = np.minimum(result[:, place], np.nextafter(result[:, place - 1], np.float32(-np.inf)))
+        result[:, place] = np.minimum(
+            result[:, place], np.nextafter(result[:, place - 1], np.float32(-np.inf))
+        )
     return result
 
 
-def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray, indices: np.ndarray) -> Run:
-    """A run from the result of :func:`search`, whose order is kept: ties go by document id if `document_ids` ascend."""
+def make_run(
+    query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray, indices: np.ndarray
+) -> Run:
+    """A run from the result of :func:`search`, whose order is kept: ties go by document id if
+    `document_ids` ascend.
+    """
     return {
         query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True)}
         for query, row_scores, row in zip(query_ids, without_ties(scores), indices, strict=True)
@@ -74,9 +88,14 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
 
 
 def bm25_run(
-    query_ids: Sequence[str], queries: Sequence[str], document_ids: Sequence[str], documents: Sequence[str], depth: int = DEPTH
+    query_ids: Sequence[str],
+    queries: Sequence[str],
+    document_ids: Sequence[str],
+    documents: Sequence[str],
+    depth: int = DEPTH,
 ) -> Run:
-    """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop words) over the corpus.
+    """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop
+    words) over the corpus.
 
     A document without a common word is not retrieved. Ties as in :func:`make_run`.
     """
@@ -86,8 +105,16 @@ def bm25_run(
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)
     run: Run = {}
-    for name, words in zip(query_ids, bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False), strict=True):
-        scores = np.asarray(index.get_scores(words), dtype=np.float32) if words else np.zeros(len(documents), dtype=np.float32)
+    for name, words in zip(
+        query_ids,
+        bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False),
+        strict=True,
+    ):
+        scores = (
+            np.asarray(index.get_scores(words), dtype=np.float32)
+            if words
+            else np.zeros(len(documents), dtype=np.float32)
+        )
         found = np.flatnonzero(scores > 0)
         if len(found) > depth:  # all that tie at the cut, then the first of them
             found = found[scores[found] >= np.partition(scores[found], -depth)[-depth]]
@@ -96,7 +123,9 @@ def bm25_run(
     return run
 
 
-def per_query(run: Run, qrels: Qrels, measures: Sequence[ir_measures.Measure] = MEASURES) -> dict[str, np.ndarray]:
+def per_query(
+    run: Run, qrels: Qrels, measures: Sequence[ir_measures.Measure] = MEASURES
+) -> dict[str, np.ndarray]:
     """Each of `measures` for every judged query, in the order of `qrels`: name -> (Q,) float64.
 
     A judged query that the run does not answer counts as 0.
@@ -104,7 +133,9 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[ir_measures.Measure] = 
     place = {query: i for i, query in enumerate(qrels)}
     values = {str(measure): np.zeros(len(qrels)) for measure in measures}
     answered = {query: documents for query, documents in run.items() if documents}
-    for metric in ir_measures.iter_calc(list(measures), {q: dict(d) for q, d in qrels.items()}, answered):
+    for metric in ir_measures.iter_calc(
+        list(measures), {q: dict(d) for q, d in qrels.items()}, answered
+    ):
         values[str(metric.measure)][place[metric.query_id]] = metric.value
     return values
 
@@ -112,11 +143,14 @@ def per_query(run: Run, qrels: Qrels, measures: Sequence[ir_measures.Measure] = 
 def _check_ids(ids: Iterable[str], path: Path) -> None:
     for name in ids:
         if not name or name.split() != [name]:
-            raise InputError(f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot; give it another id")
+            raise InputError(
+                f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot; give it another id"
+            )
 
 
 def write_run(run: Run, path: Path, tag: str) -> None:
-    """Write `run` as a TREC run: `query Q0 document rank score tag`, nine digits, which give a float32 back as it was.
+    """Write `run` as a TREC run: `query Q0 document rank score tag`, nine digits, which give a
+    float32 back as it was.
 
     Raises:
         InputError: An id with white space.
@@ -136,4 +170,8 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
     """
     _check_ids((name for query, documents in qrels.items() for name in (query, *documents)), path)
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(f"{query} 0 {name} {grade}\n" for query, documents in qrels.items() for name, grade in documents.items())
+        file.writelines(
+            f"{query} 0 {name} {grade}\n"
+            for query, documents in qrels.items()
+            for name, grade in documents.items()
+        )

@@ -9,7 +9,13 @@ import numpy as np
 from datasets import Dataset
 
 from hf_distill.selection import texts
-from hf_distill.selection.rules import UNSCORED, Applied, Columns, Rule, apply_rule
+from hf_distill.selection.rules import (
+    UNSCORED,
+    Applied,
+    Columns,
+    Rule,
+    apply_rule,
+)
 
 EXAMPLES = 3
 WORST = 10
@@ -25,10 +31,14 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
-def _examples(scored: Dataset, columns: Columns, rows: np.ndarray, column: str | None) -> list[dict[str, Any]]:
+def _examples(
+    scored: Dataset, columns: Columns, rows: np.ndarray, column: str | None
+) -> list[dict[str, Any]]:
     shown = []
     for i, row in zip(rows.tolist(), scored.select(rows.tolist()), strict=True):
-        value = {} if column in (None, "score") else {column: _number(getattr(columns, str(column))[i])}
+        value = (
+            {} if column in (None, "score") else {column: _number(getattr(columns, str(column))[i])}
+        )
         shown.append(
             {
                 "pair_id": row["pair_id"], "query": shorten(row["query"]), "document": shorten(row["document"]),
@@ -39,19 +49,29 @@ def _examples(scored: Dataset, columns: Columns, rows: np.ndarray, column: str |
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+    }
 
 
-def rule_records(scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied) -> list[dict[str, Any]]:
+def rule_records(
+    scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied
+) -> list[dict[str, Any]]:
     """For each rule: pairs in and out, its threshold, ties at it, and examples.
 
-    Of a rule with a threshold the examples are those nearest to it on both sides; of another one, those in the seeded order.
+    Of a rule with a threshold the examples are those nearest to it on both sides; of another one,
+    those in the seeded order.
     """
     records = []
     for rule, (alive, outcome) in zip(rules, applied.steps, strict=True):
         keep, above = outcome.keep, outcome.above
         sides: dict[str, np.ndarray] = {}
-        for name, side in (("examples", np.flatnonzero(~keep)), ("kept_examples", np.flatnonzero(keep))):
+        for name, side in (
+            ("examples", np.flatnonzero(~keep)),
+            ("kept_examples", np.flatnonzero(keep)),
+        ):
             ties = columns.order[alive[side]]
             by = (ties,) if above is None else (ties, np.abs(above[side]))
             nearest = side[np.lexsort(by)] if above is not None or name == "examples" else side[:0]
@@ -66,7 +86,10 @@ def rule_records(scored: Dataset, columns: Columns, rules: Sequence[Rule], appli
             "column": outcome.column,
             "tied": int(tied.sum()),
             "tied_dropped": int((tied & ~keep).sum()),
-            **{name: _examples(scored, columns, rows, outcome.column) for name, rows in sides.items()},
+            **{
+                name: _examples(scored, columns, rows, outcome.column)
+                for name, rows in sides.items()
+            },
         }
         if rule.by is not None and above is not None and len(alive):
             record["threshold_by"] = {"column": rule.by, **_spread(columns.score[alive] - above)}
@@ -75,11 +98,15 @@ def rule_records(scored: Dataset, columns: Columns, rules: Sequence[Rule], appli
 
 
 def overlap_matrix(columns: Columns, rules: Sequence[Rule]) -> list[list[int]]:
-    """Cell (i, j): how many of all pairs both rules would drop (or weigh), each on its own; the diagonal is what one would."""
+    """Cell (i, j): how many of all pairs both rules would drop (or weigh), each on its own; the
+    diagonal is what one would.
+    """
     known = np.flatnonzero(~np.isnan(columns.score))
     alone = []
     for rule in rules:
-        dropped = np.isnan(columns.score) if rule.name == UNSCORED else np.zeros(len(columns), dtype=bool)
+        dropped = (
+            np.isnan(columns.score) if rule.name == UNSCORED else np.zeros(len(columns), dtype=bool)
+        )
         if rule.name != UNSCORED:  # the other rules never see a pair without a score
             dropped[known] = ~apply_rule(columns.take(known), rule).keep
         alone.append(dropped)
@@ -90,8 +117,8 @@ def losses(scored: Dataset, column: str, kept: np.ndarray) -> dict[str, Any]:
     """What each value of `column` (`group`, `source`) lost.
 
     Returns:
-        `parts` (how many values), `emptied` (how many have no pair left), and the `worst`: those that lost most pairs, with `pairs_in` and
-        `kept`.
+        `parts` (how many values), `emptied` (how many have no pair left), and the `worst`: those
+        that lost most pairs, with `pairs_in` and `kept`.
     """
     part = texts.codes(scored, column)
     before = np.bincount(part)
@@ -103,14 +130,22 @@ def losses(scored: Dataset, column: str, kept: np.ndarray) -> dict[str, Any]:
         "parts": len(before),
         "emptied": int(((after == 0) & (before > 0)).sum()),
         "worst": [
-            {column: shorten(str(scored[place][column])), "pairs_in": int(before[code]), "kept": int(after[code])}
+            {
+                column: shorten(str(scored[place][column])),
+                "pairs_in": int(before[code]),
+                "kept": int(after[code]),
+            }
             for code, place in places.items()
         ],
     }
 
 
-def make_audit(scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int) -> dict[str, Any]:
-    """What `selection.json` holds, less its fingerprint. `in = kept + the sum of dropped`, by rule."""
+def make_audit(
+    scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int
+) -> dict[str, Any]:
+    """What `selection.json` holds, less its fingerprint. `in = kept + the sum of dropped`, by
+    rule.
+    """
     score, kept = columns.score, applied.kept
     known = score[~np.isnan(score)]
     edges = np.linspace(min(0.0, float(known.min())), max(1.0, float(known.max())), 41)
@@ -125,8 +160,16 @@ def make_audit(scored: Dataset, columns: Columns, rules: Sequence[Rule], applied
         "overlap": overlap_matrix(columns, rules),
         "losses": {name: losses(scored, name, kept) for name in parts},
         "score": {
-            "all": {"mean": float(known.mean()), "min": float(known.min()), "max": float(known.max())},
-            "kept": {"mean": float(score[kept].mean()), "min": float(score[kept].min()), "max": float(score[kept].max())},
+            "all": {
+                "mean": float(known.mean()),
+                "min": float(known.min()),
+                "max": float(known.max()),
+            },
+            "kept": {
+                "mean": float(score[kept].mean()),
+                "min": float(score[kept].min()),
+                "max": float(score[kept].max()),
+            },
         },
         "histogram": {
             "edges": [round(float(edge), 6) for edge in edges],

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.scoring import EmbeddingTable
+from hf_distill.scoring.scores import EmbeddingTable
 
 
 def principal_components(embeddings: np.ndarray, dimension: int) -> np.ndarray:
-    """The `dimension` leading principal components of `embeddings`, as rows: (dimension, d), float32, orthonormal.
+    """The `dimension` leading principal components of `embeddings`, as rows: (dimension, d),
+    float32, orthonormal.
 
-    Eigenvectors of the uncentred second moment: of all projections to `dimension` they keep most of the dot products. Each
-    component's sign is fixed (its largest entry is positive), so that equal input gives equal output.
+    Eigenvectors of the uncentred second moment: of all projections to `dimension` they keep most of
+        the dot products. Each
+    component's sign is fixed (its largest entry is positive), so that equal input gives equal
+    output.
 
     Args:
         embeddings: (n, d), any float type; read in blocks, so it may be memory-mapped.
@@ -37,5 +40,11 @@ def principal_components(embeddings: np.ndarray, dimension: int) -> np.ndarray:
 
 
 def teacher_components(embeddings: EmbeddingTable | None, student_dim: int) -> np.ndarray | None:
-    """`principal_components` of the teacher's embeddings, as many as the student has dimensions or the teacher can give; None without."""
-    return None if embeddings is None else principal_components(embeddings.rows, min(student_dim, embeddings.rows.shape[1]))
+    """`principal_components` of the teacher's embeddings, as many as the student has dimensions or
+    the teacher can give; None without.
+    """
+    return (
+        None
+        if embeddings is None
+        else principal_components(embeddings.rows, min(student_dim, embeddings.rows.shape[1]))
+    )

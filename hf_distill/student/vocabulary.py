@@ -1,4 +1,5 @@
-"""The student's vocabulary: cut down to what the training texts use, and a vector for each token without any transformer.
+"""The student's vocabulary: cut down to what the training texts use, and a vector for each token
+without any transformer.
 
 Half of a small student's weights are rows of a table for tokens that its texts never use.
 """
@@ -35,11 +36,15 @@ def tokenizer_of(model: SentenceTransformer | Transformer) -> PreTrainedTokenize
     """
     tokenizer = model.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(f"the backbone reads its texts by a {type(tokenizer).__name__}, which is no tokenizer of transformers")
+        raise InputError(
+            f"the backbone reads its texts by a {type(tokenizer).__name__}, which is no tokenizer of transformers"
+        )
     return tokenizer
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, batches: Iterable[list[str]], max_length: int) -> np.ndarray:
+def count_tokens(
+    tokenizer: PreTrainedTokenizerBase, batches: Iterable[list[str]], max_length: int
+) -> np.ndarray:
     """How often each token occurs: (vocabulary,) int64.
 
     Args:
@@ -55,10 +60,14 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, batches: Iterable[list[str]
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], list[str]]:
-    """The tokenizer as its `tokenizer.json` says it, and the vocabulary of its model in order of id."""
+    """The tokenizer as its `tokenizer.json` says it, and the vocabulary of its model in order of
+    id.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"--student_vocabulary used: {type(tokenizer).__name__} has no tokenizer.json to be cut")
+        raise InputError(
+            f"--student_vocabulary used: {type(tokenizer).__name__} has no tokenizer.json to be cut"
+        )
     said: dict[str, Any] = json.loads(backend.to_str())
     model = said["model"]
     if model["type"] == "WordPiece":
@@ -72,9 +81,11 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], list[st
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> np.ndarray:
-    """Ids to keep, ascending: tokens that occur, special tokens, and single characters (and bytes), so that any other word can be spelled.
+    """Ids to keep, ascending: tokens that occur, special tokens, and single characters (and bytes),
+    so that any other word can be spelled.
 
-    Texts whose tokens all occur are tokenised as before: WordPiece takes the longest piece that fits, Unigram the likeliest pieces, and
+    Texts whose tokens all occur are tokenised as before: WordPiece takes the longest piece that
+        fits, Unigram the likeliest pieces, and
     both find the same ones among fewer.
 
     Raises:
@@ -82,7 +93,10 @@ def kept_tokens(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> np.nd
     """
     said, pieces = _pieces(tokenizer)
     prefix = said["model"].get("continuing_subword_prefix") or "▁"
-    single = [len(piece.removeprefix(prefix)) <= 1 or (piece.startswith("<0x") and piece.endswith(">")) for piece in pieces]
+    single = [
+        len(piece.removeprefix(prefix)) <= 1 or (piece.startswith("<0x") and piece.endswith(">"))
+        for piece in pieces
+    ]
     keep = counts > 0
     keep[: len(pieces)] |= np.array(single)
     keep[[token["id"] for token in said["added_tokens"]]] = True
@@ -99,7 +113,8 @@ def _renumbered(post_processor: Any, new: dict[int, int]) -> Any:
             changed[name] = [changed[name][0], new[changed[name][1]]]
     if isinstance(changed.get("special_tokens"), dict):
         changed["special_tokens"] = {
-            name: {**token, "ids": [new[i] for i in token["ids"]]} for name, token in changed["special_tokens"].items()
+            name: {**token, "ids": [new[i] for i in token["ids"]]}
+            for name, token in changed["special_tokens"].items()
         }
     if "processors" in changed:
         changed["processors"] = [_renumbered(part, new) for part in changed["processors"]]
@@ -133,13 +148,17 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: np.ndarray) -> PreTr
 
 
 def trim_vocabulary(transformer: Transformer, kept: np.ndarray) -> None:
-    """Cut the vocabulary of `transformer` down to the tokens `kept` (ascending ids), in tokenizer and embedding matrix, in place."""
+    """Cut the vocabulary of `transformer` down to the tokens `kept` (ascending ids), in tokenizer
+    and embedding matrix, in place.
+    """
     backbone, limit = transformer.auto_model, transformer.max_seq_length
     cut = cut_tokenizer(tokenizer_of(transformer), kept)
     table = backbone.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     padding = cut.pad_token_id
-    smaller = nn.Embedding(len(kept), table.embedding_dim, padding_idx=None if table.padding_idx is None else padding)
+    smaller = nn.Embedding(
+        len(kept), table.embedding_dim, padding_idx=None if table.padding_idx is None else padding
+    )
     smaller.weight.data = table.weight.data[torch.from_numpy(kept)].clone()
     backbone.set_input_embeddings(smaller)
     backbone.config.vocab_size = len(kept)
@@ -150,20 +169,35 @@ def trim_vocabulary(transformer: Transformer, kept: np.ndarray) -> None:
 
 @torch.inference_mode()
 def token_embeddings(model: SentenceTransformer, kept: np.ndarray) -> np.ndarray:
-    """What `model` makes of each token alone, between its special tokens: (len(kept), d) float32 (as Model2Vec begins, Minish Lab 2024)."""
+    """What `model` makes of each token alone, between its special tokens: (len(kept), d) float32
+    (as Model2Vec begins, Minish Lab 2024).
+    """
     around = tokenizer_of(model)("")["input_ids"]
     before, after = around[:1], around[1:]
     made = []
-    for start in tqdm(range(0, len(kept), _BATCH), desc=f"Vectors of {len(kept):,} tokens", leave=False):
-        ids = torch.tensor([[*before, int(token), *after] for token in kept[start : start + _BATCH]], device=model.device)
-        made.append(model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"].float().cpu().numpy())
+    for start in tqdm(
+        range(0, len(kept), _BATCH), desc=f"Vectors of {len(kept):,} tokens", leave=False
+    ):
+        ids = torch.tensor(
+            [[*before, int(token), *after] for token in kept[start : start + _BATCH]],
+            device=model.device,
+        )
+        made.append(
+            model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"]
+            .float()
+            .cpu()
+            .numpy()
+        )
     return np.concatenate(made)
 
 
-def static_vectors(embeddings: np.ndarray, counts: np.ndarray, components: np.ndarray) -> np.ndarray:
+def static_vectors(
+    embeddings: np.ndarray, counts: np.ndarray, components: np.ndarray
+) -> np.ndarray:
     """The first vector of each token of a static student: (V, dimension) float32.
 
-    A text's embedding is the mean of its tokens' vectors, so frequent tokens are weighted down by smooth inverse frequency.
+    A text's embedding is the mean of its tokens' vectors, so frequent tokens are weighted down by
+    smooth inverse frequency.
 
     Args:
         embeddings: (V, d) of each token alone.

@@ -9,16 +9,29 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from hf_distill.arguments import TeacherArguments
-from hf_distill.encoding import Advance, encode
+from hf_distill.compute.encode import (
+    Advance,
+    encode,
+)
+from hf_distill.compute.models import (
+    chosen_dtype,
+    digest_of_weights,
+    load_sentence_transformer,
+)
 from hf_distill.errors import InputError
-from hf_distill.run_folder import fingerprint
-from hf_distill.teachers.locate import chosen_dtype, digest_of_weights, load_sentence_transformer
-from hf_distill.teachers.protocol import SCALES, Kind, Scale
+from hf_distill.recipe.arguments import TeacherArguments
+from hf_distill.run.folder import fingerprint
+from hf_distill.teachers.base import (
+    SCALES,
+    Kind,
+    Scale,
+)
 
 
 def check_finite(values: np.ndarray, texts: list[str], teacher: str, hint: str) -> None:
-    """Raise InputError, with the number of such texts and one of them, if an embedding (a row of `values`) is not finite."""
+    """Raise InputError, with the number of such texts and one of them, if an embedding (a row of
+    `values`) is not finite.
+    """
     broken = ~np.isfinite(values).all(axis=1)
     if broken.any():
         raise InputError(
@@ -93,15 +106,27 @@ def load_bi_encoder(arguments: TeacherArguments) -> BiEncoderTeacher:
             raise InputError(
                 f"--teacher_pooling {arguments.teacher_pooling}: {arguments.teacher} has {len(places)} pooling modules, expected one"
             )
-        model[places[0]] = Pooling(model[places[0]].embedding_dimension, pooling_mode=arguments.teacher_pooling)
+        model[places[0]] = Pooling(
+            model[places[0]].embedding_dimension, pooling_mode=arguments.teacher_pooling
+        )
     if arguments.teacher_max_length:
         model.max_seq_length = arguments.teacher_max_length
     weights = digest_of_weights(model)
     dtype = chosen_dtype(arguments, model.device.type)
     model.to(dtype)
-    measure = str(model.similarity_fn_name) if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
-    query_prompt = _own_prompt(model, "query") if arguments.query_prompt is None else arguments.query_prompt
-    document_prompt = _own_prompt(model, "document", "passage") if arguments.document_prompt is None else arguments.document_prompt
+    measure = (
+        str(model.similarity_fn_name)
+        if arguments.teacher_similarity == "declared"
+        else arguments.teacher_similarity
+    )
+    query_prompt = (
+        _own_prompt(model, "query") if arguments.query_prompt is None else arguments.query_prompt
+    )
+    document_prompt = (
+        _own_prompt(model, "document", "passage")
+        if arguments.document_prompt is None
+        else arguments.document_prompt
+    )
     return BiEncoderTeacher(
         model=model,
         name=arguments.teacher,
@@ -110,6 +135,9 @@ def load_bi_encoder(arguments: TeacherArguments) -> BiEncoderTeacher:
         batch_tokens=arguments.teacher_batch_tokens,
         dtype=dtype,
         scale=SCALES[measure],
-        # The embeddings of a dot product differ from those of a cosine only in length, but they are stored as they are scored.
-        fingerprint=fingerprint(weights, arguments.teacher_pooling, model.max_seq_length, str(dtype), measure),
+        # The embeddings of a dot product differ from those of a cosine only in length, but they are
+        # stored as they are scored.
+        fingerprint=fingerprint(
+            weights, arguments.teacher_pooling, model.max_seq_length, str(dtype), measure
+        ),
     )

@@ -9,13 +9,20 @@ import torch
 from sentence_transformers import CrossEncoder
 from torch import nn
 
-from hf_distill.arguments import TeacherArguments
-from hf_distill.encoding import Advance, run_in_batches
+from hf_distill.compute.device import encoding_batch_tokens
+from hf_distill.compute.encode import (
+    Advance,
+    run_in_batches,
+)
+from hf_distill.compute.models import (
+    chosen_dtype,
+    digest_of_weights,
+    load_model,
+)
 from hf_distill.errors import InputError
-from hf_distill.hardware import encoding_batch_tokens
-from hf_distill.run_folder import fingerprint
-from hf_distill.teachers.locate import chosen_dtype, digest_of_weights, load_model
-from hf_distill.teachers.protocol import Scale
+from hf_distill.recipe.arguments import TeacherArguments
+from hf_distill.run.folder import fingerprint
+from hf_distill.teachers.base import Scale
 
 ACTIVATIONS: dict[str, tuple[nn.Module, Scale]] = {
     "sigmoid": (nn.Sigmoid(), Scale("cross-encoder", "sigmoid", 0.0, 1.0)),
@@ -48,7 +55,10 @@ class CrossEncoderTeacher:
         Raises:
             InputError: The teacher returns NaN, with the pair it did so for.
         """
-        prompted = [(self.query_prompt + query, self.document_prompt + document) for query, document in pairs]
+        prompted = [
+            (self.query_prompt + query, self.document_prompt + document)
+            for query, document in pairs
+        ]
         scores = torch.empty(len(pairs))
         batch_tokens = self.batch_tokens or encoding_batch_tokens(self.model.device.type)
         for rows, logits in run_in_batches(self.model, prompted, batch_tokens, "scores", advance):
@@ -65,7 +75,8 @@ class CrossEncoderTeacher:
 def load_cross_encoder(arguments: TeacherArguments) -> CrossEncoderTeacher:
     """Load the cross-encoder that `arguments` describe, in the precision that is fast here.
 
-    With `teacher_activation: auto` its logits go through a sigmoid, whatever the model declares: a student's cosines are bounded, and
+    With `teacher_activation: auto` its logits go through a sigmoid, whatever the model declares: a
+        student's cosines are bounded, and
     the same model has been published with either activation.
 
     Raises:

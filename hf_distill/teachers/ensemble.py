@@ -9,16 +9,21 @@ from typing import Literal
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.run_folder import fingerprint
-from hf_distill.teachers.protocol import Scale, Teacher
+from hf_distill.run.folder import fingerprint
+from hf_distill.teachers.base import (
+    Scale,
+    Teacher,
+)
 
 Normalization = Literal["none", "minmax", "quantile"]
 
 
 def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray, how: Normalization) -> np.ndarray:
-    """Scores (n,) of one teacher brought to [0, 1] by what `fitted_on` (m,) shows; NaN in either is left out, and stays.
+    """Scores (n,) of one teacher brought to [0, 1] by what `fitted_on` (m,) shows; NaN in either is
+    left out, and stays.
 
-    `minmax`: linear from the least to the greatest score of `fitted_on`, clipped. `quantile`: the share of `fitted_on` that is lower,
+    `minmax`: linear from the least to the greatest score of `fitted_on`, clipped. `quantile`: the
+        share of `fitted_on` that is lower,
     ties counted half. `none`: as they are.
     """
     if how == "none":
@@ -26,9 +31,13 @@ def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray, how: Normalizati
     known = np.sort(fitted_on[~np.isnan(fitted_on)])
     if how == "minmax":
         width = known[-1] - known[0]
-        scaled = (scores - known[0]) / width if width > 0 else np.where(np.isnan(scores), np.nan, 0.5)
+        scaled = (
+            (scores - known[0]) / width if width > 0 else np.where(np.isnan(scores), np.nan, 0.5)
+        )
         return np.asarray(np.clip(scaled, 0.0, 1.0))
-    below = np.searchsorted(known, scores, side="left") + np.searchsorted(known, scores, side="right")
+    below = np.searchsorted(known, scores, side="left") + np.searchsorted(
+        known, scores, side="right"
+    )
     return np.where(np.isnan(scores), np.nan, below / (2 * len(known)))
 
 
@@ -40,7 +49,9 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarra
 
 @dataclass(frozen=True)
 class EnsembleTeacher:
-    """Members and their weights. It is `hf_distill.scoring` that lets each score, restartably, and combines the scores."""
+    """Members and their weights. It is `hf_distill.scoring.scores` that lets each score, restartably, and
+    combines the scores.
+    """
 
     members: tuple[Teacher, ...]
     weights: tuple[float, ...]
@@ -57,12 +68,17 @@ class EnsembleTeacher:
     @property
     def name(self) -> str:
         """The members' names with their weights."""
-        return " + ".join(f"{weight:g} {member.name}" for weight, member in zip(self.weights, self.members, strict=True))
+        return " + ".join(
+            f"{weight:g} {member.name}"
+            for weight, member in zip(self.weights, self.members, strict=True)
+        )
 
     @property
     def fingerprint(self) -> str:
         """Of members, weights and normalisation."""
-        return fingerprint([member.fingerprint for member in self.members], self.weights, self.normalization)
+        return fingerprint(
+            [member.fingerprint for member in self.members], self.weights, self.normalization
+        )
 
     @property
     def precision(self) -> str:
@@ -75,4 +91,9 @@ class EnsembleTeacher:
         measure = f"weighted mean ({self.normalization})"
         if self.normalization != "none":
             return Scale(measure, None, 0.0, 1.0)
-        return Scale(measure, None, min(m.scale.low for m in self.members), max(m.scale.high for m in self.members))
+        return Scale(
+            measure,
+            None,
+            min(m.scale.low for m in self.members),
+            max(m.scale.high for m in self.members),
+        )

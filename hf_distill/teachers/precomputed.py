@@ -1,4 +1,6 @@
-"""Scores or embeddings that are there already, in a file: from another system, a person, or an earlier run."""
+"""Scores or embeddings that are there already, in a file: from another system, a person, or an
+earlier run.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,27 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from hf_distill.arguments import DataArguments, TeacherArguments
-from hf_distill.data.contract import pair_key, text_number
-from hf_distill.data.tables import load_files
-from hf_distill.encoding import Advance
+from hf_distill.compute.encode import Advance
+from hf_distill.data.collection import (
+    pair_key,
+    text_number,
+)
+from hf_distill.data.sources.table import load_files
 from hf_distill.errors import InputError
-from hf_distill.run_folder import fingerprint
-from hf_distill.teachers.bi_encoder import check_finite, normalised
-from hf_distill.teachers.protocol import SCALES, Kind, Scale
+from hf_distill.recipe.arguments import (
+    DataArguments,
+    TeacherArguments,
+)
+from hf_distill.run.folder import fingerprint
+from hf_distill.teachers.base import (
+    SCALES,
+    Kind,
+    Scale,
+)
+from hf_distill.teachers.bi_encoder import (
+    check_finite,
+    normalised,
+)
 
 TEXT_COLUMN, EMBEDDING_COLUMN = "text", "embedding"
 _SAME = 1e-6
@@ -24,7 +39,9 @@ _SAME = 1e-6
 
 @dataclass(frozen=True)
 class PrecomputedScores:
-    """Scores of (query, document) pairs, by their texts (implements `PairTeacher`). `keys` (n,) uint64 ascending, `scores` (n,)."""
+    """Scores of (query, document) pairs, by their texts (implements `PairTeacher`). `keys` (n,)
+    uint64 ascending, `scores` (n,).
+    """
 
     name: str
     keys: np.ndarray
@@ -39,13 +56,17 @@ class PrecomputedScores:
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         if advance:
             advance(len(pairs), 0)
-        found: np.ndarray = np.where(self.keys[places] == wanted, self.scores[places], np.float32(np.nan))
+        found: np.ndarray = np.where(
+            self.keys[places] == wanted, self.scores[places], np.float32(np.nan)
+        )
         return found
 
 
 @dataclass(frozen=True)
 class PrecomputedEmbeddings:
-    """Embeddings of texts, by the texts (implements `EmbeddingTeacher`). `keys` (n,) uint64 ascending; text i is row `rows[i]`."""
+    """Embeddings of texts, by the texts (implements `EmbeddingTeacher`). `keys` (n,) uint64
+    ascending; text i is row `rows[i]`.
+    """
 
     name: str
     keys: np.ndarray
@@ -64,7 +85,8 @@ class PrecomputedEmbeddings:
         """See :meth:`EmbeddingTeacher.embed`.
 
         Raises:
-            InputError: The file holds no embedding of a text, one of another dimension, or one that is not finite.
+            InputError: The file holds no embedding of a text, one of another dimension, or one that
+                is not finite.
         """
         wanted = np.array([text_number(text) for text in texts], dtype=np.uint64)
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
@@ -77,7 +99,9 @@ class PrecomputedEmbeddings:
         found = self.table[self.rows[places].tolist()][EMBEDDING_COLUMN]
         sizes = {len(row) for row in found}
         if sizes != {self.dimension}:
-            raise InputError(f"{self.name}: embeddings have {sorted(sizes)} dimensions, the first row has {self.dimension}")
+            raise InputError(
+                f"{self.name}: embeddings have {sorted(sizes)} dimensions, the first row has {self.dimension}"
+            )
         values = np.asarray(found, dtype=np.float32)
         check_finite(values, texts, self.name, "Look at the file")
         if advance:
@@ -90,12 +114,15 @@ def _file_key(path: Path) -> list[tuple[str, int, int]]:
     return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
-def load_precomputed(arguments: TeacherArguments, data: DataArguments, cache: Path) -> PrecomputedScores | PrecomputedEmbeddings:
-    """Read the file that `teacher` names: a column of scores beside query and document, or of embeddings beside `text`.
+def load_precomputed(
+    arguments: TeacherArguments, data: DataArguments, cache: Path
+) -> PrecomputedScores | PrecomputedEmbeddings:
+    """Read the file that `teacher` names: a column of scores beside query and document, or of
+    embeddings beside `text`.
 
     Raises:
-        InputError: No such file, neither kind of columns, a score that is no number or outside the declared range (with its row), or
-            two scores for one pair.
+        InputError: No such file, neither kind of columns, a score that is no number or outside the
+            declared range (with its row), or two scores for one pair.
     """
     path = Path(arguments.teacher)
     table = load_files(path, cache, "teacher")
@@ -110,20 +137,30 @@ def load_precomputed(arguments: TeacherArguments, data: DataArguments, cache: Pa
     )
 
 
-def _scores_of(table: Dataset, names: tuple[str, str, str], arguments: TeacherArguments, path: Path) -> PrecomputedScores:
+def _scores_of(
+    table: Dataset, names: tuple[str, str, str], arguments: TeacherArguments, path: Path
+) -> PrecomputedScores:
     low, high = arguments.score_range or (-1.0, 1.0)
     activation = None if arguments.teacher_activation == "auto" else arguments.teacher_activation
-    scale = Scale("given", activation, 0.0, 1.0) if activation == "sigmoid" else Scale("given", activation, low, high)
+    scale = (
+        Scale("given", activation, 0.0, 1.0)
+        if activation == "sigmoid"
+        else Scale("given", activation, low, high)
+    )
     keys = np.empty(len(table), dtype=np.uint64)
     scores = np.empty(len(table), dtype=np.float64)
     for start in tqdm(range(0, len(table), 1000), desc="Reading scores", unit="k", delay=3):
         block = table[start : start + 1000]
-        for i, (query, document, score) in enumerate(zip(*(block[name] for name in names), strict=True), start):
+        for i, (query, document, score) in enumerate(
+            zip(*(block[name] for name in names), strict=True), start
+        ):
             try:
                 keys[i] = pair_key((query or "").strip(), (document or "").strip())
                 scores[i] = np.nan if score is None else float(score)
             except (TypeError, ValueError, AttributeError):
-                raise InputError(f"{path}, row {i}: {names[2]} is {score!r}; a score is a number, query and document are texts") from None
+                raise InputError(
+                    f"{path}, row {i}: {names[2]} is {score!r}; a score is a number, query and document are texts"
+                ) from None
     if activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
     scores = scale.check(scores, str(path))
@@ -143,10 +180,14 @@ def _scores_of(table: Dataset, names: tuple[str, str, str], arguments: TeacherAr
     return PrecomputedScores(str(path), keys[first], scores[first].astype(np.float32), scale, key)
 
 
-def _embeddings_of(table: Dataset, arguments: TeacherArguments, path: Path) -> PrecomputedEmbeddings:
+def _embeddings_of(
+    table: Dataset, arguments: TeacherArguments, path: Path
+) -> PrecomputedEmbeddings:
     if not len(table):
         raise InputError(f"{path} holds no row")
-    measure = "cosine" if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
+    measure = (
+        "cosine" if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
+    )
     texts = table.select_columns([TEXT_COLUMN])
     keys = np.empty(len(table), dtype=np.uint64)
     for start in tqdm(range(0, len(table), 1000), desc="Reading embeddings", unit="k", delay=3):

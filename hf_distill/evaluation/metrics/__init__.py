@@ -1,6 +1,8 @@
-"""`evaluate.Metric`s: instantiate them, or give their folder to `evaluate.load`, here or pushed to a Space of the Hub.
+"""`evaluate.Metric`s: instantiate them, or give their folder to `evaluate.load`, here or pushed to
+a Space of the Hub.
 
-Several processes that compute at the same time need `keep_in_memory=True` or an `experiment_id` of their own.
+Several processes that compute at the same time need `keep_in_memory=True` or an `experiment_id` of
+their own.
 """
 
 from pathlib import Path

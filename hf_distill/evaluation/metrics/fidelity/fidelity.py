@@ -7,7 +7,10 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_distill.evaluation.fidelity import STATISTICS, fidelity
+from hf_distill.evaluation.fidelity import (
+    STATISTICS,
+    fidelity,
+)
 
 _DESCRIPTION = """Fidelity of a student's scores to a teacher's scores of the same (query, document) pairs: Pearson, Spearman, Kendall, mean
 absolute and root mean squared error, bias, expected calibration error, and the student as a classifier of the teacher's score."""
@@ -28,17 +31,32 @@ Examples:
 
 
 class Fidelity(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """`Fidelity().compute(predictions=student_scores, references=teacher_scores)`; see `.inputs_description`."""
+    """`Fidelity().compute(predictions=student_scores, references=teacher_scores)`; see
+    `.inputs_description`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})
-        return evaluate.MetricInfo(description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=features)
+        features = datasets.Features(
+            {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+        )
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=features
+        )
 
-    def _compute(self, predictions: list[float], references: list[float], seed: int = 0) -> dict[str, Any]:
-        details = fidelity(np.asarray(references, dtype=np.float64), np.asarray(predictions, dtype=np.float64), seed)
+    def _compute(
+        self, predictions: list[float], references: list[float], seed: int = 0
+    ) -> dict[str, Any]:
+        details = fidelity(
+            np.asarray(references, dtype=np.float64),
+            np.asarray(predictions, dtype=np.float64),
+            seed,
+        )
         return {
             **{name: details[name]["value"] for name in STATISTICS},
             "expected_calibration_error": details["calibration"]["expected_error"]["value"],
-            **{name: details["decisions"]["median"][name]["value"] for name in ("f1", "roc_auc", "average_precision")},
+            **{
+                name: details["decisions"]["median"][name]["value"]
+                for name in ("f1", "roc_auc", "average_precision")
+            },
             "details": details,
         }
