@@ -1,35 +1,55 @@
-"""The column contract of pairs, and what every source hands over.
+"""The collection: what every source becomes, and all that the stages behind it read.
 
-| column | type | meaning |
-|---|---|---|
-| `pair_id` | string | unique in the data set |
-| `query` | string | stripped, not empty |
-| `document` | string | stripped, not empty |
-| `group` | string | pairs that must never be split between train and test (a conversation, a module, a query) |
-| `source` | string | where a pair is from, for selection by source (a package, a part of a data set); null where it is all one |
-| `relevance` | int32 | test pairs only: the grade of the judgement, above 0 |
-| `reason` | string | leaked pairs only: what the pair shares with a held-out one |
+Each text is written once. Everything else refers to it by its row number:
+
+| table | columns |
+|---|---|
+| `queries` | `text`: each query once |
+| `documents` | `text`: each document once; `searched`: whether held-out queries search it |
+| `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, `split`, `reason` |
+
+A judgement is a pair: its document answers its query (`grade` above 0). Judgements stand in the
+order of their split: train, validation, test, leaked. `group` and `source` belong to the pair and
+not to the query, because one question may be asked in two conversations. A missing value is null.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from datasets import Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
 
-PAIR_FEATURES = Features(
-    {name: Value("string") for name in ("pair_id", "query", "document", "group", "source")}
+Split = Literal["train", "validation", "test", "leaked"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "leaked")
+"""In the order in which their judgements stand. `leaked`: taken out of train and validation,
+because a held-out pair shares something with them.
+"""
+
+TEXT_FEATURES = {
+    "queries": Features({"text": Value("string")}),
+    "documents": Features({"text": Value("string"), "searched": Value("bool")}),
+}
+JUDGEMENT_FEATURES = Features(
+    {
+        "pair_id": Value("string"),
+        "query": Value("int64"),
+        "document": Value("int64"),
+        "grade": Value("int32"),
+        "group": Value("string"),
+        "source": Value("string"),
+        "split": Value("string"),
+        "reason": Value("string"),
+    }
 )
-TEST_FEATURES = Features({**PAIR_FEATURES, "relevance": Value("int32")})
-LEAKED_FEATURES = Features({**PAIR_FEATURES, "reason": Value("string")})
-CORPUS_FEATURES = Features({"document_id": Value("string"), "document": Value("string")})
+
+_READ = 1000
 
 
 def text_id(text: str) -> str:
@@ -44,21 +64,21 @@ def text_number(text: str) -> int:
     return int(text_id(text), 16)
 
 
-def pair_key(query: str, document: str) -> int:
-    """An unsigned 64-bit key of a (query, document) pair: equal texts, equal key."""
+def pair_number(query: str, document: str) -> int:
+    """An unsigned 64-bit number of a (query, document) pair: equal texts, equal number."""
     return text_number(text_id(query) + text_id(document))
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` can be written as UTF-8. JSON may smuggle in a lone surrogate, which no file
-    format here can hold.
+    """Whether `text` can be written as UTF-8. JSON may hold a lone surrogate, which no file format
+    here can.
     """
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set is: for the cards, and to know whether it has changed."""
+    """What a data set is: for the cards."""
 
     name: str
     license: str | None = None
@@ -68,69 +88,187 @@ class Source:
 
 @dataclass(frozen=True)
 class SourcePairs:
-    """What a source read.
+    """What a source hands over. A source is a function of the recipe that returns this.
 
     Attributes:
-        pairs: Columns of `PAIR_FEATURES`.
-        counts: How many records were found, and how many fell to which reason; `found = kept + sum
-            of the rest`.
-        judged: A source's own test set (BEIR): columns of `TEST_FEATURES`; None if the pairs are to
-            be split.
-        corpus: The documents that the judged queries search: columns of `CORPUS_FEATURES`; None if
-            it is the test pairs'.
+        about: What the data set is.
+        rows: The pairs, one mapping each: `query` and `document` (texts), and where the source
+            knows them `pair_id` (default: the row's number), `group` (default: the query),
+            `source`, `grade` (default: 1) and `split` ("test" for judgements that the source itself
+            holds out; where it gives any, the others are never tested on). Read once, in order.
+        corpus: Further documents that held-out queries search. None: they search the documents of
+            the held-out pairs alone.
+        counts: How many records were found, and how many were left out for which reason. A source
+            that reads lazily fills it while `rows` is read.
     """
 
-    pairs: Dataset
-    counts: Mapping[str, int]
-    source: Source
-    judged: Dataset | None = None
-    corpus: Dataset | None = None
+    about: Source
+    rows: Iterable[Mapping[str, Any]]
+    corpus: Iterable[str] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class PairData:
-    """Pairs, split. `train`, `validation`: `PAIR_FEATURES`; `test`: `TEST_FEATURES`; `leaked`:
-    `LEAKED_FEATURES`; `corpus`: `CORPUS_FEATURES`.
+class CollectionRecord:
+    """`pairs/manifest.json`.
 
-    `leaked` are the pairs that were taken out of training and validation because a held-out pair
-    shares a text with them. `counts` has three parts: `source` (as read), `split` (pairs a split),
-        `leaks` (what was removed by reason, and how many are
-    left: always 0). `key` is the fingerprint of what the pairs depend on.
+    Attributes:
+        key: The fingerprint of what the collection depends on.
+        source: What the data set is.
+        read: As read: how many records were found, and how many fell to which reason.
+        split: Pairs of each split, and `pairs`, `groups`, `test queries`, `corpus documents`.
+        leaks_removed: Reason -> pairs taken out of train and validation.
+        leaks_left: Pairs that still share something with a held-out pair: always 0.
     """
 
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    leaked: Dataset
-    corpus: Dataset
+    key: str
     source: Source
-    counts: Mapping[str, Any]
-    key: str = ""
+    read: dict[str, int]
+    split: dict[str, int]
+    leaks_removed: dict[str, int]
+    leaks_left: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some judgements of a collection, by row number: texts are looked up when they are asked for.
+
+    Attributes:
+        collection: Whose they are.
+        rows: (n,) int64, their rows in `collection.judgements`.
+    """
+
+    collection: Collection
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: np.ndarray) -> Pairs:
+        """The pairs at `places` (m,) of these."""
+        return Pairs(self.collection, self.rows[places])
+
+    @property
+    def queries(self) -> np.ndarray:
+        """(n,) int64, the number of each pair's query."""
+        return self.collection.query_numbers[self.rows]
+
+    @property
+    def documents(self) -> np.ndarray:
+        """(n,) int64, the number of each pair's document."""
+        return self.collection.document_numbers[self.rows]
+
+    def column(self, name: str) -> list[Any]:
+        """A column of `judgements`: `pair_id`, `grade`, `group`, `source` or `reason`."""
+        table = self.collection.judgements.select_columns([name]).with_format("arrow")
+        values: list[Any] = table[self.rows][name].to_pylist()
+        return values
+
+    def batches(self, *columns: str, size: int = _READ) -> Iterator[dict[str, list[Any]]]:
+        """The pairs, some at a time, as lists: `columns` of `judgements`, where `query` and
+        `document` are the texts.
+        """
+        for start in range(0, len(self.rows), size):
+            part = Pairs(self.collection, self.rows[start : start + size])
+            texts = {
+                "query": lambda part=part: part.collection.query_texts(part.queries),
+                "document": lambda part=part: part.collection.document_texts(part.documents),
+            }
+            yield {name: texts[name]() if name in texts else part.column(name) for name in columns}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Queries, documents and judgements of a run, memory-mapped. See the module's text."""
+
+    queries: Dataset
+    documents: Dataset
+    judgements: Dataset
+    record: CollectionRecord
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of what the collection depends on."""
+        return self.record.key
+
+    @property
+    def source(self) -> Source:
+        """What the data set is."""
+        return self.record.source
+
+    @cached_property
+    def query_numbers(self) -> np.ndarray:
+        """(judgements,) int64, read-only."""
+        return _numbers(self.judgements, "query")
+
+    @cached_property
+    def document_numbers(self) -> np.ndarray:
+        """(judgements,) int64, read-only."""
+        return _numbers(self.judgements, "document")
+
+    def rows(self, split: Split) -> slice:
+        """Where the judgements of `split` stand."""
+        sizes = [self.record.split[name] for name in SPLITS]
+        start = sum(sizes[: SPLITS.index(split)])
+        return slice(start, start + self.record.split[split])
+
+    def pairs(self, split: Split) -> Pairs:
+        """The judgements of `split`."""
+        rows = self.rows(split)
+        return Pairs(self, np.arange(rows.start, rows.stop))
+
+    def every_pair(self) -> Pairs:
+        """The judgements of all splits, in order."""
+        return Pairs(self, np.arange(len(self.judgements)))
+
+    @cached_property
+    def searched(self) -> np.ndarray:
+        """(m,) int64, ascending: the numbers of the documents that held-out queries search."""
+        column = self.documents.select_columns(["searched"]).with_format("arrow")[:]["searched"]
+        return np.flatnonzero(column.to_numpy())
+
+    @cached_property
+    def _query_text(self) -> Dataset:
+        return self.queries.select_columns(["text"]).with_format("arrow")
+
+    @cached_property
+    def _document_text(self) -> Dataset:
+        return self.documents.select_columns(["text"]).with_format("arrow")
+
+    def query_texts(self, numbers: np.ndarray) -> list[str]:
+        """The texts of queries, by number, in the order given."""
+        return _texts(self._query_text, numbers)
+
+    def document_texts(self, numbers: np.ndarray) -> list[str]:
+        """The texts of documents, by number, in the order given."""
+        return _texts(self._document_text, numbers)
 
     def summary(self) -> str:
         """What was read, split and removed, in one paragraph for a terminal."""
-        read = ", ".join(f"{reason} {count:,}" for reason, count in self.counts["source"].items())
-        split, leaks = self.counts["split"], self.counts["leaks"]
-        removed = (
-            ", ".join(f"{reason} {count:,}" for reason, count in leaks["removed"].items()) or "none"
-        )
+        record = self.record
+        read = ", ".join(f"{reason} {count:,}" for reason, count in record.read.items())
+        removed = ", ".join(f"{why} {count:,}" for why, count in record.leaks_removed.items())
+        split = record.split
         return (
             f"Pairs    {self.source.name}: {read}\n"
-            f"         {split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test, split by group; "
-            f"{split['test queries']:,} test queries search {split['corpus documents']:,} documents\n"
-            f"         taken out of train and validation for sharing with held-out pairs: {removed} (left: {leaks['left']})"
+            f"         {split['train']:,} train, {split['validation']:,} validation, "
+            f"{split['test']:,} test, split by group; {split['test queries']:,} test queries search "
+            f"{split['corpus documents']:,} documents\n"
+            "         taken out of train and validation for sharing with held-out pairs: "
+            f"{removed or 'none'} (left: {record.leaks_left})"
         )
 
 
-def dataset_of(
-    rows: Iterable[Mapping[str, Any]], features: Features, folder: Path, name: str
-) -> Dataset:
-    """A memory-mapped Dataset of `rows`, written to `folder/name.arrow` without ever holding all of
-    them.
-    """
-    path = folder / f"{name}.{os.getpid()}.arrow"
-    write_table(rows, features, path)
-    return Dataset.from_file(str(path))
+def _numbers(table: Dataset, column: str) -> np.ndarray:
+    numbers: np.ndarray = table.select_columns([column]).with_format("arrow")[:][column].to_numpy()
+    return numbers
+
+
+def _texts(table: Dataset, numbers: np.ndarray) -> list[str]:
+    if not len(numbers):
+        return []
+    texts: list[str] = table[np.asarray(numbers)]["text"].to_pylist()
+    return texts
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Path) -> None:
@@ -142,29 +280,3 @@ def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Pat
         for row in rows:
             writer.write({**dict.fromkeys(features), **row})  # null where a source says nothing
         writer.finalize()
-
-
-def map_rows(
-    rows: Dataset,
-    add: Callable[[dict[str, list[Any]], list[int]], dict[str, Any]],
-    features: Features,
-    batch_size: int = 1000,
-) -> Dataset:
-    """`rows` through `datasets.map`, in batches: `add(batch, indices)` returns columns to add; the
-    result has `features`.
-
-    Columns that are not in `features` go. The result is memory-mapped, beside the data it was made
-    from. It is made anew each time: what is worth keeping between calls is an artefact of the run,
-        not a cache that depends on how a function hashes.
-    """
-    if not len(rows):  # `map` would return them without the new columns
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-    return rows.map(
-        add,
-        with_indices=True,
-        batched=True,
-        batch_size=batch_size,
-        features=features,
-        remove_columns=[name for name in rows.column_names if name not in features],
-        new_fingerprint=uuid.uuid4().hex,
-    )

@@ -4,18 +4,20 @@ declares.
 
 from __future__ import annotations
 
+import abc
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction
 from torch import Tensor
 
 from hf_distill.compute.encode import Advance
 from hf_distill.errors import InputError
 
-Kind = Literal["query", "document"]
+TextKind = Literal["query", "document"]
 
 TOLERANCE = 1e-3
 """How far a score may lie outside its declared range by rounding; it is then clipped."""
@@ -26,13 +28,13 @@ class Scale:
     """What a teacher's scores mean.
 
     Attributes:
-        measure: `cosine`, `dot`, `euclidean` or `manhattan` (the last two negated: higher is
+        similarity: `cosine`, `dot`, `euclidean` or `manhattan` (the last two negated: higher is
             nearer), `cross-encoder`, `given`, or how several were combined.
         activation: What was applied to the raw output of a cross-encoder, else None.
         low, high: The least and the greatest score there can be.
     """
 
-    measure: str
+    similarity: str
     activation: str | None = None
     low: float = -1.0
     high: float = 1.0
@@ -63,14 +65,14 @@ class Scale:
     def record(self) -> dict[str, Any]:
         """For a manifest: JSON knows no infinities, so a missing bound is null."""
         bounds = [bound if np.isfinite(bound) else None for bound in (self.low, self.high)]
-        return {"measure": self.measure, "activation": self.activation, "range": bounds}
+        return {"similarity": self.similarity, "activation": self.activation, "range": bounds}
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Scale:
         """The scale that `record` wrote."""
         low, high = record["range"]
         return cls(
-            record["measure"],
+            record["similarity"],
             record["activation"],
             -np.inf if low is None else low,
             np.inf if high is None else high,
@@ -87,7 +89,7 @@ class Scale:
             if np.isfinite([self.low, self.high]).all()
             else "unbounded"
         )
-        return f"{self.measure}{through}, {bounds}"
+        return f"{self.similarity}{through}, {bounds}"
 
 
 SCALES = {
@@ -125,47 +127,72 @@ def pair_similarity(measure: str, left: np.ndarray, right: np.ndarray) -> np.nda
     return scores
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """What every teacher says of itself."""
+@dataclass(frozen=True)
+class Prompts:
+    """What stands before each query and each document, for the teacher and its student."""
 
-    @property
-    def name(self) -> str:
-        """Hub id, folder or file name, for cards."""
+    query: str = ""
+    document: str = ""
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever its scores could."""
-
-    @property
-    def precision(self) -> str:
-        """float32, bfloat16, float16, or `unknown` where it runs elsewhere."""
-
-    @property
-    def scale(self) -> Scale:
-        """What its scores mean."""
+    def of(self, kind: TextKind) -> str:
+        """The prompt of a kind of text."""
+        return self.query if kind == "query" else self.document
 
 
-@runtime_checkable
-class EmbeddingTeacher(Teacher, Protocol):
-    """Embeds texts; a pair's score is the similarity `scale.measure` of its two embeddings."""
+class Teacher:
+    """What every teacher says of itself. Nobody asks for its class: what it can do stands here.
 
-    @property
-    def dimension(self) -> int:
-        """Dimensions of the embeddings."""
+    Subclass `EmbeddingTeacher` or `PairTeacher`.
 
-    def prompted(self, text: str, kind: Kind) -> str:
-        """`text` with what the teacher wants before a query or a document."""
+    Attributes:
+        name: Hub id, folder or file name, for the cards.
+        identity: Everything that its scores depend on: digests, settings. JSON can hold it.
+        precision: float32, bfloat16, float16, or `unknown` where it runs elsewhere.
+        scale: What its scores mean.
+        prompts: What stands before the texts.
+        embeds: It embeds texts (`embed`, `dimension`); a pair's score is the similarity of its two
+            embeddings.
+        embeds_new_texts: It embeds any text, and not only those that it was given.
+        scores_pairs: It scores (query, document) pairs (`score`).
+        backbone: A model that a student can be cut from; None if there is none.
+        members: Teachers that it is a weighted mean of, and their weights; scoring lets each score.
+    """
 
+    name: str
+    identity: tuple[Any, ...]
+    precision: str = "unknown"
+    scale: Scale = SCALES["cosine"]
+    prompts: Prompts = Prompts()
+    embeds: bool = False
+    embeds_new_texts: bool = False
+    scores_pairs: bool = False
+    backbone: SentenceTransformer | None = None
+    members: tuple[tuple[Teacher, float], ...] = ()
+
+
+class EmbeddingTeacher(Teacher, abc.ABC):
+    """Embeds texts; a pair's score is the similarity `scale.similarity` of its two embeddings.
+
+    Attributes:
+        dimension: Dimensions of the embeddings.
+    """
+
+    dimension: int
+    embeds = True
+    embeds_new_texts = True
+
+    @abc.abstractmethod
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
-        """Embeddings of prompted `texts`: (len(texts), dimension) float32, L2-normalised if
-        `scale.measure` is `cosine`.
+        """Embeddings of `texts`, which carry their prompts already: (len(texts), dimension)
+        float32, L2-normalised if `scale.similarity` is `cosine`.
         """
 
 
-@runtime_checkable
-class PairTeacher(Teacher, Protocol):
+class PairTeacher(Teacher, abc.ABC):
     """Scores pairs and embeds nothing."""
 
+    scores_pairs = True
+
+    @abc.abstractmethod
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
         """Scores (len(pairs),) float32 of (query, document) pairs; NaN where it has none."""

@@ -1,0 +1,125 @@
+"""What a recipe can name: sources of data, kinds of teacher and selection rules, each with where it
+lives.
+
+A name stands for `package.module:name`. An outsider writes that in the recipe instead of a name, so
+that what this package brings and what others bring are loaded in the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_distill.errors import InputError
+
+PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""`package.module:name`, as in `my_package.my_module:MyTeacher`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`where` it lives, as `package.module:name`, and one line of `help`."""
+
+    where: str
+    help: str
+
+
+SOURCES: Mapping[str, Kind] = {
+    "pydocs": Kind(
+        "hf_distill.data.sources.pydocs:read_pydocs",
+        "docstrings of the Python packages installed here",
+    ),
+    "qrecc": Kind("hf_distill.data.sources.qrecc:read_qrecc", "a QReCC JSON file"),
+    "beir": Kind("hf_distill.data.sources.beir:read_beir", "a BEIR folder"),
+    "files": Kind("hf_distill.data.sources.table:read_files", "JSONL, CSV or Parquet"),
+    "hub": Kind("hf_distill.data.sources.table:read_hub", "a data set on the Hugging Face Hub"),
+}
+"""Sources of data: functions of the recipe (see `hf_distill.data.collection.SourcePairs`)."""
+
+TEACHERS: Mapping[str, Kind] = {
+    "bi-encoder": Kind("hf_distill.teachers.bi_encoder:load_bi_encoder", "a SentenceTransformer"),
+    "cross-encoder": Kind(
+        "hf_distill.teachers.cross_encoder:load_cross_encoder", "a CrossEncoder with one output"
+    ),
+    "endpoint": Kind(
+        "hf_distill.teachers.endpoint:load_endpoint",
+        "an OpenAI-compatible embeddings API (its key, if it needs one, in OPENAI_API_KEY)",
+    ),
+    "precomputed": Kind(
+        "hf_distill.teachers.precomputed:load_precomputed",
+        "a JSON, JSONL, CSV or Parquet file of scores or embeddings, e.g. teacher_soft_labels.json",
+    ),
+    "ensemble": Kind("hf_distill.teachers.ensemble:load_ensemble", "several of these"),
+}
+"""Kinds of teacher: functions of the recipe that return a `hf_distill.teachers.base.Teacher`."""
+
+RULES: Mapping[str, Kind] = {
+    name: Kind(f"hf_distill.selection.rules:{name}", help)
+    for name, help in {
+        "invalid": "query under 6 or document under 11 characters",
+        "echo": "the document is the query",
+        "near_echo": "near_echo=S: the query has at least the share S of the document's bigrams",
+        "duplicate": "all but the first of equal pairs",
+        "near_duplicate": "near_duplicate[=N]: all but the first N of near-equal pairs",
+        "percentile": "percentile=P[:by=group|source]: scores below the P-th percentile",
+        "threshold": "threshold=T: scores below T",
+        "top_k": "top_k=N[:by=group|source]: all but the N highest scores",
+        "rank": "rank=K: the document is not among the teacher's K best of the pool",
+        "margin": "margin=M: the document is not M above the best other one of the pool",
+        "stratified": "stratified=F[:on=margin]: all but a share F, drawn evenly over the scores",
+        "random": "random=F: all but a random share F",
+    }.items()
+}
+"""Selection rules (`hf_distill.selection.rules.RuleKind`), with what each drops."""
+
+
+def list_kinds(kinds: Mapping[str, Kind]) -> str:
+    """`name: help; name: help`, for `--help`."""
+    return "; ".join(f"{name}: {kind.help}" for name, kind in kinds.items())
+
+
+def load_kind(name: str, kinds: Mapping[str, Kind], key: str) -> Any:
+    """The object that `name` stands for: one of `kinds`, or any `package.module:name`.
+
+    Args:
+        name: What the recipe says.
+        kinds: The names that this package knows.
+        key: The recipe's key, for the error.
+
+    Raises:
+        InputError: An unknown name (the nearest one is suggested), a module that cannot be
+            imported, or one that has no such attribute.
+    """
+    if name in kinds:
+        return load_object(kinds[name].where, key)
+    if PLUGIN.fullmatch(name):
+        return load_object(name, key)
+    near = difflib.get_close_matches(name, kinds, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(
+        f"--{key} {name!r} is unknown; {hint}It can be {', '.join(kinds)}, or "
+        "package.module:name of your own"
+    )
+
+
+def load_object(where: str, key: str) -> Any:
+    """What `where`, a `package.module:name`, names.
+
+    Raises:
+        InputError: The module cannot be imported, or has no such attribute.
+    """
+    module_name, _, name = where.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"--{key} {where}: the module {module_name} cannot be imported ({error}); install it, "
+            "or put its folder on PYTHONPATH"
+        ) from error
+    if not hasattr(module, name):
+        raise InputError(f"--{key} {where}: the module {module_name} has no {name}")
+    return getattr(module, name)

@@ -1,0 +1,188 @@
+"""One way to make, keep and reuse the result of a stage, and to write a file whole or not at all.
+
+A stage is a function of earlier results. Its result is a frozen dataclass with a `key`, a
+fingerprint of everything that it depends on. `stage` reads it if a file with this key is there, and
+makes it otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from accelerate import PartialState
+
+from hf_distill.errors import InputError
+
+_POLL_SECONDS = 0.3
+
+
+class Result(Protocol):
+    """The result of a stage: a frozen dataclass that JSON can hold, with the key of its inputs."""
+
+    @property
+    def key(self) -> str: ...
+
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits over the JSON of `parts`: equal inputs give equal digits in any
+    process.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. On success flush it to disk and rename it; on an
+    exception remove it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`. On success it replaces `path` as a whole; on
+    an exception it is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        new = Path(temporary) / path.name
+        new.mkdir()
+        yield new
+        if path.exists():
+            shutil.rmtree(path)
+        new.replace(path)
+
+
+def main_makes(path: Path, make: Callable[[], None], holds: Callable[[Path], bool]) -> None:
+    """Let the main process `make` the file at `path` unless it `holds`; the other processes look
+    until it does.
+
+    A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
+    fails, the launcher ends the others.
+    """
+    while not holds(path):
+        if PartialState().is_main_process:
+            make()
+        else:
+            time.sleep(_POLL_SECONDS)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` (dataclasses, dicts, lists, numbers, arrays) as indented UTF-8 JSON, whole
+    or not at all.
+
+    Raises:
+        ValueError: NaN or an infinity, which JSON does not know.
+    """
+    plain = msgspec.to_builtins(content, enc_hook=_plain, str_keys=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(
+            json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The dataclass of `kind` that `write_json` wrote to `path`.
+
+    Raises:
+        InputError: The file is damaged, or is not of this kind.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.MsgspecError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+        ) from error
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of the result at `path`; None if there is none. The rest may be of another form."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+        ) from error
+    return content.get("key") if isinstance(content, dict) else None
+
+
+def stage(
+    path: Path,
+    kind: type[R],
+    inputs: Sequence[Any],
+    make: Callable[[str], R],
+    files: Sequence[Path] = (),
+    together: bool = False,
+) -> R:
+    """The result of a stage: read from `path` if it was made from the same `inputs`, else made.
+
+    Args:
+        path: The JSON file that holds the result. It is written last, so the stage counts as done
+            only when all that `make` writes is there.
+        kind: The result's dataclass. Its name is part of the key.
+        inputs: Everything that the result depends on: keys of earlier results, settings, the
+            identity of models. JSON, or things whose `str` says what they are.
+        make: Makes the result, given its key, and writes whatever belongs to it.
+        files: What `make` writes beside `path`. If one of them is gone, the stage is made again.
+        together: All processes call `make` at the same time, for work that they share (scoring,
+            training). Otherwise the main process makes it and the others wait.
+
+    Returns:
+        The result, with `key` set.
+    """
+    key = fingerprint(kind.__name__, *inputs)
+
+    def is_current(path: Path) -> bool:
+        return _key_of(path) == key and all(file.exists() for file in files)
+
+    if together and not is_current(path):
+        result = make(key)
+        if PartialState().is_main_process:
+            write_json(path, result)
+        return result
+    main_makes(path, lambda: write_json(path, make(key)), is_current)
+    return read_json(path, kind)
