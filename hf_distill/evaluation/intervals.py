@@ -4,6 +4,7 @@ pairs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,10 +48,12 @@ def bootstrap(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) ->
     def over_last_axis(*resamples: np.ndarray, axis: int) -> np.ndarray:
         return statistic(*resamples)  # scipy moves the axis to the end
 
-    result: Any = stats.bootstrap(
-        samples, over_last_axis, paired=True, vectorized=True, n_resamples=RESAMPLES,
-        batch=_BATCH, method="percentile", rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    with warnings.catch_warnings():  # of the NaN, which `estimate` leaves out
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result: Any = stats.bootstrap(
+            samples, over_last_axis, paired=True, vectorized=True, n_resamples=RESAMPLES,
+            batch=_BATCH, method="percentile", rng=np.random.default_rng(seed),
+        )  # fmt: skip
     distribution: np.ndarray = result.bootstrap_distribution
     return distribution
 
