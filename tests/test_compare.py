@@ -1,5 +1,6 @@
-"""`hf-distill compare`, as users run it."""
+"""`hf-distill compare`: its options, its table, its files, and the tasks it takes."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -11,17 +12,22 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import sentences
+from conftest import recipe_of, sentences
 from datasets import Dataset
 
-from hf_distill.commands import main
-from hf_distill.commands.compare import ModelComparison, names_of
-from hf_distill.data.load import load_collection
+from hf_distill.commands.compare import ModelComparison, add_arguments, names_of, run
+from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task, load_task, mteb_task
-from hf_distill.recipe.read import read_recipe
-from hf_distill.run.folder import open_run_folder, save_recipe
+from hf_distill.run.folder import RunFolder, save_recipe
 from hf_distill.run.stage import read_json
+
+
+def compare(*line: str) -> None:
+    """Run the command with its own options."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args(line))
 
 
 @pytest.fixture(scope="session")
@@ -51,18 +57,8 @@ def test_models_and_bm25_side_by_side(
 ) -> None:
     out = tmp_path / "out.json"
     models = [str(teacher_dir), str(backbone_dir)]
-    command = [
-        "compare",
-        *models,
-        "--task",
-        str(beir),
-        "--bm25",
-        "--json",
-        str(out),
-        "--runs",
-        str(tmp_path / "runs"),
-    ]
-    assert main([*command, "--measures", "nDCG@10", "AP@50"]) == 0
+    files = ["--json", str(out), "--runs", str(tmp_path / "runs")]
+    compare(*models, "--task", str(beir), "--bm25", *files, "--measures", "nDCG@10", "AP@50")
     printed = capsys.readouterr().out
     assert "sentences: 40 judged queries, 60 documents" in printed
     result = read_json(out, ModelComparison)
@@ -88,25 +84,14 @@ def test_models_and_bm25_side_by_side(
     )
 
 
-def test_the_held_out_pairs_of_a_run_are_a_task(pairs_file: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(
-        [
-            "quickstart", "--dataset", "files", "--dataset_path", str(pairs_file),
-            "--group_column", "topic", "--run_dir", str(tmp_path / "run"),
-        ]
-    )  # fmt: skip
-    folder = open_run_folder(recipe)
-    expected = held_out_task(load_collection(recipe, folder))
-    with pytest.raises(InputError, match="recipe.yaml"):
+def test_the_held_out_pairs_of_a_run_are_a_task(collection: Collection, folder: RunFolder) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
         load_task(str(folder.path))
-    save_recipe(recipe, folder)
-    task = load_task(str(folder.path))
+    save_recipe(recipe_of(run_dir=folder.path), folder)
+    task, expected = load_task(str(folder.path)), held_out_task(collection)
     assert task.name == "held-out pairs of run"
-    assert (task.queries, task.documents, task.qrels) == (
-        expected.queries,
-        expected.documents,
-        expected.qrels,
-    )
+    assert (task.queries, task.documents) == (expected.queries, expected.documents)
+    assert task.qrels == expected.qrels
 
 
 def test_names_tell_models_apart() -> None:
@@ -118,25 +103,21 @@ def test_names_tell_models_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "MODEL", "--task", "BEIR"], "add --bm25"),
-        (["compare", "MODEL", "--bm25", "--task", "nowhere"], "--task nowhere"),
+        (["MODEL", "--task", "BEIR"], "add --bm25"),
+        (["MODEL", "--bm25", "--task", "nowhere"], "--task nowhere"),
         (
-            ["compare", "MODEL", "--bm25", "--task", "BEIR", "--measures", "nope"],
+            ["MODEL", "--bm25", "--task", "BEIR", "--measures", "nope"],
             "measure 'nope'",
         ),
-        (["compare", "/no/model", "--bm25", "--task", "BEIR"], "/no/model"),
+        (["/no/model", "--bm25", "--task", "BEIR"], "/no/model"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(
-    arguments: list[str],
-    message: str,
-    beir: Path,
-    teacher_dir: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, beir: Path, teacher_dir: Path
 ) -> None:
     places = {"MODEL": str(teacher_dir), "BEIR": str(beir)}
-    assert main([places.get(a, a) for a in arguments]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=message):
+        compare(*(places.get(token, token) for token in arguments))
 
 
 # --- mteb -----------------------------------------------------------------------------------------

@@ -498,7 +498,7 @@ QUERIES, DOCUMENTS = sentences(40), sentences(70, 1000)
 
 
 @pytest.fixture
-def collection(tmp_path: Path) -> Collection:
+def toy(tmp_path: Path) -> Collection:
     """Ten training pairs, and thirty held-out pairs whose queries search sixty documents. The last
     held-out query has two documents, one of them judged twice.
     """
@@ -559,10 +559,10 @@ def subject_of(collection: Collection, teacher: Teacher, student: SentenceTransf
 
 
 def test_an_evaluation_is_written_and_read_back_as_it_was(
-    collection: Collection, teacher_dir: Path, folder: RunFolder
+    toy: Collection, teacher_dir: Path, folder: RunFolder
 ) -> None:
     student = model_of(teacher_dir)
-    subject = subject_of(collection, Embedder(model_of(teacher_dir)), student)
+    subject = subject_of(toy, Embedder(model_of(teacher_dir)), student)
     # As a student is before its training: with its dropout on.
     subject = dataclasses.replace(subject, untrained=model_of(teacher_dir).train())
     result = evaluate(subject, folder, 0, "key")
@@ -599,9 +599,9 @@ def test_an_evaluation_is_written_and_read_back_as_it_was(
 
 
 def test_a_teacher_that_embeds_nothing_is_not_among_the_systems(
-    collection: Collection, teacher_dir: Path, folder: RunFolder
+    toy: Collection, teacher_dir: Path, folder: RunFolder
 ) -> None:
-    subject = subject_of(collection, Ranker(), model_of(teacher_dir))
+    subject = subject_of(toy, Ranker(), model_of(teacher_dir))
     result = evaluate(subject, folder, 0, "key")
     write_json(folder.evaluation, result)
     assert read_json(folder.evaluation, Evaluation) == result
@@ -613,13 +613,13 @@ def test_a_teacher_that_embeds_nothing_is_not_among_the_systems(
     assert "embeds nothing" in result.mixed_index.undefined
 
 
-def test_a_held_out_task_names_its_numbers(collection: Collection) -> None:
-    task = held_out_task(collection)
+def test_a_held_out_task_names_its_numbers(toy: Collection) -> None:
+    task = held_out_task(toy)
     assert list(task.queries) == list(task.qrels) == [text_id(text) for text in QUERIES[10:]]
     assert task.query_numbers.tolist() == list(range(10, 40))
     assert sorted(task.document_numbers.tolist()) == list(range(10, 70))
     assert list(task.documents) == sorted(task.documents)
-    assert collection.document_texts(task.document_numbers) == list(task.documents.values())
+    assert toy.document_texts(task.document_numbers) == list(task.documents.values())
     assert task.pair_queries.tolist() == [*range(30), 29, 29]
     pair_texts = [list(task.documents.values())[place] for place in task.pair_documents]
     assert pair_texts == [*DOCUMENTS[10:40], DOCUMENTS[50], DOCUMENTS[50]]
