@@ -130,44 +130,46 @@ def write_collection(
             lambda rows: _texts(read.document_texts, read.document_numbers[rows]),
         )  # fmt: skip
         with folder_written_whole(folder.pairs) as new:
-            searched = _write_tables(read, arrangement, new)
-    rows, split, leaks = arrangement.rows, arrangement.split, arrangement.leaks
-    leaked = np.bincount(leaks[leaks >= 0], minlength=len(LEAKS)).tolist()
-    sizes = np.bincount(split, minlength=len(SPLITS)).tolist()
+            test_queries, searched = _write_tables(read, arrangement, new)
+    leaked = np.bincount(arrangement.leaks[arrangement.leaks >= 0], minlength=len(LEAKS))
+    sizes = np.bincount(arrangement.split, minlength=len(SPLITS))
     return CollectionRecord(
         key=key,
         source=pairs.about,
         read=read.record.read,
         split={
-            "pairs": len(rows),
+            "pairs": len(arrangement.rows),
             "groups": arrangement.groups,
-            **dict(zip(SPLITS, sizes, strict=True)),
-            "test queries": len(np.unique(read.query_numbers[rows[split == TEST]])),
+            **dict(zip(SPLITS, sizes.tolist(), strict=True)),
+            "test queries": test_queries,
             "corpus documents": searched,
         },
-        leaks_removed={why: n for why, n in zip(LEAKS, leaked, strict=True) if n},
+        leaks_removed={why: n for why, n in zip(LEAKS, leaked.tolist(), strict=True) if n},
         leaks_left=arrangement.leaks_left,
     )
 
 
 def _numbers(read: Collection) -> PairNumbers:
-    """Pairs as numbers. A text is normalised once, however many pairs hold it."""
+    """All pairs as numbers."""
     pairs = read.every_pair()
     groups: dict[str, int] = {}
     group = [groups.setdefault(name, len(groups)) for name in pairs.column("group")]
-    keys = [np.array(group, dtype=np.int64)]
-    for numbers, look_up in (
-        (read.query_numbers, read.query_texts),
-        (read.document_numbers, read.document_texts),
-    ):
-        once, which = np.unique(numbers, return_inverse=True)
-        key = np.fromiter(
-            (text_number(text_key(text)) for text in _texts(look_up, once)),
-            dtype=np.uint64,
-        )
-        keys.append(key.view(np.int64)[which])
+    keys = (
+        np.array(group, dtype=np.int64),
+        _text_keys(read.query_texts, pairs.queries),
+        _text_keys(read.document_texts, pairs.documents),
+    )
     held_out = np.array([split == "test" for split in pairs.column("split")], dtype=bool)
     return PairNumbers(np.stack(keys, axis=1), held_out, list(groups))
+
+
+def _text_keys(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> np.ndarray:
+    """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
+    pairs hold it.
+    """
+    once, which = np.unique(numbers, return_inverse=True)
+    keys = (text_number(text_key(text)) for text in _texts(look_up, once))
+    return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
 
 
 def _by_appearance(numbers: np.ndarray) -> np.ndarray:
@@ -182,12 +184,12 @@ def _texts(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> I
         yield from look_up(numbers[start : start + _BATCH])
 
 
-def _write_tables(read: Collection, arrangement: Arrangement, folder: Path) -> int:
-    """Write the pairs in their new order, with the texts that they and the corpus need. Searched
+def _write_tables(read: Collection, arrangement: Arrangement, folder: Path) -> tuple[int, int]:
+    """Write the pairs in their new order, and the texts of these and of the corpus. Searched
     documents come first, those of the corpus before others.
 
     Returns:
-        How many documents are searched.
+        How many queries are tested, and how many documents they search.
     """
     pairs = Pairs(read, arrangement.rows)
     tested = pairs.take(np.flatnonzero(arrangement.split == TEST))
@@ -226,7 +228,7 @@ def _write_tables(read: Collection, arrangement: Arrangement, folder: Path) -> i
         JUDGEMENT_FEATURES,
         folder / "judgements.arrow",
     )
-    return len(searched)
+    return len(np.unique(tested.queries)), len(searched)
 
 
 def _places(order: np.ndarray) -> np.ndarray:

@@ -29,9 +29,10 @@ TABLES = (*TEXT_FEATURES, "judgements")
 
 def open_tables(folder: Path, record: CollectionRecord) -> Collection:
     """The collection whose tables are in `folder`, memory-mapped."""
-    return Collection(
-        *(Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES), record
+    queries, documents, judgements = (
+        Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES
     )
+    return Collection(queries, documents, judgements, record)
 
 
 class _Texts:
