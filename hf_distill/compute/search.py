@@ -76,7 +76,7 @@ def _top(found: Tensor, width: int, least: Tensor) -> tuple[Tensor, Tensor]:
     m = found.shape[1]
     groups = m // _GROUP
     # Group j holds the columns j, j + groups, j + 2 * groups, ...; the last few belong to none.
-    maxima = found[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
+    maxima = found[:, : groups * _GROUP].view(len(found), _GROUP, groups).amax(1)
     wanted = min(width, int((maxima > least[:, None]).sum(1).max()))
     best = maxima.topk(wanted, sorted=False).indices
     members = [best + groups * i for i in range(_GROUP)]
@@ -166,8 +166,8 @@ def search(
         asked, documents, width, similarity, device or device_type()
     )
     for rows in _slices(len(asked), max(1, _EXACT // width)):
-        vectors = _rows(documents, indices[rows].flatten().numpy()).unflatten(0, (-1, width))
-        exact = _exactly(similarity, asked[rows, None], vectors)
+        vectors = _rows(documents, indices[rows].flatten().numpy())
+        exact = _exactly(similarity, asked[rows, None], vectors.view(-1, width, asked.shape[1]))
         answer[0][rows], answer[1][rows] = _ranked(exact, indices[rows], depth)
     if width < len(documents):
         # What a float32 sum of d products can be off by (Higham, 2002, section 3.1), on both sides.
