@@ -137,13 +137,15 @@ def digest_of_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def digest_of_settings(folder: Path) -> str:
-    """SHA-256, in hex, over a model's files but for its weights and its card: configurations,
-    tokenizer, code. Two models with equal weights can differ in the pooling or the number of heads.
+def model_identity(model: nn.Module, name: str, key: str) -> tuple[str, str]:
+    """Digests of all that a model just loaded by `load_model` computes with: its weights, and the
+    other files of its folder but the card. Models with equal weights can differ in their tokenizer,
+    their pooling or the number of heads.
     """
+    folder = locate_model(name, key)
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SETTINGS)
-    contents = [f"{path.relative_to(folder)} {sha256_of(path)}" for path in files]
-    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
+    settings = "\n".join(f"{path.relative_to(folder)} {sha256_of(path)}" for path in files)
+    return digest_of_weights(model), hashlib.sha256(settings.encode()).hexdigest()
 
 
 def chosen_dtype(name: str, device: str) -> torch.dtype:
