@@ -30,11 +30,7 @@ class BiEncoderTeacher(EmbeddingTeacher):
     precision: str
     scale: Scale
     prompts: Prompts
-
-    @property
-    def dimension(self) -> int:  # type: ignore[override]  # read from the model, never set
-        """Dimensions of the embeddings."""
-        return int(self.backbone.get_embedding_dimension() or 0)
+    dimension: int
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
         """See :meth:`EmbeddingTeacher.embed`.
@@ -96,4 +92,5 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
         precision=precision,
         scale=SCALES[name],
         prompts=prompts,
+        dimension=int(model.get_embedding_dimension() or 0),
     )  # fmt: skip
