@@ -20,7 +20,7 @@ from hf_distill.recipe.arguments import Recipe
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, Prompts, Scale, reads
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class BiEncoderTeacher(EmbeddingTeacher):
     """A SentenceTransformer, its `backbone`, that embeds texts."""
 

@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, tuple[nn.Module, Scale]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CrossEncoderTeacher(PairTeacher):
     """A CrossEncoder with one output."""
 

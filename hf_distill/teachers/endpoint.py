@@ -39,7 +39,7 @@ TIMEOUT = 300.0
 """Seconds to wait for an answer."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EndpointTeacher(EmbeddingTeacher):
     """Embeddings from `POST {url}/embeddings`."""
 

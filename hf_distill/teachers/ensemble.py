@@ -34,7 +34,7 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarra
     return np.asarray(total / sum(weights))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EnsembleTeacher(Teacher):
     """Teachers with their weights. Scoring lets each of them score, shard by shard, and adds up."""
 

@@ -33,7 +33,7 @@ def _find(keys: np.ndarray, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return places, keys[places] == numbers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PrecomputedScores(PairTeacher):
     """Scores (n,) of pairs. `keys` (n,) uint64, ascending, are the `pair_number` of each."""
 
@@ -52,7 +52,7 @@ class PrecomputedScores(PairTeacher):
         return scores
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PrecomputedEmbeddings(EmbeddingTeacher):
     """Embeddings of some texts. `keys` (n,) uint64, ascending, are the `text_number` of each, and
     `rows` (n,) where it stands in `table`. Prompts, if there were any, are in the embeddings.
