@@ -254,7 +254,12 @@ def test_embeddings_that_float16_cannot_hold_are_refused(
 
 
 def test_a_pair_teacher_scores_every_unique_pair_once(folder: RunFolder, tmp_path: Path) -> None:
-    rows = [("q", "four", "train"), ("q", "four", "train"), ("q", "ab", "train"), ("q", "c", "test")]
+    rows = [
+        ("q", "four", "train"),
+        ("q", "four", "train"),
+        ("q", "ab", "train"),
+        ("q", "c", "test"),
+    ]
     write_collection(tmp_path / "pairs", rows)
     teacher = LengthTeacher(unknown="ab")
     scores = score_collection(read_collection(tmp_path / "pairs"), teacher, recipe(), folder)

@@ -324,7 +324,7 @@ def score_collection(
             write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
         return record
 
-    prompts, scale = dataclasses.asdict(teacher.prompts), teacher.scale.key()
+    prompts, scale = dataclasses.asdict(teacher.prompts), teacher.scale.record()
     inputs = (collection.key, teacher.identity, prompts, scale)
     files = (scores_path, folder.soft_labels_json)
     record = stage(path, SoftLabels, inputs, make, files, together=True)
