@@ -324,8 +324,8 @@ def test_a_bad_rule_is_refused_with_its_text(rule: str, says: str) -> None:
     [
         ("rank=2", "rank=2 needs a teacher that embeds"),
         ("stratified=0.5:on=margin", "embeds"),
-        ("top_k=1:by=source", "by=source .* no source; .* --source_column"),
-        ("top_k=1:by=group", "by=group .* no group; .* --group_column"),
+        ("top_k=1:by=source", "by=source .* pairs have none; .*--source_column"),
+        ("top_k=1:by=group", "by=group .* pairs have none; .*--group_column"),
     ],
 )
 def test_a_rule_without_its_column_is_refused(rule: str, says: str) -> None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_distill.data.collection import Collection, Pairs
+from hf_distill.data.collection import Pairs
 from hf_distill.errors import InputError
-from hf_distill.recipe.kinds import RULES
+from hf_distill.recipe.kinds import PLUGIN
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import sha256_of, stage, written_whole
 from hf_distill.selection import texts
@@ -33,12 +33,11 @@ from hf_distill.selection.rules import (
 
 if TYPE_CHECKING:  # selecting needs no model
     from hf_distill.scoring.ranking import Ranking
-    from hf_distill.scoring.scores import Scores
 
 
 @dataclass(frozen=True)
 class SelectionInputs:
-    """What a selection chooses from.
+    """What selections choose from. Each column is computed once, when a rule first needs it.
 
     Attributes:
         pairs: The n training pairs.
@@ -51,16 +50,35 @@ class SelectionInputs:
     scores: np.ndarray
     ranking: Ranking | None
     key: str
-
-
-def selection_inputs(
-    collection: Collection, scores: Scores, ranking: Ranking | None
-) -> SelectionInputs:
-    """The training pairs of a run."""
-    key = scores.key if ranking is None else f"{scores.key}-{ranking.key}"
-    return SelectionInputs(
-        collection.pairs("train"), scores.of(collection.rows("train")), ranking, key
+    _columns: dict[str, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def column(self, name: str, rule: Rule) -> np.ndarray:
+        """(n,) the column `name` of `hf_distill.selection.rules.COLUMNS`, which `rule` needs.
+
+        Raises:
+            InputError: It needs a ranking that this teacher does not give, or a group or source
+                that the pairs do not have.
+        """
+        if name not in self._columns:
+            self._columns[name] = self._make(name, rule)
+        return self._columns[name]
+
+    def _make(self, name: str, rule: Rule) -> np.ndarray:
+        if name in ("rank", "margin"):
+            if self.ranking is None:
+                raise InputError(
+                    f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
+                    "pair's document in a pool; this teacher only scores pairs. Remove the rule"
+                )
+            return self.ranking.rank if name == "rank" else self.ranking.margin
+        if name in ("group", "source") and texts.is_empty(self.pairs, name):
+            raise InputError(
+                f"the selection rule {rule} needs a {name}, but the pairs have none; name its "
+                f"column with --{name}_column"
+            )
+        return texts.COLUMNS[name](self.pairs)
 
 
 @dataclass(frozen=True)
@@ -112,26 +130,11 @@ def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> C
         seed: Of the order that breaks ties and that random draws follow.
 
     Raises:
-        InputError: A rule needs a ranking that this teacher does not give, or a group or source
-            that the pairs do not have.
+        InputError: See `SelectionInputs.column`.
     """
-    needed: dict[str, np.ndarray] = {}
-    for name in sorted(needed_columns(rules)):
-        first = next(rule for rule in rules if name in needed_columns([rule]))
-        if name in ("rank", "margin"):
-            if inputs.ranking is None:
-                raise InputError(
-                    f"the selection rule {first} needs a teacher that embeds texts, to rank each "
-                    "pair's document in a pool; this teacher only scores pairs. Remove the rule"
-                )
-            needed[name] = getattr(inputs.ranking, name)
-            continue
-        if name in ("group", "source") and texts.is_empty(inputs.pairs, name):
-            raise InputError(
-                f"the selection rule {first} needs a {name}, but the pairs have no {name}; name "
-                f"its column with --{name}_column"
-            )
-        needed[name] = texts.COLUMNS[name](inputs.pairs)
+    needed = {
+        name: inputs.column(name, rule) for rule in rules for name in sorted(needed_columns([rule]))
+    }
     order = np.random.default_rng(seed).permutation(len(inputs.pairs))
     return Columns(inputs.pairs, inputs.scores.astype(np.float64), order, needed)
 
@@ -175,9 +178,9 @@ def make_selection(columns: Columns, rules: Sequence[Rule], seed: int, key: str)
 
 def _identity(rule: Rule) -> list[str]:
     """A rule of this package is its text; another one is also the file that holds it."""
-    if rule.name in RULES:
-        return [str(rule)]
-    return [str(rule), sha256_of(Path(inspect.getfile(rule.kind.apply)))]
+    if PLUGIN.fullmatch(rule.name):
+        return [str(rule), sha256_of(Path(inspect.getfile(rule.kind.apply)))]
+    return [str(rule)]
 
 
 def select_pairs(
