@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from hf_distill.evaluation.results import Estimate
 from hf_distill.study.arms import FULL
 from hf_distill.study.compare import Difference, Row, verdict
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -93,6 +94,12 @@ def markdown(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _numbers(row: Row) -> list[float]:
+    """Interval and value of nDCG@10, which is never undefined: NaN for type checkers alone."""
+    ndcg = row.ndcg
+    return [float("nan") if x is None else x for x in (ndcg.low, ndcg.value, ndcg.high)]
+
+
 def plot(rows: Sequence[Row]) -> Figure:
     """nDCG@10 of every arm: the mean, its interval, each seed as a tick, and a line at all
     pairs.
@@ -101,15 +108,17 @@ def plot(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(7.0, 0.8 + 0.42 * len(rows)))
         axes = figure.subplots()
         for place, row in enumerate(reversed(rows)):
-            ndcg, colour = row.ndcg, _CONTROL if row.is_control else _SELECTION
-            ends, seeds = [ndcg.low, ndcg.high], row.ndcg_by_seed
+            low, value, high = _numbers(row)
+            colour = _CONTROL if row.is_control else _SELECTION
             axes.plot(
-                ends, [place] * 2, color=colour, linewidth=5, alpha=0.4, solid_capstyle="butt"
-            )
+                [low, high], [place] * 2, color=colour, linewidth=5, alpha=0.4,
+                solid_capstyle="butt",
+            )  # fmt: skip
+            seeds = row.ndcg_by_seed
             axes.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11)
-            axes.plot(ndcg.value, place, "o", color=colour)
-        full = next(row.ndcg.value for row in rows if row.arm == FULL)
-        axes.axvline(full, color=_LINE, linewidth=1)
+            axes.plot(value, place, "o", color=colour)
+            if row.arm == FULL:
+                axes.axvline(value, color=_LINE, linewidth=1)
         names = [f"{row.arm} ({row.pairs:,})" for row in reversed(rows)]
         axes.set_yticks(range(len(rows)), names)
         axes.set_xlabel(
