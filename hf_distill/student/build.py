@@ -177,9 +177,7 @@ def _static_modules(
     if not pca or initialisation.components is None:
         return [StaticEmbedding(own, embedding_dim=arguments.student_dim)]
     vectors = token_embeddings(teacher.backbone, kept)
-    return [
-        StaticEmbedding(own, static_vectors(vectors, counts[kept], initialisation.components))
-    ]
+    return [StaticEmbedding(own, static_vectors(vectors, counts[kept], initialisation.components))]
 
 
 def _kept_layers(
@@ -200,9 +198,7 @@ def _head(
 ) -> Dense:
     """The linear map from the backbone's `hidden` dimensions to `student_dim`."""
     pca = arguments.student_init == "pca"
-    head = Dense(
-        hidden, arguments.student_dim, bias=not pca, activation_function=nn.Identity()
-    )
+    head = Dense(hidden, arguments.student_dim, bias=not pca, activation_function=nn.Identity())
     if not pca:
         return head
     dimension = _dimension(teacher)

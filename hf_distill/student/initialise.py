@@ -36,6 +36,8 @@ from hf_distill.student.layers import (
 from hf_distill.student.vocabulary import count_tokens, tokenizer_of
 from hf_distill.teachers.base import Prompts, Teacher, similarity
 
+__all__ = ["Initialisation", "LayerSearch", "Subset", "TokenCounts", "initialise"]
+
 SEARCH_QUERIES, SEARCH_DOCUMENTS, TOP = 256, 1024, 10
 """The layer search: queries, documents that they search, and how many of the best count."""
 
@@ -196,9 +198,7 @@ def initialise(
             [scores.key, dataclasses.asdict(arguments), identity, recipe.seed],
             lambda key: search(recipe, teacher, collection, scores, initialisation, key),
         )
-        initialisation = dataclasses.replace(
-            initialisation, layers=tuple(result.subsets[0].layers)
-        )
+        initialisation = dataclasses.replace(initialisation, layers=tuple(result.subsets[0].layers))
     static = arguments.student_backbone == STATIC
     if static or arguments.student_vocabulary == "used":
         backbone = "teacher" if static else arguments.student_backbone

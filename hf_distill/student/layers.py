@@ -23,7 +23,7 @@ to the best neighbour until none is better.
 
 
 def parse_layers(text: str, available: int) -> list[int]:
-    """Read the layers to keep: `0,2,5`, or `every=2` for every second one, beginning with the first.
+    """Read the layers to keep: `0,2,5`, or `every=2` for each second one, starting with the first.
 
     Raises:
         InputError: These are not whole numbers in ascending order, or the backbone does not have
@@ -43,8 +43,8 @@ def parse_layers(text: str, available: int) -> list[int]:
         )
     if layers[-1] >= available:
         raise InputError(
-            f"--student_layers {text!r}: the backbone has {available} layers; name numbers from 0 to "
-            f"{available - 1}"
+            f"--student_layers {text!r}: the backbone has {available} layers; name numbers from 0 "
+            f"to {available - 1}"
         )
     return layers
 
@@ -76,8 +76,8 @@ def _layer_stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
             if isinstance(stack, nn.ModuleList) and len(stack) > 0:
                 return holder, name, stack
     raise InputError(
-        f"--student_layers: hf_distill does not know where {type(model).__name__} keeps its layers; "
-        "set --student_layers none"
+        f"--student_layers: hf_distill does not know where a {type(model).__name__} keeps its "
+        "layers; set --student_layers none"
     )
 
 

@@ -65,12 +65,12 @@ def count_tokens(
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], list[str]]:
-    """The content of the tokenizer's `tokenizer.json`, and its model's vocabulary in order of id."""
+    """The content of `tokenizer.json`, and the vocabulary of its model in order of id."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"--student_vocabulary used: {type(tokenizer).__name__} has no tokenizer.json that could "
-            "be cut; set --student_vocabulary all"
+            f"--student_vocabulary used: a {type(tokenizer).__name__} has no tokenizer.json that "
+            "could be cut; set --student_vocabulary all"
         )
     content: dict[str, Any] = json.loads(backend.to_str())
     model = content["model"]
@@ -135,7 +135,9 @@ def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: np.ndarray) -> PreTr
     else:
         model["vocab"] = [model["vocab"][old] for old in new if old < len(pieces)]
         model["unk_id"] = None if model.get("unk_id") is None else new[model["unk_id"]]
-    content["added_tokens"] = [{**token, "id": new[token["id"]]} for token in content["added_tokens"]]
+    content["added_tokens"] = [
+        {**token, "id": new[token["id"]]} for token in content["added_tokens"]
+    ]
     content["post_processor"] = _renumbered(content["post_processor"], new)
     content["padding"] = content["truncation"] = None
     with tempfile.TemporaryDirectory() as folder:
