@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sentence_transformers.base.modules import Transformer
 
 from hf_distill.compute.encode import encode
 from hf_distill.data.collection import Collection
@@ -133,7 +134,9 @@ def search(
         arguments, student_layers=None, student_vocabulary="all", head_dropout=0.0
     )
     student = build_student(whole, teacher, initialisation, recipe.seed)
-    backbone = student[0].auto_model
+    transformer = student[0]
+    assert isinstance(transformer, Transformer)
+    backbone = transformer.auto_model
     prompts = teacher.prompts
     queries = [prompts.query + text for text in collection.query_texts(query_numbers)]
     documents = [prompts.document + text for text in collection.document_texts(document_numbers)]
