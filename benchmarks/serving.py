@@ -193,7 +193,8 @@ def main() -> None:
         faster = f["documents_per_second"] / first["documents_per_second"]
         print(
             f"{name:<30}{f['megabytes']:>8.1f}{f['p50_ms']:>10.2f}{f['p95_ms']:>10.2f}"
-            f"{first['p50_ms'] / f['p50_ms']:>11.2f}{f['documents_per_second']:>13.1f}{faster:>11.2f}"
+            f"{first['p50_ms'] / f['p50_ms']:>11.2f}{f['documents_per_second']:>13.1f}"
+            f"{faster:>11.2f}"
         )
     print(json.dumps({"cores": cpu_cores(), "fast_precision": fast, "variants": figures}))
 
