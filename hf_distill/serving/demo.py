@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,7 @@ def _teacher_of(recipe: Recipe) -> EmbeddingTeacher | None:
     """
     if recipe.teacher.teacher_kind != "bi-encoder":
         return None
-    teacher: EmbeddingTeacher = load_teacher(recipe)
-    return teacher
+    return cast(EmbeddingTeacher, load_teacher(recipe))
 
 
 def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) -> Side:

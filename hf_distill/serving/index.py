@@ -162,7 +162,11 @@ def embedded(
     def make(key: str) -> IndexRecord:
         total = len(corpus.texts)
         with tqdm(total=total, desc="Embedding", unit=" documents", leave=False) as bar:
-            vectors = embed(corpus.texts, lambda texts, _tokens: bar.update(texts))
+
+            def advance(texts: int, _tokens: int) -> None:
+                bar.update(texts)
+
+            vectors = embed(corpus.texts, advance)
         with written_whole(array) as temporary:
             np.save(temporary, vectors)
         return IndexRecord(key, *vectors.shape)
