@@ -58,8 +58,8 @@ TEACHERS: Mapping[str, Kind] = {
 """Kinds of teacher: functions of the recipe that return a `hf_distill.teachers.base.Teacher`."""
 
 RULES: Mapping[str, Kind] = {
-    name: Kind(f"hf_distill.selection.rules:{name}", help)
-    for name, help in {
+    name: Kind(f"hf_distill.selection.rules:{name}", drops)
+    for name, drops in {
         "invalid": "query under 6 or document under 11 characters",
         "echo": "the document is the query",
         "near_echo": "near_echo=S: the query has at least the share S of the document's bigrams",

@@ -6,8 +6,8 @@ from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a default (a list is copied) and the text that `--help` shows."""
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with a default (a list is copied) and the `text` that `--help` shows."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})

@@ -1,17 +1,8 @@
-"""The folder of a run: where each artefact lies, when it may be reused, and how a file is written
-whole or not at all.
-"""
+"""The folder of a run: where each artefact lies, and whether a recipe may use it."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,94 +10,22 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from hf_distill.compute.device import describe_environment
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import (
-    ENVIRONMENT_KEY,
-    Recipe,
-)
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.run.environment import describe_environment
+from hf_distill.run.stage import written_whole
+
+LAYOUT = 2
+"""Which artefacts a run's folder holds, and in which form. Version 0.1.0 wrote no number."""
 
 IDENTITY = (
-    "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher", "teacher_kind", "ensemble", "teacher_url",
-    "student_backbone",
+    "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher",
+    "teacher_kind", "ensemble", "teacher_url", "student_backbone",
 )  # fmt: skip
-"""Keys that make a run what it is: with another value, the folder belongs to another run. (Any
-other key may change: the stages that depend on it are then made again.)"""
-
-
-def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits over the JSON of `parts`: equal inputs, equal fingerprint, in any
-    process.
-    """
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on an
-    exception remove it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def main_makes(
-    path: Path, make: Callable[[], None], holds: Callable[[Path], bool] = Path.is_file
-) -> None:
-    """Let the main process `make` the file at `path` if it is missing (or `holds` not what it
-    should); the others look until it is there.
-
-    A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
-    fails, the launcher ends the others.
-    """
-    while not holds(path):
-        if PartialState().is_main_process:
-            make()
-        else:
-            time.sleep(0.3)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented UTF-8 JSON, whole or not at all. NaN and infinities raise
-    ValueError.
-    """
-    with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
-
-
-def read_json_if_current(path: Path, key: str) -> dict[str, Any] | None:
-    """The JSON object at `path` if it is there and its `fingerprint` is `key`, else None: its stage
-    has to run.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
-        ) from error
-    return content if isinstance(content, dict) and content.get("fingerprint") == key else None
+"""Keys that make a run what it is: with another value, the folder belongs to another run. Any other
+key may change; the stages that depend on it are then made again.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +40,7 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """Working files of `datasets`; safe to remove."""
+        """Working files; safe to remove."""
         return self.path / "cache"
 
     @property
@@ -135,6 +54,11 @@ class RunFolder:
     @property
     def soft_labels_json(self) -> Path:
         return self.path / "teacher_soft_labels.json"
+
+    @property
+    def pool(self) -> Path:
+        """The texts that are aligned beside the pairs."""
+        return self.path / "pool"
 
     @property
     def selection(self) -> Path:
@@ -162,9 +86,7 @@ class RunFolder:
 
     @property
     def retrieval(self) -> Path:
-        """The systems' TREC runs, `<system>.run`, and `qrels.txt`, for the command line of
-        `ir_measures`.
-        """
+        """TREC runs of the systems, `<system>.run`, and `qrels.txt`, for `ir_measures`."""
         return self.path / "retrieval"
 
     @property
@@ -173,30 +95,64 @@ class RunFolder:
         return self.path / "onnx.json"
 
     @property
+    def search(self) -> Path:
+        """The index that `hf-distill search` and `demo` ask."""
+        return self.path / "search"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
 
-def remove_leftovers(folder: RunFolder) -> None:
-    """Remove what an earlier call was writing when it was killed: hidden files of `written_whole`,
-    and hidden folders that were to become the student and the data set.
+def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
+    """The content of a run's `recipe.yaml`.
+
+    Raises:
+        InputError: There is none, it is damaged, or a version of hf_distill wrote it whose folders
+            this one does not read.
     """
-    for place in (folder.path, folder.soft_labels, folder.cache, folder.retrieval):
+    if not folder.recipe.is_file():
+        raise InputError(
+            f"{folder.path} is not a run: it holds no recipe.yaml; hf-distill train makes one"
+        )
+    try:
+        content = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        environment = content[ENVIRONMENT_KEY]
+        layout, version = environment.get("layout"), environment["packages"]["hf_distill"]
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{folder.recipe} is damaged ({error!r}); name another --run_dir"
+        ) from error
+    if layout != LAYOUT:
+        raise InputError(
+            f"{folder.path} was made by hf_distill {version}, whose runs this version cannot read; "
+            "name another --run_dir, and it stays as it is"
+        )
+    saved: dict[str, Any] = content
+    return saved
+
+
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Remove what an earlier call was writing when it was killed: hidden files of `written_whole`,
+    and hidden folders of `folder_written_whole`.
+    """
+    places = (folder.path, folder.soft_labels, folder.cache, folder.retrieval, folder.pool)
+    for place in places:
         for path in place.glob(".*.*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
-    for made in (folder.student, folder.dataset):
-        for path in folder.path.glob(f".{made.name}.*"):
+    for whole in (folder.student, folder.dataset, folder.pairs):
+        for path in folder.path.glob(f".{whole.name}.*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run_folder(recipe: Recipe) -> RunFolder:
-    """The run's folder, if it is free or holds an earlier call of the same recipe; that call's
-    leftovers are then removed. Writes nothing.
+    """The run's folder, if it is free or holds an earlier call of the same recipe. What that call
+    was writing when it was killed is removed. Nothing is written.
 
     Raises:
-        InputError: The folder is a file, holds something that is no run, or holds the run of
-            another recipe.
+        InputError: The folder is a file, holds something that is not a run, the run of another
+            recipe, or the run of a version whose folders cannot be read.
     """
     folder = RunFolder(recipe.run_dir)
     if folder.path.exists() and not folder.path.is_dir():
@@ -205,22 +161,20 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         # A run that was killed while it read its data has left these and no recipe yet.
         own = {folder.cache.name, folder.pairs.name}
         strangers = (
-            sorted({p.name for p in folder.path.iterdir()} - own) if folder.path.exists() else []
+            sorted(
+                {p.name for p in folder.path.iterdir() if not p.name.startswith(".pairs.")} - own
+            )
+            if folder.path.exists()
+            else []
         )
         if strangers:
             raise InputError(
-                f"{folder.path} holds {len(strangers)} files (e.g. {strangers[0]}) but no recipe.yaml, so it is no run; "
-                "name an empty or a new --run_dir"
+                f"--run_dir {folder.path} is not a run: it holds {len(strangers)} files (e.g. "
+                f"{strangers[0]}) but no recipe.yaml; name an empty or a new folder"
             )
         return folder
-    try:
-        before = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-        name = before[ENVIRONMENT_KEY]["recipe"]
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{folder.recipe} is damaged ({error!r}); name another --run_dir"
-        ) from error
-    now = recipe.keys()
+    before = read_saved_recipe(folder)
+    name, now = before[ENVIRONMENT_KEY].get("recipe"), recipe.keys()
     differences = [
         f"{key} is {before.get(key)!r} there, {now[key]!r} here"
         for key in IDENTITY
@@ -230,21 +184,21 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         differences.insert(0, f"its recipe is {name!r}, this one is {recipe.name!r}")
     if differences:
         raise InputError(
-            f"{folder.path} holds another run: {'; '.join(differences)}. Name another --run_dir, or remove that folder"
+            f"--run_dir {folder.path} holds another run: {'; '.join(differences)}. Name another "
+            "--run_dir, or remove that folder"
         )
     if PartialState().is_main_process:
-        remove_leftovers(folder)
+        _remove_leftovers(folder)
     return folder
 
 
 def save_recipe(recipe: Recipe, folder: RunFolder) -> None:
-    """Write `recipe.yaml`: the resolved keys, which can be run again, and what they were run
-    with.
-    """
-    environment = {"recipe": recipe.name, **describe_environment()}
+    """Write `recipe.yaml`: the resolved keys, which can be run again, and what they ran with."""
+    environment = {"recipe": recipe.name, "layout": LAYOUT, **describe_environment()}
     with written_whole(folder.recipe) as temporary:
         temporary.write_text(
-            "# The resolved recipe of this run. To run it again: accelerate launch train.py THIS_FILE --run_dir runs/again\n"
+            "# The resolved recipe of this run. To run it again: "
+            "hf-distill train THIS_FILE --run_dir runs/again\n"
             + yaml.safe_dump(recipe.keys(), sort_keys=False, allow_unicode=True)
             + yaml.safe_dump({ENVIRONMENT_KEY: environment}, sort_keys=False, allow_unicode=True),
             encoding="utf-8",

@@ -1,0 +1,43 @@
+"""What every program of this project does on a terminal: keep quiet, and turn errors into one
+message and an exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import datasets
+import transformers
+
+from hf_distill.compute.device import keep_freed_memory
+from hf_distill.errors import InputError
+from hf_distill.release.publish import PublishingError
+
+
+def set_up() -> None:
+    """Leave the terminal to our own lines and bars, and keep freed memory for the next step."""
+    keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
+    # torch says it once a run where there is no accelerator.
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
+
+
+def exit_code(program: str, act: Callable[[], None]) -> int:
+    """Run `act`: 0, or 2 for input that cannot be used and 1 for a Hub that cannot, each with one
+    message.
+    """
+    try:
+        act()
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except PublishingError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    return 0

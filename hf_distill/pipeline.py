@@ -1,0 +1,378 @@
+"""`Run`: a recipe, its folder, and the result of each stage. The one place that knows their order.
+
+A stage's result is made when it is first asked for, kept in the run's folder, and reused as long as
+its inputs are the same. `train.py`, the study, the benchmarks and the commands all open a `Run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from sentence_transformers import SentenceTransformer
+
+from hf_distill.compute.device import device_type, fast_precision, use_all_cores
+from hf_distill.data.collection import Collection
+from hf_distill.data.load import load_collection, open_collection
+from hf_distill.errors import InputError
+from hf_distill.evaluation.evaluate import Subject, evaluate
+from hf_distill.evaluation.results import Evaluation
+from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.read import read_recipe
+from hf_distill.release.dataset_repo import write_dataset
+from hf_distill.release.hub import check_publishing, publish_run
+from hf_distill.release.model_card import write_model_card
+from hf_distill.report.headline import results_table
+from hf_distill.report.page import write_report
+from hf_distill.report.results import RunResults
+from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
+from hf_distill.run.stage import read_json, stage
+from hf_distill.scoring.ranking import Ranking, rank_in_pool
+from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
+from hf_distill.selection.audit import Audit
+from hf_distill.selection.rules import Rule, parse_rules
+from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
+from hf_distill.student.build import backbone_identity, build_student
+from hf_distill.student.initialise import Initialisation, initialise
+from hf_distill.student.save import save_student
+from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.load import load_teacher
+from hf_distill.training.rows import training_rows
+from hf_distill.training.train import (
+    TrainingRecord,
+    TrainingTask,
+    check_batch,
+    check_objective,
+    train_student,
+)
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_SHARED = ("teacher", "collection", "scores")
+"""Results that do not depend on what a study changes."""
+
+
+def with_precision(recipe: Recipe) -> Recipe:
+    """`recipe` with the precisions that it leaves open. The main process decides them once, from
+    what the hardware has units for, and all processes use them.
+
+    The student trains in bfloat16 where that is fast, and in float32 elsewhere: float16 needs a
+    loss scale that suits the weights of the objective. A precision that `accelerate` was launched
+    with wins.
+    """
+    decision = [fast_precision(device_type())]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(decision)
+    fast = decision[0]
+    training, teacher, given = recipe.training, recipe.teacher, recipe.given
+    if teacher.teacher_dtype == "auto":
+        teacher = dataclasses.replace(teacher, teacher_dtype=_DTYPES[fast])
+    if not given & {"bf16", "fp16"}:
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        mixed = launched if launched in ("bf16", "fp16") else fast
+        training = dataclasses.replace(
+            training, bf16=mixed == "bf16", fp16=mixed == launched == "fp16"
+        )
+    return dataclasses.replace(
+        recipe, training=training, teacher=teacher, given=given | {"bf16", "fp16"}
+    )
+
+
+class Run:
+    """A recipe, its folder, and each stage's result.
+
+    Attributes:
+        recipe: The resolved recipe.
+        folder: Where the results are kept.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+        self.recipe = recipe
+        self.folder = folder
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Run:
+        """Open the run of `recipe`, and refuse whatever can be refused before any work. Nothing is
+        written.
+
+        Raises:
+            InputError: The folder belongs to another run, a model cannot be loaded, the student
+                cannot be built, or the objective needs of the teacher what it does not have.
+        """
+        use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        recipe = with_precision(recipe)
+        run = cls(recipe, open_run_folder(recipe))
+        check_publishing(recipe)
+        check_objective(recipe, run.teacher, run.rules)
+        build_student(recipe.student, run.teacher, None, recipe.seed)
+        return run
+
+    def with_recipe(self, recipe: Recipe) -> Run:
+        """A run of `recipe` in the same folder, which shares teacher, collection and scores with
+        this one.
+        """
+        other = Run(with_precision(recipe), self.folder)
+        for name in _SHARED:
+            if name in vars(self):
+                vars(other)[name] = vars(self)[name]
+        return other
+
+    def wants(self, name: str) -> bool:
+        """Whether the recipe goes as far as this stage. Once the student is trained, the main
+        process goes on alone.
+        """
+        alone = STAGES.index(name) > STAGES.index("train")
+        if alone and not PartialState().is_main_process:
+            return False
+        return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
+
+    def stages(self) -> Iterator[str]:
+        """The wanted stages in their order, each made or reused, and what there is to say of it."""
+        yield self.collection.summary()
+        if self.wants("score"):
+            yield self.scores.summary()
+        if self.wants("select"):
+            yield self.selection.summary()
+        if self.wants("train"):
+            yield self.training.summary()
+        if self.wants("evaluate"):
+            write_report(self.results)
+        if self.wants("release"):
+            yield from self.release()
+        if self.wants("evaluate"):
+            yield self.conclusion()
+
+    # --- the stages -------------------------------------------------------------------------------
+
+    @cached_property
+    def rules(self) -> list[Rule]:
+        """The selection's rules."""
+        return parse_rules(self.recipe.selection.selection)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, loaded."""
+        return load_teacher(self.recipe)
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The pairs, read and split without leaks."""
+        collection = load_collection(self.recipe, self.folder)
+        check_batch(len(collection.pairs("train")), self.recipe.training)
+        if PartialState().is_main_process:
+            save_recipe(self.recipe, self.folder)
+        return collection
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What the teacher says of every pair, and its embeddings of every text."""
+        return score_collection(self.collection, self.teacher, self.recipe, self.folder)
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """Where the teacher ranks each training pair in a pool; None if it embeds nothing."""
+        return rank_in_pool(self.collection, self.scores, self.recipe, self.folder)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """Which training pairs the student is trained on."""
+        selection = select_pairs(self.selection_inputs, self.rules, self.recipe.seed, self.folder)
+        check_batch(len(selection.kept), self.recipe.training)
+        return selection
+
+    @cached_property
+    def selection_inputs(self) -> SelectionInputs:
+        """What rules read of the training pairs."""
+        return SelectionInputs(
+            pairs=self.collection.pairs("train"),
+            scores=self.scores.of(self.collection.rows("train")),
+            ranking=self.ranking,
+            key=self.ranking.key if self.ranking else self.scores.key,
+        )
+
+    @cached_property
+    def initialisation(self) -> Initialisation:
+        """What the training pairs decide about the student before it is trained."""
+        return initialise(self.recipe, self.teacher, self.collection, self.scores, self.folder)
+
+    def untrained(self) -> SentenceTransformer:
+        """The student before training."""
+        recipe = self.recipe
+        return build_student(recipe.student, self.teacher, self.initialisation, recipe.seed)
+
+    @cached_property
+    def training(self) -> TrainingRecord:
+        """How the student was trained. The student itself is in `folder.student`."""
+
+        def make(key: str) -> TrainingRecord:
+            student, record = self.student_on(self.selection, Path(self.checkpoints(key)), key)
+            if PartialState().is_main_process:
+                save_student(student, self.folder.student)
+            return record
+
+        inputs = self.training_inputs(self.selection)
+        files = [self.folder.student / "modules.json"]
+        return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
+
+    def training_inputs(self, selection: Selection) -> list[Any]:
+        """Everything that a student trained on `selection` depends on."""
+        recipe = self.recipe
+        identity = backbone_identity(recipe.student)
+        return [selection.key, vars(recipe.student), identity, recipe.training_keys()]
+
+    def checkpoints(self, key: str) -> Path:
+        """The folder of a training's checkpoints: another training has nothing to go on from."""
+        return Path(str(self.recipe.training.output_dir)) / key
+
+    def student_on(
+        self, selection: Selection, checkpoints: Path, key: str
+    ) -> tuple[SentenceTransformer, TrainingRecord]:
+        """Train a student on `selection`, all processes together.
+
+        Args:
+            selection: The pairs.
+            checkpoints: Folder for checkpoints; a training that was interrupted goes on from them.
+            key: The fingerprint of the training.
+
+        Returns:
+            The trained student in evaluation mode, and how it was trained.
+        """
+        student = self.untrained()
+        rows = training_rows(self, selection, student)
+        task = TrainingTask(
+            student=student,
+            config=self.recipe.training,
+            rows=rows,
+            components=self.initialisation.components,
+            scale=self.scores.scale,
+            layers=self.initialisation.layers,
+            checkpoints=checkpoints,
+        )
+        return student, train_student(task, key)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Every figure, on held-out data. What is measured is what was saved."""
+
+        def make(key: str) -> Evaluation:
+            subject = Subject(
+                student=SentenceTransformer(str(self.folder.student), device=device_type()),
+                untrained=self.untrained(),
+                teacher=self.teacher,
+                collection=self.collection,
+                scores=self.scores,
+                components=self.initialisation.components,
+                training=self.training.key,
+            )
+            return evaluate(subject, self.folder, self.recipe.seed, key)
+
+        inputs = [self.training.key, self.collection.key, self.scores.key]
+        return stage(self.folder.evaluation, Evaluation, inputs, make)
+
+    @cached_property
+    def results(self) -> RunResults:
+        """Everything that report and cards tell."""
+        return RunResults(
+            recipe=self.recipe,
+            folder=self.folder,
+            collection=self.collection,
+            soft_labels=self.scores.record,
+            audit=self.selection.audit,
+            training=self.training,
+            evaluation=self.evaluation,
+        )
+
+    def release(self) -> list[str]:
+        """Write the data set and both cards, and publish them if the recipe says so. Returns what
+        was published, a line each.
+        """
+        write_dataset(self.results, self.scores, self.ranking, self.selection)
+        write_model_card(self.results)
+        return publish_run(self.results)
+
+    def conclusion(self) -> str:
+        """The headline figures, and where student and report are."""
+        return (
+            f"\n{results_table(self.evaluation)}\n\n"
+            f"Student: {self.folder.student}\nReport:  {self.folder.report}"
+        )
+
+
+def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
+    """Run a recipe from data to released student, as `hf-distill train` does.
+
+    Args:
+        recipe: A recipe of this package, or the path of a YAML file.
+        **keys: Keys over those of the recipe, e.g. `dataset_path="pairs.jsonl"`; None unsets one.
+
+    Returns:
+        The results: `folder.student` is the student's folder.
+
+    Raises:
+        InputError: Something in the recipe or the data cannot be used.
+    """
+    line = [recipe]
+    for name, value in keys.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        texts = [
+            "none" if v is None else json.dumps(v) if isinstance(v, dict) else str(v)
+            for v in values
+        ]
+        line += [f"--{name}", *(texts or ["none"])]
+    run = Run.open(read_recipe(line))
+    for said in run.stages():
+        PartialState().print(said)
+    return run.results
+
+
+def finished(path: Path, *line: str) -> RunResults:
+    """The results of the finished run in the folder `path`; nothing is made.
+
+    Args:
+        path: The run's folder.
+        *line: Further keys (`--key`, `value`, ...) over its recipe.
+
+    Raises:
+        InputError: Not a run, not finished, or its results are of different calls: a later call
+            with other keys was stopped before its end.
+    """
+    folder = RunFolder(path)
+    read_saved_recipe(folder)
+    needed = (
+        folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
+        folder.student / "modules.json", folder.training, folder.evaluation,
+    )  # fmt: skip
+    missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
+    again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
+    if missing:
+        raise InputError(
+            f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
+        )
+    results = RunResults(
+        # The precision it was trained in is no wish for this machine, which may not have it.
+        recipe=read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line]),
+        folder=folder,
+        collection=open_collection(folder),
+        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_json(folder.selection, Audit),
+        training=read_json(folder.training, TrainingRecord),
+        evaluation=read_json(folder.evaluation, Evaluation),
+    )
+    evaluation, training, audit = results.evaluation, results.training, results.audit
+    if training.selection != audit.key:
+        raise InputError(
+            f"{folder.training} and {folder.selection} are of different calls: the student was not "
+            f"trained on the pairs that this selection keeps; {again}"
+        )
+    if (evaluation.training, evaluation.collection) != (training.key, results.collection.key):
+        raise InputError(
+            f"{folder.evaluation} measured another student, or other pairs, than this run holds; "
+            f"{again}"
+        )
+    return results

@@ -1,0 +1,225 @@
+"""Reading a recipe: a flat YAML file, and flags that win over it. Nothing is measured or loaded."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import PARTS, Recipe, trainer_names
+from hf_distill.recipe.check import check_recipe
+from hf_distill.recipe.config import DistillationConfig
+
+ENVIRONMENT_KEY = "environment"
+"""The only key of a saved recipe that is not a flag: what the run was made with."""
+
+DEFAULT = "quickstart"
+"""The recipe that is read when the command line names none."""
+
+RECIPES = resources.files("hf_distill") / "recipes"
+NONE = "none"
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each flag, defaults where there are any, and no list of fifty optimizers."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        metavar = action.metavar if isinstance(action.metavar, str) else "VALUE"
+        values = "" if action.nargs == 0 else f" {metavar}"
+        if action.choices:
+            shown = [str(choice) for choice in action.choices]
+            values = " {" + ",".join(shown[:6]) + (",...}" if len(shown) > 6 else "}")
+        return action.option_strings[-1 if action.dest == "help" else 0] + values
+
+
+class _RecipeParser(HfArgumentParser):
+    """argparse, but an error is one `InputError` instead of a usage text of two hundred flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}\n  See: {self.prog} --help")
+
+
+def _parser(program: str) -> _RecipeParser:
+    parser = _RecipeParser(
+        [*PARTS, DistillationConfig],  # type: ignore[list-item]  # its DataClassType is a NewType of Any
+        prog=program,
+        usage="%(prog)s [RECIPE] [--key value ...]",
+        description=(
+            "From pairs to a released student. RECIPE is the name of a recipe of this package "
+            f"({', '.join(recipe_names())}; default: {DEFAULT}) or a YAML file of the keys below. "
+            "A key on the command line wins over the file; --key none unsets an optional one."
+        ),
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    inherited = trainer_names()
+    own = parser.add_argument_group("objective and training")
+    trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
+    ungrouped = [action for action in parser._optionals._group_actions if action.dest != "help"]
+    for action in ungrouped:
+        parser._optionals._group_actions.remove(action)
+        (trainer if action.dest in inherited else own)._group_actions.append(action)
+    return parser
+
+
+def recipe_names() -> list[str]:
+    """The recipes of this package."""
+    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir())
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "--help lists the keys."
+
+
+def _read_yaml(recipe: str) -> tuple[str, dict[str, Any]]:
+    """The name of a recipe and its content; `recipe` is a name of this package or a path."""
+    packaged = RECIPES / f"{recipe}.yaml"
+    if recipe in recipe_names():
+        name, text = recipe, packaged.read_text(encoding="utf-8")
+    else:
+        path = Path(recipe)
+        if not path.is_file():
+            beside = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.suffix else []
+            raise InputError(
+                f"no recipe {recipe}: it is neither a file nor one of {', '.join(recipe_names())}"
+                + (f"; beside it there are {', '.join(beside)}" if beside else "")
+            )
+        try:
+            name, text = path.stem, path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{recipe} is not UTF-8 text: {error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{recipe} is not a YAML file: {error}") from error
+    if not isinstance(content, (dict, types.NoneType)):
+        raise InputError(
+            f"{recipe} holds a {type(content).__name__}, but a recipe maps keys to values"
+        )
+    content = content or {}
+    if name == "recipe":  # a run's own resolved recipe: the run keeps its name
+        saved = content.get(ENVIRONMENT_KEY) or {}
+        name = saved.get("recipe") or Path(recipe).resolve().parent.name
+    return name, content
+
+
+def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list[str]:
+    """The command line that says what a YAML file says (argparse then converts 2e-5, which YAML
+    reads as text).
+    """
+    line: list[str] = []
+    for key, value in content.items():
+        if key == ENVIRONMENT_KEY:
+            continue
+        if key not in keys:
+            raise InputError(f"{recipe}: unknown key {key!r}; {_nearest(str(key), keys)}")
+        line.append(f"--{key}")
+        if isinstance(value, list):
+            line += [str(item) for item in value] or [NONE]
+        elif isinstance(value, dict):
+            line.append(json.dumps(value))
+        else:
+            line.append(NONE if value is None else str(value))
+    return line
+
+
+def _optional_keys() -> set[str]:
+    """Keys that `none` unsets: those whose default is None, and lists that are empty by default."""
+    optional = set()
+    for part in (*PARTS, DistillationConfig):
+        hints = get_type_hints(part)
+        for field in dataclasses.fields(part):
+            default_list = field.default_factory is not dataclasses.MISSING
+            may_be_none = types.NoneType in get_args(hints[field.name]) and field.default is None
+            if may_be_none or (default_list and hints[field.name] in (list[str], list[int])):
+                optional.add(field.name)
+    return optional
+
+
+def _without_unset(line: Sequence[str]) -> list[str]:
+    """`line` without the keys whose last value is `none`: their default is what `none` means."""
+    optional = _optional_keys()
+    values: dict[str, list[str]] = {}
+    stray: list[str] = []
+    name = None
+    for token in line:
+        if token.startswith("--"):
+            flag, equals, value = token[2:].partition("=")
+            name = flag.replace("-", "_")
+            values.pop(name, None)  # a later one wins
+            values[name] = [value] if equals else []
+        elif name is None:
+            stray.append(token)
+        else:
+            values[name].append(token)
+    kept = [
+        [f"--{name}", *given]
+        for name, given in values.items()
+        if not (name in optional and given == [NONE])
+    ]
+    return [*stray, *(token for tokens in kept for token in tokens)]
+
+
+def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
+    """Read `[RECIPE] [--key value ...]` into a :class:`Recipe`.
+
+    Args:
+        argv: The command line without the program's name. RECIPE is a name of this package or a
+            path; left out, it is `DEFAULT`.
+        program: How `--help` and errors call the program.
+
+    Raises:
+        InputError: A missing or malformed recipe, an unknown key (the nearest one is suggested), or
+            a value that does not fit its key.
+    """
+    arguments = list(argv)
+    named = arguments and not arguments[0].startswith("-")
+    recipe = arguments.pop(0) if named else DEFAULT
+    parser = _parser(program)
+    keys = sorted({action.dest for action in parser._actions} - {"help"})
+    name, content = _read_yaml(recipe)
+    line = [*_flags(content, recipe, keys), *arguments]
+    given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
+    given = {key.removeprefix("no_") if key not in keys else key for key in given}
+    for key in sorted(given - set(keys) - {"help"}):
+        raise InputError(f"unknown key --{key}; {_nearest(key, keys)}")
+    line = _without_unset(line)
+    if "output_dir" not in given:
+        line += ["--output_dir", "unused"]
+    if "use_cpu" not in given and not torch.cuda.is_available():
+        # Without it, the processes of `torchrun` do not find each other on a CPU.
+        line += ["--use_cpu", str(not torch.backends.mps.is_available())]
+    try:
+        *parts, training, stray = parser.parse_args_into_dataclasses(
+            line, look_for_args_file=False, return_remaining_strings=True
+        )
+    except InputError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"the training arguments do not fit: {error}") from error
+    if stray:
+        raise InputError(
+            f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"
+        )
+    result = Recipe(name, *parts, training, frozenset(given))
+    if "output_dir" not in given:
+        training.output_dir = str(result.run_dir / "checkpoints")
+    check_recipe(result)
+    return result
