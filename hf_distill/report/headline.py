@@ -77,7 +77,10 @@ def standing(evaluation: Evaluation) -> Standing:
     for name in (BM25, UNTRAINED, TEACHER):
         if name not in comparisons:
             continue
-        p, difference = comparisons[name].tests["randomisation"].p_holm, comparisons[name].difference
+        p, difference = (
+            comparisons[name].tests["randomisation"].p_holm,
+            comparisons[name].difference,
+        )
         if p is None or p >= ALPHA:
             how = "level"
         else:

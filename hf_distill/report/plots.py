@@ -161,9 +161,7 @@ def plot_cost(evaluation: Evaluation) -> Picture:
                 textcoords="offset points",
                 color=colour,
             )
-            story.append(
-                f"{LABELS[name]} {estimate.value:.3f} at {x:.{0 if x >= 10 else 1}f} ms"
-            )
+            story.append(f"{LABELS[name]} {estimate.value:.3f} at {x:.{0 if x >= 10 else 1}f} ms")
     axes.margins(x=0.35)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"one query, median ms on {efficiency.device}")
@@ -204,8 +202,8 @@ def plot_scatter(evaluation: Evaluation) -> Picture:
 
 def plot_calibration(calibration: Calibration) -> Picture:
     """The teacher's mean score in each bin of the student's scores, with its interval."""
-    x = np.array([bin.student_mean for bin in calibration.bins])
-    values, arms = _arms([bin.teacher_mean for bin in calibration.bins])
+    x = np.array([part.student_mean for part in calibration.bins])
+    values, arms = _arms([part.teacher_mean for part in calibration.bins])
     plot, axes = _plot(4.2, 4.0)
     axes.errorbar(x, values, yerr=arms, fmt="o-", color=BLUE, linewidth=1.2, markersize=5)
     _identity(axes, x, values)
