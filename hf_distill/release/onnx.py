@@ -28,9 +28,8 @@ from hf_distill.compute.search import search
 from hf_distill.errors import InputError
 from hf_distill.evaluation.intervals import estimate, mean
 from hf_distill.evaluation.results import Estimate
-from hf_distill.evaluation.retrieval import DEPTH, make_run, per_query
-from hf_distill.evaluation.tasks import RetrievalTask, held_out_task
-from hf_distill.report.headline import NDCG
+from hf_distill.evaluation.retrieval import DEPTH
+from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.report.results import RunResults
 from hf_distill.run.stage import read_json, sha256_of, stage, written_whole
 
@@ -236,12 +235,6 @@ class OnnxRecord:
     variants: dict[str, OnnxVariant]
 
 
-def _ndcg(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """nDCG@10 (Q,) of each query, by exact search over the task's documents."""
-    run = make_run(list(task.queries), list(task.documents), *search(queries, documents, DEPTH))
-    return per_query(run, task.qrels)[NDCG]
-
-
 def measure_onnx(results: RunResults) -> OnnxRecord:
     """Measure each exported precision on the run's held-out task. A stage: `onnx.json`."""
     model_dir, seed = results.folder.student, results.recipe.seed
@@ -251,17 +244,18 @@ def measure_onnx(results: RunResults) -> OnnxRecord:
         task = held_out_task(results.collection)
         queries, documents = list(task.queries.values()), list(task.documents.values())
         student = SentenceTransformer(str(model_dir), device="cpu")
-        exact = _ndcg(
-            task,
-            student.encode_query(queries, show_progress_bar=False),
-            student.encode_document(documents, show_progress_bar=False),
+        exact = task.ndcg(
+            search(
+                student.encode_query(queries, show_progress_bar=False),
+                student.encode_document(documents, show_progress_bar=False),
+                DEPTH,
+            )
         )
 
         def variant(precision: str) -> OnnxVariant:
             encoder = load_onnx(model_dir, precision)
-            values = _ndcg(
-                task, encoder.encode(queries, "query"), encoder.encode(documents, "document")
-            )
+            embedded = encoder.encode(queries, "query"), encoder.encode(documents, "document")
+            values = task.ndcg(search(*embedded, DEPTH))
             return OnnxVariant(
                 ndcg=estimate(mean, [values], seed),
                 minus_student=estimate(mean, [values - exact], seed),
