@@ -17,7 +17,9 @@ from hf_distill.training.texts import pool_places
 
 
 def _shared_zero() -> Tensor:
-    return torch.zeros((), dtype=torch.int64).share_memory_()
+    zero = torch.zeros((), dtype=torch.int64)
+    zero.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
+    return zero
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""What the terms of the objective see of a batch. It is built here and nowhere else, in the same way
-with one process and with several.
+"""What the terms of the objective see of a batch. It is built here and nowhere else, in the same
+way with one process and with several.
 
 A batch is B pairs on each process. Their queries are compared with N documents: those of the pairs
 of all processes, in order of rank, then the hard negatives of each of these pairs in turn.
@@ -100,7 +100,8 @@ class Sides:
     @classmethod
     def of(cls, batch: Mapping[str, Tensor]) -> Sides:
         """The side columns among the entries of a batch."""
-        return cls(**{field.name: batch.get(field.name) for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: batch[name] for name in names if name in batch})
 
     def columns(self) -> dict[str, Tensor]:
         """Those that are there, by name: entries of a batch."""

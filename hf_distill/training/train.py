@@ -121,7 +121,7 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
     check_scale(config, teacher.scale, teacher.name)
     if not teacher.embeds:
         ranked = [str(rule) for rule in rules if {"rank", "margin"} & needed_columns([rule])]
-        needs = {
+        needs: dict[str, dict[str, Any]] = {
             "the teacher's ranking of a pool": {
                 "selection": " ".join(ranked),
                 "hard_negatives_per_pair": config.hard_negatives_per_pair,

@@ -70,6 +70,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
     data_collator_class = DistillationCollator
     training_args_class = DistillationConfig
+    args: DistillationConfig
 
     def __init__(
         self,
