@@ -45,6 +45,7 @@ from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rows import training_rows
+from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
@@ -54,8 +55,8 @@ from hf_distill.training.train import (
 )
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_SHARED = ("teacher", "collection", "scores")
-"""Results that do not depend on what a study changes."""
+_SHARED = ("teacher", "collection", "scores", "ranking")
+"""Results that do not depend on what a study changes: selection, student, objective, training."""
 
 
 def with_precision(recipe: Recipe) -> Recipe:
@@ -109,6 +110,7 @@ class Run:
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
+        parse_terms(recipe.training)
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
         return run
