@@ -41,6 +41,8 @@ from hf_distill.data.split import (
     TEST,
     TRAIN,
     VALIDATION,
+    PairNumbers,
+    arrange,
     deal_groups,
     find_leaks,
     leaks_left,
@@ -668,6 +670,22 @@ def test_a_group_that_the_source_holds_out_is_not_trained_on() -> None:
     held_out = np.array([False, False, False, True, True, False])
     split = split_pairs(groups, np.array([4, 3, 2, 1, 0]), held_out, 0.1, 0.3)
     assert split.tolist() == [TRAIN, TRAIN, NOT_USED, TEST, TEST, VALIDATION]
+
+
+def test_leaked_pairs_of_train_stand_before_those_of_validation() -> None:
+    # Group 0 is held out; of the others the first in order is validation.
+    names = [str(i) for i in range(4)]
+    validation, *train = (group for group in seeded_order(names, 0).tolist() if group != 0)
+    keys = np.array(
+        [(validation, 9, 1), (train[0], 9, 2), (0, 9, 3), (train[0], 4, 4), (validation, 5, 5)]
+    )
+    pairs = PairNumbers(keys, keys[:, 0] == 0, names)
+    data = DataArguments(validation_fraction=0.5)
+    result = arrange(pairs, data, 0, lambda rows: [f"{keys[i, 2]}" * 9 for i in rows])
+    assert result.rows.tolist() == [3, 4, 2, 1, 0]
+    assert result.split.tolist() == [TRAIN, VALIDATION, TEST, LEAKED, LEAKED]
+    assert [LEAKS[i] for i in result.leaks if i >= 0] == ["same query"] * 2
+    assert (result.groups, result.leaks_left) == (2, 0)
 
 
 # --- the stage
