@@ -74,16 +74,15 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         if not existed:
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    collection = open_collection(folder)
-    if data.dataset_license is None:
-        return collection
-    source = dataclasses.replace(collection.source, license=data.dataset_license)
-    record = dataclasses.replace(collection.record, source=source)
-    return dataclasses.replace(collection, record=record)
+    return open_collection(folder, data.dataset_license)
 
 
-def open_collection(folder: RunFolder) -> Collection:
+def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Collection:
     """The collection that a run has read.
+
+    Args:
+        folder: The run's folder.
+        dataset_license: Replaces the licence that the source states.
 
     Raises:
         InputError: There is none, or it is damaged.
@@ -91,7 +90,11 @@ def open_collection(folder: RunFolder) -> Collection:
     manifest = folder.pairs / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
-    return open_tables(folder.pairs, read_json(manifest, CollectionRecord))
+    record = read_json(manifest, CollectionRecord)
+    if dataset_license is not None:
+        source = dataclasses.replace(record.source, license=dataset_license)
+        record = dataclasses.replace(record, source=source)
+    return open_tables(folder.pairs, record)
 
 
 def _content(data: DataArguments) -> list[Any]:
