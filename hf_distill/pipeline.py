@@ -356,11 +356,12 @@ def finished(path: Path, *line: str) -> RunResults:
         raise InputError(
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
+    # The precision it was trained in is no wish for this machine, which may not have it.
+    recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
     results = RunResults(
-        # The precision it was trained in is no wish for this machine, which may not have it.
-        recipe=read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line]),
+        recipe=recipe,
         folder=folder,
-        collection=open_collection(folder),
+        collection=open_collection(folder, recipe.data.dataset_license),
         soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
         audit=read_json(folder.selection, Audit),
         training=read_json(folder.training, TrainingRecord),
