@@ -25,6 +25,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.kinds import digests_of_plugins
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
 from hf_distill.release.hub import check_publishing, publish_run
@@ -225,8 +226,8 @@ class Run:
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
         recipe = self.recipe
-        identity = backbone_identity(recipe.student)
-        return [selection.key, vars(recipe.student), identity, recipe.training_keys()]
+        identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
+        return [selection.key, vars(recipe.student), identities, recipe.training_keys()]
 
     def checkpoints(self, key: str) -> Path:
         """The folder of a training's checkpoints: another training has nothing to go on from."""

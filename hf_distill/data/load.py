@@ -33,7 +33,7 @@ from hf_distill.data.read import TABLES, open_tables, read_pairs
 from hf_distill.data.split import LEAKS, TEST, Arrangement, PairNumbers, arrange
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
-from hf_distill.recipe.kinds import SOURCES, load_kind
+from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, read_json, stage
 
@@ -66,7 +66,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         stage(
             folder.pairs / "manifest.json",
             CollectionRecord,
-            [settings, recipe.seed, _content(data)],
+            [settings, recipe.seed, _content(data), digests_of_plugins([data.dataset])],
             make,
             files=[folder.pairs / f"{name}.arrow" for name in TABLES],
         )

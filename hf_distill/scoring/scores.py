@@ -324,7 +324,6 @@ def score_collection(
             parts=scored.parts,
         )
         if PartialState().is_main_process:
-            path.unlink(missing_ok=True)  # what it describes is about to be replaced
             with written_whole(scores_path) as temporary:
                 np.save(temporary, values)
             write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
