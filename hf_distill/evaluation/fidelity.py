@@ -234,8 +234,8 @@ def decide(teacher: np.ndarray, student: np.ndarray, quantile: float, seed: int)
     """The student as a classifier of "the teacher scores this pair at or above its `quantile`".
 
     F1 cuts the student at the teacher's threshold, which makes it depend on calibration too;
-    ROC-AUC and average precision depend on the order only. Compare average precision with the share of
-    positives, which a random order reaches.
+    ROC-AUC and average precision depend on the order only. Compare average precision with the share
+    of positives, which a random order reaches.
     """
     threshold = float(np.quantile(teacher, quantile))
     truth = teacher >= threshold
