@@ -227,9 +227,9 @@ def test_texts_of_the_pool_have_the_prompt_of_their_kind(parts: Tiny) -> None:
     assert np.array_equal(batch["pool_embedding"].numpy(), vectors.reshape(2, 3, 32))
     collator.epoch.fill_(1)
     later = collator([parts.numbers[i] for i in (1, 7)])["pool_embedding"]
-    assert np.array_equal(
-        later[0].numpy(), pool.vectors[np.array([35, 36, 37])]
-    ), "32 pairs with three texts each, of a pool of 64: (32 + 1) * 3 % 64"
+    assert np.array_equal(later[0].numpy(), pool.vectors[np.array([35, 36, 37])]), (
+        "32 pairs with three texts each, of a pool of 64: (32 + 1) * 3 % 64"
+    )
 
 
 def test_rows_without_a_number_have_no_texts_of_the_pool_beside_them(parts: Tiny) -> None:
