@@ -253,7 +253,7 @@ def test_a_missing_column_and_missing_texts_are_said(model: SentenceTransformer)
     collator = DistillationCollator(model.preprocess)
     with pytest.raises(InputError, match="no column teacher_score; they have query, document"):
         collator([{"query": "a", "document": "b"}])
-    with pytest.raises(InputError, match="by number .query 7"):
+    with pytest.raises(InputError, match=r"by number \(query 7\)"):
         collator([{"query": 7, "document": 1, "teacher_score": 0.5}])
 
 
