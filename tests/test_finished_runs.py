@@ -22,14 +22,13 @@ from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from hf_distill.commands import demo as demo_command
 from hf_distill.commands import search as search_command
-from hf_distill.commands.demo import local_demo, write_space
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.pipeline import finished
 from hf_distill.release.model_card import write_model_card
-from hf_distill.serving import demo_app
+from hf_distill.serving import demo, demo_app
+from hf_distill.serving.demo import local_demo, write_space
 from hf_distill.serving.index import Corpus, python_identity
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -255,7 +254,7 @@ def test_the_demos_teacher_is_the_runs(
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     with pytest.raises(InputError, match="Space"):
         write_space(results, tmp_path / "space", "you/student")
-    monkeypatch.setattr(demo_command, "hub_id", str)
+    monkeypatch.setattr(demo, "hub_id", str)
     with pytest.raises(InputError, match="teacher_pooling cls, teacher_max_length 4"):
         write_space(results, tmp_path / "space", "you/student")
     assert not (tmp_path / "space").exists()
@@ -265,7 +264,7 @@ def test_a_space_loads_what_the_demo_here_shows(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = finished(copied)
-    monkeypatch.setattr(demo_command, "hub_id", str)
+    monkeypatch.setattr(demo, "hub_id", str)
     write_space(results, tmp_path, str(results.folder.student))
     _, here, *documents = local_demo(results)
     title, sides, *loaded = demo_app.load(tmp_path)

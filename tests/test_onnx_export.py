@@ -1,5 +1,6 @@
-"""The exported graph: embeddings equal to the model's, and served without torch."""
+"""The exported graph: embeddings equal to the model's, served without torch, and measured."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,36 +8,49 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from run_results import run_results
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import (
-    StudentArguments,
-    TeacherArguments,
-)
+from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.release.onnx import (
     FILES,
+    OnnxRecord,
     export_onnx,
     load_onnx,
+    measure_onnx,
+    measured_onnx,
 )
-from hf_distill.student.build import build_student
+from hf_distill.report.results import RunResults
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import read_json
 from hf_distill.student.save import save_student
-from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who", "x" * 500, "fly " * 100, ""]
 
 
+def saved(backbone_dir: Path, pooling: str, folder: Path) -> None:
+    """Save a random student with a query prompt into `folder`, and export it."""
+    torch.manual_seed(0)
+    head = Dense(32, 16, bias=False, activation_function=torch.nn.Identity())
+    modules = [Transformer(str(backbone_dir)), Pooling(32, pooling_mode=pooling), head, Normalize()]
+    student = SentenceTransformer(
+        modules=modules, device="cpu", prompts={"query": "who ", "document": ""}
+    )
+    student.max_seq_length = 24
+    save_student(student.eval(), folder)
+    export_onnx(folder)
+
+
 @pytest.fixture(scope="module", params=["mean", "cls"])
 def exported(
-    request: pytest.FixtureRequest, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
-    arguments = StudentArguments(
-        student_layers="0,2", student_dim=16, student_max_length=24, student_pooling=request.param
-    )
     folder = tmp_path_factory.mktemp("onnx") / "student"
-    save_student(build_student(arguments, teacher, None, 0).eval(), folder)
-    export_onnx(folder)
+    saved(backbone_dir, request.param, folder)
     return folder
 
 
@@ -53,12 +67,9 @@ def test_float32_embeddings_are_equal_and_int8_ones_close(exported: Path) -> Non
 
 def test_a_batch_does_not_change_a_text(exported: Path) -> None:
     encoder = load_onnx(exported)
-    together = encoder.encode(TEXTS * 12)
-    np.testing.assert_allclose(
-        together[: len(TEXTS)],
-        np.concatenate([encoder.encode([text]) for text in TEXTS]),
-        atol=1e-6,
-    )
+    together = encoder.encode(TEXTS * 12)[: len(TEXTS)]
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def test_onnxruntime_and_tokenizers_are_enough(exported: Path) -> None:
@@ -72,20 +83,20 @@ tokenizer.enable_truncation(24)
 session = onnxruntime.InferenceSession({str(exported / FILES["float32"])!r})
 assert [output.name for output in session.get_outputs()] == ["sentence_embedding"]
 tokens = tokenizer.encode_batch({TEXTS!r})
-feed = {{"input_ids": [t.ids for t in tokens], "attention_mask": [t.attention_mask for t in tokens]}}
-made = session.run(["sentence_embedding"], {{name: np.array(rows, dtype=np.int64) for name, rows in feed.items()}})[0]
+feed = {{
+    "input_ids": np.array([t.ids for t in tokens]),
+    "attention_mask": np.array([t.attention_mask for t in tokens]),
+}}
+embeddings = session.run(["sentence_embedding"], feed)[0]
 assert not {{"torch", "transformers", "sentence_transformers"}} & set(sys.modules)
-print(json.dumps(made.tolist()))
+print(json.dumps(embeddings.tolist()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(
-        json.loads(done.stdout),
-        SentenceTransformer(str(exported), device="cpu").encode(TEXTS),
-        atol=1e-5,
-    )
+    expected = SentenceTransformer(str(exported), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
 
 
-def test_what_is_not_there_is_said(
+def test_an_error_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: Path
 ) -> None:
     with pytest.raises(InputError, match="holds no saved student"):
@@ -95,3 +106,44 @@ def test_what_is_not_there_is_said(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"pip install 'hf_distill\[onnx\]'"):
         export_onnx(exported)
+
+
+@pytest.fixture(scope="module")
+def run(backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    """A run whose student is exported."""
+    folder = RunFolder(tmp_path_factory.mktemp("run") / "run")
+    results, *_ = run_results(folder)
+    saved(backbone_dir, "mean", folder.student)
+    return results
+
+
+def test_both_precisions_are_measured_on_the_held_out_pairs(run: RunResults) -> None:
+    run.folder.onnx.unlink(missing_ok=True)
+    assert measured_onnx(run) is None, "exported, and not measured"
+    record = measure_onnx(run)
+    assert record.num_queries == 36
+    assert list(record.variants) == list(FILES)
+    exact = record.variants["float32"]
+    assert abs(exact.minus_student.value) < 1e-9
+    assert 0 < exact.ndcg.value < 1
+    assert exact.ndcg.n == len(held_out_task(run.collection).queries)
+    size = (run.folder.student / FILES["float32"]).stat().st_size
+    assert exact.megabytes == round(size / 1e6, 1) > 0
+    assert measured_onnx(run) == record == read_json(run.folder.onnx, OnnxRecord)
+
+
+def test_a_measurement_is_reused_until_a_file_changes(
+    run: RunResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = measure_onnx(run)
+    monkeypatch.setattr("hf_distill.release.onnx.held_out_task", lambda _: 1 / 0)
+    assert measure_onnx(run) == record
+    with (run.folder.student / FILES["int8"]).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ZeroDivisionError):
+        measure_onnx(run)
+
+
+def test_a_measurement_of_another_student_is_not_this_ones(run: RunResults) -> None:
+    another = dataclasses.replace(run.training, key="another")
+    assert measured_onnx(dataclasses.replace(run, training=another)) is None

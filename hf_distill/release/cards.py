@@ -1,64 +1,82 @@
-"""What both cards share: rendering, escaping, and the names that may be told."""
+"""What both cards share: rendering, escaping, and names that may be published."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from hf_distill.recipe.arguments import (
-    TeacherArguments,
-    parse_member,
-)
+from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.report.page import environment
+from hf_distill.report.results import RunResults
+from hf_distill.teachers.ensemble import parse_member
+
+PLACEHOLDER = "path/to/this/folder"
+"""What a card says where it would name its repository, and has none."""
 
 
 def escape_markdown(text: str) -> str:
-    """`text` on one line, so that no character of it is read as Markdown or HTML."""
+    """`text` on one line, with no character that Markdown or HTML would interpret."""
     flat = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", flat)
 
 
-def _interval(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return f"undefined ({figure['undefined']})"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+def code(text: str) -> str:
+    """`text` on one line as a Markdown code span, whatever backticks it holds. A `|` becomes a
+    space, since it would split a table's cell.
+    """
+    flat = " ".join(text.replace("|", " ").split())
+    longest = max(map(len, re.findall("`+", flat)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {flat} {fence}" if longest or not flat else f"{fence}{flat}{fence}"
+
+
+def link(url: str) -> str:
+    """`url` as a Markdown autolink."""
+    return f"<{quote(url, safe=':/?#[]@!$&()*+,;=%~')}>"
 
 
 def render(template: str, **values: Any) -> str:
+    """The card that `template` makes of `values`."""
     jinja = environment()
-    jinja.filters["escape_markdown"] = escape_markdown
-    jinja.filters["interval"] = _interval
-    return jinja.get_template(template).render(**values)
+    jinja.filters |= {"escape_markdown": escape_markdown, "code": code, "link": link}
+    return jinja.get_template(template).render(placeholder=PLACEHOLDER, **values)
 
 
 def front_matter(data: DatasetCardData | ModelCardData) -> str:
+    """A card's metadata, as YAML between its two lines."""
     return f"---\n{data.to_yaml()}\n---\n"
 
 
 def hub_id(name: str) -> str | None:
-    """`name` if it can be a Hub id and is no folder here, else None: cards never name local
+    """`name` if it can be a Hub id and is not a folder here, else None: cards never name local
     paths.
     """
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def public_name(name: str) -> str:
-    """How a card calls a model: its Hub id, or the last part of a local path."""
+    """What a card calls a model: its Hub id, or the last part of a local path."""
     return hub_id(name) or Path(name).name
 
 
 def public_teacher(arguments: TeacherArguments) -> str:
-    """How a card calls the teacher, in Markdown: its public name, or each member's of an ensemble
-    with its weight.
+    """What a card calls the teacher, in Markdown: its public name, or for an ensemble that of each
+    member with its weight.
     """
     if not arguments.ensemble:
-        return f"`{public_name(arguments.teacher)}`"
-    members = [parse_member(text) for text in arguments.ensemble]
-    return "an ensemble of " + ", ".join(
-        f"`{public_name(name)}` ({kind}, weight {weight:g})" for kind, name, weight in members
-    )
+        return code(public_name(arguments.teacher))
+    members = []
+    for member in arguments.ensemble:
+        kind, name, weight = parse_member(member)
+        members.append(f"{code(public_name(name))} ({kind}, weight {weight:g})")
+    return "an ensemble of " + ", ".join(members)
+
+
+def licence_of_texts(results: RunResults) -> str | None:
+    """The licence of the texts: what the recipe says, else what the source says."""
+    return results.recipe.data.dataset_license or results.collection.source.license

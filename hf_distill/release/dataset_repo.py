@@ -2,235 +2,291 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
-from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import DatasetCardData
 
-from hf_distill.compute.device import describe_environment
-from hf_distill.data.collection import Source, map_rows
+from hf_distill.data.collection import Pairs
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import (
     front_matter,
     hub_id,
+    licence_of_texts,
     public_name,
     public_teacher,
     render,
 )
 from hf_distill.report.plots import save_selection_plot
-from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.scores import ScoredPairs
+from hf_distill.report.results import RunResults
+from hf_distill.run.environment import describe_environment
+from hf_distill.run.stage import folder_written_whole
+from hf_distill.scoring.ranking import Ranking
+from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
-from hf_distill.selection.select import SelectedPairs
-from hf_distill.selection.texts import is_empty
+from hf_distill.selection.select import Selection
+from hf_distill.teachers.ensemble import parse_member
 
-COLUMNS = {
+PAIR_COLUMNS = {
     "pair_id": Value("string"),
     "query": Value("string"),
     "document": Value("string"),
     "group": Value("string"),
     "source": Value("string"),
     "teacher_score": Value("float32"),
+}
+"""The columns of every pair. `source` is left out if no pair has one."""
+
+RANKING_COLUMNS = {
     "rank": Value("int32"),
     "margin": Value("float32"),
-    "hard_negatives": Sequence(Value("string")),
-    "hard_negative_scores": Sequence(Value("float32")),
-    "weight": Value("float32"),
+    "hard_negatives": List(Value("string")),
+    "hard_negative_scores": List(Value("float32")),
 }
-"""The published columns and their types, in order. Those that a teacher or a selection does not
-give are left out.
-"""
+"""What a teacher that embeds texts says of training pairs; null for all others."""
+
+WEIGHT_COLUMN = {"weight": Value("float32")}
+"""There if a rule weighs training pairs; null for all others."""
+
+REASON_COLUMN = {"dropped_by": Value("string")}
+"""In `all` only: the rule that dropped a training pair, or `leak: ...`."""
+
 EXAMPLES = 5
 SHARD_BYTES = 500_000_000
-"""The largest Parquet file, before compression: what `push_to_hub` splits at, and small enough to
-be read again after a broken download.
+"""The largest Parquet file, before compression: the size at which `push_to_hub` starts a new file.
+A download that breaks off is then soon repeated.
 """
-_PRIVATE = {
-    "dataset_path",
-    "teacher_cache",
-    "teacher_url",
-    "ensemble",
-    "teacher_batch_tokens",
-    "shard_size",
-    "trust_remote_code",
-}
+
+_PRIVATE = frozenset({"dataset_path", "teacher_cache", "teacher_url", "trust_remote_code"})
 """Keys that a card does not repeat: local paths and addresses, and what changes no result."""
 
 
-def public_features(columns: list[str]) -> tuple[Features, Features]:
-    """The features of the configurations `all` and `selected` of training pairs that have
-    `columns`.
+@dataclass(frozen=True)
+class _Tables:
+    """The published pairs, read a batch at a time."""
+
+    results: RunResults
+    scores: Scores
+    ranking: Ranking | None
+    selection: Selection
+
+    @cached_property
+    def selected_features(self) -> Features:
+        """The columns of the configuration `selected`, in order."""
+        columns = {
+            **PAIR_COLUMNS,
+            **(RANKING_COLUMNS if self.ranking else {}),
+            **({} if self.selection.weight is None else WEIGHT_COLUMN),
+        }
+        sources = self.results.collection.judgements.data["source"]
+        if sources.null_count == len(sources):
+            del columns["source"]
+        return Features(columns)
+
+    @cached_property
+    def all_features(self) -> Features:
+        """The columns of the configuration `all`, in order."""
+        return Features({**self.selected_features, **REASON_COLUMN})
+
+    @cached_property
+    def training_pairs(self) -> Pairs:
+        return self.results.collection.pairs("train")
+
+    @cached_property
+    def first_pair(self) -> np.ndarray:
+        """(documents,) int64: the place of the first training pair with this document; -1: none."""
+        first = np.full(len(self.results.collection.documents), -1, dtype=np.int64)
+        first[self.training_pairs.documents[::-1]] = np.arange(len(self.training_pairs))[::-1]
+        return first
+
+    def batches(self, pairs: Pairs, features: Features) -> Iterator[dict[str, Any]]:
+        """`pairs` in batches of columns with exactly `features`, null where nothing is known."""
+        start, rows_of_training = 0, self.results.collection.rows("train")
+        names = [name for name in PAIR_COLUMNS if name in features and name != "teacher_score"]
+        for batch in pairs.batches(*names, "reason"):
+            rows = pairs.rows[start : start + len(batch["reason"])]
+            start += len(rows)
+            columns = {**batch, "teacher_score": self.scores.of(rows)}
+            if len(rows) and rows_of_training.start <= rows[0] < rows_of_training.stop:
+                columns |= self._of_training_pairs(rows - rows_of_training.start)
+            else:
+                columns["dropped_by"] = [
+                    None if reason is None else f"leak: {reason}" for reason in batch["reason"]
+                ]
+            yield {name: columns.get(name, [None] * len(rows)) for name in features}
+
+    def _of_training_pairs(self, places: np.ndarray) -> dict[str, Any]:
+        """What is known of training pairs alone, at `places` (m,) among them."""
+        rules = [*(rule.rule for rule in self.selection.audit.rules), None]  # -1, the last: kept
+        columns: dict[str, Any] = {
+            "dropped_by": [rules[i] for i in self.selection.dropped_by[places]]
+        }
+        if self.selection.weight is not None:
+            columns["weight"] = self.selection.weight[places]
+        if self.ranking is not None:
+            negatives = self.ranking.negatives[places]
+            present = negatives >= 0
+            ids = iter(
+                self.training_pairs.take(self.first_pair[negatives[present]]).column("pair_id")
+            )
+            columns |= {
+                "rank": self.ranking.rank[places],
+                "margin": self.ranking.margin[places],
+                "hard_negatives": [[next(ids) for _ in range(n)] for n in present.sum(axis=1)],
+                "hard_negative_scores": [
+                    scores[there].tolist()
+                    for scores, there in zip(
+                        self.ranking.negative_scores[places], present, strict=True
+                    )
+                ],
+            }
+        return columns
+
+
+def _write_split(
+    batches: Iterator[dict[str, Any]], features: Features, folder: Path, name: str
+) -> None:
+    """Write `NAME-00000-of-00002.parquet` and so on, named and sized as the Hub's own converter
+    does it.
+
+    `datasets` writes row groups of at most 100 MB and a page index, with which the viewer reads
+    single rows. The texts pass through an Arrow file, so that memory holds one batch of them.
     """
-    given = {name: kind for name, kind in COLUMNS.items() if name in columns}
-    return Features({**given, "dropped_by": Value("string")}), Features(given)
-
-
-def _public(split: Dataset, features: Features) -> Dataset:
-    """`split` with exactly `features`, null where it has no such column: every split of a
-    configuration must have the same.
-    """
-    missing = [name for name in features if name not in split.column_names]
-    if missing:
-        split = map_rows(
-            split,
-            lambda rows, indices: {name: [None] * len(indices) for name in missing},
-            Features({**split.features, **{n: features[n] for n in missing}}),
-        )
-    return split.select_columns(list(features)).cast(features)
-
-
-def _shards(split: Dataset) -> int:
-    held = split.data.nbytes * (len(split) / max(1, len(split.data)))
-    return max(1, -(-int(held) // SHARD_BYTES))
-
-
-def write_shards(split: Dataset, folder: Path, name: str) -> None:
-    """Write `NAME-00000-of-00002.parquet` and so on, as the Hub's own converter names and sizes
-    them.
-
-    `datasets` writes row groups of at most 100 MB and the page index, which the viewer reads rows
-    by.
-    """
-    count = _shards(split)
+    arrow = folder / f"{name}.arrow"
+    with ArrowWriter(path=str(arrow), features=features) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+        writer.finalize()
+    split = Dataset.from_file(str(arrow))
+    count = max(1, -(-split.data.nbytes // SHARD_BYTES))
     for number in range(count):
         part = split.shard(count, number, contiguous=True)
         part.to_parquet(str(folder / f"{name}-{number:05d}-of-{count:05d}.parquet"))
+    arrow.unlink()
 
 
 def _reproducing(recipe: Recipe) -> str:
-    """The recipe's keys of data, teacher and selection that are no defaults, as YAML; without local
-    paths and addresses.
+    """The recipe's keys of data, teacher and selection that are not at their default, as YAML.
+    Local paths and addresses are left out.
     """
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {"dataset": recipe.data.dataset}
     for part in (recipe.data, recipe.teacher, recipe.selection):
         default = vars(type(part)())
-        for name, value in vars(part).items():
-            if value != default[name] and name not in _PRIVATE:
-                found[name] = public_name(value) if name == "teacher" else value
-    found["dataset"], found["seed"] = recipe.data.dataset, recipe.training.seed
-    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-
-
-def write_dataset(
-    scored: ScoredPairs,
-    selected: SelectedPairs,
-    recipe: Recipe,
-    source: Source,
-    counts: Mapping[str, Any],
-    folder: RunFolder,
-) -> None:
-    """Write `dataset/`, ready to push: configs `all` and `selected`, Parquet, the card and its
-    picture; replaced as a whole.
-    """
-    all_features, selected_features = public_features(
-        [
-            name
-            for name in selected.all.column_names
-            if name != "source" or not is_empty(selected.all, name)
+        keys |= {
+            name: value
+            for name, value in vars(part).items()
+            if value != default[name] and name not in _PRIVATE
+        }
+    if recipe.teacher.ensemble:
+        keys["ensemble"] = [
+            f"{kind}:{public_name(name)}={weight:g}"
+            for kind, name, weight in map(parse_member, recipe.teacher.ensemble)
         ]
-    )
-    marked = Features({**scored.leaked.features, "dropped_by": Value("string")})
-    leaked = map_rows(
-        scored.leaked,
-        lambda rows, _: {"dropped_by": [f"leak: {reason}" for reason in rows["reason"]]},
-        marked,
-    )
-    splits = {
-        "all": {
-            "train": concatenate_datasets(
-                [_public(selected.all, all_features), _public(leaked, all_features)]
-            ),
-            "validation": _public(scored.validation, all_features),
-            "test": _public(scored.test, all_features),
-        },
-        "selected": {
-            "train": _public(selected.selected, selected_features),
-            "validation": _public(scored.validation, selected_features),
-            "test": _public(scored.test, selected_features),
-        },
-    }
-    splits = {
-        config: {name: split for name, split in parts.items() if len(split)}
-        for config, parts in splits.items()
-    }
-    sizes = [
-        {"config": c, "split": s, "pairs": len(split)}
-        for c, parts in splits.items()
-        for s, split in parts.items()
-    ]
-    metadata = DatasetCardData(
+    elif "teacher" in keys:
+        keys["teacher"] = public_name(recipe.teacher.teacher)
+    return yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
+
+
+def _metadata(results: RunResults, sizes: Sequence[tuple[str, str, int]]) -> DatasetCardData:
+    """The card's metadata. `sizes`: configuration, split, pairs."""
+    recipe, source = results.recipe, results.collection.source
+    teacher = "an ensemble" if recipe.teacher.ensemble else Path(recipe.teacher.teacher).name
+    return DatasetCardData(
         language=recipe.data.language,
-        license=source.license or "unknown",
+        license=licence_of_texts(results) or "unknown",
         task_categories=["text-retrieval", "sentence-similarity"],
-        size_categories=_size_category(sum(map(len, splits["all"].values()))),
+        size_categories=size_category(sum(n for config, _, n in sizes if config == "all")),
         source_datasets=[source.name] if hub_id(source.name) else ["original"],
-        pretty_name=f"{source.name} scored by {Path(recipe.teacher.teacher).name if not recipe.teacher.ensemble else 'an ensemble'}",
+        pretty_name=f"{source.name} scored by {teacher}",
         tags=["sentence-transformers", "knowledge-distillation", "hf_distill"],
         configs=[
             {
                 "config_name": config,
                 **({"default": True} if config == "selected" else {}),
                 "data_files": [
-                    {"split": name, "path": f"{config}/{name}-*.parquet"} for name in parts
+                    {"split": split, "path": f"{config}/{split}-*.parquet"}
+                    for of, split, _ in sizes
+                    if of == config
                 ],
             }
-            for config, parts in splits.items()
+            for config in ("all", "selected")
         ],
     )
-    shown = selected.selected.select(range(min(EXAMPLES, len(selected.selected))))
-    card = render(
-        "dataset_card.md.j2",
-        metadata=front_matter(metadata),
-        title=metadata.pretty_name,
-        repo=recipe.run.hub_dataset_id,
-        source=source,
-        sizes=sizes,
-        soft_labels=scored.manifest,
-        columns=list(all_features),
-        recipe_name=recipe.name,
-        keys=_reproducing(recipe),
-        environment=describe_environment(),
-        teacher=public_teacher(recipe.teacher),
-        scale=str(scored.scale),
-        counts=counts,
-        leaked=", ".join(f"{reason} {n}" for reason, n in counts["leaks"]["removed"].items())
-        or "none",
-        audit=selected.audit,
-        examples=[
-            {**row, "query": shorten(row["query"]), "document": shorten(row["document"])}
-            for row in shown
-        ]
-        if recipe.run.card_examples
-        else [],
-        jaccard=NEAR_DUPLICATE_JACCARD,
-    )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.path, prefix=".dataset.") as temporary:
-        made = Path(temporary) / "dataset"
-        for config, parts in splits.items():
-            (made / config).mkdir(parents=True)
-            for name, split in parts.items():
-                write_shards(split, made / config, name)
-        (made / "README.md").write_text(card, encoding="utf-8")
-        save_selection_plot(selected.audit, made / "scores.png")
-        if folder.dataset.exists():
-            shutil.rmtree(folder.dataset)
-        made.replace(folder.dataset)
 
 
-def _size_category(pairs: int) -> str:
-    bounds = [
-        (10**3, "n<1K"),
-        (10**4, "1K<n<10K"),
-        (10**5, "10K<n<100K"),
-        (10**6, "100K<n<1M"),
-        (10**7, "1M<n<10M"),
-        (10**8, "10M<n<100M"),
+def _examples(selected: Pairs, scores: Scores) -> list[dict[str, Any]]:
+    """The first pairs of `selected`, for the card."""
+    few = selected.take(np.arange(min(EXAMPLES, len(selected))))
+    return [
+        {"score": score, "query": shorten(query), "document": shorten(document)}
+        for batch in few.batches("query", "document")
+        for query, document, score in zip(
+            batch["query"], batch["document"], scores.of(few.rows), strict=True
+        )
     ]
-    return next((name for bound, name in bounds if pairs < bound), "100M<n<1B")
+
+
+def write_dataset(
+    results: RunResults, scores: Scores, ranking: Ranking | None, selection: Selection
+) -> None:
+    """Write `dataset/`, ready to push: Parquet in the configurations `all` and `selected`, the
+    card, and its picture. It replaces an earlier one as a whole.
+    """
+    collection, folder = results.collection, results.folder
+    tables = _Tables(results, scores, ranking, selection)
+    selected = tables.training_pairs.take(selection.kept)
+    held_out = {name: [collection.pairs(name)] for name in ("validation", "test")}
+    splits: dict[str, dict[str, list[Pairs]]] = {
+        "all": {"train": [tables.training_pairs, collection.pairs("leaked")], **held_out},
+        "selected": {"train": [selected], **held_out},
+    }
+    features = {"all": tables.all_features, "selected": tables.selected_features}
+    with folder_written_whole(folder.dataset) as new:
+        sizes = []
+        for config, parts in splits.items():
+            (new / config).mkdir()
+            for name, several in parts.items():
+                if not any(map(len, several)):
+                    continue  # the readers of `datasets` refuse a split without rows
+                batches = (
+                    batch for pairs in several for batch in tables.batches(pairs, features[config])
+                )
+                _write_split(batches, features[config], new / config, name)
+                sizes.append((config, name, sum(map(len, several))))
+        metadata = _metadata(results, sizes)
+        card = render(
+            "dataset_card.md.j2",
+            metadata=front_matter(metadata),
+            title=metadata.pretty_name,
+            repo=results.recipe.run.hub_dataset_id,
+            source=collection.source,
+            license=licence_of_texts(results),
+            sizes=sizes,
+            columns=list(tables.all_features),
+            soft_labels=results.soft_labels,
+            teacher=public_teacher(results.recipe.teacher),
+            scale=str(scores.scale),
+            record=collection.record,
+            audit=results.audit,
+            examples=_examples(selected, scores) if results.recipe.run.card_examples else [],
+            keys=_reproducing(results.recipe),
+            environment=describe_environment(),
+            jaccard=NEAR_DUPLICATE_JACCARD,
+        )
+        (new / "README.md").write_text(card, encoding="utf-8")
+        save_selection_plot(results.audit, new / "scores.png")
+
+
+def size_category(pairs: int) -> str:
+    """The Hub's name for how large a data set is, e.g. `10K<n<100K`."""
+    bounds = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
+    place = next((i for i in range(6) if pairs < 10 ** (3 + i)), 6)
+    return f"{bounds[place - 1]}<n<{bounds[place]}" if place else "n<1K"

@@ -1,156 +1,131 @@
-"""The model card, and what of a run is published under which name."""
+"""The model card, written from measured results alone."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import (
-    DatasetCard,
     EvalResult,
     EvalResultEntry,
-    HfApi,
     ModelCardData,
     eval_result_entries_to_yaml,
 )
 
-from hf_distill.data.collection import PairData
-from hf_distill.errors import InputError
-from hf_distill.finished_run import digest_of_model
-from hf_distill.recipe.arguments import (
-    ENVIRONMENT_KEY,
-    Recipe,
-)
+from hf_distill.evaluation.results import STUDENT, TEACHER
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.read import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
+    code,
     front_matter,
     hub_id,
+    licence_of_texts,
     public_name,
     public_teacher,
     render,
 )
-from hf_distill.release.onnx import FILES as ONNX_FILES
-from hf_distill.release.publish import (
-    Release,
-    Settings,
-    check_access,
-    publish,
-)
-from hf_distill.report.page import (
-    headline,
-    verdict,
-)
-from hf_distill.report.plots import LABELS
-from hf_distill.run.folder import (
-    RunFolder,
-    read_json_if_current,
-    written_whole,
-)
+from hf_distill.release.onnx import FILES, measured_onnx
+from hf_distill.report.headline import NDCG, systems_in_order, verdict
+from hf_distill.report.results import RunResults
+from hf_distill.run.folder import read_saved_recipe
+from hf_distill.run.stage import written_whole
 from hf_distill.student.build import STATIC
 
+_OBJECTIVE = (
+    "contrastive_weight", "regression_weight", "kl_weight", "margin_weight", "alignment_weight",
+    "terms", "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
+    "contrastive_symmetric", "matryoshka_dims", "hard_negatives_per_pair", "texts_per_pair",
+)  # fmt: skip
+"""Keys of the objective, which the card shows where they are set."""
 
-def _model_results(systems: Mapping[str, Any], source: str) -> list[EvalResult]:
-    """The student's figures as a `model-index`."""
-    dataset_type = hub_id(source) or re.sub(r"[^\w.-]", "-", source)
+
+def _model_results(results: RunResults) -> list[EvalResult]:
+    """The student's means as a `model-index`."""
+    source = results.collection.source.name
     return [
         EvalResult(
-            task_type="information-retrieval", task_name="Information retrieval", dataset_type=dataset_type,
-            dataset_name=f"{source} (held-out)", dataset_split="test", metric_type=re.sub(r"\W+", "_", name).lower(), metric_name=name,
-            metric_value=round(figure["value"], 4),
+            task_type="information-retrieval",
+            task_name="Information retrieval",
+            dataset_type=hub_id(source) or re.sub(r"[^\w.-]", "-", source),
+            dataset_name=f"{source} (held-out)",
+            dataset_split="test",
+            metric_type=re.sub(r"\W+", "_", measure).lower(),
+            metric_name=measure,
+            metric_value=round(estimate.value, 4),
         )
-        for name, figure in systems["student"].items()
-    ]  # fmt: skip
+        for measure, estimate in results.evaluation.retrieval.systems[STUDENT].items()
+        if estimate.value is not None
+    ]
 
 
-def _write_eval_results(evaluation: Mapping[str, Any], dataset: str | None, folder: Path) -> None:
-    """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data
-    set; none without one.
+def _write_eval_results(results: RunResults) -> None:
+    """Write the student's nDCG@10 as the Hub's evaluation-results file, which names the published
+    data set. Without a data set there is no file.
     """
-    shutil.rmtree(folder / ".eval_results", ignore_errors=True)
+    folder, dataset = results.folder.student / ".eval_results", results.recipe.run.hub_dataset_id
+    shutil.rmtree(folder, ignore_errors=True)
     if dataset is None:
         return
-    retrieval = evaluation["retrieval"]
-    ndcg = retrieval["systems"]["student"]["nDCG@10"]
+    retrieval = results.evaluation.retrieval
+    estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
         task_id="retrieval",
-        value=round(ndcg["value"], 4),
-        notes=f"nDCG@10 over {retrieval['num_queries']} held-out queries, 95% interval {ndcg['low']:.4f} to {ndcg['high']:.4f}",
+        value=round(estimate.value, 4),
+        notes=(
+            f"{NDCG} over {retrieval.num_queries} held-out queries, "
+            f"95% interval {estimate.low:.4f} to {estimate.high:.4f}"
+        ),
     )
-    with written_whole(folder / ".eval_results" / "retrieval.yaml") as temporary:
+    with written_whole(folder / "retrieval.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8"
         )
 
 
-def _measured_onnx(folder: RunFolder) -> dict[str, Any] | None:
-    """What `hf-distill export` measured of this student; None if it was not exported, or is another
-    one since.
-    """
-    return (
-        read_json_if_current(folder.onnx, digest_of_model(folder.student))
-        if (folder.student / "onnx").is_dir()
-        else None
-    )
-
-
 def _objective(recipe: Recipe) -> dict[str, Any]:
-    """The objective's keys, and how many further texts of which kind each pair had, where they say
-    something.
-    """
-    further = {
-        name: getattr(recipe.trainer, name) or None
-        for name in ("hard_negatives_per_pair", "augmented_texts_per_pair")
-    }
-    keys = {**vars(recipe.objective), **further}
-    return {key: value for key, value in keys.items() if value not in (None, [], False)}
+    """The keys of the objective that are set, e.g. no weight of 0."""
+    values = {key: getattr(recipe.training, key) for key in _OBJECTIVE}
+    return {key: value for key, value in values.items() if value}
 
 
-def _layers_text(wanted: str | None, found: Sequence[int] | None) -> str:
-    """Which layers of its backbone a student keeps, as the card says it: those the training noted,
-    or the recipe's word for them.
+def _layers_text(wanted: str | None, chosen: Sequence[int] | None) -> str:
+    """Which layers of its backbone a student keeps: those that the training recorded, or the
+    recipe's word for them.
     """
-    if found or not wanted:
-        return f"layers {', '.join(map(str, found))} of " if found else ""
+    if chosen:
+        return f"layers {', '.join(map(str, chosen))} of "
+    if not wanted:
+        return ""
     kind, _, number = wanted.partition("=")
     return {
         "every": f"1 in {number} layers, from the first, of ",
-        "search": f"{number} layers, found by a search, of ",
+        "search": f"{number} layers, chosen by a search, of ",
     }.get(kind, f"layers {wanted.replace(',', ', ')} of ")
 
 
-def write_model_card(
-    evaluation: Mapping[str, Any],
-    training: Mapping[str, Any],
-    audit: Mapping[str, Any],
-    recipe: Recipe,
-    data: PairData,
-    folder: RunFolder,
-) -> None:
-    """Write `student_model_sd/README.md`, and the evaluation-results file beside it, from measured
-    results alone.
-    """
-    source, repo = data.source, recipe.training.hub_model_id
-    teacher_name = recipe.teacher.teacher
-    from_teacher = recipe.student.student_backbone in ("teacher", STATIC)
-    base = hub_id(teacher_name if from_teacher else recipe.student.student_backbone)
-    title = (
-        repo
-        or f"{'ensemble' if recipe.teacher.ensemble else Path(teacher_name).name}-{recipe.name}-student"
-    ).split("/")[-1]
-    systems = evaluation["retrieval"]["systems"]
-    extra: dict[str, Any] = (
-        {"license": recipe.run.student_license} if recipe.run.student_license else {}
-    )
-    if base:
-        extra |= {"base_model": base, "base_model_relation": "finetune"}
-    if datasets := [name for name in (recipe.run.hub_dataset_id, hub_id(source.name)) if name]:
-        extra["datasets"] = datasets
-    metadata = ModelCardData(
+def _title(recipe: Recipe) -> str:
+    if recipe.training.hub_model_id:
+        return str(recipe.training.hub_model_id).split("/")[-1]
+    teacher = "ensemble" if recipe.teacher.ensemble else Path(recipe.teacher.teacher).name
+    return f"{teacher}-{recipe.name}-student"
+
+
+def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
+    recipe = results.recipe
+    data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
+    optional = {
+        "license": recipe.run.student_license,
+        "base_model": base_model,
+        "base_model_relation": "finetune" if base_model else None,
+        "datasets": [name for name in data_sets if name],
+    }
+    return ModelCardData(
         language=recipe.data.language,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -160,123 +135,68 @@ def write_model_card(
             "knowledge-distillation",
             "hf_distill",
         ],
-        model_name=title,
-        eval_results=_model_results(systems, source.name),
-        **extra,
+        model_name=_title(recipe),
+        eval_results=_model_results(results),
+        **{key: value for key, value in optional.items() if value},
     )
-    backbone = (
-        "the teacher's backbone"
-        if from_teacher
-        else f"`{public_name(recipe.student.student_backbone)}`"
+
+
+def _saved(results: RunResults, path: str) -> dict[str, Any]:
+    """A JSON file of the saved student."""
+    content: dict[str, Any] = json.loads(
+        (results.folder.student / path).read_text(encoding="utf-8")
     )
-    static = recipe.student.student_backbone == STATIC
-    ran_with = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))[
-        ENVIRONMENT_KEY
-    ]  # whatever this machine is
-    settings = json.loads(
-        (folder.student / "config_sentence_transformers.json").read_text(encoding="utf-8")
-    )
+    return content
+
+
+def write_model_card(results: RunResults) -> None:
+    """Write `student_model_sd/README.md`, and the evaluation-results file beside it."""
+    recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
+    static = student.student_backbone == STATIC
+    from_teacher = student.student_backbone in ("teacher", STATIC)
+    backbone = recipe.teacher.teacher if from_teacher else student.student_backbone
+    named = "the teacher's backbone" if from_teacher else code(public_name(backbone))
+    prompts = _saved(results, "config_sentence_transformers.json").get("prompts") or {}
+    environment = read_saved_recipe(results.folder)[ENVIRONMENT_KEY]  # of the machine that ran it
+    metadata = _metadata(results, hub_id(backbone))
     card = render(
         "model_card_template.md",
         metadata=front_matter(metadata),
-        title=title,
-        repo=repo,
+        title=metadata.model_name,
+        repo=recipe.training.hub_model_id,
         dataset=recipe.run.hub_dataset_id,
-        teacher_name=public_teacher(recipe.teacher),
-        student=evaluation["efficiency"]["student"],
-        teacher=evaluation["efficiency"].get("teacher"),
-        verdict=verdict(evaluation),
-        retrieval=evaluation["retrieval"],
-        rows=headline(evaluation),
-        labels=LABELS,
-        measures=list(systems["student"]),
-        fidelity=evaluation["fidelity"],
-        fidelity_untrained=evaluation["fidelity_untrained"],
-        efficiency=evaluation["efficiency"],
-        processor=ran_with["hardware"]["processor"],
-        onnx=_measured_onnx(folder),
-        onnx_files=ONNX_FILES,
-        training=training,
-        audit=audit,
-        counts=data.counts,
-        source=source,
         license=recipe.run.student_license,
-        objective=_objective(recipe),
-        backbone_text=_layers_text(recipe.student.student_layers, training.get("layers"))
-        + backbone,
-        pooling=recipe.student.student_pooling,
-        static=static,
-        vocabulary=recipe.student.student_vocabulary,
-        bias=not static
-        and json.loads((folder.student / "2_Dense" / "config.json").read_text(encoding="utf-8"))[
-            "bias"
-        ],
-        prompts={
-            kind: (settings.get("prompts") or {}).get(kind) or "" for kind in ("query", "document")
-        },
-        max_length=recipe.student.student_max_length,
         language=recipe.data.language,
+        # What it is.
+        teacher_name=public_teacher(recipe.teacher),
+        backbone=_layers_text(student.student_layers, results.training.layers) + named,
+        static=static,
+        pooling=student.student_pooling,
+        vocabulary=student.student_vocabulary,
+        max_length=student.student_max_length,
+        bias=not static and _saved(results, "2_Dense/config.json")["bias"],
+        prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
+        # What was measured.
+        verdict=verdict(evaluation),
+        systems=systems_in_order(evaluation),
+        retrieval=evaluation.retrieval,
+        significance=evaluation.significance,
+        fidelity=evaluation.fidelity,
+        fidelity_untrained=evaluation.fidelity_untrained,
+        efficiency=evaluation.efficiency,
+        student=evaluation.efficiency.systems[STUDENT],
+        teacher=evaluation.efficiency.systems.get(TEACHER),
+        processor=environment["hardware"]["processor"],
+        onnx=measured_onnx(results),
+        onnx_files=FILES,
+        # How it was made.
+        source=results.collection.source,
+        record=results.collection.record,
+        license_of_texts=licence_of_texts(results),
+        audit=results.audit,
+        training=results.training,
+        objective=_objective(recipe),
     )
-    with written_whole(folder.student / "README.md") as temporary:
+    with written_whole(results.folder.student / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
-    _write_eval_results(evaluation, recipe.run.hub_dataset_id, folder.student)
-
-
-def linked_dataset_card(card: str, repo: str, model: str | None, license_id: str | None) -> str:
-    """The dataset card of a run, with the names that it gets on the Hub: its own, and that of the
-    student trained on it.
-    """
-    linked = DatasetCard(card.replace("path/to/this/folder", repo))
-    if license_id:
-        linked.data["license"] = license_id
-    if model:
-        linked.text = f"{linked.text.rstrip()}\n\n## Student\n\n[`{model}`](https://huggingface.co/{model}) was trained on these pairs.\n"
-    return str(linked)
-
-
-def releases_of(recipe: Recipe, folder: RunFolder) -> list[Release]:
-    """What a run publishes: the data set first, if it has a name, for the student's card links to
-    it; then the student.
-    """
-    model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
-    student = Release(model, "model", folder.student)
-    if dataset is None:
-        return [student]
-    card = linked_dataset_card(
-        (folder.dataset / "README.md").read_text(encoding="utf-8"),
-        dataset,
-        model,
-        recipe.data.dataset_license,
-    )
-    return [Release(dataset, "dataset", folder.dataset, {"README.md": card.encode()}), student]
-
-
-def check_publishing(recipe: Recipe) -> None:
-    """Before any work: does `push_to_hub` name where to, and may the token write there?
-
-    Raises:
-        InputError: No `hub_model_id`, no token, or one that cannot write. The token itself is never
-            in the message.
-    """
-    if not recipe.training.push_to_hub:
-        return
-    if not recipe.training.hub_model_id:
-        raise InputError("push_to_hub needs --hub_model_id, e.g. you/student")
-    names = [
-        recipe.training.hub_model_id,
-        *([recipe.run.hub_dataset_id] if recipe.run.hub_dataset_id else []),
-    ]
-    check_access(HfApi(token=recipe.training.hub_token), names)
-
-
-def publish_run(recipe: Recipe, folder: RunFolder) -> list[str]:
-    """Publish a run's student, and its data set if that has a name (see
-    `hf_distill.release.publish.publish`).
-
-    Returns:
-        What was done, a line each. Empty without `push_to_hub`.
-    """
-    if not recipe.training.push_to_hub:
-        return []
-    settings = Settings(private=recipe.training.hub_private_repo, tag=recipe.training.hub_revision)
-    return publish(releases_of(recipe, folder), settings, HfApi(token=recipe.training.hub_token))
+    _write_eval_results(results)

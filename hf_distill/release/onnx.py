@@ -1,8 +1,8 @@
-"""The student as ONNX, pooling, head and normalisation inside the graph: `onnxruntime` and
+"""The student as ONNX, with pooling, head and normalisation inside the graph: `onnxruntime` and
 `tokenizers` are enough to serve it.
 
-The files have names of their own, not `model.onnx`: under that name, text-embeddings-inference and
-sentence-transformers expect a graph whose output is token embeddings, and would pool a second time.
+The files are not called `model.onnx`: under that name, text-embeddings-inference and
+sentence-transformers expect a graph that returns token embeddings, and would pool a second time.
 """
 
 from __future__ import annotations
@@ -26,34 +26,18 @@ from torch import Tensor, nn
 
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    Figure,
-    figure,
-    mean,
-)
-from hf_distill.evaluation.retrieval import (
-    DEPTH,
-    make_run,
-    per_query,
-)
-from hf_distill.evaluation.tasks import (
-    RetrievalTask,
-    held_out_task,
-)
-from hf_distill.finished_run import (
-    FinishedRun,
-    digest_of_model,
-)
-from hf_distill.run.folder import (
-    write_json,
-    written_whole,
-)
+from hf_distill.evaluation.intervals import estimate, mean
+from hf_distill.evaluation.results import Estimate
+from hf_distill.evaluation.retrieval import DEPTH
+from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.report.results import RunResults
+from hf_distill.run.stage import read_json, sha256_of, stage, written_whole
 
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
 FILES = {"float32": "onnx/sentence_embedding.onnx", "int8": "onnx/sentence_embedding_int8.onnx"}
-"""Precision -> path in the model's folder. int8: weights in 8 bits, activations quantised as they
-come (dynamic).
+"""Precision -> path in the model's folder. int8: weights in 8 bits; activations are quantised when
+they are computed (dynamic quantisation).
 """
 
 TOLERANCE = 1e-5
@@ -77,8 +61,8 @@ class _Graph(nn.Module):
 
 @dataclass(frozen=True)
 class OnnxEncoder:
-    """An exported model, loaded by `onnxruntime` and `tokenizers` alone. `prompts`: kind (`query`,
-    `document`) -> prompt.
+    """An exported model, loaded with `onnxruntime` and `tokenizers` alone. `prompts` maps a kind of
+    text (`query`, `document`) to its prompt.
     """
 
     session: Any
@@ -86,8 +70,8 @@ class OnnxEncoder:
     prompts: dict[str, str]
 
     def encode(self, texts: Sequence[str], kind: str | None = None) -> np.ndarray:
-        """Embeddings (len(texts), d), float32, of unit length. `kind`: put its prompt before each
-        text.
+        """Embeddings (len(texts), d), float32, of unit length, in the order of `texts`. The prompt
+        of `kind` goes before each text.
         """
         prompt = self.prompts.get(kind or "", "")
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -109,12 +93,12 @@ def load_onnx(model_dir: Path, precision: str = "float32") -> OnnxEncoder:
     """Load what `export_onnx` wrote.
 
     Raises:
-        InputError: It is not there, or onnxruntime is not installed.
+        InputError: There is no such file, or onnxruntime is not installed.
     """
     path = model_dir / FILES[precision]
     if not path.is_file():
         raise InputError(
-            f"there is no {path}; make it: hf-distill export {model_dir} --format onnx"
+            f"there is no {path}; write it with: hf-distill export {model_dir} --format onnx"
         )
     runtime = _require("onnxruntime")
     settings = json.loads((model_dir / "sentence_bert_config.json").read_text(encoding="utf-8"))
@@ -135,26 +119,33 @@ def _require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"{name} is not installed: pip install 'hf_distill[onnx]'") from error
+        raise InputError(
+            f"{name} is not installed, so nothing can be exported to ONNX: "
+            "pip install 'hf_distill[onnx]'"
+        ) from error
 
 
 def export_onnx(model_dir: Path) -> dict[str, Path]:
-    """Write `FILES` into the folder of a saved student, and compare the float32 one with it.
+    """Write `FILES` into the folder of a saved student, and compare the float32 file with it.
 
-    torch's exporter by tracing is used: the newer one needs a further package, and nothing here
-    depends on the data. int8 has a scale for each channel (one for a whole matrix costs nDCG:
-    measure it), and 7 bits of the 8, so that CPUs without VNNI do not overflow.
+    We use torch's tracing exporter: the newer one needs another package, and no branch of the model
+    depends on the data. int8 has a scale for each channel (one scale for a whole matrix costs nDCG:
+    measure it) and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
 
     Returns:
         Precision -> file.
 
     Raises:
-        InputError: No model there, or the packages of the extra `onnx` are missing.
-        RuntimeError: Embeddings of the float32 file differ from the model's by more than
-            `TOLERANCE`.
+        InputError: The folder holds no model, or one without a graph, or the packages of the extra
+            `onnx` are missing.
+        RuntimeError: The float32 file's embeddings differ from the model's by more than
+            `TOLERANCE`. Both files are then removed.
     """
     if not (model_dir / "modules.json").is_file() or not (model_dir / "tokenizer.json").is_file():
-        raise InputError(f"{model_dir} holds no saved student (no modules.json and tokenizer.json)")
+        raise InputError(
+            f"{model_dir} holds no saved student (no modules.json and tokenizer.json); name the "
+            "folder of a run or of a student"
+        )
     _require("onnx")
     quantization = _require("onnxruntime.quantization")
     model = SentenceTransformer(
@@ -162,7 +153,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     ).eval()
     if not isinstance(model[0], Transformer):
         raise InputError(
-            f"{model_dir} begins with a {type(model[0]).__name__}, which is a table and a mean: there is no graph to export"
+            f"{model_dir} begins with a {type(model[0]).__name__}, a table of vectors: it has no "
+            "graph to export; load it with sentence-transformers"
         )
     example = model.preprocess(["a text", "another text, which is longer"])
     paths = {precision: model_dir / name for precision, name in FILES.items()}
@@ -172,9 +164,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
         tempfile.TemporaryDirectory() as scratch,
     ):
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter(
-                "ignore"
-            )  # of tracing: what it could get wrong is compared below, at other shapes
+            # Tracing warns of constants. The comparison below, at other shapes, would show them.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 _Graph(model),
                 tuple(example[name] for name in INPUTS),
@@ -187,9 +178,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
                 | {OUTPUT: {0: "batch"}},
             )
         level = logging.root.level
-        logging.root.setLevel(
-            logging.ERROR
-        )  # it advises a preprocessing that is for static quantisation
+        # It recommends a preprocessing that only static quantisation needs.
+        logging.root.setLevel(logging.ERROR)
         try:
             quantization.quantize_dynamic(
                 str(exact),
@@ -207,51 +197,84 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
         for path in paths.values():
             path.unlink()
         raise RuntimeError(
-            f"the exported graph's embeddings differ from the model's by up to {difference:.2g}; it was removed"
+            f"the exported graph's embeddings differ from the model's by up to {difference:.2g}; "
+            "the files were removed"
         )
     return paths
 
 
-def _ndcg(task: RetrievalTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """nDCG@10 (Q,) of each query, by exact search over the task's documents."""
-    found = search(queries, documents, DEPTH)
-    return per_query(make_run(list(task.queries), list(task.documents), *found), task.qrels)[
-        "nDCG@10"
-    ]
+@dataclass(frozen=True)
+class OnnxVariant:
+    """What one precision costs.
 
-
-def measure_onnx(finished: FinishedRun) -> dict[str, Any]:
-    """What each precision costs on the run's held-out task, noted in `onnx.json` of its folder.
-
-    Returns:
-        `fingerprint` of the student, `num_queries`, and `variants`: precision -> `nDCG@10`,
-            `minus_student` (the paired difference to the
-        student in PyTorch, float32), each with its interval, and `megabytes`.
+    Attributes:
+        ndcg: nDCG@10 on the run's held-out task.
+        minus_student: Minus that of the student in PyTorch and float32, query by query.
+        megabytes: Size of the file.
     """
-    folder, seed = finished.folder, finished.recipe.training.seed
-    task = held_out_task(finished.data)
-    queries, documents = list(task.queries.values()), list(task.documents.values())
-    student = SentenceTransformer(str(folder.student), device="cpu")
-    exact = _ndcg(
-        task,
-        student.encode_query(queries, show_progress_bar=False),
-        student.encode_document(documents, show_progress_bar=False),
-    )
-    variants: dict[str, dict[str, Figure | float]] = {}
-    for precision, name in FILES.items():
-        encoder = load_onnx(folder.student, precision)
-        values = _ndcg(
-            task, encoder.encode(queries, "query"), encoder.encode(documents, "document")
+
+    ndcg: Estimate
+    minus_student: Estimate
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class OnnxRecord:
+    """The content of `onnx.json`.
+
+    Attributes:
+        key: The fingerprint of what it depends on.
+        training: The key of the training that made the student.
+        num_queries: Held-out queries.
+        variants: `float32` and `int8` -> what it costs.
+    """
+
+    key: str
+    training: str
+    num_queries: int
+    variants: dict[str, OnnxVariant]
+
+
+def measure_onnx(results: RunResults) -> OnnxRecord:
+    """Measure each exported precision on the run's held-out task. A stage: `onnx.json`."""
+    model_dir, seed = results.folder.student, results.recipe.seed
+    files = {precision: model_dir / name for precision, name in FILES.items()}
+
+    def make(key: str) -> OnnxRecord:
+        task = held_out_task(results.collection)
+        queries, documents = list(task.queries.values()), list(task.documents.values())
+        student = SentenceTransformer(str(model_dir), device="cpu")
+        exact = task.ndcg(
+            search(
+                student.encode_query(queries, show_progress_bar=False),
+                student.encode_document(documents, show_progress_bar=False),
+                DEPTH,
+            )
         )
-        variants[precision] = {
-            "nDCG@10": figure(mean, [values], seed),
-            "minus_student": figure(mean, [values - exact], seed),
-            "megabytes": round((folder.student / name).stat().st_size / 1e6, 1),
-        }
-    result = {
-        "fingerprint": digest_of_model(folder.student),
-        "num_queries": len(queries),
-        "variants": variants,
-    }
-    write_json(folder.onnx, result)
-    return result
+
+        def variant(precision: str) -> OnnxVariant:
+            encoder = load_onnx(model_dir, precision)
+            embedded = encoder.encode(queries, "query"), encoder.encode(documents, "document")
+            values = task.ndcg(search(*embedded, DEPTH))
+            return OnnxVariant(
+                ndcg=estimate(mean, [values], seed),
+                minus_student=estimate(mean, [values - exact], seed),
+                megabytes=round(files[precision].stat().st_size / 1e6, 1),
+            )
+
+        variants = {precision: variant(precision) for precision in files}
+        return OnnxRecord(key, results.training.key, len(queries), variants)
+
+    inputs = [results.training.key, results.collection.key, seed, *map(sha256_of, files.values())]
+    return stage(results.folder.onnx, OnnxRecord, inputs, make)
+
+
+def measured_onnx(results: RunResults) -> OnnxRecord | None:
+    """What was measured of this student's ONNX files; None if it has none, or if they were not
+    measured.
+    """
+    folder = results.folder
+    if not folder.onnx.is_file() or not all((folder.student / f).is_file() for f in FILES.values()):
+        return None
+    record = read_json(folder.onnx, OnnxRecord)
+    return record if record.training == results.training.key else None

@@ -1,0 +1,525 @@
+"""What the evaluation measures, as values: the content of `evaluation.json`.
+
+Everything is measured on held-out data. A measure of retrieval is a key by the name that
+`ir-measures` gives it (`nDCG@10`), a system by one of the names below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
+"""The systems that are compared. The untrained student is the student before its training; without
+it every number flatters.
+"""
+SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
+"""In the order in which tables show them."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval.
+
+    Attributes:
+        value: None if it is undefined.
+        low, high: The interval's ends; None if the value is undefined.
+        n: How many queries or pairs it is measured on.
+        undefined: Why there is no value: a correlation of constant scores, say. None if there is.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    undefined: str | None = None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How the intervals were made: from `resamples` resamples, at `level` (0.95), with `seed`."""
+
+    resamples: int
+    level: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class RetrievalResults:
+    """Retrieval over the whole held-out corpus.
+
+    Attributes:
+        num_queries: Judged queries; every system is measured on all of them.
+        num_documents: Documents that each query searches.
+        notes: What a reader should know about the task, e.g. judgements of missing documents.
+        systems: System -> measure -> its mean over the queries. A teacher that embeds nothing has
+            no row.
+        student_over_teacher: The student's nDCG@10 divided by the teacher's; None if the teacher
+            embeds nothing or finds nothing.
+    """
+
+    num_queries: int
+    num_documents: int
+    notes: tuple[str, ...]
+    systems: dict[str, dict[str, Estimate]]
+    student_over_teacher: Estimate | None
+
+
+@dataclass(frozen=True)
+class SignificanceTest:
+    """The two-sided test of one comparison.
+
+    Attributes:
+        statistic: The test's statistic; None if it is undefined.
+        p: The p-value; None if it is undefined.
+        p_holm: `p` corrected by Holm over the comparisons that were made together; None if `p` is
+            undefined or was not corrected.
+        undefined: Why there is no p-value; None if there is.
+    """
+
+    statistic: float | None
+    p: float | None
+    p_holm: float | None = None
+    undefined: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A system against another one on the same queries.
+
+    Attributes:
+        difference: Mean of the system's values minus the other's, query by query.
+        tests: `paired_t_test`, `wilcoxon`, `randomisation` (sign flips) and `bootstrap`.
+        cohens_dz: Mean of the differences divided by their standard deviation.
+        smallest_detectable: The difference of means that a t-test on these queries finds with 80%
+            probability; None if the differences do not say how they vary.
+        wins, ties, losses: Queries on which the system is better than, as good as and worse than
+            the other.
+    """
+
+    difference: Estimate
+    tests: dict[str, SignificanceTest]
+    cohens_dz: Estimate
+    smallest_detectable: float | None
+    wins: int
+    ties: int
+    losses: int
+
+
+@dataclass(frozen=True)
+class Significance:
+    """The student against every other system.
+
+    Attributes:
+        measure: What was compared: `nDCG@10`.
+        num_queries: Queries that it was compared on.
+        alpha, power: Level of the tests, and the probability behind `smallest_detectable`.
+        randomisations: Random sign flips of the randomisation test, at most.
+        comparisons: Other system -> the student minus that system. Holm's correction is over these.
+    """
+
+    measure: str
+    num_queries: int
+    alpha: float
+    power: float
+    randomisations: int
+    comparisons: dict[str, Comparison]
+
+
+@dataclass(frozen=True)
+class CrossedInterval:
+    """A mean difference over seeds and queries.
+
+    Attributes:
+        difference: With an interval over other queries and other seeds; n is seeds times queries.
+        p: Two-sided; None if it is undefined.
+        degrees_of_freedom: Satterthwaite's; None if every difference is the same.
+    """
+
+    difference: Estimate
+    p: float | None
+    degrees_of_freedom: float | None
+
+
+@dataclass(frozen=True)
+class SeedsComparison:
+    """A recipe that was run with several seeds against a baseline.
+
+    Attributes:
+        num_seeds, num_queries: What was crossed.
+        crossed: What holds for other queries and other seeds.
+        per_seed: The mean difference of each seed.
+        sd_between_seeds: The standard deviation of these means.
+        these_seeds: The mean over these seeds against the baseline: it holds for other queries
+            only.
+    """
+
+    num_seeds: int
+    num_queries: int
+    crossed: CrossedInterval
+    per_seed: tuple[float, ...]
+    sd_between_seeds: float
+    these_seeds: Comparison
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """Values query by query, so that every test can be repeated from the file.
+
+    Attributes:
+        measure: `nDCG@10`.
+        query_ids: The judged queries.
+        systems: System -> its value for each of these queries.
+    """
+
+    measure: str
+    query_ids: tuple[str, ...]
+    systems: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query of `WinsAndLosses`. Texts are cut to 300 characters.
+
+    Attributes:
+        query: The query's text.
+        judged: The relevant document that the system ranks best; None if it is not in the corpus.
+        first: The system's first document; None if that is the judged one, or if there is none.
+        value, value_against: The measure of the system and of the other one.
+        rank, rank_against: Where each ranks the judged document, from 1; None if it does not.
+    """
+
+    query: str
+    judged: str | None
+    first: str | None
+    value: float
+    value_against: float
+    rank: int | None
+    rank_against: int | None
+
+
+@dataclass(frozen=True)
+class WinsAndLosses:
+    """The queries on which `system` is most above (`wins`) and most below (`losses`) `against`, the
+    largest differences first.
+    """
+
+    measure: str
+    system: str
+    against: str
+    wins: tuple[Example, ...]
+    losses: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a system ranks as the teacher does.
+
+    Attributes:
+        overlap: K -> share of the teacher's first K documents among the system's first K.
+        rbo: Rank-biased overlap.
+    """
+
+    overlap: dict[int, Estimate]
+    rbo: Estimate
+
+
+@dataclass(frozen=True)
+class RankingAgreement:
+    """How far student and untrained student rank as the teacher does, whatever the judgements say.
+
+    Attributes:
+        persistence: The p of rank-biased overlap.
+        depth: Documents of a ranking that were compared: the shortest ranking's length.
+        systems: System -> its agreement.
+    """
+
+    persistence: float
+    depth: int
+    systems: dict[str, Agreement]
+
+
+@dataclass(frozen=True)
+class ByRange:
+    """Fidelity on the pairs whose teacher score is in [low, high).
+
+    Attributes:
+        low, high: The range.
+        n: Pairs in it, at least one.
+        teacher_mean, student_mean: Mean scores.
+        pearson, spearman, kendall: None where undefined.
+        mae, rmse, bias, calibration_error: As in `Fidelity`.
+    """
+
+    low: float
+    high: float
+    n: int
+    teacher_mean: float
+    student_mean: float
+    pearson: float | None
+    spearman: float | None
+    kendall: float | None
+    mae: float
+    rmse: float
+    bias: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The `n` pairs that the student scores from `low` to `high`: what it scores them on average,
+    and what the teacher does.
+    """
+
+    low: float
+    high: float
+    n: int
+    student_mean: float
+    teacher_mean: Estimate
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration curve, and its expected error: the mean distance of a bin's two means."""
+
+    bins: tuple[CalibrationBin, ...]
+    expected_error: Estimate
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The student as a classifier of "the teacher scores this pair at or above a threshold".
+
+    Attributes:
+        quantile: Where the teacher's scores are cut: 0.5 is their median.
+        threshold: The score there.
+        positives: Pairs that reach it.
+        n: All pairs.
+        f1: The student's scores are cut at the same threshold.
+        roc_auc, average_precision: Of the student's order alone.
+    """
+
+    quantile: float
+    threshold: float
+    positives: int
+    n: int
+    f1: Estimate
+    roc_auc: Estimate
+    average_precision: Estimate
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How closely a student's scores follow the teacher's on the held-out pairs.
+
+    Attributes:
+        num_pairs: Pairs that the teacher scored.
+        pearson, spearman, kendall: Correlations.
+        mae, rmse: Mean absolute and root mean squared error.
+        bias: Mean of student minus teacher.
+        by_range: The same in each range of the teacher's score that holds pairs.
+        calibration: What the teacher says where the student says a score.
+        decisions: `median` and `p80` (80th percentile) -> the student as a classifier.
+    """
+
+    num_pairs: int
+    pearson: Estimate
+    spearman: Estimate
+    kendall: Estimate
+    mae: Estimate
+    rmse: Estimate
+    bias: Estimate
+    by_range: tuple[ByRange, ...]
+    calibration: Calibration
+    decisions: dict[str, Decision]
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The figures of the paper's table. None: undefined.
+
+    Attributes:
+        pearson, mae: Of student and teacher scores.
+        recall: K -> share of the teacher's K best pairs among the student's K best.
+        ndcg: K -> DCG of the student's K best pairs, the teacher's scores being the gains.
+        f1: Both cut at the teacher's median score.
+        cohens_d: Teacher minus student, over the pooled standard deviation.
+    """
+
+    pearson: float | None
+    mae: float
+    recall: dict[int, float | None]
+    ndcg: dict[int, float | None]
+    f1: float
+    cohens_d: float | None
+
+
+@dataclass(frozen=True)
+class PaperProtocol:
+    """The paper's own protocol, which ranks pairs and is no retrieval.
+
+    Attributes:
+        num_pairs: Held-out pairs.
+        unranked: Why recall and ndcg are undefined: scores that are all equal. None if they are
+            not.
+        student: This student's figures.
+        published: The paper's, measured on its training pairs.
+        median: The teacher's median score, where F1 cuts.
+        paired_t_test, wilcoxon: Of teacher against student scores.
+        teacher_mean, student_mean: Mean scores.
+    """
+
+    num_pairs: int
+    unranked: str | None
+    student: PaperFigures
+    published: PaperFigures
+    median: float
+    paired_t_test: SignificanceTest
+    wilcoxon: SignificanceTest
+    teacher_mean: float
+    student_mean: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs on this machine.
+
+    Attributes:
+        parameters: How many.
+        megabytes: Of the parameters in memory.
+        bytes_on_disk: Of the files that loading it reads; None if its folder is unknown.
+        peak_megabytes: The most memory that tensors take while it embeds the 16 longest documents.
+        dimension: Of an embedding.
+        backend, dtype: What ran: `torch`, `float32`.
+        documents_per_second: Median of three rounds.
+        query_ms_p50, query_ms_p95: Milliseconds for one query.
+    """
+
+    parameters: int
+    megabytes: float
+    bytes_on_disk: int | None
+    peak_megabytes: float
+    dimension: int
+    backend: str
+    dtype: str
+    documents_per_second: float
+    query_ms_p50: float
+    query_ms_p95: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Models measured side by side: how many documents and queries were timed, on which device, and
+    system -> its cost. A teacher that is no local bi-encoder has none.
+    """
+
+    documents: int
+    queries: int
+    device: str
+    systems: dict[str, Cost]
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """An index at one precision.
+
+    Attributes:
+        bytes_per_million: Bytes for a million documents.
+        ndcg: nDCG@10.
+        minus_float32: nDCG@10 minus that of the float32 index.
+        rescoring_bytes_per_million: Further bytes, which may stay on disk; None without rescoring.
+    """
+
+    bytes_per_million: int
+    ndcg: Estimate
+    minus_float32: Estimate
+    rescoring_bytes_per_million: int | None = None
+
+
+@dataclass(frozen=True)
+class IndexSize:
+    """What an index of a system's embeddings takes, and what smaller ones lose.
+
+    Attributes:
+        dimension: Of the embeddings.
+        rows: `float32`, `float16`, `int8`, `binary`, `binary_rescored` (by int8), `float32_half`
+            and `float32_quarter` (of the dimensions, the first ones) -> the index. Empty if
+            undefined.
+        undefined: Why nothing was measured; None if it was.
+    """
+
+    dimension: int
+    rows: dict[str, IndexRow]
+    undefined: str | None = None
+
+
+@dataclass(frozen=True)
+class MixedIndex:
+    """Whether the student's queries can search the teacher's index: nDCG@10 of queries of one over
+    documents of the other, the teacher's embeddings being projected to its principal components.
+
+    Attributes:
+        undefined: Why it is not possible; then everything else is None. None if it is possible.
+        dimension: Principal components.
+        student_queries_teacher_index, teacher_queries_student_index,
+        teacher_queries_teacher_index: nDCG@10.
+        minus_teacher, minus_student: `student_queries_teacher_index` minus teacher and student,
+            each in its own index.
+    """
+
+    undefined: str | None = None
+    dimension: int | None = None
+    student_queries_teacher_index: Estimate | None = None
+    teacher_queries_student_index: Estimate | None = None
+    teacher_queries_teacher_index: Estimate | None = None
+    minus_teacher: Estimate | None = None
+    minus_student: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of the held-out pairs that the teacher scored, to five decimals."""
+
+    pair_ids: tuple[str, ...]
+    teacher: tuple[float, ...]
+    student: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of `evaluation.json`.
+
+    Attributes:
+        key: The fingerprint of what it depends on.
+        training: The key of the training that made the student.
+        collection: The key of the collection that it was measured on.
+        bootstrap: How the intervals were made.
+        retrieval: Every system over the held-out corpus.
+        significance: The student minus each other system.
+        per_query: nDCG@10 of each query.
+        wins_and_losses: The student against the teacher, or against BM25 if the teacher embeds
+            nothing.
+        ranking_agreement: None if the teacher embeds nothing.
+        fidelity, fidelity_untrained: Of the student and of the untrained student.
+        paper_protocol: The paper's table.
+        efficiency: Cost of student and teacher.
+        index: `student`, and `teacher` if it embeds -> the sizes of an index.
+        mixed_index: Whether the teacher's index can be kept.
+        pairs: Scores of the held-out pairs.
+    """
+
+    key: str
+    training: str
+    collection: str
+    bootstrap: Bootstrap
+    retrieval: RetrievalResults
+    significance: Significance
+    per_query: PerQuery
+    wins_and_losses: WinsAndLosses
+    ranking_agreement: RankingAgreement | None
+    fidelity: Fidelity
+    fidelity_untrained: Fidelity
+    paper_protocol: PaperProtocol
+    efficiency: Efficiency
+    index: dict[str, IndexSize]
+    mixed_index: MixedIndex
+    pairs: PairScores

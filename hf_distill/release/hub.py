@@ -1,0 +1,72 @@
+"""Which parts of a run are published under which names."""
+
+from __future__ import annotations
+
+from huggingface_hub import DatasetCard, HfApi
+
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.release.cards import PLACEHOLDER
+from hf_distill.release.publish import Release, Settings, check_access, publish
+from hf_distill.report.results import RunResults
+
+
+def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None) -> str:
+    """A run's dataset card with the names that it gets on the Hub: its own repository, and that of
+    the student trained on it.
+    """
+    linked = DatasetCard(card.replace(PLACEHOLDER, repo))
+    if license_id:
+        linked.data["license"] = license_id
+    linked.text = (
+        f"{linked.text.rstrip()}\n\n## Student\n\n"
+        f"[`{model}`](https://huggingface.co/{model}) was trained on these pairs.\n"
+    )
+    return str(linked)
+
+
+def releases_of(results: RunResults) -> list[Release]:
+    """What a run publishes: the data set, if it has a name, and then the student, whose card links
+    to it.
+    """
+    recipe, folder = results.recipe, results.folder
+    model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
+    student = Release(model, "model", folder.student)
+    if dataset is None:
+        return [student]
+    card = (folder.dataset / "README.md").read_text(encoding="utf-8")
+    linked = linked_dataset_card(card, dataset, model, recipe.data.dataset_license)
+    return [Release(dataset, "dataset", folder.dataset, {"README.md": linked.encode()}), student]
+
+
+def check_publishing(recipe: Recipe) -> None:
+    """Check before any work that `push_to_hub` names a repository and that the token may write
+    there.
+
+    Raises:
+        InputError: No `hub_model_id`, no token, or one that cannot write. No message holds the
+            token.
+    """
+    if not recipe.training.push_to_hub:
+        return
+    model, dataset = recipe.training.hub_model_id, recipe.run.hub_dataset_id
+    if not model:
+        raise InputError(
+            "--push_to_hub true: the student has no repository to go to; name one with "
+            "--hub_model_id, e.g. you/student"
+        )
+    check_access(HfApi(token=recipe.training.hub_token), [model, *([dataset] if dataset else [])])
+
+
+def publish_run(results: RunResults) -> list[str]:
+    """Publish a run's student, and its data set if that has a name (see
+    `hf_distill.release.publish.publish`).
+
+    Returns:
+        What was done, a line each. Empty without `push_to_hub`.
+    """
+    training = results.recipe.training
+    if not training.push_to_hub:
+        return []
+    settings = Settings(private=training.hub_private_repo, tag=training.hub_revision)
+    return publish(releases_of(results), settings, HfApi(token=training.hub_token))

@@ -1,0 +1,165 @@
+"""What terminal, report and model card say first: the table of results, the verdict, and the answer
+to whether the student is good enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_distill.evaluation.results import (
+    BM25,
+    STUDENT,
+    SYSTEMS,
+    TEACHER,
+    UNTRAINED,
+    Estimate,
+    Evaluation,
+)
+from hf_distill.evaluation.significance import ALPHA
+
+LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25"}
+"""What tables and plots call a system."""
+
+NDCG = "nDCG@10"
+"""The measure that every claim is about."""
+
+
+def in_a_sentence(system: str) -> str:
+    """What a sentence calls `system`: `the teacher`, `BM25`."""
+    return LABELS[system] if system == BM25 else f"the {LABELS[system]}"
+
+
+def systems_in_order(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+    """System -> measure -> its mean, in the order of the table's rows."""
+    systems = evaluation.retrieval.systems
+    return {name: systems[name] for name in SYSTEMS if name in systems}
+
+
+def results_table(evaluation: Evaluation) -> str:
+    """The most important numbers as a short table for a terminal, and the verdict below it."""
+    systems, fidelity = systems_in_order(evaluation), evaluation.fidelity
+    lines = [" " * 18 + "".join(f"{measure:>10}" for measure in systems[STUDENT])]
+    for name, measures in systems.items():
+        means = "".join(f"{estimate.value:>10.3f}" for estimate in measures.values())
+        lines.append(f"{LABELS[name]:<18}{means}")
+    pairs = f"to the teacher on {fidelity.num_pairs:,} held-out pairs"
+    lines += [
+        "",
+        f"Pearson {pairs}: {with_interval(fidelity.pearson)}",
+        f"MAE {pairs}: {with_interval(fidelity.mae)}",
+        verdict(evaluation),
+    ]
+    return "\n".join(lines)
+
+
+def with_interval(estimate: Estimate) -> str:
+    """`0.570 (0.546 to 0.593)`, or why there is no value."""
+    if estimate.value is None:
+        return f"undefined ({estimate.undefined})"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Systems that the student is `better`, `level` or `worse` than in nDCG@10."""
+
+    better: tuple[str, ...]
+    level: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+def standing(evaluation: Evaluation) -> Standing:
+    """Where the student stands, by the sign-flip randomisation test at 5% after Holm's
+    correction. A test without a p-value shows no difference.
+    """
+    stands: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+    comparisons = evaluation.significance.comparisons
+    for name in (BM25, UNTRAINED, TEACHER):
+        if name not in comparisons:
+            continue
+        p, difference = (
+            comparisons[name].tests["randomisation"].p_holm,
+            comparisons[name].difference,
+        )
+        if p is None or p >= ALPHA:
+            how = "level"
+        else:
+            how = "better" if difference.value is not None and difference.value > 0 else "worse"
+        stands[how].append(name)
+    return Standing(**{how: tuple(names) for how, names in stands.items()})
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """One honest sentence: what share of the teacher's nDCG@10 the student keeps, and which other
+    systems it is better or worse than (see `standing`).
+    """
+    stands, retrieval = standing(evaluation), evaluation.retrieval
+    claims = [
+        f"{verb} {' and '.join(in_a_sentence(name) for name in names if name != TEACHER)}"
+        for verb, names in (
+            ("is better than", stands.better),
+            ("cannot be told apart from", stands.level),
+            ("is worse than", stands.worse),
+        )
+        if set(names) - {TEACHER}
+    ]
+    ratio = retrieval.student_over_teacher
+    if ratio is not None:
+        kept = (
+            f"The student keeps {ratio.value:.1%} of the teacher's {NDCG} "
+            f"(95% interval {ratio.low:.1%} to {ratio.high:.1%})"
+        )
+    else:
+        own = retrieval.systems[STUDENT][NDCG]
+        why = (
+            "the teacher finds nothing"
+            if TEACHER in retrieval.systems
+            else "the teacher embeds no texts, so it cannot search the corpus"
+        )
+        kept = (
+            f"The student reaches {NDCG} {own.value:.3f} "
+            f"(95% interval {own.low:.3f} to {own.high:.3f}; {why})"
+        )
+    return f"{kept}; it {_joined(claims)}."
+
+
+def _joined(claims: list[str]) -> str:
+    return ", ".join(claims[:-1]) + " and " + claims[-1] if len(claims) > 1 else claims[0]
+
+
+def is_it_good_enough(evaluation: Evaluation) -> str:
+    """The answer in a sentence, by fixed rules: training must have helped, the student must beat
+    BM25, then the teacher counts (see `standing`).
+    """
+    stands, queries = standing(evaluation), evaluation.retrieval.num_queries
+    on = f"on {queries:,} quer{'y' if queries == 1 else 'ies'}"
+    rules = (
+        (stands.worse, UNTRAINED, "No: it is worse than before training."),
+        (stands.level, UNTRAINED, f"Not shown: {on}, training made no difference that we can see."),
+        (stands.worse, BM25, "No: BM25, which needs no model, is better."),
+        (
+            stands.level,
+            BM25,
+            f"Not shown: {on}, it cannot be told apart from BM25, which needs no model.",
+        ),
+        (stands.better, TEACHER, "Yes: it is better than its teacher on this task."),
+        (stands.level, TEACHER, f"Yes: {on}, it cannot be told apart from its teacher."),
+        (
+            stands.worse,
+            TEACHER,
+            "It is useful, but behind its teacher. It is good enough if speed and size are worth "
+            "the difference to you.",
+        ),
+    )
+    without_teacher = (
+        "It is useful: it beats BM25 and itself before training. Its teacher cannot search, so the "
+        "two cannot be compared."
+    )
+    return next((answer for names, name, answer in rules if name in names), without_teacher)
+
+
+def probability(p: float | None) -> str:
+    """A p-value as papers write it: "< .001", ".034", "1"."""
+    if p is None:
+        return "undefined"
+    return "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
