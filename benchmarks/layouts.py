@@ -1,9 +1,9 @@
-"""Which versions of sentence-transformers load a saved student with equal embeddings: `python
-benchmarks/layouts.py MODEL`.
+"""Find out which versions of sentence-transformers load a saved student with equal embeddings:
+`python benchmarks/layouts.py MODEL`.
 
-Makes a virtual environment for each version (about 1 GB each; kept with `--keep FOLDER`, and used
-again), loads the model there, and compares its embeddings with those of the version that this
-project runs on. Prints a table and ends with one line of JSON.
+Each version gets a virtual environment of about 1 GB (`--keep FOLDER` keeps it for the next call).
+It loads the model there and compares the embeddings with those of the version that is installed
+here. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERSIONS = {
     "3.4.1": ["transformers==4.49.0"],
     "2.7.0": ["transformers==4.44.2", "numpy<2"],
 }
-"""sentence-transformers -> what was current with it."""
+"""sentence-transformers -> packages of the same time."""
 TOLERANCE = 1e-5
 TEXTS = [
     "how do I read a csv file",
@@ -43,7 +43,7 @@ print(json.dumps(model.encode(json.loads(sys.argv[2]), show_progress_bar=False).
 
 
 def python_with(version: str, folder: Path) -> Path:
-    """The interpreter of an environment that holds `version`, made if it is not there."""
+    """The interpreter of an environment with `version`, which is made if necessary."""
     python = folder / version / "bin" / "python"
     if not (folder / version / "ready").exists():
         venv.create(folder / version, with_pip=True, clear=True)
@@ -57,7 +57,7 @@ def python_with(version: str, folder: Path) -> Path:
 def compare(
     version: str, model: Path, expected: np.ndarray, folder: Path
 ) -> dict[str, str | float]:
-    """Load `model` with `version`: `max_diff`, or the `error` that it ends with."""
+    """Load `model` with `version`: `max_diff` of the embeddings, or the `error`."""
     try:
         python = python_with(version, folder)
     except subprocess.CalledProcessError as error:
@@ -78,7 +78,7 @@ def compare(
 
 
 def main() -> None:
-    """Load with each, and say what came of it."""
+    """Load the model with each version, and print what differs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,18 +90,20 @@ def main() -> None:
         TEXTS, show_progress_bar=False
     )
     with tempfile.TemporaryDirectory() as temporary:
-        found = {
+        results = {
             version: compare(version, line.model, expected, line.keep or Path(temporary))
             for version in line.versions
         }
     print(f"{'sentence-transformers':<24}{'largest difference'}")
-    for version, result in found.items():
+    for version, result in results.items():
         print(f"{version:<24}{result.get('error') or format(result['max_diff'], '.2g')}")
     equal = [
-        version for version, result in found.items() if result.get("max_diff", np.inf) <= TOLERANCE
+        version
+        for version, result in results.items()
+        if result.get("max_diff", np.inf) <= TOLERANCE
     ]
-    print(json.dumps({"equal": equal, "versions": found}))
-    sys.exit(len(equal) < len(found))
+    print(json.dumps({"equal": equal, "versions": results}))
+    sys.exit(len(equal) < len(results))
 
 
 if __name__ == "__main__":

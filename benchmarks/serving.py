@@ -1,10 +1,11 @@
-"""What it costs to serve a student instead of its teacher: `python benchmarks/serving.py [--run
+"""Measure what serving a student costs beside its teacher: `python benchmarks/serving.py [--run
 RUN]`.
 
-In one run and in turns: the teacher in PyTorch (float32, and bfloat16 where that is faster here),
-the student in PyTorch (float32, bfloat16) and in ONNX (float32, int8). Latency of one query at a
-time (p50, p95) and documents/s in batches of 32. Without `--run` the student is the quickstart's,
-untrained: its speed is the same. Ends with one line of JSON.
+The variants take turns in one process: the teacher in PyTorch (float32, and bfloat16 where the
+hardware has units for it), the student in PyTorch (float32, bfloat16) and in ONNX (float32, int8).
+Measured are the latency of one query at a time (p50, p95), and documents/s in batches of 32.
+Without `--run` the student is the quickstart's, untrained: its speed is the same. The last line of
+the output is JSON.
 """
 
 from __future__ import annotations
@@ -24,31 +25,14 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.compute.device import (
-    bfloat16_speedup,
-    cpu_cores,
-    use_all_cores,
-)
-from hf_distill.compute.models import (
-    QUICKSTART_TEACHER,
-    locate_model,
-)
-from hf_distill.data.load import load_pair_data
-from hf_distill.finished_run import open_finished_run
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    StudentArguments,
-    TeacherArguments,
-)
-from hf_distill.release.onnx import (
-    FILES,
-    export_onnx,
-    load_onnx,
-)
-from hf_distill.run.folder import RunFolder
+from hf_distill.compute.device import cpu_cores, fast_precision, use_all_cores
+from hf_distill.compute.models import locate_model
+from hf_distill.data.collection import Collection
+from hf_distill.pipeline import Run, finished
+from hf_distill.recipe.read import read_recipe
+from hf_distill.release.onnx import FILES, export_onnx, load_onnx
 from hf_distill.student.build import build_student
 from hf_distill.student.save import save_student
-from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 BATCH = 32
 
@@ -68,10 +52,10 @@ def of_torch(name: str, folder: str, dtype: torch.dtype) -> Variant:
     size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
 
     def embed(texts: list[str]) -> np.ndarray:
-        made = model.encode(
+        embeddings = model.encode(
             texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False
         )
-        return made.float().numpy()
+        return embeddings.float().numpy()
 
     return Variant(f"{name}, PyTorch {str(dtype)[6:]}", embed, size)
 
@@ -86,15 +70,20 @@ def of_onnx(name: str, folder: Path, precision: str) -> Variant:
     )
 
 
-def quickstart_student(folder: Path) -> None:
-    """Save the quickstart's student as it is before training."""
-    teacher = load_bi_encoder(TeacherArguments(teacher=QUICKSTART_TEACHER, teacher_dtype="float32"))
-    arguments = StudentArguments(student_layers="0,2,5", student_dim=256, student_max_length=128)
-    save_student(build_student(arguments, teacher, None, 0), folder)
+def quickstart(student: Path, pairs: int) -> tuple[Collection, str]:
+    """Save the quickstart's student to the folder `student` as it is before training.
+
+    Returns:
+        The quickstart's data, and its teacher.
+    """
+    line = ["--run_dir", student.with_name("run"), "--max_pairs", pairs, "--teacher_dtype=float32"]
+    run = Run.open(read_recipe(["quickstart", *map(str, line)]))
+    save_student(build_student(run.recipe.student, run.teacher, None, 0), student)
+    return run.collection, run.recipe.teacher.teacher
 
 
 def seconds_of(embed: Callable[[list[str]], np.ndarray], texts: list[str]) -> float:
-    """One call."""
+    """How long one call takes."""
     start = time.perf_counter()
     embed(texts)
     return time.perf_counter() - start
@@ -107,17 +96,17 @@ def measure(
     rounds: int,
     most_seconds: float,
 ) -> dict[str, dict[str, float]]:
-    """Time every variant in turns: the query latencies of all rounds together, and the median
+    """Time the variants in turns: the query latencies of all rounds together, and the median
     round's documents/s.
 
-    A turn that would take longer than `most_seconds` gets fewer documents, and fewer queries:
-        bfloat16 without hardware is very slow.
+    A turn that would take longer than `most_seconds` gets fewer texts, because bfloat16 is very
+    slow without units for it.
     """
     latencies: dict[str, list[float]] = {variant.name: [] for variant in variants}
     speeds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     shares: dict[str, tuple[int, int]] = {}
     for v in variants:
-        for texts in (documents[:2], queries[:1]):  # the first calls pay for set-up
+        for texts in (documents[:2], queries[:1]):  # the first calls are slow
             v.embed(texts)
         a_document, a_query = (
             seconds_of(v.embed, documents[:2]) / 2,
@@ -149,69 +138,65 @@ def measure(
 
 
 def main() -> None:
-    """Measure and say it."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--run", type=Path, help="A finished run, whose student and teacher are measured."
+        "--run", type=Path, help="Measure student and teacher of this finished run."
     )
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--documents", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3, help="Turns that each variant takes.")
+    parser.add_argument("--rounds", type=int, default=3, help="Turns of each variant.")
     parser.add_argument(
         "--most_seconds",
         type=float,
         default=10.0,
-        help="Longest turn of a variant: a slow one gets fewer texts.",
+        help="Longest turn of a variant; a slow one gets fewer texts.",
     )
     line = parser.parse_args()
     datasets.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     use_all_cores(1)
     with tempfile.TemporaryDirectory() as temporary:
-        student, teacher = Path(temporary) / "student", QUICKSTART_TEACHER
+        student = Path(temporary) / "student"
         if line.run:
-            run = open_finished_run(line.run)
-            save_student(
-                SentenceTransformer(str(run.folder.student), device="cpu"), student
-            )  # a copy: the run stays as it is
-            data, teacher = run.data, run.recipe.teacher.teacher
+            results = finished(line.run)
+            saved = SentenceTransformer(str(results.folder.student), device="cpu")
+            save_student(saved, student)  # a copy: the run stays as it is
+            collection, teacher = results.collection, results.recipe.teacher.teacher
         else:
-            quickstart_student(student)
-            data = load_pair_data(
-                DataArguments(max_pairs=max(800, 2 * line.documents)),
-                0,
-                RunFolder(Path(temporary) / "run"),
-            )
+            collection, teacher = quickstart(student, max(800, 2 * line.documents))
         export_onnx(student)
-        place = locate_model(teacher, "teacher")
-        bfloat16 = bfloat16_speedup("cpu")
+        place = str(locate_model(teacher, "teacher"))
+        fast = fast_precision("cpu")
         variants = [of_torch("teacher", place, torch.float32)]
-        variants += [of_torch("teacher", place, torch.bfloat16)] if bfloat16 > 1 else []
+        variants += [of_torch("teacher", place, torch.bfloat16)] if fast == "bf16" else []
         variants += [
             of_torch("student", str(student), dtype) for dtype in (torch.float32, torch.bfloat16)
         ]
         variants += [of_onnx("student", student, precision) for precision in FILES]
-        texts = data.train["query"][: line.queries], data.train["document"][: line.documents]
-        figures = measure(variants, *texts, line.rounds, line.most_seconds)
+        pairs = collection.pairs("train")
+        queries = collection.query_texts(pairs.queries[: line.queries])
+        documents = collection.document_texts(pairs.documents[: line.documents])
+        figures = measure(variants, queries, documents, line.rounds, line.most_seconds)
     first = figures[variants[0].name]
     print(
-        f"\n{line.queries} queries one by one, {line.documents} documents in batches of {BATCH}, {line.rounds} rounds, {cpu_cores()} cores"
+        f"\n{line.queries} queries one by one, {line.documents} documents in batches of {BATCH}, "
+        f"{line.rounds} rounds, {cpu_cores()} cores"
     )
     print(
-        f"{'':<30}{'MB':>8}{'p50, ms':>10}{'p95, ms':>10}{'x teacher':>11}{'documents/s':>13}{'x teacher':>11}"
+        f"{'':<30}{'MB':>8}{'p50, ms':>10}{'p95, ms':>10}{'x teacher':>11}{'documents/s':>13}"
+        f"{'x teacher':>11}"
     )
     for name, f in figures.items():
+        faster = f["documents_per_second"] / first["documents_per_second"]
         print(
-            f"{name:<30}{f['megabytes']:>8.1f}{f['p50_ms']:>10.2f}{f['p95_ms']:>10.2f}{first['p50_ms'] / f['p50_ms']:>11.2f}"
-            f"{f['documents_per_second']:>13.1f}{f['documents_per_second'] / first['documents_per_second']:>11.2f}"
+            f"{name:<30}{f['megabytes']:>8.1f}{f['p50_ms']:>10.2f}{f['p95_ms']:>10.2f}"
+            f"{first['p50_ms'] / f['p50_ms']:>11.2f}{f['documents_per_second']:>13.1f}"
+            f"{faster:>11.2f}"
         )
-    print(
-        json.dumps(
-            {"cores": cpu_cores(), "bfloat16_speedup": round(bfloat16, 2), "variants": figures}
-        )
-    )
+    print(json.dumps({"cores": cpu_cores(), "fast_precision": fast, "variants": figures}))
 
 
 if __name__ == "__main__":

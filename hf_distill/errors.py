@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our code"."""
+"""The one exception that means "your input, not our code", and what may be printed of any text."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message says what was found (with the measured value, file and row), why the run cannot go
     on, and what to do. `train.py` prints it without a traceback and exits with code 2.
     """
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which could command a terminal. Line breaks stay."""
+    return "\n".join("".join(c for c in line if c.isprintable()) for line in text.split("\n"))

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before anything imports huggingface_hub: no test may ask the Hub
-)
+# Before anything imports huggingface_hub: no test may ask the Hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # tests run two at a time, on models too small for more threads
+# Tests run two at a time, on models too small for more threads. A run takes its share of the cores:
+# one, as if it had that many neighbours.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count() or 1))
 
+import contextlib
+import io
 import json
 import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -29,24 +36,36 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_distill.data.collection import PairData
-from hf_distill.data.load import load_pair_data
-from hf_distill.recipe.arguments import DataArguments
+from hf_distill.commands.train import main as train_main
+from hf_distill.data.collection import Collection
+from hf_distill.data.load import load_collection
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 WORDS = """
-a an the of in on and or to from with for is are was by at red green blue cat dog bird fish sun moon star tree leaf stone river lake
-sea hill road house door window table chair book page word line point circle square north south east west who what where when why how
-many first last best small large old new open close read write run walk swim fly
+a an the of in on and or to from with for is are was by at red green blue cat dog bird fish sun
+moon star tree leaf stone river lake sea hill road house door window table chair book page word line
+point circle square north south east west who what where when why how many first last best small
+large old new open close read write run walk swim fly
 """.split()  # noqa: SIM905  (a list of seventy strings reads worse)
 
 
 def sentences(count: int, offset: int = 0) -> list[str]:
     """`count` random sentences of ten words, the same each time."""
     return [" ".join(random.Random(i).choices(WORDS, k=10)) for i in range(offset, offset + count)]
+
+
+def recipe_of(recipe: object = "quickstart", **keys: Any) -> Recipe:
+    """A recipe with other keys; a list is several values, None unsets a key."""
+    line = [str(recipe)]
+    for name, value in {"bf16": False, "teacher_dtype": "float32", **keys}.items():
+        values = value if isinstance(value, list) else [value]
+        line += [f"--{name}", *("none" if v is None else str(v) for v in values or [None])]
+    return read_recipe(line)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -78,8 +97,8 @@ def backbone_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "backbone"
     tokenizer = make_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.3,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.3,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -106,8 +125,8 @@ def cross_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "cross-encoder"
     tokenizer = make_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.5, num_labels=1,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.5, num_labels=1,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -134,13 +153,68 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def data(pairs_file: Path, folder: RunFolder) -> PairData:
+def collection(pairs_file: Path, folder: RunFolder) -> Collection:
     """`pairs_file`, split."""
-    return load_pair_data(
-        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
-        0,
-        folder,
-    )
+    keys = {"dataset": "files", "dataset_path": pairs_file, "group_column": "topic", "seed": 0}
+    return load_collection(recipe_of(run_dir=folder.path, **keys), folder)
+
+
+TINY = {
+    "dataset": "files", "group_column": "topic", "test_fraction": 0.2, "validation_fraction": 0.1,
+    "teacher_dtype": "float32", "selection": ["invalid", "echo", "duplicate", "percentile=20"],
+    "student_layers": "0,2", "student_dim": 16, "student_init": "pca", "student_max_length": 32,
+    "student_dropout": 0.0, "alignment_weight": 1.0, "regression_on": "matrix",
+    "num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 1e-3,
+    "warmup_steps": 0.1, "eval_strategy": "epoch", "save_strategy": "epoch",
+    "load_best_model_at_end": True, "early_stopping_patience": 3, "logging_steps": 2, "bf16": False,
+}  # fmt: skip
+"""A whole run of seconds: four layers of 32 dimensions, 200 pairs."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path, teacher_dir: Path) -> Path:
+    """The file of the recipe `TINY`."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    paths = {"dataset_path": str(pairs_file), "teacher": str(teacher_dir)}
+    path.write_text(yaml.safe_dump({**TINY, **paths}))
+    return path
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a program printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(line: Sequence[object], main: Callable[[list[str]], int] = train_main) -> Said:
+    """Run a program of this project in this process, as its command line would."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(token) for token in line])
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def run_tiny(recipe: Path, run_dir: Path, *line: object) -> Said:
+    """Run a recipe in this process and check that it came to its end."""
+    said = call([recipe, "--run_dir", run_dir, *line])
+    assert said.code == 0, said.err[-3000:]
+    return said
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole run of `tiny`, and what it printed. Nobody writes to it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, run_tiny(tiny, folder).out
+
+
+@pytest.fixture
+def copied(finished_run: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(finished_run[0], tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""A small Hub: enough of its protocol for the unmodified client to create, commit, tag and download
-over loopback HTTP.
+"""A small Hub on this machine: enough of the protocol for the unmodified client to create, commit,
+tag and download.
 
-It is strict about what it does not know (404 with the path), keeps the rules for cards, and can be
-told to fail (`Fault`).
+It answers 404 with the path to what it does not know, applies the rules for cards, and fails where
+a test wants it to (`Fault`).
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass
 class Fault:
-    """Requests whose `METHOD path` matches `where` fail, `times` times: with `status`, or by a
-    connection that breaks.
+    """Requests whose `METHOD path` matches `where` fail, `times` times: with `status`, or because
+    the connection breaks (None).
 
-    `after`: what was asked for is done first, and only the answer is lost. `meanwhile`: nothing
-        fails, but this happens before.
+    `after`: the request is carried out, and only its answer is lost. `meanwhile`: nothing fails,
+    but this happens first.
     """
 
     where: str
@@ -77,13 +77,13 @@ class Repo:
 
 
 def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a branch for each rule of the Hub's)
-    """What the Hub's rules say against the metadata of a card."""
+    """The Hub's complaints about the metadata of a card."""
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     if not found:
         return []
     card = yaml.safe_load(found[1])
     if not isinstance(card, dict):
-        return ["metadata is no mapping"]
+        return ["metadata is not a mapping"]
     errors = []
     for name in ("tags", "datasets", "task_categories", "source_datasets", "configs"):
         if name in card and not isinstance(card[name], list):
@@ -101,14 +101,14 @@ def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a bran
             errors.append('"pipeline_tag" is unknown')
         bases = card.get("base_model", [])
         errors += [
-            f'"base_model" {b!r} is no model id'
+            f'"base_model" {b!r} is not a model id'
             for b in (bases if isinstance(bases, list) else [bases])
             if not REPO_ID.fullmatch(b)
         ]
         if card.get("base_model_relation", "finetune") not in RELATIONS:
             errors.append('"base_model_relation" is unknown')
         errors += [
-            f'"datasets" {d!r} is no dataset id'
+            f'"datasets" {d!r} is not a dataset id'
             for d in card.get("datasets", [])
             if not REPO_ID.fullmatch(d)
         ]
@@ -131,8 +131,8 @@ def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a bran
 
 
 class Hub(ThreadingHTTPServer):
-    """Holds `repos`: (kind, id) -> Repo, `stored` large files, `collections`, and `requests`, the
-    log. `faults` are waiting to happen.
+    """Holds `repos` ((kind, id) -> Repo), `stored` large files, `collections`, a log of the
+    `requests`, and `faults` that are still to happen.
     """
 
     daemon_threads = True
@@ -180,7 +180,7 @@ class Hub(ThreadingHTTPServer):
         return history[-1][0]
 
     def fault_of(self, request: str) -> Fault | None:
-        """The fault that this request runs into, which is then one less."""
+        """The fault that this request runs into. It then happens once less."""
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.where, request):
@@ -190,7 +190,7 @@ class Hub(ThreadingHTTPServer):
 
 
 def digest_of(name: str, content: bytes) -> str:
-    """As Git names it: SHA-256 of what is large, else the SHA-1 of a blob."""
+    """SHA-256 of a large file, and Git's SHA-1 of any other."""
     return (
         hashlib.sha256(content).hexdigest()
         if name.endswith(LARGE)
@@ -230,9 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def role(self) -> str | None:
-        """What the request's token may do; None for a token that is unknown, `nobody` without
-        one.
-        """
+        """What the request's token may do: `nobody` without a token, None with an unknown one."""
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
         return {TOKEN: "write", READ_TOKEN: "read", SCOPED_TOKEN: "fineGrained", "": "nobody"}.get(
             given
@@ -350,9 +348,16 @@ class _Handler(BaseHTTPRequestHandler):
             if slug in self.server.collections:
                 return self.answer(409, {"error": "it is there", "slug": slug})
             self.server.collections[slug] = {
-                "slug": slug, "title": wanted["title"], "owner": {"name": "you"}, "items": [], "lastUpdated": "2026-01-01T00:00:00.000Z",
-                "position": 0, "private": wanted["private"], "theme": "blue", "upvotes": 0,
-            }  # fmt: skip
+                "slug": slug,
+                "title": wanted["title"],
+                "owner": {"name": "you"},
+                "items": [],
+                "lastUpdated": "2026-01-01T00:00:00.000Z",
+                "position": 0,
+                "private": wanted["private"],
+                "theme": "blue",
+                "upvotes": 0,
+            }
         held = self.server.collections.get(slug)
         if held is None:
             return self.answer(404, {"error": f"no {path}"})

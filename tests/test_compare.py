@@ -1,5 +1,6 @@
-"""`hf-distill compare`, as users run it."""
+"""`hf-distill compare`: its options, its table, its files, and the tasks it takes."""
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -11,19 +12,22 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import sentences
+from conftest import recipe_of, sentences
 from datasets import Dataset
 
-from hf_distill.commands import main
-from hf_distill.commands.compare import names_of
-from hf_distill.data.collection import PairData
+from hf_distill.commands.compare import ModelComparison, add_arguments, names_of, run
+from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
-from hf_distill.evaluation.tasks import (
-    held_out_task,
-    load_task,
-    mteb_task,
-)
-from hf_distill.run.folder import RunFolder
+from hf_distill.evaluation.tasks import held_out_task, load_task, mteb_task
+from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.stage import read_json
+
+
+def compare(*line: str) -> None:
+    """Run the command with its own options."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args(line))
 
 
 @pytest.fixture(scope="session")
@@ -53,56 +57,41 @@ def test_models_and_bm25_side_by_side(
 ) -> None:
     out = tmp_path / "out.json"
     models = [str(teacher_dir), str(backbone_dir)]
-    command = [
-        "compare",
-        *models,
-        "--task",
-        str(beir),
-        "--bm25",
-        "--json",
-        str(out),
-        "--runs",
-        str(tmp_path / "runs"),
-    ]
-    assert main([*command, "--measures", "nDCG@10", "AP@50"]) == 0
+    files = ["--json", str(out), "--runs", str(tmp_path / "runs")]
+    compare(*models, "--task", str(beir), "--bm25", *files, "--measures", "nDCG@10", "AP@50")
     printed = capsys.readouterr().out
     assert "sentences: 40 judged queries, 60 documents" in printed
-    result = json.loads(out.read_text())
-    assert list(result["systems"]) == ["teacher", "backbone", "bm25"]
-    per = {name: np.array(result["per_query"][name]["nDCG@10"]) for name in result["systems"]}
+    result = read_json(out, ModelComparison)
+    assert list(result.systems) == ["teacher", "backbone", "bm25"]
+    per = {name: np.array(row["nDCG@10"]) for name, row in result.per_query.items()}
     for name, values in per.items():
-        assert result["systems"][name]["nDCG@10"]["value"] == pytest.approx(values.mean())
+        assert result.systems[name]["nDCG@10"].value == pytest.approx(values.mean())
         assert f"{values.mean():.3f}" in printed
-    assert result["against"]["baseline"] == "teacher"
-    row = result["against"]["nDCG@10"]["bm25"]
-    assert row["paired_t_test"]["p"] == pytest.approx(
-        scipy.stats.ttest_rel(per["bm25"], per["teacher"]).pvalue, abs=1e-9
-    )
-    assert row["wins"] + row["losses"] + row["ties"] == 40
+    assert result.baseline == "teacher"
+    row = result.comparisons["nDCG@10"]["bm25"]
+    assert row.difference.value == pytest.approx((per["bm25"] - per["teacher"]).mean())
+    assert f"{row.difference.value:+.4f}" in printed
+    expected = scipy.stats.ttest_rel(per["bm25"], per["teacher"]).pvalue
+    assert row.tests["paired_t_test"].p == pytest.approx(expected, abs=1e-9)
+    assert row.wins + row.losses + row.ties == 40
     files = [str(tmp_path / "runs" / name) for name in ("qrels.txt", "bm25.run")]
     done = subprocess.run(
         [sys.executable, "-m", "ir_measures", "--places", "12", *files, "AP@50"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert float(done.stdout.split()[-1]) == pytest.approx(
-        result["systems"]["bm25"]["AP@50"]["value"], abs=1e-9
+        result.systems["bm25"]["AP@50"].value, abs=1e-9
     )
 
 
-def test_the_held_out_pairs_of_a_run(data: PairData, folder: RunFolder) -> None:
-    with pytest.raises(InputError, match=r"neither recipe.yaml"):
+def test_the_held_out_pairs_of_a_run_are_a_task(collection: Collection, folder: RunFolder) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml"):
         load_task(str(folder.path))
-    folder.recipe.write_text("seed: 1\n")
-    task = load_task(str(folder.path))
-    expected = held_out_task(data)
-    assert (task.queries, task.documents, task.qrels) == (
-        expected.queries,
-        expected.documents,
-        expected.qrels,
-    )
-    (folder.pairs / "test.arrow").unlink()
-    with pytest.raises(InputError, match=r"test.arrow is missing in its pairs/"):
-        load_task(str(folder.path))
+    save_recipe(recipe_of(run_dir=folder.path), folder)
+    task, expected = load_task(str(folder.path)), held_out_task(collection)
+    assert task.name == "held-out pairs of run"
+    assert (task.queries, task.documents) == (expected.queries, expected.documents)
+    assert task.qrels == expected.qrels
 
 
 def test_names_tell_models_apart() -> None:
@@ -114,33 +103,28 @@ def test_names_tell_models_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare", "MODEL", "--task", "BEIR"], "one model has nothing to be compared with"),
-        (["compare", "MODEL", "--bm25", "--task", "nowhere"], "--task nowhere: no such folder"),
+        (["MODEL", "--task", "BEIR"], "add --bm25"),
+        (["MODEL", "--bm25", "--task", "nowhere"], "--task nowhere"),
         (
-            ["compare", "MODEL", "--bm25", "--task", "BEIR", "--measures", "nope"],
-            "measure 'nope' is not one of ir-measures",
+            ["MODEL", "--bm25", "--task", "BEIR", "--measures", "nope"],
+            "measure 'nope'",
         ),
-        (["compare", "/no/model", "--bm25", "--task", "BEIR"], "no folder at /no/model"),
+        (["/no/model", "--bm25", "--task", "BEIR"], "/no/model"),
     ],
 )
-def test_input_that_cannot_be_used(
-    arguments: list[str],
-    message: str,
-    beir: Path,
-    teacher_dir: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_input_that_cannot_be_used_is_refused(
+    arguments: list[str], message: str, beir: Path, teacher_dir: Path
 ) -> None:
     places = {"MODEL": str(teacher_dir), "BEIR": str(beir)}
-    assert main([places.get(a, a) for a in arguments]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=message):
+        compare(*(places.get(token, token) for token in arguments))
 
 
-# --- mteb
-# ------------------------------------------------------------------------------------------------------------
+# --- mteb -----------------------------------------------------------------------------------------
 
 
 class Task:
-    """What of a task of `mteb` is read: the attributes that version 2 has."""
+    """A task of `mteb`, with the attributes of version 2 that are read."""
 
     def __init__(
         self,
@@ -177,23 +161,21 @@ class Task:
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Task]:
-    """The package `mteb`, stood in for by its interface: it is large, and its data lie on the
-    Hub.
-    """
-    module, found = ModuleType("mteb"), {"NanoXRetrieval": Task()}
+    """A stand-in for the package `mteb`, which is large and has its data on the Hub."""
+    module, known = ModuleType("mteb"), {"NanoXRetrieval": Task()}
     module.__spec__ = ModuleSpec("mteb", None)
 
     def get_task(name: str) -> Task:
-        if name not in found:
+        if name not in known:
             raise KeyError(f"KeyError: '{name}' not found")
-        return found[name]
+        return known[name]
 
     module.get_task = get_task  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mteb", module)
-    return found
+    return known
 
 
-def test_a_task_of_mteb(tasks: dict[str, Task]) -> None:
+def test_a_task_of_mteb_keeps_its_ids(tasks: dict[str, Task]) -> None:
     task = load_task("nano:X")
     assert (task.name, list(task.documents.items()), task.qrels) == (
         "NanoXRetrieval",
@@ -203,20 +185,17 @@ def test_a_task_of_mteb(tasks: dict[str, Task]) -> None:
     assert load_task("mteb:NanoXRetrieval") == task
 
 
-def test_a_task_of_mteb_that_cannot_be_had(tasks: dict[str, Task]) -> None:
+def test_a_task_of_mteb_that_cannot_be_loaded_is_refused(tasks: dict[str, Task]) -> None:
     tasks |= {
         "Away": Task(error=ConnectionError("Couldn't reach 'mteb/X' on the Hub")),
         "Banking": Task("Classification"),
         "Many": Task(subsets=("en", "de")),
     }
     for name, message in (
-        (
-            "Away",
-            r"the data of Away \(data set mteb/X, revision abc\) is not in the local cache and could not be downloaded",
-        ),
-        ("Banking", "Banking is no text retrieval task of mteb but Classification"),
-        ("Many", r"Many has 2 subsets \(en, de\)"),
-        ("Nope", "mteb has no task 'Nope'"),
+        ("Away", r"mteb:Away.*data set mteb/X, revision abc.*ConnectionError"),
+        ("Banking", "mteb:Banking is a Classification task"),
+        ("Many", r"mteb:Many has 2 subsets \(en, de\)"),
+        ("Nope", "mteb:Nope is unknown"),
     ):
         with pytest.raises(InputError, match=message):
             load_task(f"mteb:{name}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from hf_distill.compute import encode as encoding
+from hf_distill.compute import encode as module
 from hf_distill.compute.encode import (
     CHARACTERS_PER_TOKEN,
     batches_by_length,
@@ -37,7 +37,7 @@ def test_cut_batches_lose_no_token_and_waste_few(lengths: list[int], batch_token
     mask = torch.zeros(len(lengths), longest, dtype=torch.long)
     for row, n in enumerate(lengths):
         mask[row, :n] = 1
-    batches = encoding._cut(
+    batches = module._cut(
         {"attention_mask": mask, "input_ids": mask * 7, "other": "kept"}, len(lengths), batch_tokens
     )
     assert batches is not None
@@ -47,7 +47,7 @@ def test_cut_batches_lose_no_token_and_waste_few(lengths: list[int], batch_token
         assert batch["attention_mask"].sum(dim=1).tolist() == sizes
         assert batch["input_ids"].shape == (len(sizes), max(sizes))
         assert batch["other"] == "kept"
-        assert min(sizes) >= (1 - encoding.PADDING) * max(sizes)
+        assert min(sizes) >= (1 - module.PADDING) * max(sizes)
         assert len(sizes) * max(sizes) <= batch_tokens or len(sizes) == 1
 
 
@@ -64,8 +64,8 @@ def test_encoding_is_the_models_own_in_the_order_of_the_texts(
         done[0] += items
         done[1] += tokens
 
-    made = encode(model, texts, batch_tokens, advance)
-    np.testing.assert_allclose(made.numpy(), model.encode(texts), atol=1e-6)
+    embeddings = encode(model, texts, batch_tokens, advance)
+    np.testing.assert_allclose(embeddings.numpy(), model.encode(texts), atol=1e-6)
     assert done == [len(texts), int(model.preprocess(texts)["attention_mask"].sum())]
     assert torch.get_num_threads() == threads
 
@@ -94,9 +94,17 @@ def test_nothing_to_encode_is_no_error(teacher_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x" * 1_000_000, "\x00 nul \x00", "\u202eright to left", "שלום עולם", "\ufeff\u200b", "🦉" * 1000],
-    ids=["empty", "million", "nul", "override", "hebrew", "invisible", "owls"],
-)  # fmt: skip
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("x" * 1_000_000, id="million"),
+        pytest.param("\x00 nul \x00", id="nul"),
+        pytest.param("\u202eright to left", id="override"),
+        pytest.param("שלום עולם", id="hebrew"),
+        pytest.param("\ufeff\u200b", id="invisible"),
+        pytest.param("🦉" * 1000, id="owls"),
+    ],
+)
 def test_odd_texts_have_finite_embeddings(teacher_dir: Path, text: str) -> None:
     assert torch.isfinite(
         encode(SentenceTransformer(str(teacher_dir), device="cpu"), [text, "cat"])

@@ -7,42 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import sentences
+from conftest import recipe_of, sentences
 from embeddings_server import Endpoint, embeddings_body, hang_up, refuse, running_endpoint, say
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.data.load import load_pair_data
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    TeacherArguments,
-)
-from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.scores import score_pairs
 from hf_distill.teachers import endpoint as module
-from hf_distill.teachers.endpoint import (
-    KEY_VARIABLE,
-    EndpointTeacher,
-    load_endpoint,
-)
+from hf_distill.teachers.endpoint import KEY_VARIABLE, EndpointTeacher, load_endpoint
 
 
 @pytest.fixture
-def endpoint(teacher_dir: Path) -> Iterator[Endpoint]:
+def endpoint(teacher_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A server that embeds, asked for four texts at a time."""
+    monkeypatch.setattr(module, "BATCH_SIZE", 4)
     model = SentenceTransformer(str(teacher_dir), device="cpu")
     with running_endpoint(lambda texts: (3 * model.encode(texts)).tolist()) as running:
         yield running
 
 
 def load(endpoint: Endpoint, **changes: object) -> EndpointTeacher:
-    arguments = {
-        "teacher": "tiny",
-        "teacher_kind": "endpoint",
-        "teacher_url": endpoint.url,
-        "endpoint_batch_size": 4,
-        **changes,
-    }
-    return load_endpoint(TeacherArguments(**arguments))
+    keys = {"teacher": "tiny", "teacher_kind": "endpoint", "teacher_url": endpoint.url}
+    return load_endpoint(recipe_of(**keys | changes))
 
 
 def test_embeddings_are_the_servers_normalised(endpoint: Endpoint, teacher_dir: Path) -> None:
@@ -69,10 +54,10 @@ def test_a_dot_product_keeps_the_servers_lengths(endpoint: Endpoint) -> None:
 
 
 def test_requests_are_few_at_a_time_but_more_than_one(endpoint: Endpoint) -> None:
-    teacher = load(endpoint, endpoint_concurrency=3)
+    teacher = load(endpoint)
     endpoint.seconds = 0.05
     teacher.embed(sentences(40))
-    assert 1 < endpoint.most_at_once <= 3
+    assert 1 < endpoint.most_at_once <= module.CONCURRENCY
 
 
 def test_refusals_are_tried_again(endpoint: Endpoint) -> None:
@@ -90,18 +75,15 @@ def of_texts(count: int, dimension: int = 32, value: float = 1.0) -> bytes:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (say(of_texts(4, 16)), "answers embeddings of 16 dimensions, before it was 32"),
-        (say(of_texts(3)), "answers 3 embeddings for 4 texts"),
+        (say(of_texts(4, 16)), "16 dimensions.* 32"),
+        (say(of_texts(3)), "3 embeddings for 4 texts"),
         (say(of_texts(4, value=math.nan)), "NaN or infinite embeddings for 4 of 4 texts"),
-        (say(b""), "answers something that is not JSON"),
-        (say(b"{}"), "answers no list of embeddings"),
-        (say(b"<html>"), "answers something that is not JSON"),
-        (
-            say(json.dumps({"data": [{"vector": [1]}] * 4}).encode()),
-            "in another form than OpenAI's",
-        ),
-        (refuse(404, "no model of that name"), "answers 404: 'no model of that name'"),
-        (refuse(413, "too long"), "The request held 4 texts, the longest of"),
+        (say(b""), "not JSON"),
+        (say(b"{}"), "no list of embeddings"),
+        (say(b"<html>"), "not JSON"),
+        (say(json.dumps({"data": [{"vector": [1]}] * 4}).encode()), "another form.*'index'"),
+        (refuse(404, "no model of that name"), "404: 'no model of that name'"),
+        (refuse(413, "too long"), "413: 'too long'.* 4 texts, the longest of 54 characters"),
     ],
     ids=["dimension", "short", "nan", "empty", "no-data", "html", "other-form", "404", "413"],
 )
@@ -116,9 +98,9 @@ def test_no_answer_is_said(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "RETRIES", 1)
     teacher = load(endpoint)
     endpoint.faults = [hang_up, hang_up]
-    with pytest.raises(InputError, match="cannot be reached"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1.*cannot be reached"):
         teacher.embed(sentences(4))
-    with pytest.raises(InputError, match="cannot be reached"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*cannot be reached"):
         load(endpoint, teacher_url="http://127.0.0.1:9/v1")
 
 
@@ -135,23 +117,34 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(
     assert "sk-very-secret" not in json.dumps(vars(teacher), default=str)
 
 
-def test_what_is_embedded_before_an_error_is_kept(
-    endpoint: Endpoint, pairs_file: Path, tmp_path: Path
-) -> None:
-    folder = RunFolder(tmp_path / "run")
-    data = load_pair_data(
-        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
-        0,
-        folder,
-    )
-    teacher = load(endpoint, endpoint_batch_size=50)
-    endpoint.faults = [
-        refuse(500, **{"x-should-retry": "false"}) if i == 5 else lambda *_: False for i in range(6)
-    ]
-    with pytest.raises(InputError, match="Shards that are done are kept"):
-        score_pairs(data, teacher, folder, TeacherArguments(shard_size=100))
-    assert len(list((folder.soft_labels / "texts").glob("*.parquet"))) == 2
+def test_the_identity_is_server_model_and_similarity(endpoint: Endpoint) -> None:
+    changes = [{}, {"teacher": "other"}, {"teacher_similarity": "dot"}, {"query_prompt": "q "}]
+    identities = [json.dumps(load(endpoint, **change).identity) for change in changes]
+    assert len(set(identities)) == 4
+    assert json.dumps(load(endpoint).identity) == identities[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (None, "--teacher_kind endpoint needs --teacher_url"),
+        ("http://me:secret@host/v1", f"--teacher_url .*{KEY_VARIABLE}"),
+        ("http://host/v1?key=secret", f"--teacher_url .*{KEY_VARIABLE}"),
+        ("localhost:8080", "--teacher_url localhost:8080"),
+        ("ftp://host/v1", "--teacher_url ftp://host/v1"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(url: str | None, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        load_endpoint(recipe_of(teacher_kind="endpoint", teacher_url=url))
+    assert "secret" not in str(caught.value)
+
+
+def test_after_an_error_no_further_request_is_sent(endpoint: Endpoint) -> None:
+    teacher = load(endpoint)
     before = len(endpoint.requests)
-    scored = score_pairs(data, teacher, folder, TeacherArguments(shard_size=100))
-    assert len(endpoint.requests) - before == 4, "two shards of two requests were left"
-    assert scored.manifest["precision"] == "unknown"
+    endpoint.seconds = 0.05
+    endpoint.faults = [refuse(404)] * 100
+    with pytest.raises(InputError, match="Finished shards are kept"):
+        teacher.embed(sentences(400))
+    assert len(endpoint.requests) - before < 20, "a hundred requests were waiting"

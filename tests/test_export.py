@@ -7,26 +7,23 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny_teacher import tiny_teacher
 from transformers import AutoModel, AutoTokenizer
 
-from hf_distill.recipe.arguments import (
-    StudentArguments,
-    TeacherArguments,
-)
+from hf_distill.recipe.arguments import StudentArguments
 from hf_distill.student.build import build_student
 from hf_distill.student.save import save_student
-from hf_distill.teachers.bi_encoder import load_bi_encoder
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who"]
 
 
 @pytest.fixture(scope="module")
 def student(teacher_dir: Path) -> SentenceTransformer:
-    teacher = load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), query_prompt="who "))
+    teacher = tiny_teacher(teacher_dir, query_prompt="who ")
     arguments = StudentArguments(
         student_layers="0,2", student_dim=16, student_max_length=24, head_dropout=0.1
     )
-    return build_student(arguments, teacher, None, 0).eval()
+    return build_student(arguments, teacher, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +111,6 @@ def test_a_module_that_is_not_standard_is_refused(
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 
     odd = SentenceTransformer(modules=[*student, LayerNorm(16)], device="cpu")
-    with pytest.raises(ValueError, match="this one holds LayerNorm"):
+    with pytest.raises(ValueError, match="LayerNorm"):
         save_student(odd, tmp_path / "x")
     assert not list(tmp_path.iterdir())

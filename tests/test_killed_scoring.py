@@ -6,36 +6,43 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from scoring_process import score
+from conftest import sentences
+from scoring_process import score, write_collection
 
 SECONDS_PER_SHARD = 0.02
 
 
 @pytest.fixture(scope="module")
-def context() -> ForkServerContext:
+def context() -> Iterator[ForkServerContext]:
+    """Starts processes that have everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scoring_process"])  # imported once, for all the runs
-    return context
+    context.set_forkserver_preload(["scoring_process"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11 ignores modules that it finds on the parent's sys.path alone.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        yield context
 
 
 def start(
-    context: ForkServerContext, run: Path, pairs: Path, teacher: Path, cache: Path | None = None
+    context: ForkServerContext, run: Path, pairs: Path, cache: Path | None = None
 ) -> BaseProcess:
-    process = context.Process(target=score, args=(run, pairs, teacher, cache, SECONDS_PER_SHARD))
+    process = context.Process(target=score, args=(run, pairs, cache, SECONDS_PER_SHARD))
     process.start()
     return process
 
 
 def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.parquet"))}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*.arrow"))}
 
 
 def artefacts(run: Path) -> dict[str, object]:
@@ -44,23 +51,31 @@ def artefacts(run: Path) -> dict[str, object]:
     return {
         "labels": (run / "teacher_soft_labels.json").read_bytes(),
         "texts": parts(run / "soft_labels" / "texts"),
-        "splits": parts(run / "soft_labels"),
+        "scores": (run / "soft_labels" / "scores.npy").read_bytes(),
         "manifest": {key: value for key, value in manifest.items() if key != "seconds"},
     }
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection of 200 pairs of 400 texts."""
+    path = tmp_path_factory.mktemp("data") / "pairs"
+    splits = ["train"] * 160 + ["test"] * 40
+    write_collection(path, list(zip(sentences(200), sentences(200, 1000), splits, strict=True)))
+    return path
 
 
 @pytest.fixture(scope="module")
 def whole(
     context: ForkServerContext,
     tmp_path_factory: pytest.TempPathFactory,
-    pairs_file: Path,
-    teacher_dir: Path,
+    pairs: Path,
 ) -> tuple[dict[str, object], float]:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    start(context, run, pairs_file, teacher_dir).join()  # the first one waits for the imports
+    start(context, run, pairs).join()  # the first one waits for the imports
     shutil.rmtree(run)
     began = time.perf_counter()
-    process = start(context, run, pairs_file, teacher_dir)
+    process = start(context, run, pairs)
     process.join()
     assert process.exitcode == 0
     return artefacts(run), time.perf_counter() - began
@@ -70,8 +85,7 @@ def test_twenty_kills_end_with_identical_bytes(
     context: ForkServerContext,
     whole: tuple[dict[str, object], float],
     tmp_path: Path,
-    pairs_file: Path,
-    teacher_dir: Path,
+    pairs: Path,
 ) -> None:
     expected, seconds = whole
     moments = random.Random(7)
@@ -80,7 +94,7 @@ def test_twenty_kills_end_with_identical_bytes(
         run = tmp_path / f"run{killed}"
         done: set[str] = set()
         for _ in range(4):
-            process = start(context, run, pairs_file, teacher_dir)
+            process = start(context, run, pairs)
             process.join(moments.uniform(0.05, 0.9) * seconds)
             process.kill()
             process.join()
@@ -89,7 +103,7 @@ def test_twenty_kills_end_with_identical_bytes(
             assert done <= now, "a part that was whole is kept"
             assert now <= set(expected["texts"]), "a part that has its name is whole"
             done = now
-        last = start(context, run, pairs_file, teacher_dir)
+        last = start(context, run, pairs)
         last.join()
         assert last.exitcode == 0
         assert artefacts(run) == expected
@@ -99,13 +113,10 @@ def test_two_runs_on_one_cache_share_the_work(
     context: ForkServerContext,
     whole: tuple[dict[str, object], float],
     tmp_path: Path,
-    pairs_file: Path,
-    teacher_dir: Path,
+    pairs: Path,
 ) -> None:
     cache = tmp_path / "cache"
-    processes = [
-        start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two")
-    ]
+    processes = [start(context, tmp_path / name, pairs, cache) for name in ("one", "two")]
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -119,13 +130,10 @@ def test_a_run_takes_up_what_a_killed_one_was_at(
     context: ForkServerContext,
     whole: tuple[dict[str, object], float],
     tmp_path: Path,
-    pairs_file: Path,
-    teacher_dir: Path,
+    pairs: Path,
 ) -> None:
     cache = tmp_path / "cache"
-    first, second = (
-        start(context, tmp_path / name, pairs_file, teacher_dir, cache) for name in ("one", "two")
-    )
+    first, second = (start(context, tmp_path / name, pairs, cache) for name in ("one", "two"))
     first.join(whole[1] / 2)
     first.kill()
     second.join(20 * whole[1] + 20)

@@ -1,4 +1,4 @@
-"""Data flows one way: a module may import those above it and never those below."""
+"""Imports go one way: a room may import those before it and never those behind it."""
 
 import ast
 from pathlib import Path
@@ -9,10 +9,9 @@ import hf_distill
 
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
-    "errors", "hardware", "arguments", "run_folder", "data", "encoding", "teachers", "shards", "scoring", "signals",
-    "selection", "student", "augmentation", "packing", "collator", "objective", "trainer", "training", "search", "evaluation",
-    "finished_run", "corpus_index", "selection_study", "plots",
-    "report", "cards", "export", "onnx_export", "dataset_repo", "load_back", "publishing", "hub", "demo_app", "commands",
+    "errors", "recipe", "run", "compute", "data", "teachers", "scoring", "selection", "student",
+    "training", "evaluation", "report", "release", "pipeline", "serving", "study", "commands",
+    "__main__",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
@@ -22,30 +21,37 @@ def layer_of(file: Path) -> str:
 
 
 def imported_layers(file: Path) -> set[str]:
-    found = set()
+    names: list[str | None] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-        found |= {name.split(".")[1] for name in names if name and name.startswith("hf_distill.")}
-    return found
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+    return {name.split(".")[1] for name in names if name and name.startswith("hf_distill.")}
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_only_from_above(file: Path) -> None:
+def test_a_module_imports_only_rooms_before_its_own(file: Path) -> None:
     own = layer_of(file)
-    assert own in LAYERS, (
-        f"{file.name} has no place in the house; add it to LAYERS where it belongs"
-    )
-    below = {name for name in imported_layers(file) if LAYERS.index(name) > LAYERS.index(own)}
-    assert not below, f"{file.name} imports {below}, which lie below {own}"
+    assert own in LAYERS, f"{own} has no place in the house; add it to LAYERS where it belongs"
+    behind = {name for name in imported_layers(file) if LAYERS.index(name) > LAYERS.index(own)}
+    assert not behind, f"{file.name} imports {behind}, which come after {own}"
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*/__init__.py")), ids=str)
+def test_a_rooms_init_holds_no_logic(file: Path) -> None:
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
+    assert all(isinstance(node, allowed) for node in ast.parse(file.read_text()).body)
+
+
+def test_only_run_and_scoring_compute_fingerprints() -> None:
+    callers = {
+        layer_of(file) for file in MODULES if "fingerprint(" in file.read_text(encoding="utf-8")
+    }
+    assert callers <= {"run", "scoring"}
 
 
 def test_a_wrong_import_would_be_seen(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
-    file.write_text("from hf_distill.hub import publish\nimport hf_distill.trainer\n")
-    assert imported_layers(file) == {"hub", "trainer"}
+    file.write_text("from hf_distill.release.hub import publish\nimport hf_distill.training.rows\n")
+    assert imported_layers(file) == {"release", "training"}

@@ -10,14 +10,9 @@ import pytest
 import scipy.stats
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.metrics import (
-    FIDELITY,
-    RETRIEVAL,
-    Fidelity,
-    Retrieval,
-)
-from hf_distill.evaluation.metrics.fidelity import fidelity as fidelity_script
-from hf_distill.evaluation.metrics.retrieval import retrieval as retrieval_script
+from hf_distill.evaluation.metric_scripts.fidelity import fidelity as fidelity_script
+from hf_distill.evaluation.metric_scripts.retrieval import retrieval as retrieval_script
+from hf_distill.evaluation.metrics import FIDELITY, RETRIEVAL, Fidelity, Retrieval
 
 RANKINGS = [
     {"documents": ["d1", "d2", "d3"], "scores": [0.9, 0.8, 0.1]},
@@ -37,7 +32,7 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [Fidelity(keep_in_memory=True), evaluate.load(FIDELITY, keep_in_memory=True)],
     ids=["class", "load"],
 )
-def test_fidelity(metric: evaluate.Metric) -> None:
+def test_fidelity_as_class_and_by_folder(metric: evaluate.Metric) -> None:
     teacher = np.random.default_rng(0).uniform(size=50)
     student = np.clip(teacher + np.random.default_rng(1).normal(0, 0.1, 50), 0, 1)
     result = metric.compute(predictions=student, references=teacher)
@@ -55,14 +50,16 @@ def test_fidelity(metric: evaluate.Metric) -> None:
     [Retrieval(keep_in_memory=True), evaluate.load(RETRIEVAL, keep_in_memory=True)],
     ids=["class", "load"],
 )
-def test_retrieval(metric: evaluate.Metric) -> None:
+def test_retrieval_as_class_and_by_folder(metric: evaluate.Metric) -> None:
     result = metric.compute(predictions=RANKINGS, references=JUDGED, measures=["nDCG@10", "RR"])
     assert result["per_query"] == {
         "nDCG@10": pytest.approx([1 / math.log2(3), 0]),
         "RR": [0.5, 0.0],
     }
     assert result["RR"] == 0.25
-    assert result["intervals"]["RR"] == {"value": 0.25, "low": 0.0, "high": 0.5, "n": 2}
+    assert result["intervals"]["RR"] == {
+        "value": 0.25, "low": 0.0, "high": 0.5, "n": 2, "undefined": None,
+    }  # fmt: skip
 
 
 def test_predictions_in_batches_are_the_same() -> None:
@@ -88,10 +85,12 @@ def test_predictions_in_batches_are_the_same() -> None:
             "names 1 of its 2 documents twice",
         ),
         (RANKINGS[0], {"documents": [], "grades": []}, ["RR"], "1 of 1 queries have no judgement"),
-        (RANKINGS[0], JUDGED[0], ["NDGC"], "does not know one of the measures NDGC"),
+        (RANKINGS[0], JUDGED[0], ["NDGC"], "measure 'NDGC'"),
     ],
 )
-def test_what_cannot_be_measured(ranking: dict, judged: dict, measures: list, says: str) -> None:
+def test_what_cannot_be_measured_is_refused(
+    ranking: dict, judged: dict, measures: list, says: str
+) -> None:
     with pytest.raises(InputError, match=says):
         Retrieval(keep_in_memory=True).compute(
             predictions=[ranking], references=[judged], measures=measures
@@ -109,9 +108,9 @@ def test_the_example_of_a_metric_runs(script: object) -> None:
 @pytest.mark.parametrize(
     "script", [fidelity_script, retrieval_script], ids=["fidelity", "retrieval"]
 )
-def test_a_script_imports_one_module_a_line(script: object) -> None:
-    """`evaluate.load` reads a script's imports by a pattern that sees the first name of a line
-    only.
+def test_a_script_imports_one_module_per_line(script: object) -> None:
+    """`evaluate.load` reads a script's imports by a pattern that sees only the first name of a
+    line.
     """
     lines = [
         line

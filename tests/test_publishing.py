@@ -1,5 +1,5 @@
-"""Publishing against the loopback Hub, with the unmodified client: each fault that the client does
-not handle, and what is loaded back.
+"""Publishing to a Hub on this machine, with the unmodified client: each fault that the client does
+not handle, and loading back.
 """
 
 from __future__ import annotations
@@ -17,17 +17,10 @@ from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
-from hf_distill.release import publish as publishing
-from hf_distill.release.model_card import _write_eval_results
-from hf_distill.release.publish import (
-    PublishingError,
-    Release,
-    Settings,
-    check_access,
-    commit_release,
-    dry_run,
-    publish,
-)
+from hf_distill.release import access
+from hf_distill.release.access import PublishingError, check_access
+from hf_distill.release.publish import Settings, dry_run, prepare, publish
+from hf_distill.release.remote import Release, commit_release
 from hf_distill.student.save import save_student
 
 pytestmark = pytest.mark.filterwarnings(
@@ -69,8 +62,15 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This machine has no Hub token of its own."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+
+
+@pytest.fixture
 def release(tmp_path: Path) -> Release:
-    """Two small files and a large one."""
+    """Two small files and a large one, as the server has it."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# hello\n")
@@ -112,15 +112,15 @@ def test_a_fault_that_passes_leaves_one_whole_commit(
 ) -> None:
     api.create_repo(release.repo)
     hub.faults.append(fault)
-    made = commit_release(api, release)
+    new = commit_release(api, release)
     assert fault.times == 0, "the fault has happened"
     assert naps
     assert is_whole(hub, release)
     assert hub.commits("models", release.repo) == 1
-    assert (hub.files("models", release.repo) or ("",))[0] == made
+    assert (hub.files("models", release.repo) or ("",))[0] == new
 
 
-def test_retry_after_is_heard(hub: Hub, api: HfApi, release: Release, naps: list[float]) -> None:
+def test_retry_after_is_obeyed(hub: Hub, api: HfApi, release: Release, naps: list[float]) -> None:
     api.create_repo(release.repo)
     hub.faults.append(Fault(r"POST .*/commit/", 429, retry_after=37))
     commit_release(api, release)
@@ -170,7 +170,7 @@ def test_a_fault_that_stays_is_one_error_and_nothing_on_main(
     assert is_whole(hub, release), "running it again goes on"
 
 
-def test_metadata_that_the_hub_refuses_is_said(hub: Hub, api: HfApi, release: Release) -> None:
+def test_metadata_that_the_hub_refuses_is_reported(hub: Hub, api: HfApi, release: Release) -> None:
     (release.folder / "README.md").write_text("---\nlicense: my own\n---\n")
     api.create_repo(release.repo)
     with pytest.raises(PublishingError, match='"license" must be one of'):
@@ -226,7 +226,7 @@ def test_a_student_of_another_kind_leaves_nothing_of_the_one_before(
     assert set(files) == {".gitattributes", "README.md", "model.safetensors", *theirs}
 
 
-def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -> None:
+def test_hidden_files_are_not_published_except_for_the_results(release: Release) -> None:
     before = set(release.files())
     for name in (
         ".config.json.k1.json",
@@ -244,30 +244,21 @@ def test_what_is_hidden_is_not_published_but_for_the_results(release: Release) -
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
-        (None, "you/x", "needs a Hub token"),
+        (None, "you/x", "HF_TOKEN"),
         ("hf_wrong", "you/x", "does not accept the token"),
-        (READ_TOKEN, "you/x", "can only read; make one that can write"),
-        (SCOPED_TOKEN, "you/x", "fine-grained token has no write access to you"),
-        (TOKEN, "somebody/x", "you are you, and no member of somebody"),
-        (TOKEN, "readers/x", "can only read in readers"),
-        (TOKEN, "x", "write OWNER/NAME"),
+        (READ_TOKEN, "you/x", "the token can only read"),
+        (SCOPED_TOKEN, "you/x", "no write access to you"),
+        (TOKEN, "somebody/x", "not a member of somebody"),
+        (TOKEN, "readers/x", "only read in readers"),
+        (TOKEN, "x", "OWNER/NAME"),
     ],
 )
-def test_a_token_that_cannot_write_is_said_before_any_work(
-    hub: Hub,
-    release: Release,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    token: str | None,
-    repo: str,
-    says: str,
+def test_a_token_that_cannot_write_is_refused_before_any_work(
+    hub: Hub, release: Release, no_token: None, token: str | None, repo: str, says: str
 ) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    releases = [Release(repo, "model", release.folder)]
     with pytest.raises(InputError, match=re.escape(says)) as caught:
-        publish(
-            [Release(repo, "model", release.folder)], Settings(), HfApi(hub.endpoint, token=token)
-        )
+        publish(releases, Settings(), HfApi(hub.endpoint, token=token))
     assert str(token) not in str(caught.value)
     assert not hub.repos
     assert not [request for request in hub.requests if request.startswith("POST")]
@@ -280,12 +271,12 @@ def test_an_organisation_is_written_to_by_its_members(hub: Hub, naps: list[float
     assert naps == [3]
 
 
-def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+def test_without_a_network_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
         check_access(HfApi("http://127.0.0.1:9", token=TOKEN), ["you/student"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publishing, "WAITS", [])
-    with pytest.raises(InputError, match="cannot be reached"):
+    monkeypatch.setattr(access, "WAITS", [])
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9"):
         check_access(HfApi("http://127.0.0.1:9", token=TOKEN), ["you/student"])
 
 
@@ -339,13 +330,32 @@ def test_publishing_loads_back_then_tags_and_again_does_nothing(
     (releases[1].folder / "config.json").write_text(
         (releases[1].folder / "config.json").read_text() + "\n"
     )
-    with pytest.raises(InputError, match="you/student has a tag v1 already"):
+    with pytest.raises(InputError, match=r"you/student has a tag v1 .*--revision"):
         publish(releases, Settings(tag="v1"), api)
     assert len([r for r in hub.requests if "/commit/" in r]) == commits, "nothing was sent"
     assert any(
         "you/student" in line or "tagged v2" in line for line in dry_run(releases, Settings(), api)
     )
     assert naps
+
+
+def test_a_dry_run_prints_no_control_characters_of_the_hub(
+    hub: Hub, api: HfApi, release: Release
+) -> None:
+    commit(api, release)
+    hub.commit("models", release.repo, {"onnx/\x1b[2J.onnx": b"old"})
+    lines = dry_run([release], Settings(private=True, gated="auto", collection="x"), api)
+    assert all(line.isprintable() for line in lines)
+    assert any("remove" in line and "onnx/[2J.onnx" in line for line in lines)
+
+
+def test_a_flipped_byte_on_the_hub_is_noticed_before_tagging(
+    hub: Hub, api: HfApi, releases: list[Release]
+) -> None:
+    hub.corrupt = True
+    with pytest.raises(PublishingError, match=r"you/student at \w+: model\.safetensors"):
+        publish([releases[1]], Settings(), api)
+    assert not hub.repos["models", "you/student"].tags
 
 
 def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Path) -> None:
@@ -356,11 +366,11 @@ def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Pat
     assert (hub.commits("spaces", "you/demo"), held.tags) == (1, {})
 
 
-def test_what_was_public_is_closed_before_anything_is_in_it(
+def test_a_public_repository_is_closed_before_it_holds_anything(
     hub: Hub, api: HfApi, release: Release
 ) -> None:
     api.create_repo(release.repo, private=False)
-    publishing._prepare(api, release, Settings(private=True))
+    prepare(api, release, Settings(private=True))
     assert hub.repos["models", release.repo].private
     assert hub.commits("models", release.repo) == 0
 
@@ -369,6 +379,8 @@ def test_the_evaluation_results_are_read_back_by_the_client(
     hub: Hub, api: HfApi, release: Release
 ) -> None:
     ndcg = {"nDCG@10": {"value": 0.51234, "low": 0.4, "high": 0.6}}
+    from hf_distill.release.model_card import _write_eval_results
+
     _write_eval_results(
         {"retrieval": {"num_queries": 9, "systems": {"student": ndcg}}}, "you/pairs", release.folder
     )

@@ -1,5 +1,5 @@
-"""Runs and judgements as files that `ir_measures` reads from its own command line, ties, tasks and
-what is wrong with them.
+"""Runs and judgements as files that the command line of `ir_measures` reads, ties, tasks and what
+can be wrong with them, and indexes.
 """
 
 import dataclasses
@@ -14,11 +14,9 @@ import pytest
 
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.index import (
-    hamming_search,
-    index_size,
-)
-from hf_distill.evaluation.mixed_index import compatibility
+from hf_distill.evaluation.index import hamming_search, index_size
+from hf_distill.evaluation.mixed_index import mixed_index
+from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
     bm25_run,
@@ -30,11 +28,7 @@ from hf_distill.evaluation.retrieval import (
     write_qrels,
     write_run,
 )
-from hf_distill.evaluation.tasks import (
-    RetrievalTask,
-    load_task,
-    make_task,
-)
+from hf_distill.evaluation.tasks import RetrievalTask, load_task, make_task
 from hf_distill.student.head import principal_components
 
 NAMES = ["nDCG@10", "R@1", "R@10", "R@100", "RR@10", "RR", "AP@100", "P@5", "Success@5"]
@@ -43,7 +37,7 @@ NAMES = ["nDCG@10", "R@1", "R@10", "R@100", "RR@10", "RR", "AP@100", "P@5", "Suc
 def tied_task(
     queries: int = 30, documents: int = 200, seed: int = 0
 ) -> tuple[RetrievalTask, np.ndarray, np.ndarray]:
-    """A task of random unit vectors, of whose documents most have several copies; ids in no
+    """A task of random unit vectors. Most documents have several copies; ids are in random
     order.
     """
     rng = np.random.default_rng(seed)
@@ -70,7 +64,10 @@ def tied_task(
 def command_line(qrels: Path, run: Path, *measures: str) -> dict[tuple[str, str], float]:
     """(query, measure) -> value, as `ir_measures` prints it; query `all` is the mean."""
     done = subprocess.run(
-        [sys.executable, "-m", "ir_measures", "--by_query", "--places", "12", str(qrels), str(run), *measures],
+        [
+            sys.executable, "-m", "ir_measures", "--by_query", "--places", "12",
+            str(qrels), str(run), *measures,
+        ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     rows = (line.split("\t") for line in done.stdout.splitlines())
@@ -80,9 +77,7 @@ def command_line(qrels: Path, run: Path, *measures: str) -> dict[tuple[str, str]
 def test_the_command_line_of_ir_measures_agrees(tmp_path: Path) -> None:
     task, queries, documents = tied_task()
     measures = parse_measures(NAMES)
-    run = make_run(
-        list(task.queries), list(task.documents), *search(queries, documents, depth_of(measures))
-    )
+    run = task.run(search(queries, documents, depth_of(measures)))
     run["q3"] = {}  # a query without an answer counts, too
     values = per_query(run, task.qrels, measures)
     write_run(run, tmp_path / "a.run", "a system")
@@ -120,10 +115,10 @@ def test_without_ties_descends_and_hardly_moves() -> None:
 
 
 def test_bm25_cuts_ties_by_document_id() -> None:
-    documents = ["the same words"] * 9
-    run = bm25_run(["q"], ["same words"], [f"d{i}" for i in range(9)], documents, depth=4)
+    documents = {f"d{i}": "the same words" for i in range(9)}
+    run = bm25_run({"q": "same words"}, documents, depth=4)
     assert list(run["q"]) == ["d0", "d1", "d2", "d3"]
-    assert bm25_run(["q"], ["the"], ["d"], ["the"]) == {"q": {}}, "nothing but stop words"
+    assert bm25_run({"q": "the"}, {"d": "the"}) == {"q": {}}, "nothing but stop words"
 
 
 def test_measures_by_name() -> None:
@@ -139,15 +134,14 @@ def test_measures_by_name() -> None:
             parse_measures([name])
 
 
-def test_ids_that_a_trec_file_cannot_hold(tmp_path: Path) -> None:
+def test_ids_that_a_trec_file_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'d 1' is empty or holds white space"):
         write_run({"q": {"d 1": 1.0}}, tmp_path / "a.run", "a")
     with pytest.raises(InputError, match="white space"):
         write_qrels({"": {"d": 1}}, tmp_path / "qrels.txt")
 
 
-# --- tasks
-# -----------------------------------------------------------------------------------------------------------
+# --- tasks ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,15 +182,17 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
     assert list(task.queries) == ["q1", "q2", "q4"]
     assert task.notes == (
         "1 of 4 queries have no judgement and are left out, e.g. 'q3'",
-        "1 of 4 judgements name a document that is not in the corpus, e.g. 'd9' for query 'q1': no system can find it",
-        "1 of 3 judged queries have no relevant document in the corpus, e.g. 'q4': every system gets 0 there",
+        "1 of 4 judgements name a document that is not in the corpus, e.g. 'd9' for query 'q1': "
+        "no system can find it",
+        "1 of 3 judged queries have no relevant document in the corpus, e.g. 'q4': every system "
+        "gets 0 there",
     )
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("corpus.jsonl", "", "the corpus is empty, so there is nothing to search"),
+        ("corpus.jsonl", "", "the corpus is empty"),
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
@@ -215,26 +211,27 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
         ),
     ],
 )
-def test_a_task_that_cannot_be_measured(beir: Path, file: str, text: str, message: str) -> None:
+def test_a_task_that_cannot_be_measured_is_refused(
+    beir: Path, file: str, text: str, message: str
+) -> None:
     (beir / file).write_text(text)
     with pytest.raises(InputError, match=message):
         load_task(str(beir))
 
 
-def test_duplicate_ids_of_any_source() -> None:
+def test_duplicate_ids_of_any_source_are_refused() -> None:
     with pytest.raises(InputError, match=r"t: the document id 'd' appears a second time \(row 2\)"):
         make_task([("q", "")], [("d", ""), ("d", "")], [("q", "d", 1)], "t")
 
 
-def test_no_such_task(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder; name a run's folder"):
+def test_a_text_that_names_no_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--task .*nowhere"):
         load_task(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"neither recipe.yaml .* nor corpus.jsonl"):
         load_task(str(tmp_path))
 
 
-# --- what an index costs, and whether the old one can be kept
-# -----------------------------------------------------------
+# --- what an index costs, and whether the old one can be kept -------------------------------------
 
 
 def test_hamming_search_by_hand_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,25 +249,27 @@ def test_hamming_search_by_hand_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -
 def test_an_index_weighs_what_it_should_and_says_what_it_costs() -> None:
     task, queries, documents = tied_task(60, 400)
     result = index_size(task, queries, documents, "cosine", 0)
-    assert {name: row["bytes_per_million"] for name, row in result.items() if name != "dimension"} == {
-        "float32": 128_000_000, "float16": 64_000_000, "int8": 32_000_000, "binary": 4_000_000, "binary, rescored by int8": 4_000_000,
-        "float32, first half": 64_000_000, "float32, first quarter": 32_000_000,
+    assert {name: row.bytes_per_million for name, row in result.rows.items()} == {
+        "float32": 128_000_000, "float16": 64_000_000, "int8": 32_000_000, "binary": 4_000_000,
+        "binary_rescored": 4_000_000, "float32_half": 64_000_000, "float32_quarter": 32_000_000,
     }  # fmt: skip
-    assert result["binary, rescored by int8"]["rescoring_bytes_per_million"] == 32_000_000
-    run = make_run(list(task.queries), list(task.documents), *search(queries, documents, 10))
-    assert result["float32"]["nDCG@10"]["value"] == per_query(run, task.qrels)["nDCG@10"].mean()
-    assert result["float32"]["minus_float32"] == {"value": 0, "low": 0, "high": 0, "n": 60}
-    for name in ("float16", "int8", "binary"):
-        row = result[name]
-        assert row["minus_float32"]["value"] == pytest.approx(
-            row["nDCG@10"]["value"] - result["float32"]["nDCG@10"]["value"]
-        )
-    assert "products only" in index_size(task, queries, documents, "euclidean", 0)["undefined"]
+    assert result.dimension == 32
+    assert result.rows["binary_rescored"].rescoring_bytes_per_million == 32_000_000
+    assert result.rows["binary"].rescoring_bytes_per_million is None
+    exact = result.rows["float32"]
+    assert exact.ndcg.value == task.ndcg(search(queries, documents, 10)).mean()
+    assert exact.minus_float32 == Estimate(0, 0, 0, 60)
+    for row in result.rows.values():
+        expected = pytest.approx(row.ndcg.value - exact.ndcg.value)
+        assert row.minus_float32.value == expected
+    undefined = index_size(task, queries, documents, "euclidean", 0)
+    assert "euclidean" in undefined.undefined
+    assert undefined.rows == {}
 
 
 def test_int8_keeps_the_order_of_products() -> None:
-    """Where the quantisation loses nothing, nothing is lost: 256 levels in each dimension, of very
-    different widths.
+    """Values on 256 levels in each dimension, of very different widths: the quantisation loses
+    nothing.
     """
     rng = np.random.default_rng(0)
     widths = np.array([1.0, 10.0, 0.01, 3.0], dtype=np.float32)
@@ -289,11 +288,11 @@ def test_int8_keeps_the_order_of_products() -> None:
         task, qrels={f"q{i:03}": {f"d{j:03}": 1} for i, j in enumerate(relevant)}
     )
     result = index_size(task, queries, documents, "dot", 0)
-    assert result["float32"]["nDCG@10"]["value"] == 1
-    assert result["int8"]["nDCG@10"]["value"] > 0.97
+    assert result.rows["float32"].ndcg.value == 1
+    assert result.rows["int8"].ndcg.value > 0.97
 
 
-def test_a_student_that_is_its_teachers_projection_is_compatible() -> None:
+def test_a_student_that_is_its_teachers_projection_can_search_the_teachers_index() -> None:
     task, queries, documents = tied_task()
     nearest = search(queries, documents, 1)[1][:, 0]
     names = list(task.documents)
@@ -303,47 +302,39 @@ def test_a_student_that_is_its_teachers_projection_is_compatible() -> None:
     components = principal_components(documents, 8)
     projected = tuple(x @ components.T for x in (queries, documents))
     student = tuple(x / np.linalg.norm(x, axis=1, keepdims=True) for x in projected)
-    result = compatibility(task, student, (queries, documents), components, "cosine", 0)
-    assert result["possible"]
-    own = per_query(
-        make_run(list(task.queries), list(task.documents), *search(*student, 10)), task.qrels
-    )["nDCG@10"].mean()
-    for name in (
-        "student_queries_teacher_index",
-        "teacher_queries_student_index",
-        "teacher_queries_teacher_index",
+    result = mixed_index(task, student, (queries, documents), components, "cosine", 0)
+    assert (result.undefined, result.dimension) == (None, 8)
+    own = task.ndcg(search(*student, 10)).mean()
+    for row in (
+        result.student_queries_teacher_index,
+        result.teacher_queries_student_index,
+        result.teacher_queries_teacher_index,
     ):
-        assert result[name]["nDCG@10"]["value"] == pytest.approx(own)
-    assert result["minus_student"]["nDCG@10"]["value"] == pytest.approx(0)
-    teacher = per_query(
-        make_run(list(task.queries), list(task.documents), *search(queries, documents, 10)),
-        task.qrels,
-    )["nDCG@10"].mean()
-    assert result["minus_teacher"]["nDCG@10"]["value"] == pytest.approx(own - teacher)
+        assert row.value == pytest.approx(own)
+    assert result.minus_student.value == pytest.approx(0)
+    teacher = task.ndcg(search(queries, documents, 10)).mean()
+    assert result.minus_teacher.value == pytest.approx(own - teacher)
     stranger = tuple(np.roll(x, 3, axis=1) for x in student)
-    assert (
-        compatibility(task, stranger, (queries, documents), components, "cosine", 0)[
-            "minus_student"
-        ]["nDCG@10"]["value"]
-        < 0
-    )
+    other = mixed_index(task, stranger, (queries, documents), components, "cosine", 0)
+    assert other.minus_student.value < 0
 
 
-def test_compatibility_that_is_not_possible_says_why() -> None:
-    task, queries, documents = tied_task()
-    for teacher, components, measure, reason in (
-        (None, None, "cross-encoder", "no embeddings"),
-        ((queries, documents), np.eye(32), "euclidean", "ranks by euclidean"),
-        (
-            (queries, documents),
-            np.eye(32)[:8],
-            "cosine",
-            "32 dimensions, the teacher's embeddings 8",
-        ),
-    ):
-        result = compatibility(task, (queries, documents), teacher, components, measure, 0)
-        assert not result["possible"]
-        assert reason in result["reason"]
+@pytest.mark.parametrize(
+    ("components", "similarity", "reason"),
+    [
+        (None, "cross-encoder", "embeds nothing"),
+        (np.eye(32), "euclidean", "ranks by euclidean"),
+        (np.eye(32)[:8], "cosine", "32 dimensions, the teacher's embeddings have 8"),
+    ],
+)
+def test_a_mixed_index_that_is_not_possible_says_why(
+    components: np.ndarray | None, similarity: str, reason: str
+) -> None:
+    task, *vectors = tied_task()
+    teacher = None if components is None else tuple(vectors)
+    result = mixed_index(task, tuple(vectors), teacher, components, similarity, 0)
+    assert reason in result.undefined
+    assert result.student_queries_teacher_index is None
 
 
 def test_every_measure_of_the_report_is_known() -> None:

@@ -1,109 +1,169 @@
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from conftest import sentences
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scoring_process import TinyTeacher, read_collection, recipe, write_collection
 
 from hf_distill.compute.encode import Advance
-from hf_distill.data.collection import (
-    PairData,
-    text_id,
-)
+from hf_distill.data.collection import Collection, pair_number, text_number
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.scores import (
-    EmbeddingTable,
-    score_pairs,
-)
-from hf_distill.teachers.bi_encoder import (
-    BiEncoderTeacher,
-    load_bi_encoder,
-)
+from hf_distill.scoring.embeddings import EmbeddingTable, Vectors, embed_texts
+from hf_distill.scoring.scores import score_collection
+from hf_distill.scoring.shards import Part
+from hf_distill.teachers.base import PairTeacher, Prompts, Scale, Teacher
 
 
-@pytest.fixture(scope="module")
-def teacher(teacher_dir: Path) -> BiEncoderTeacher:
-    return load_bi_encoder(TeacherArguments(teacher=str(teacher_dir), teacher_dtype="float32"))
+def pairs() -> list[tuple[str, str, str]]:
+    """200 pairs of 200 queries and 200 documents."""
+    splits = ["train"] * 160 + ["validation"] * 10 + ["test"] * 20 + ["leaked"] * 10
+    return list(zip(sentences(200), sentences(200, 1000), splits, strict=True))
 
 
-SHARDS = TeacherArguments(shard_size=64)
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    write_collection(tmp_path / "pairs", pairs())
+    return read_collection(tmp_path / "pairs")
 
 
-def count_embedded(teacher: BiEncoderTeacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    calls: list[int] = []
-    embed = type(teacher).embed
-    monkeypatch.setattr(
-        type(teacher),
-        "embed",
-        lambda self, texts, advance=None: calls.append(len(texts)) or embed(self, texts, advance),
-    )
-    return calls
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_distill.scoring.shards.LEAST_ITEMS", 64)
+
+
+class LengthTeacher(PairTeacher):
+    """Scores a pair by how many characters its document has, and does not know one of them."""
+
+    name, identity, scale = "length", ("length",), Scale("given", None, 0.0, 1000.0)
+
+    def __init__(self, unknown: str = "", prompts: Prompts = Prompts()) -> None:  # noqa: B008
+        self.unknown, self.prompts = unknown, prompts
+        self.calls: list[int] = []
+
+    def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
+        self.calls.append(len(pairs))
+        scores = [math.nan if self.unknown == document else len(document) for _, document in pairs]
+        return np.array(scores, dtype=np.float32)
+
+
+class Ensemble(Teacher):
+    name, identity, scale = "both", ("both",), Scale("weighted mean (quantile)", None, 0.0, 1.0)
+
+    def __init__(self, *members: tuple[Teacher, float]) -> None:
+        self.members = members
 
 
 def test_a_score_is_the_cosine_of_the_teachers_embeddings(
-    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder
+    collection: Collection, teacher_dir: Path, folder: RunFolder
 ) -> None:
-    scored = score_pairs(data, teacher, folder, SHARDS)
-    by_hand = (
-        teacher.embed(list(data.train["query"])) * teacher.embed(list(data.train["document"]))
-    ).sum(axis=1)
-    np.testing.assert_allclose(
-        scored.train["teacher_score"], by_hand, atol=2e-3
-    )  # embeddings are kept as float16
-    assert scored.train["pair_id"] == data.train["pair_id"]
-    assert scored.manifest["pairs"] == 200
-    assert scored.manifest["scale"] == {
-        "measure": "cosine",
+    teacher = TinyTeacher(teacher_dir)
+    scores = score_collection(collection, teacher, recipe(), folder)
+    queries, documents, _ = (list(column) for column in zip(*pairs(), strict=True))
+    by_hand = (teacher.embed(queries) * teacher.embed(documents)).sum(axis=1)
+    np.testing.assert_allclose(scores.values, by_hand, atol=2e-3)  # embeddings are float16
+    np.testing.assert_array_equal(scores.of(collection.rows("test")), scores.values[170:190])
+    assert scores.record.pairs == 200
+    assert scores.record.dimension == 32
+    assert scores.record.score.mean == pytest.approx(by_hand.mean(), abs=1e-3)
+    assert scores.record.scale == {
+        "similarity": "cosine",
         "activation": None,
         "range": [-1.0, 1.0],
     }
+    assert "200 pairs by tiny" in scores.summary()
 
 
-def test_every_unique_text_is_embedded_once(
-    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+def test_the_table_has_the_embedding_of_every_query_and_document(
+    collection: Collection, teacher_dir: Path, folder: RunFolder
 ) -> None:
-    calls = count_embedded(teacher, monkeypatch)
-    scored = score_pairs(data, teacher, folder, SHARDS)
-    assert (
-        sum(calls) == 400 == scored.manifest["items"]
-    )  # 200 queries, 200 documents, the corpus is among them
-    score_pairs(data, teacher, folder, SHARDS)
-    assert sum(calls) == 400, "nothing has changed, so nothing is embedded again"
+    teacher = TinyTeacher(teacher_dir, Prompts(query="who ", document="a "))
+    table = score_collection(collection, teacher, recipe(), folder).embeddings
+    assert table is not None
+    assert table.dimension == 32
+    queries = ["who " + text for text in collection.queries["text"]]
+    documents = ["a " + text for text in collection.documents["text"]]
+    np.testing.assert_allclose(table.of_queries(slice(None)), teacher.embed(queries), atol=2e-3)
+    some = np.array([7, 3, 3])
+    np.testing.assert_allclose(
+        table.of_documents(some), teacher.embed([documents[i] for i in some]), atol=2e-3
+    )
+    keys = np.array([text_number(text) for text in [*queries, *documents]], dtype=np.uint64)
+    rows = np.concatenate([table.queries, table.documents])
+    assert (np.diff(keys[np.argsort(rows)].astype(object)) > 0).all(), "by ascending key"
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_every_unique_text_is_embedded_once(
+    collection: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    teacher = TinyTeacher(teacher_dir)
+    first = score_collection(collection, teacher, recipe(), folder)
+    assert sum(teacher.calls) == 400 == first.record.items
+    assert teacher.calls == [64, 64, 64, 64, 64, 64, 16]
+    assert first.record.items_without_deduplication == 420, "20 documents are searched, too"
+    again = score_collection(collection, teacher, recipe(), folder)
+    assert sum(teacher.calls) == 400, "nothing has changed, so nothing is embedded again"
+    assert again.record == first.record
+    np.testing.assert_array_equal(again.values, first.values)
+    assert first.embeddings is not None
+    assert again.embeddings is not None
+    np.testing.assert_array_equal(again.embeddings.vectors[:], first.embeddings.vectors[:])
+
+
+def test_a_text_that_is_query_and_document_is_embedded_once(
+    teacher_dir: Path, folder: RunFolder, tmp_path: Path
+) -> None:
+    rows = [("a dog", "the cat", "train"), ("the cat", "a dog", "train"), ("a", "b", "test")]
+    write_collection(tmp_path / "pairs", rows)
+    collection = read_collection(tmp_path / "pairs")
+    teacher = TinyTeacher(teacher_dir)
+    scores = score_collection(collection, teacher, recipe(), folder)
+    assert sum(teacher.calls) == 4
+    assert scores.embeddings is not None
+    assert scores.embeddings.queries[0] == scores.embeddings.documents[1]
+    prompted = TinyTeacher(teacher_dir, Prompts(query="who "))
+    score_collection(collection, prompted, recipe(), folder)
+    assert sum(prompted.calls) == 3, "with a prompt, the three queries are other texts"
 
 
 def test_soft_labels_are_in_the_papers_form(
-    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder
+    teacher_dir: Path, folder: RunFolder, tmp_path: Path
 ) -> None:
-    scored = score_pairs(data, teacher, folder, SHARDS)
-    labels = json.loads(folder.soft_labels_json.read_text(encoding="utf-8"))
-    assert len(labels) == 200
-    assert all(set(label) == {"pair_id", "query", "document", "teacher_score"} for label in labels)
-    by_id = {label["pair_id"]: label["teacher_score"] for label in labels}
-    for name in ("train", "validation", "test"):
-        split = getattr(scored, name)
-        assert [by_id[i] for i in split["pair_id"]] == pytest.approx(
-            split["teacher_score"], abs=1e-6
-        )
-        assert pq.read_metadata(folder.soft_labels / f"{name}.parquet").num_rows == len(split)
+    rows = [("a dog", "the café", "train"), ('the "cat"', "a\nb", "test"), ("x", "y", "leaked")]
+    write_collection(tmp_path / "pairs", rows)
+    collection = read_collection(tmp_path / "pairs")
+    scores = score_collection(collection, TinyTeacher(teacher_dir), recipe(), folder)
+    rounded = [round(float(score), 6) for score in scores.values]
+    assert folder.soft_labels_json.read_text(encoding="utf-8") == (
+        "[\n"
+        '{"pair_id": "0", "query": "a dog", "document": "the café", '
+        f'"teacher_score": {rounded[0]}}},\n'
+        r'{"pair_id": "1", "query": "the \"cat\"", "document": "a\nb", '
+        f'"teacher_score": {rounded[1]}}},\n'
+        f'{{"pair_id": "2", "query": "x", "document": "y", "teacher_score": {rounded[2]}}}\n'
+        "]\n"
+    )
 
 
+@pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("damage", ["removed", "truncated", "emptied", "one bit flipped"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    data: PairData,
-    teacher: BiEncoderTeacher,
-    folder: RunFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    damage: str,
+    collection: Collection, teacher_dir: Path, folder: RunFolder, damage: str
 ) -> None:
-    score_pairs(data, teacher, folder, SHARDS)
-    parts = sorted((folder.soft_labels / "texts").glob("*.parquet"))
+    teacher = TinyTeacher(teacher_dir)
+    score_collection(collection, teacher, recipe(), folder)
+    parts = sorted((folder.soft_labels / "texts").glob("*.arrow"))
     whole = [part.read_bytes() for part in parts]
     assert len(parts) == 7
     victim, content = parts[3], bytearray(whole[3])
-    size = pq.read_metadata(victim).num_rows
+    size = len(Part.open(victim).keys)
     if damage == "removed":
         victim.unlink()
     else:
@@ -115,67 +175,224 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
                 "one bit flipped": content,
             }[damage]
         )
-    calls = count_embedded(teacher, monkeypatch)
-    score_pairs(data, teacher, folder, SHARDS)
-    assert sum(calls) == size, "only the damaged shard is made again"
+    teacher.calls.clear()
+    score_collection(collection, teacher, recipe(), folder)
+    assert teacher.calls == [size], "only the damaged shard is made again"
     assert [part.read_bytes() for part in parts] == whole
 
 
+@pytest.mark.usefixtures("small_shards")
 def test_a_killed_shard_leaves_no_part(
-    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    collection: Collection, teacher_dir: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed, calls = type(teacher).embed, []
+    teacher = TinyTeacher(teacher_dir)
+    embed = teacher.embed
 
-    def dies(
-        self: BiEncoderTeacher, texts: list[str], advance: Advance | None = None
-    ) -> np.ndarray:
-        calls.append(1)
-        if len(calls) == 3:
+    def dies(texts: list[str], advance: Advance | None = None) -> np.ndarray:
+        if len(teacher.calls) == 2:
             raise KeyboardInterrupt
-        return embed(self, texts, advance)
+        return embed(texts, advance)
+
+    monkeypatch.setattr(teacher, "embed", dies)
+    with pytest.raises(KeyboardInterrupt):
+        score_collection(collection, teacher, recipe(), folder)
+    names = [path.suffix for path in (folder.soft_labels / "texts").iterdir()]
+    assert names == [".arrow", ".arrow"], "two whole parts, nothing half-written"
+    assert not folder.soft_labels_json.exists()
+    monkeypatch.setattr(teacher, "embed", embed)
+    assert score_collection(collection, teacher, recipe(), folder).record.items == 400
+    assert sum(teacher.calls) == 400
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_two_runs_share_a_teacher_cache(
+    collection: Collection, teacher_dir: Path, folder: RunFolder, tmp_path: Path
+) -> None:
+    teacher = TinyTeacher(teacher_dir)
+    cache = tmp_path / "cache"
+    first = score_collection(collection, teacher, recipe(cache), folder)
+    other = RunFolder(tmp_path / "other")
+    second = score_collection(collection, teacher, recipe(cache), other)
+    assert sum(teacher.calls) == 400
+    np.testing.assert_array_equal(first.values, second.values)
+    assert other.soft_labels_json.read_bytes() == folder.soft_labels_json.read_bytes()
+    assert not (other.soft_labels / "texts").exists()
+
+
+def test_other_prompts_are_other_scores(
+    collection: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    plain = score_collection(collection, TinyTeacher(teacher_dir), recipe(), folder)
+    prompted = TinyTeacher(teacher_dir, Prompts(query="who "))
+    scores = score_collection(collection, prompted, recipe(), folder)
+    assert sum(prompted.calls) == 200, "the documents have no prompt"
+    query, document, _ = pairs()[0]
+    by_hand = prompted.embed(["who " + query]) @ prompted.embed([document]).T
+    assert scores.values[0] == pytest.approx(by_hand.item(), abs=2e-3)
+    assert scores.key != plain.key
+    assert scores.record.query_prompt == "who "
+
+
+def test_a_teacher_that_changes_its_dimension_is_refused(
+    collection: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    teacher = TinyTeacher(teacher_dir)
+    teacher.dimension = 16
+    with pytest.raises(InputError, match=r"shape \(400, 32\) for 400 texts, .* dimension 16"):
+        score_collection(collection, teacher, recipe(), folder)
+
+
+def test_embeddings_that_float16_cannot_hold_are_refused(
+    collection: Collection, teacher_dir: Path, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = TinyTeacher(teacher_dir)
+    monkeypatch.setattr(
+        teacher, "embed", lambda texts, advance: np.full((len(texts), 32), 7e4, dtype=np.float32)
+    )
+    with pytest.raises(InputError, match=r"7e\+04.*--teacher_similarity cosine"):
+        score_collection(collection, teacher, recipe(), folder)
+
+
+def test_a_pair_teacher_scores_every_unique_pair_once(folder: RunFolder, tmp_path: Path) -> None:
+    rows = [
+        ("q", "four", "train"),
+        ("q", "four", "train"),
+        ("q", "ab", "train"),
+        ("q", "c", "test"),
+    ]
+    write_collection(tmp_path / "pairs", rows)
+    teacher = LengthTeacher(unknown="ab")
+    scores = score_collection(read_collection(tmp_path / "pairs"), teacher, recipe(), folder)
+    np.testing.assert_array_equal(scores.values, [4, 4, np.nan, 1])
+    assert teacher.calls == [3]
+    assert scores.embeddings is None
+    assert (scores.record.unscored, scores.record.items, scores.record.item) == (1, 3, "pair")
+    assert json.loads(folder.soft_labels_json.read_text())[2]["teacher_score"] is None
+    again = score_collection(read_collection(tmp_path / "pairs"), teacher, recipe(), folder)
+    np.testing.assert_array_equal(again.values, scores.values)
+    assert teacher.calls == [3]
+    (path,) = (folder.soft_labels / "pairs").glob("*.arrow")
+    part = Part.open(path)
+    assert sorted(part.keys.tolist()) == sorted(
+        pair_number("q", document) for document in ("four", "ab", "c")
+    )
+
+
+def test_a_pair_teacher_with_another_prompt_scores_again(
+    collection: Collection, folder: RunFolder
+) -> None:
+    score_collection(collection, LengthTeacher(), recipe(), folder)
+    prompted = LengthTeacher(prompts=Prompts(query="who "))
+    score_collection(collection, prompted, recipe(), folder)
+    assert sum(prompted.calls) == 200
+
+
+def test_scores_outside_the_declared_scale_are_refused_and_not_kept(
+    collection: Collection, folder: RunFolder
+) -> None:
+    teacher = LengthTeacher()
+    teacher.scale = Scale("given")
+    with pytest.raises(InputError, match=r"length: 200 of 200 scores .* \[-1, 1\]"):
+        score_collection(collection, teacher, recipe(), folder)
+    assert not list(folder.soft_labels.rglob("*.arrow"))
+
+
+def test_a_teacher_that_knows_no_test_pair_is_refused(folder: RunFolder, tmp_path: Path) -> None:
+    write_collection(tmp_path / "pairs", [("q", "a", "train"), ("q", "b", "test")])
+    collection = read_collection(tmp_path / "pairs")
+    with pytest.raises(InputError, match="none of the 1 test pairs"):
+        score_collection(collection, LengthTeacher(unknown="b"), recipe(), folder)
+
+
+def test_an_ensemble_is_the_weighted_mean_of_quantiles_among_the_training_pairs(
+    teacher_dir: Path, folder: RunFolder, tmp_path: Path
+) -> None:
+    rows = [("q", "a" * length, "train") for length in (1, 2, 3, 4)]
+    write_collection(tmp_path / "pairs", [*rows, ("q", "aaa", "test"), ("q", "a" * 9, "test")])
+    collection = read_collection(tmp_path / "pairs")
+    tiny = TinyTeacher(teacher_dir)
+    alone = score_collection(collection, tiny, recipe(), RunFolder(tmp_path / "alone")).values
+    scores = score_collection(
+        collection, Ensemble((LengthTeacher(), 3.0), (tiny, 1.0)), recipe(), folder
+    )
+    lengths = np.array([0.125, 0.375, 0.625, 0.875, 0.625, 1.0])
+    below = (alone[:4] < alone[:, None]).sum(1) + (alone[:4] == alone[:, None]).sum(1) / 2
+    np.testing.assert_allclose(scores.values, (3 * lengths + below / 4) / 4, atol=1e-6)
+    assert scores.embeddings is None
+    assert (scores.record.item, scores.record.items) == ("item", 5 + 6)
+
+
+def test_a_teacher_that_can_do_nothing_is_refused(
+    collection: Collection, folder: RunFolder
+) -> None:
+    with pytest.raises(InputError, match=r"both \(Ensemble\) neither embeds"):
+        score_collection(collection, Ensemble(), recipe(), folder)
+
+
+def test_a_call_that_is_killed_while_it_writes_leaves_no_scores_of_another_teacher(
+    collection: Collection, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = LengthTeacher(), LengthTeacher(unknown=pairs()[0][1])
+    second.identity = ("another",)
+    expected = score_collection(collection, first, recipe(), folder).values
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(teacher), "embed", dies)
+        patch.setattr("hf_distill.scoring.scores.write_soft_labels", dies)
         with pytest.raises(KeyboardInterrupt):
-            score_pairs(data, teacher, folder, SHARDS)
-    assert len(list((folder.soft_labels / "texts").glob("*"))) == 2, (
-        "two whole parts, nothing half-written"
-    )
-    assert not folder.soft_labels_json.exists()
-    assert score_pairs(data, teacher, folder, SHARDS).manifest["items"] == 400
+            score_collection(collection, second, recipe(), folder)
+    scores = score_collection(collection, first, recipe(), folder)
+    np.testing.assert_array_equal(scores.values, expected)
 
 
-def test_prompts_are_part_of_the_text(data: PairData, teacher_dir: Path, folder: RunFolder) -> None:
-    prompted = load_bi_encoder(
-        TeacherArguments(teacher=str(teacher_dir), query_prompt="who ", teacher_dtype="float32")
-    )
-    scored = score_pairs(data, prompted, folder, SHARDS)
-    assert scored.train["query_id"][0] == text_id("who " + data.train["query"][0])
-    by_hand = (
-        prompted.embed(["who " + data.train["query"][0]])
-        @ prompted.embed([data.train["document"][0]]).T
-    )
-    assert scored.train["teacher_score"][0] == pytest.approx(by_hand.item(), abs=2e-3)
+@pytest.mark.usefixtures("small_shards")
+def test_further_texts_come_in_the_order_of_their_rows(teacher_dir: Path, tmp_path: Path) -> None:
+    teacher = TinyTeacher(teacher_dir, Prompts(query="who "))
+    texts = sentences(100) + sentences(30)
+    kinds = ["query" if i % 3 else "document" for i in range(130)]
+    table = Dataset.from_dict({"text": texts, "kind": kinds})
+    vectors = embed_texts(table, teacher, tmp_path)
+    prompted = [
+        "who " + text if kind == "query" else text for text, kind in zip(texts, kinds, strict=True)
+    ]
+    assert len(vectors) == 130
+    assert sum(teacher.calls) == len(set(prompted)) < 130
+    np.testing.assert_allclose(vectors[:], teacher.embed(prompted), atol=2e-3)
+    teacher.calls.clear()
+    embed_texts(table.select(range(50)), teacher, tmp_path)
+    assert teacher.calls == []
 
 
-def test_a_teacher_that_changes_its_dimension_is_said(
-    data: PairData, teacher: BiEncoderTeacher, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embed = type(teacher).embed
-    monkeypatch.setattr(
-        type(teacher),
-        "embed",
-        lambda self, texts, advance=None: embed(self, texts, advance)[:, :16],
-    )
-    with pytest.raises(InputError, match=r"shape \(64, 16\) for 64 texts, expected dimension 32"):
-        score_pairs(data, teacher, folder, SHARDS)
+def test_no_further_texts_have_no_vectors(teacher_dir: Path, tmp_path: Path) -> None:
+    table = Dataset.from_dict({"text": [], "kind": []})
+    vectors = embed_texts(table, TinyTeacher(teacher_dir), tmp_path)
+    assert vectors[:].shape == (0, 32)
 
 
-def test_an_unknown_text_has_no_embedding() -> None:
-    table = EmbeddingTable(
-        ids=np.array([int(text_id("a"), 16)], dtype=np.uint64),
-        rows=np.ones((1, 2), dtype=np.float16),
-    )
-    assert table.of([text_id("a")]).tolist() == [[1, 1]]
-    with pytest.raises(KeyError, match="1 of 2 texts have no teacher embedding"):
-        table.of([text_id("a"), text_id("b")])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 99))
+def test_vectors_give_the_rows_of_their_parts(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = tuple(rng.normal(size=(size, 3)).astype(np.float16) for size in sizes)
+    every = np.concatenate(parts)
+    places = rng.permutation(len(every)).astype(np.uint32)
+    vectors = Vectors(parts, places, 3)
+    rows = rng.integers(0, max(len(every), 1), 8 if len(every) else 0)
+    np.testing.assert_array_equal(vectors[rows], every[places[rows]])
+    np.testing.assert_array_equal(vectors[1:4], every[places[1:4]])
+    assert vectors[rows].dtype == np.float16
+
+
+def test_a_table_reads_only_the_parts_that_it_is_asked_for() -> None:
+    class Untouched(np.ndarray):
+        def __getitem__(self, _: object) -> Callable[[], None]:
+            raise AssertionError("this part was read")
+
+    parts = (np.ones((2, 2), dtype=np.float16), np.ones((2, 2), dtype=np.float16).view(Untouched))
+    vectors = Vectors(parts, np.arange(4, dtype=np.uint32), 2)
+    table = EmbeddingTable(vectors, np.array([1, 3]), np.array([0, 2]))
+    assert table.of_queries(np.array([0, 0])).tolist() == [[1, 1], [1, 1]]
+    with pytest.raises(AssertionError, match="this part was read"):
+        table.of_documents(np.array([1]))

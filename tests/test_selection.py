@@ -1,5 +1,8 @@
-import json
+from __future__ import annotations
+
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +10,14 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_distill.data.collection import (
+    JUDGEMENT_FEATURES,
+    TEXT_FEATURES,
+    Collection,
+    CollectionRecord,
+    Pairs,
+    Source,
+)
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     jaccard,
@@ -14,49 +25,73 @@ from hf_distill.data.near_duplicates import (
     word_trigrams,
 )
 from hf_distill.errors import InputError
+from hf_distill.recipe.kinds import RULES
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import read_json
+from hf_distill.selection.audit import Audit, Part
 from hf_distill.selection.rules import (
-    KINDS,
+    UNSCORED,
     Columns,
-    Rule,
     apply_rules,
     parse_rules,
     quotas,
+    rule,
+)
+from hf_distill.selection.select import (
+    Selection,
+    SelectionInputs,
     rule_columns,
+    select_pairs,
 )
-from hf_distill.selection.select import select_pairs
-from hf_distill.selection.texts import (
-    near_duplicate_families,
-    ngram_overlap,
-)
+from hf_distill.selection.texts import near_duplicate_families, ngram_overlap
 
 
-def columns(scores: list[float], **more: list) -> Columns:
+def pairs_of(rows: list[tuple[str, str]], **columns: list) -> Pairs:
+    """Pairs of a collection that holds each text once."""
+    queries, documents = (list(dict.fromkeys(row[side] for row in rows)) for side in (0, 1))
+    judgements = {
+        "pair_id": [str(i) for i in range(len(rows))],
+        "query": [queries.index(query) for query, _ in rows],
+        "document": [documents.index(document) for _, document in rows],
+        **columns,
+    }
+    empty = {name: [None] * len(rows) for name in JUDGEMENT_FEATURES}
+    record = CollectionRecord("key", Source("test"), {}, {"train": len(rows)}, {}, 0)
+    searched = [False] * len(documents)
+    return Collection(
+        Dataset.from_dict({"text": queries}, TEXT_FEATURES["queries"]),
+        Dataset.from_dict({"text": documents, "searched": searched}, TEXT_FEATURES["documents"]),
+        Dataset.from_dict({**empty, **judgements}, JUDGEMENT_FEATURES),
+        record,
+    ).every_pair()
+
+
+def inputs(
+    pairs: Pairs, scores: list[float] | None = None, ranking: SimpleNamespace | None = None
+) -> SelectionInputs:
+    values = np.array([0.5] * len(pairs) if scores is None else scores, dtype=np.float32)
+    return SelectionInputs(pairs, values, ranking, "scores")
+
+
+def columns(scores: list[float], **needed: list) -> Columns:
     """Scores with the reversed order of the rows as the seeded one."""
-    return Columns(
-        np.array(scores, dtype=float),
-        np.arange(len(scores))[::-1],
-        **{k: np.array(v) for k, v in more.items()},
-    )
+    n = len(scores)
+    pairs = Pairs(None, np.arange(n))  # rules of numbers read no text
+    needed = {name: np.array(values) for name, values in needed.items()}
+    return Columns(pairs, np.array(scores, dtype=float), np.arange(n)[::-1], needed)
 
 
 def kept(rule: str, given: Columns) -> list[int]:
     return apply_rules(given, parse_rules([rule])).kept.tolist()
 
 
-def texts(pairs: list[tuple[str, str]], scores: list[float] | None = None, **more: list) -> Dataset:
-    n = len(pairs)
-    return Dataset.from_dict(
-        {
-            "pair_id": [str(i) for i in range(n)], "query": [q for q, _ in pairs], "document": [d for _, d in pairs],
-            "teacher_score": scores or [0.5] * n, **more,
-        }
-    )  # fmt: skip
-
-
-def kept_of(rule: str, pairs: Dataset) -> list[int]:
+def kept_of(rule: str, pairs: Pairs) -> list[int]:
     rules = parse_rules([rule])
-    return apply_rules(rule_columns(pairs, rules, 0), rules).kept.tolist()
+    return apply_rules(rule_columns(inputs(pairs), rules, 0), rules).kept.tolist()
+
+
+def select(given: SelectionInputs, rules: list[str], folder: Path, seed: int = 0) -> Selection:
+    return select_pairs(given, parse_rules(rules), seed, RunFolder(folder))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +117,7 @@ def test_rules_on_scores_by_hand(rule: str, expected: list[int]) -> None:
     assert kept(rule, columns(scores)) == expected
 
 
-def test_rules_on_signals_by_hand() -> None:
+def test_rules_on_the_ranking_by_hand() -> None:
     given = columns([0.5] * 4, rank=[1, 3, 2, 9], margin=[0.1, -0.2, 0.0, np.nan])
     assert kept("rank=2", given) == [0, 2]
     assert kept("margin=0", given) == [0, 2, 3], "without another document, a pair is kept"
@@ -109,12 +144,13 @@ def test_a_percentile_within_groups_is_numpys_of_each_group(
     rows: list[tuple[int, float]], q: float
 ) -> None:
     groups, scores = np.array([g for g, _ in rows]), np.array([s for _, s in rows])
-    [(_, outcome)] = apply_rules(
-        Columns(scores, np.arange(len(rows)), group=groups), [Rule("percentile", q, by="group")]
-    ).steps
+    seen = Columns(
+        Pairs(None, np.arange(len(rows))), scores, np.arange(len(rows)), {"group": groups}
+    )
+    [(_, outcome)] = apply_rules(seen, parse_rules([f"percentile={q!r}:by=group"])).steps
     cuts = np.array([np.percentile(scores[groups == g], q) for g in groups])
     np.testing.assert_allclose(scores - outcome.above, cuts, atol=1e-12)
-    [(_, whole)] = apply_rules(Columns(scores, np.arange(len(rows))), [Rule("percentile", q)]).steps
+    [(_, whole)] = apply_rules(seen, parse_rules([f"percentile={q!r}"])).steps
     assert whole.threshold == np.percentile(scores, q)
 
 
@@ -145,7 +181,7 @@ def test_quotas_add_up_and_are_even(sizes: list[int], total: int) -> None:
 
 
 def test_rules_on_texts_by_hand() -> None:
-    pairs = texts(
+    pairs = pairs_of(
         [
             ("who is it", "who is  it!"),
             ("who is it", "a document here"),
@@ -173,7 +209,7 @@ def test_overlap_by_hand() -> None:
     )
     assert ngram_overlap("read", "read a file") == 0.0
     assert ngram_overlap("", "read") == 0.0
-    pairs = texts(
+    pairs = pairs_of(
         [
             ("how to read a file", "to read a book"),
             ("how to read a file", "how to read a file"),
@@ -184,11 +220,14 @@ def test_overlap_by_hand() -> None:
     assert kept_of("near_echo=0.5", pairs) == [2]
 
 
-LONG = "the quick brown fox jumps over the lazy dog while seven wizards brew a potion of strange and wonderful colours tonight"
+LONG = (
+    "the quick brown fox jumps over the lazy dog while seven wizards brew a potion of strange and "
+    "wonderful colours tonight"
+)
 
 
 def test_near_duplicates_keep_the_first_of_a_family() -> None:
-    pairs = texts(
+    pairs = pairs_of(
         [
             ("what happens", LONG),
             ("something else", "an entirely different text about nothing in particular"),
@@ -210,7 +249,7 @@ words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=12))
 def test_families_are_connected_by_near_duplicates_alone(rows: list[tuple[str, str]]) -> None:
-    families = near_duplicate_families(texts(rows))
+    families = near_duplicate_families(pairs_of(rows))
     grams = [word_trigrams(f"{q}\n{d}") for q, d in rows]
     for i, own in enumerate(grams):
         others = [j for j in range(len(rows)) if j != i and families[j] == families[i]]
@@ -223,20 +262,11 @@ def test_invalid_drops_scores_that_are_no_numbers() -> None:
     assert kept("invalid", columns([0.5, float("nan"), 0.4], long_enough=[True] * 3)) == [0, 2]
 
 
-def test_ties_at_top_k_are_broken_by_the_seeded_order_and_counted(tmp_path) -> None:
+def test_ties_at_top_k_are_broken_by_the_seeded_order_and_counted(tmp_path: Path) -> None:
     assert kept("top_k=2", columns([0.5, 0.5, 0.5, 0.1])) == [1, 2]
-    audit = select_pairs(
-        texts([("q", f"d{i}") for i in range(4)], [0.5, 0.5, 0.5, 0.1]),
-        parse_rules(["top_k=2"]),
-        0,
-        RunFolder(tmp_path),
-        "",
-    )
-    assert (
-        audit.audit["seed"],
-        audit.audit["rules"][0]["tied"],
-        audit.audit["rules"][0]["tied_dropped"],
-    ) == (0, 3, 1)
+    four = pairs_of([("q", f"d{i}") for i in range(4)])
+    audit = select(inputs(four, [0.5, 0.5, 0.5, 0.1]), ["top_k=2"], tmp_path).audit
+    assert (audit.seed, audit.rules[0].tied, audit.rules[0].tied_dropped) == (0, 3, 1)
 
 
 def test_rules_apply_to_what_is_left() -> None:
@@ -259,47 +289,117 @@ def test_a_weight_instead_of_dropping() -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        (
-            "perzentile=80",
-            "unknown selection rule 'perzentile=80'; the rules are unscored, invalid, echo, near_echo=..., duplicate",
-        ),
-        ("percentile=180", "percentile=180: the value of percentile must be between 0 and 100"),
+        ("perzentile=80", "'perzentile' is unknown; did you mean 'percentile'"),
+        ("ecko:weight=0.5", "'ecko' is unknown; did you mean 'echo'"),
+        ("unscored", "'unscored' is unknown"),
+        ("percentile=180", "percentile=180: .* between 0 and 100"),
         ("percentile", "percentile needs a number"),
-        ("percentile=high", "percentile needs a number"),
-        ("percentile=nan", "must be between 0 and 100"),
-        ("threshold=nan", "must be between -inf and inf"),
-        ("top_k=0", "must be a whole number of at least 1"),
-        ("top_k=2.5", "must be a whole number of at least 1"),
-        ("near_duplicate=0", "must be a whole number of at least 1"),
-        ("near_duplicate=", "unknown selection rule"),
-        ("random=1.5", "must be between 0 and 1"),
+        ("percentile=high", "percentile=high: percentile needs a number"),
+        ("percentile=nan", "between 0 and 100"),
+        ("threshold=nan", "must be a number"),
+        ("threshold=inf", "must be a number"),
+        ("top_k=0", "a whole number of at least 1"),
+        ("top_k=2.5", "a whole number of at least 1"),
+        ("near_duplicate=0", "a whole number of at least 1"),
+        ("near_duplicate=", "near_duplicate needs a number"),
+        ("random=1.5", "between 0 and 1"),
         ("echo=1", "echo takes no value"),
-        (
-            "percentile=80:by=length",
-            "'by=length' is no option of percentile; it takes by=group, by=source, weight=W",
-        ),
-        ("echo:by=group", "'by=group' is no option of echo; it takes weight=W"),
+        ("percentile=80:by=length", "'by=length'; it takes by=group, by=source, weight=W"),
+        ("echo:by=group", "'by=group'; it takes weight=W"),
         ("stratified=0.2:on=rank", "it takes on=score, on=margin, weight=W"),
-        ("rank=2:weight=0", "weight must be a number above 0"),
-        ("rank=2:weight=little", "weight must be a number above 0"),
+        ("rank=2:weight=0", "weight must be a number above 0, found '0'"),
+        ("rank=2:weight=little", "weight must be a number above 0, found 'little'"),
+        ("no_such_module:rule=2", "module no_such_module cannot be imported"),
+        ("json:rule", "module json has no rule"),
+        ("json:loads", "json:loads is a function, not a rule"),
     ],
 )
-def test_a_bad_rule_is_said(rule: str, says: str) -> None:
-    with pytest.raises(InputError, match=says.replace(".", r"\.")):
+def test_a_bad_rule_is_refused_with_its_text(rule: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"--selection .*{says}"):
         parse_rules([rule])
 
 
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("rank=2", "need a teacher that embeds"),
+        ("rank=2", "rank=2 needs a teacher that embeds"),
         ("stratified=0.5:on=margin", "embeds"),
-        ("top_k=1:by=source", "no source; name it by --source_column"),
+        ("top_k=1:by=source", "by=source .* pairs have none; .*--source_column"),
+        ("top_k=1:by=group", "by=group .* pairs have none; .*--group_column"),
     ],
 )
-def test_a_rule_without_its_column_is_said(rule: str, says: str) -> None:
+def test_a_rule_without_its_column_is_refused(rule: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        rule_columns(texts([("a", "b")]), parse_rules([rule]), 0)
+        rule_columns(inputs(pairs_of([("a", "b")])), parse_rules([rule]), 0)
+
+
+OWN_RULES = """
+import numpy as np
+from hf_distill.selection.rules import Columns, Outcome, Rule, rule
+
+@rule(low=1, whole=True, options={"side": ("query", "document")})
+def words(columns: Columns, rule: Rule) -> Outcome:
+    side = rule.options.get("side", "document")
+    texts = (text for batch in columns.pairs.batches(side) for text in batch[side])
+    count = np.array([len(text.split()) for text in texts])
+    return Outcome(count >= rule.number, rule.value, count - rule.number, "words")
+
+@rule(needs=("overlap",))
+def strange(columns: Columns, rule: Rule) -> Outcome:
+    return Outcome(columns["overlap"] < 1)
+
+@rule()
+def undeclared(columns: Columns, rule: Rule) -> Outcome:
+    return Outcome(columns["overlap"] < 1)
+
+@rule()
+def numbers(columns: Columns, rule: Rule) -> Outcome:
+    return Outcome(columns.order)
+"""
+
+
+@pytest.fixture
+def own_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of someone else's rules, which no test has imported before."""
+    path = tmp_path / f"own_{tmp_path.name.replace('-', '_')}.py"
+    path.write_text(OWN_RULES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return path
+
+
+def test_a_rule_of_ones_own_reads_texts_and_takes_value_options_and_weight(own_rules: Path) -> None:
+    pairs = pairs_of([("one", "one two"), ("one two", "one"), ("one two", "one two")])
+    where = own_rules.stem
+    assert kept_of(f"{where}:words=2", pairs) == [0, 2]
+    assert kept_of(f"{where}:words=2:side=query", pairs) == [1, 2]
+    assert kept_of(f"{where}:strange", pairs) == [0]
+    text = f"{where}:words=2:side=query:weight=0.5"
+    (parsed,) = parse_rules([text])
+    assert (str(parsed), parsed.weight, parsed.number) == (text, 0.5, 2)
+    with pytest.raises(InputError, match=r"3\.5: .* a whole number of at least 1"):
+        parse_rules([f"{where}:words=3.5"])
+
+
+def test_what_a_rule_of_ones_own_does_wrong_is_said(own_rules: Path) -> None:
+    pairs = pairs_of([("one", "one two"), ("one two", "one")])
+    with pytest.raises(InputError, match="'overlap' without saying so"):
+        kept_of(f"{own_rules.stem}:undeclared", pairs)
+    with pytest.raises(InputError, match=r":numbers says int64 of shape \(2,\) for 2 pairs"):
+        kept_of(f"{own_rules.stem}:numbers", pairs)
+    with pytest.raises(InputError, match="'words' is not a column"):
+        rule(needs=("words",))
+
+
+def test_a_selection_is_made_again_when_the_file_of_its_rule_changes(
+    own_rules: Path, tmp_path: Path
+) -> None:
+    pairs = pairs_of([("one", "one two"), ("one two", "one")])
+    first = select(inputs(pairs), [f"{own_rules.stem}:words=2"], tmp_path / "run")
+    assert first.audit.rules[0].examples[0].value is None, "nobody knows the column `words`"
+    assert select(inputs(pairs), [f"{own_rules.stem}:words=2"], tmp_path / "run").key == first.key
+    own_rules.write_text(OWN_RULES + "# changed")
+    changed = select(inputs(pairs), [f"{own_rules.stem}:words=2"], tmp_path / "run")
+    assert changed.key != first.key
 
 
 @pytest.mark.parametrize(
@@ -321,10 +421,16 @@ word = st.sampled_from(
     ]
 )
 FORMS = {
-    "near_echo": "=0.5", "percentile": "=30", "threshold": "=0.2", "top_k": "=5", "rank": "=2", "margin": "=0.1", "stratified": "=0.5",
+    "near_echo": "=0.5",
+    "percentile": "=30",
+    "threshold": "=0.2",
+    "top_k": "=5",
+    "rank": "=2",
+    "margin": "=0.1",
+    "stratified": "=0.5",
     "random": "=0.5",
-}  # fmt: skip
-every_rule = [name + FORMS.get(name, "") for name in KINDS]
+}
+every_rule = [name + FORMS.get(name, "") for name in RULES]
 every_rule += [
     "percentile=60:by=group",
     "top_k=1:by=source",
@@ -348,23 +454,27 @@ rows_of_all_kinds = st.lists(
 )
 
 
+def inputs_of_all_kinds(rows: list) -> SelectionInputs:
+    parts = [row[5] for row in rows]
+    pairs = pairs_of([(row[0], row[1]) for row in rows], group=parts, source=parts)
+    ranking = SimpleNamespace(
+        rank=np.array([row[3] for row in rows], dtype=np.int32),
+        margin=np.array([row[4] for row in rows], dtype=np.float32),
+    )
+    return inputs(pairs, [row[2] for row in rows], ranking)
+
+
 @settings(max_examples=120, deadline=None)
 @given(rows=rows_of_all_kinds, names=rules_of_all_kinds, seed=st.integers(0, 5))
 def test_every_dropped_pair_is_accounted_for(rows: list, names: list[str], seed: int) -> None:
-    """In = kept + the sum of dropped, for any list of any rules, in the columns, in the audit and
-    in the data set.
-    """
-    pairs = texts(
-        [(r[0], r[1]) for r in rows], [r[2] for r in rows] if rows else [],
-        rank=[r[3] for r in rows], margin=[r[4] for r in rows], group=[r[5] for r in rows], source=[r[5] for r in rows],
-    )  # fmt: skip
-    rules = [Rule("unscored"), *parse_rules(names)]
-    applied = apply_rules(rule_columns(pairs, rules, seed), rules)
+    """In = kept + the sum of dropped, for any list of any rules."""
+    rules = [UNSCORED, *parse_rules(names)]
+    applied = apply_rules(rule_columns(inputs_of_all_kinds(rows), rules, seed), rules)
     alive = len(rows)
-    for number, (rule, (came, outcome)) in enumerate(zip(rules, applied.steps, strict=True)):
+    for number, (each, (came, outcome)) in enumerate(zip(rules, applied.steps, strict=True)):
         assert len(came) == len(outcome.keep) == alive
         dropped = int((applied.dropped_by == number).sum())
-        assert dropped == (0 if rule.weight else int((~outcome.keep).sum()))
+        assert dropped == (0 if each.weight else int((~outcome.keep).sum()))
         alive -= dropped
     assert alive == len(applied.kept)
     assert ((applied.weight == 0) == (applied.dropped_by >= 0)).all()
@@ -375,118 +485,117 @@ def test_every_dropped_pair_is_accounted_for(rows: list, names: list[str], seed:
     rows=rows_of_all_kinds.filter(lambda rows: any(r[2] == r[2] for r in rows)),
     names=rules_of_all_kinds,
 )
-def test_the_audit_accounts_for_every_pair(tmp_path_factory, rows: list, names: list[str]) -> None:
-    pairs = texts(
-        [(r[0], r[1]) for r in rows], [r[2] for r in rows],
-        rank=[r[3] for r in rows], margin=[r[4] for r in rows], group=[r[5] for r in rows], source=[r[5] for r in rows],
-    )  # fmt: skip
+def test_the_audit_accounts_for_every_pair(
+    tmp_path_factory: pytest.TempPathFactory, rows: list, names: list[str]
+) -> None:
+    given = inputs_of_all_kinds(rows)
     try:
-        result = select_pairs(
-            pairs, parse_rules(names), 0, RunFolder(tmp_path_factory.mktemp("run")), "scores"
-        )
+        result = select(given, names, tmp_path_factory.mktemp("run"))
     except InputError:
-        assert not len(
-            apply_rules(
-                rule_columns(pairs, parse_rules(names), 0), parse_rules(["unscored", *names])
-            ).kept
-        )
+        rules = [UNSCORED, *parse_rules(names)]
+        assert not len(apply_rules(rule_columns(given, rules, 0), rules).kept)
         return
     audit = result.audit
-    assert (
-        audit["pairs_in"]
-        == len(rows)
-        == audit["kept"] + sum(rule["dropped"] for rule in audit["rules"])
-    )
-    reasons = Counter(result.all["dropped_by"])
-    assert reasons[None] == audit["kept"] == len(result.selected)
-    assert sum(n for reason, n in reasons.items() if reason) == sum(
-        rule["dropped"] for rule in audit["rules"]
-    )
-    assert sum(audit["histogram"]["kept"]) + sum(audit["histogram"]["dropped"]) == sum(
-        r[2] == r[2] for r in rows
-    )
-    for loss in audit["losses"].values():
-        assert (
-            sum(part["pairs_in"] - part["kept"] for part in loss["worst"])
-            == len(rows) - audit["kept"]
-        ), "here all parts are among the worst"
+    dropped = [rule.dropped for rule in audit.rules]
+    assert audit.pairs_in == len(rows) == audit.kept + sum(dropped)
+    assert len(result.kept) == audit.kept
+    assert np.bincount(result.dropped_by + 1, minlength=len(dropped) + 1).tolist() == [
+        audit.kept,
+        *dropped,
+    ]
+    histogram = audit.histogram
+    assert sum(histogram.kept) + sum(histogram.dropped) == sum(r[2] == r[2] for r in rows)
+    for loss in audit.losses.values():
+        assert sum(part.pairs_in - part.kept for part in loss.worst) == len(rows) - audit.kept, (
+            "here all parts are among the worst"
+        )
 
 
-def scored(n: int = 10) -> Dataset:
-    return texts(
-        [(f"query number {i}", f"document number {i}") for i in range(n)],
-        [i / n for i in range(n)],
-        group=[str(i // 4) for i in range(n)],
-    )
+def ten() -> SelectionInputs:
+    """Ten pairs with the scores 0.0, 0.1, ... in groups of four."""
+    rows = [(f"query number {i}", f"document number {i}") for i in range(10)]
+    pairs = pairs_of(rows, group=[str(i // 4) for i in range(10)])
+    return inputs(pairs, [i / 10 for i in range(10)])
 
 
-def test_selection_json_says_what_each_rule_dropped(tmp_path) -> None:
-    folder = RunFolder(tmp_path)
-    result = select_pairs(
-        scored(), parse_rules(["echo", "percentile=80", "near_echo=0.9"]), 0, folder, "scores"
+def test_selection_json_says_what_each_rule_dropped(tmp_path: Path) -> None:
+    result = select(ten(), ["echo", "percentile=80", "near_echo=0.9"], tmp_path)
+    assert result.kept.tolist() == [8, 9]
+    assert result.dropped_by.tolist() == [1] * 8 + [-1] * 2
+    assert result.weight is None
+    written = read_json(tmp_path / "selection.json", Audit)
+    assert written == result.audit
+    assert (written.pairs_in, written.kept, written.seed) == (10, 2, 0)
+    rule = written.rules[1]
+    assert (rule.rule, rule.pairs_in, rule.dropped, rule.column) == (
+        "percentile=80",
+        10,
+        8,
+        "score",
     )
-    assert result.selected["pair_id"] == ["8", "9"]
-    assert result.all["dropped_by"] == ["percentile=80"] * 8 + [None] * 2
-    assert "weight" not in result.all.features
-    written = json.loads((tmp_path / "selection.json").read_text())
-    assert (written["pairs_in"], written["kept"], written["seed"]) == (10, 2, 0)
-    rule = written["rules"][1]
-    assert (rule["pairs_in"], rule["dropped"], rule["column"]) == (10, 8, "score")
-    assert rule["threshold"] == pytest.approx(0.72)
-    assert [example["pair_id"] for example in rule["examples"]] == ["7", "6", "5"], (
+    assert rule.threshold == pytest.approx(0.72)
+    assert [example.pair_id for example in rule.examples] == ["7", "6", "5"], (
         "the dropped ones nearest the threshold"
     )
-    assert [example["pair_id"] for example in rule["kept_examples"]] == ["8", "9"], "and those kept"
-    assert sum(written["histogram"]["kept"]) == 2
-    assert sum(written["histogram"]["dropped"]) == 8
-    assert written["overlap"] == [[0, 0, 0], [0, 8, 0], [0, 0, 0]]
-    lost = written["losses"]["group"]
-    assert (lost["parts"], lost["emptied"]) == (3, 2)
-    assert lost["worst"] == [
-        {"group": "0", "pairs_in": 4, "kept": 0},
-        {"group": "1", "pairs_in": 4, "kept": 0},
-    ]
+    assert [example.pair_id for example in rule.kept_examples] == ["8", "9"], "and those kept"
+    assert written.rules[2].kept_examples[0].value == 0.5, "the overlap, which that rule compares"
+    assert (sum(written.histogram.kept), sum(written.histogram.dropped)) == (2, 8)
+    assert written.overlap == ((0, 0, 0), (0, 8, 0), (0, 0, 0))
+    lost = written.losses["group"]
+    assert list(written.losses) == ["group"]
+    assert (lost.parts, lost.emptied) == (3, 2)
+    assert lost.worst == (Part("0", 4, 0), Part("1", 4, 0))
 
 
-def test_the_overlap_matrix_is_of_rules_on_their_own(tmp_path) -> None:
-    result = select_pairs(
-        scored(),
-        parse_rules(["threshold=0.25", "threshold=0.45"]),
-        0,
-        RunFolder(tmp_path),
-        "scores",
-    )
-    assert [rule["dropped"] for rule in result.audit["rules"]] == [3, 2], "one after another"
-    assert result.audit["overlap"] == [[3, 3], [3, 5]], "each on its own, and both"
+def test_a_selection_is_read_again_and_made_again_with_its_inputs(tmp_path: Path) -> None:
+    first = select(ten(), ["top_k=5", "random=0.5:weight=2"], tmp_path)
+    path = tmp_path / "selection.json"
+    before = path.stat().st_mtime_ns
+    again = select(ten(), ["top_k=5", "random=0.5:weight=2"], tmp_path)
+    assert path.stat().st_mtime_ns == before
+    assert again.audit == first.audit
+    np.testing.assert_array_equal(again.dropped_by, first.dropped_by)
+    np.testing.assert_array_equal(again.weight, first.weight)
+    assert select(ten(), ["top_k=5"], tmp_path).weight is None
+    (tmp_path / "cache" / "selection.npz").unlink()
+    assert select(ten(), ["top_k=5"], tmp_path).kept.tolist() == [5, 6, 7, 8, 9]
 
 
-def test_weights_are_a_column(tmp_path) -> None:
-    result = select_pairs(
-        scored(),
-        parse_rules(["threshold=0.2", "percentile=50:by=group:weight=0.25"]),
-        0,
-        RunFolder(tmp_path),
-        "scores",
-    )
-    assert result.all["weight"] == pytest.approx([0, 0, 0.25, 1, 0.25, 0.25, 1, 1, 0.25, 1])
-    assert result.selected["weight"] == pytest.approx(result.all["weight"][2:])
-    record = result.audit["rules"][1]
-    assert (record["dropped"], record["weighted"], record["threshold"]) == (0, 4, None)
-    assert record["threshold_by"] == {
-        "column": "group",
-        "min": pytest.approx(0.25),
-        "median": pytest.approx(0.55),
-        "max": pytest.approx(0.85),
-    }
+def test_the_overlap_matrix_is_of_rules_on_their_own(tmp_path: Path) -> None:
+    audit = select(ten(), ["threshold=0.25", "threshold=0.45"], tmp_path).audit
+    assert [rule.dropped for rule in audit.rules] == [3, 2], "one after another"
+    assert audit.overlap == ((3, 3), (3, 5)), "each on its own, and both"
+
+
+def test_weights_are_an_array(tmp_path: Path) -> None:
+    result = select(ten(), ["threshold=0.2", "percentile=50:by=group:weight=0.25"], tmp_path)
+    # 0.2 as float32 is above 0.2
+    assert result.weight == pytest.approx([0, 0, 0.25, 1, 0.25, 0.25, 1, 1, 0.25, 1])
+    record = result.audit.rules[1]
+    assert (record.dropped, record.weighted, record.threshold) == (0, 4, None)
+    by = record.threshold_by
+    assert by.column == "group"
+    assert (by.min, by.median, by.max) == pytest.approx((0.25, 0.55, 0.85))
+    assert result.audit.weight.sum == pytest.approx(5)
     assert "percentile=50:by=group:weight=0.25 weighs 4" in result.summary()
 
 
-def test_an_empty_selection_is_said_with_the_scores(tmp_path) -> None:
+def test_pairs_without_a_score_are_dropped_first(tmp_path: Path) -> None:
+    given = inputs(ten().pairs, [float("nan"), 0.1, *[0.5] * 8])
+    result = select(given, ["threshold=0.2"], tmp_path)
+    assert [(rule.rule, rule.dropped) for rule in result.audit.rules] == [
+        ("unscored", 1),
+        ("threshold=0.2", 1),
+    ]
+    assert result.audit.overlap == ((1, 0), (0, 1))
+
+
+def test_an_empty_selection_is_said_with_the_scores(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"leaves none of 10 pairs; most fell to threshold=0.99 \(10, threshold 0.9900; .* 0.0000 and 0.9000",
+        match=r"none of 10 pairs; threshold=0.99 .*\(10, .* 0.9900.* 0.0000 and 0.9000",
     ):
-        select_pairs(scored(), [Rule("threshold", 0.99)], 0, RunFolder(tmp_path), "scores")
+        select(ten(), ["threshold=0.99"], tmp_path)
     assert not (tmp_path / "selection.json").exists()
 
 
@@ -505,7 +614,7 @@ def test_text_keys_are_what_echo_and_duplicate_compare() -> None:
     ],
 )
 def test_a_rules_text_is_the_rule(rule: str) -> None:
-    """What a selection made is known by the text of its rules, so two rules never share one."""
+    """A rule is identified by its text, so two rules never share one."""
     (parsed,) = parse_rules([rule])
     assert parse_rules([str(parsed)]) == [parsed]
     assert str(parsed) == rule

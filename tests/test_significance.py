@@ -1,7 +1,8 @@
-"""Tests of tests: against scipy called by hand, and what they do on data that is too small, too
-equal or odd.
+"""The significance tests against scipy called by hand, and on data that is too small, too equal or
+odd.
 """
 
+import dataclasses
 import json
 import math
 
@@ -12,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    RESAMPLES,
-    figure,
-    mean,
-)
+from hf_distill.evaluation.intervals import RESAMPLES, estimate, mean
+from hf_distill.evaluation.results import Estimate, SignificanceTest
 from hf_distill.evaluation.significance import (
     RANDOMISATIONS,
     TESTS,
@@ -27,6 +25,7 @@ from hf_distill.evaluation.significance import (
     over_seeds,
     paired_tests,
     smallest_detectable,
+    student_significance,
 )
 
 
@@ -41,107 +40,113 @@ def test_every_test_is_scipys_called_by_hand() -> None:
     system, baseline = two_systems(200)
     d = system - baseline
     result = paired_tests(system, baseline, seed=3)
+    tests = result.tests
     close = {"rel": 1e-9, "abs": 1e-9}
     t, w = scipy.stats.ttest_rel(system, baseline), scipy.stats.wilcoxon(system, baseline)
-    assert result["paired_t_test"]["p"] == pytest.approx(t.pvalue, **close)
-    assert result["paired_t_test"]["statistic"] == pytest.approx(t.statistic, **close)
-    assert result["wilcoxon"]["p"] == pytest.approx(w.pvalue, **close)
+    assert tests["paired_t_test"].p == pytest.approx(t.pvalue, **close)
+    assert tests["paired_t_test"].statistic == pytest.approx(t.statistic, **close)
+    assert tests["wilcoxon"].p == pytest.approx(w.pvalue, **close)
     flips = scipy.stats.permutation_test(
-        (d,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=RANDOMISATIONS,
-        batch=2**20 // 200,
+        (d,), np.mean, permutation_type="samples", n_resamples=RANDOMISATIONS, batch=2**20 // 200,
         rng=np.random.default_rng(3),
-    )
-    assert result["randomisation"]["p"] == pytest.approx(flips.pvalue, **close)
+    )  # fmt: skip
+    assert tests["randomisation"].p == pytest.approx(flips.pvalue, **close)
     drawn = scipy.stats.bootstrap(
-        (d,),
-        np.mean,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        batch=250,
+        (d,), np.mean, method="percentile", n_resamples=RESAMPLES, batch=250,
         rng=np.random.default_rng(3),
-    )
-    assert result["difference"]["value"] == pytest.approx(d.mean(), **close)
-    assert result["difference"]["low"] == pytest.approx(drawn.confidence_interval.low, **close)
-    assert result["difference"]["high"] == pytest.approx(drawn.confidence_interval.high, **close)
+    )  # fmt: skip
+    assert result.difference.value == pytest.approx(d.mean(), **close)
+    assert result.difference.low == pytest.approx(drawn.confidence_interval.low, **close)
+    assert result.difference.high == pytest.approx(drawn.confidence_interval.high, **close)
     extreme = (np.abs(drawn.bootstrap_distribution - d.mean()) >= abs(d.mean())).sum()
-    assert result["bootstrap"]["p"] == pytest.approx((1 + extreme) / (1 + RESAMPLES), **close)
-    assert (result["wins"], result["losses"], result["ties"]) == (
-        (d > 0).sum(),
-        (d < 0).sum(),
-        (d == 0).sum(),
-    )
+    assert tests["bootstrap"].p == pytest.approx((1 + extreme) / (1 + RESAMPLES), **close)
+    counts = (result.wins, result.losses, result.ties)
+    assert counts == ((d > 0).sum(), (d < 0).sum(), (d == 0).sum())
 
 
 def test_the_paired_bootstrap_is_scipys_on_two_samples() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 80))
     ratio = scipy.stats.bootstrap(
-        (x, y), lambda a, b, axis: a.mean(axis) - 2 * b.mean(axis), paired=True, vectorized=True, method="percentile",
-        n_resamples=RESAMPLES, batch=250, rng=np.random.default_rng(1),
+        (x, y), lambda a, b, axis: a.mean(axis) - 2 * b.mean(axis), paired=True, vectorized=True,
+        method="percentile", n_resamples=RESAMPLES, batch=250, rng=np.random.default_rng(1),
     )  # fmt: skip
-    ours = figure(lambda a, b: a.mean(-1) - 2 * b.mean(-1), [x, y], 1)
-    assert (ours["low"], ours["high"]) == pytest.approx(tuple(ratio.confidence_interval), abs=1e-9)
+    ours = estimate(lambda a, b: a.mean(-1) - 2 * b.mean(-1), [x, y], 1)
+    assert (ours.low, ours.high) == pytest.approx(tuple(ratio.confidence_interval), abs=1e-9)
 
 
 def test_few_queries_are_randomised_exactly() -> None:
     differences = np.array([0.3, 0.1, -0.05, 0.2])
-    # Of the 16 patterns of signs, those whose |sum| reaches .55: ++++, ++-+ and their mirror
-    # images.
-    assert paired_tests(differences, np.zeros(4), 0)["randomisation"]["p"] == pytest.approx(4 / 16)
+    # Of the 16 patterns of signs, |sum| reaches .55 in ++++, ++-+ and their mirror images.
+    test = paired_tests(differences, np.zeros(4), 0).tests["randomisation"]
+    assert test.p == pytest.approx(4 / 16)
 
 
 def test_a_system_equal_to_another_differs_nowhere() -> None:
     system, _ = two_systems(50)
-    result = compare_systems({"teacher": system, "student": system.copy()}, "teacher", 0)[
-        "comparisons"
-    ]["student"]
-    assert [
-        (result[test]["p"], result[test]["p_holm"], result[test]["statistic"]) for test in TESTS
-    ] == [(1.0, 1.0, 0.0)] * 4
-    assert result["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 50}
-    assert (result["wins"], result["losses"], result["ties"]) == (0, 0, 50)
-    assert result["cohens_dz"]["value"] is None
-    assert "no spread" in result["cohens_dz"]["undefined"]
-    assert result["smallest_detectable"] is None
+    (result,) = compare_systems({"other": (system, system.copy())}, 0).values()
+    assert result.tests == dict.fromkeys(TESTS, SignificanceTest(0.0, 1.0, p_holm=1.0))
+    assert result.difference == Estimate(0.0, 0.0, 0.0, 50)
+    assert (result.wins, result.losses, result.ties) == (0, 0, 50)
+    assert result.cohens_dz.value is None
+    assert "no spread" in result.cohens_dz.undefined
+    assert result.smallest_detectable is None
 
 
-def test_a_constant_difference_is_said_not_computed() -> None:
+def test_a_constant_difference_has_no_t_test_and_says_why() -> None:
     result = paired_tests(np.full(20, 0.5), np.full(20, 0.4), 0)
-    assert result["paired_t_test"] == {
-        "statistic": None,
-        "p": None,
-        "undefined": "every difference is the same, so it has no variance",
-    }
-    assert result["bootstrap"]["p"] is None
-    assert result["wilcoxon"]["p"] < 0.001
-    assert result["randomisation"]["p"] < 0.001
-    json.dumps(result, allow_nan=False)
+    assert result.tests["paired_t_test"] == SignificanceTest(
+        None, None, undefined="every difference is the same, so it has no variance"
+    )
+    assert result.tests["bootstrap"].p is None
+    assert result.tests["wilcoxon"].p < 0.001
+    assert result.tests["randomisation"].p < 0.001
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
 
 
 def test_one_query_says_so() -> None:
-    result = compare_systems({"a": np.array([0.2]), "b": np.array([0.7])}, "a", 0)["comparisons"][
-        "b"
-    ]
-    assert all(result[test]["p"] is None and result[test]["p_holm"] is None for test in TESTS)
-    assert result["wilcoxon"]["undefined"] == "one query says nothing about others"
-    assert result["difference"]["value"] == pytest.approx(0.5)
-    assert result["smallest_detectable"] is None
+    (result,) = compare_systems({"a": (np.array([0.7]), np.array([0.2]))}, 0).values()
+    assert all(test.p is None and test.p_holm is None for test in result.tests.values())
+    assert result.tests["wilcoxon"].undefined == "one query says nothing about others"
+    assert result.difference.value == pytest.approx(0.5)
+    assert result.smallest_detectable is None
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("system", "other", "says"),
     [
-        ({"a": np.ones(3), "b": np.ones(4)}, "cannot be paired"),
-        ({"a": np.ones(0), "b": np.ones(0)}, "no query"),
-        ({"a": np.ones(2), "b": np.array([np.nan, 1])}, "1 per-query values are NaN"),
-        ({"b": np.ones(2)}, "baseline 'a' is not among the systems: 'b'"),
+        (np.ones(3), np.ones(4), r"\(3,\) and \(4,\)"),
+        (np.ones(0), np.ones(0), "no query"),
+        (np.ones(2), np.array([np.nan, 1]), "1 per-query values are NaN"),
     ],
 )
-def test_what_cannot_be_compared(values: dict, says: str) -> None:
+def test_values_that_cannot_be_paired_are_refused(
+    system: np.ndarray, other: np.ndarray, says: str
+) -> None:
     with pytest.raises(InputError, match=says):
-        compare_systems(values, "a", 0)
+        compare_systems({"other": (system, other)}, 0)
+
+
+def test_significance_is_the_student_minus_the_other_system() -> None:
+    better, worse = np.array([0.9, 0.8, 1.0, 0.7]), np.array([0.5, 0.6, 0.3, 0.1])
+    values = {"teacher": better, "student": worse, "bm25": worse - 0.1}
+    result = student_significance("nDCG@10", values, 0)
+    assert list(result.comparisons) == ["teacher", "bm25"]
+    against = result.comparisons["teacher"]
+    assert against.difference.value == pytest.approx((worse - better).mean())
+    assert (against.wins, against.losses) == (0, 4)
+    assert against.cohens_dz.value < 0
+    assert against.tests["paired_t_test"].statistic < 0
+    assert result.comparisons["bm25"].difference.value == pytest.approx(0.1)
+    assert result.comparisons["bm25"].wins == 4
+
+
+def test_exchanging_two_systems_mirrors_their_comparison() -> None:
+    system, other = two_systems(60)
+    one, mirrored = paired_tests(system, other, 0), paired_tests(other, system, 0)
+    assert one.difference.value == pytest.approx(-mirrored.difference.value)
+    assert one.difference.low == pytest.approx(-mirrored.difference.high)
+    for name, test in one.tests.items():
+        assert test.p == pytest.approx(mirrored.tests[name].p), name
 
 
 def test_holm_by_hand() -> None:
@@ -163,10 +168,10 @@ def test_holm_never_lowers_a_p_and_keeps_their_order(p: list[float]) -> None:
 def test_p_values_of_a_comparison_are_corrected_over_the_comparisons() -> None:
     rng = np.random.default_rng(1)
     base = rng.uniform(size=60)
-    values = {"base": base, **{f"s{i}": base + rng.normal(0.02, 0.1, 60) for i in range(3)}}
-    comparisons = compare_systems(values, "base", 0)["comparisons"]
-    raw = [comparisons[f"s{i}"]["paired_t_test"]["p"] for i in range(3)]
-    assert [comparisons[f"s{i}"]["paired_t_test"]["p_holm"] for i in range(3)] == holm(raw)
+    pairs = {name: (base + rng.normal(0.02, 0.1, 60), base) for name in ("s0", "s1", "s2")}
+    tests = [c.tests["paired_t_test"] for c in compare_systems(pairs, 0).values()]
+    assert [test.p_holm for test in tests] == holm([test.p for test in tests])
+    assert tests[0].p == paired_tests(*pairs["s0"], 0).tests["paired_t_test"].p
 
 
 def test_cohens_dz_by_hand() -> None:
@@ -194,20 +199,19 @@ def test_the_bootstrap_interval_of_a_difference_covers_the_truth() -> None:
     truth = float(steps @ chances)
     hits = 0
     for seed in range(400):
-        interval = figure(mean, [np.random.default_rng(seed).choice(steps, 120, p=chances)], seed)
-        hits += interval["low"] <= truth <= interval["high"]
+        sample = np.random.default_rng(seed).choice(steps, 120, p=chances)
+        interval = estimate(mean, [sample], seed)
+        hits += interval.low <= truth <= interval.high
     assert hits / 400 == pytest.approx(0.95, abs=0.03)  # 3 standard errors are .033
 
 
-# --- several seeds
-# ---------------------------------------------------------------------------------------------------
+# --- several seeds -------------------------------------------------------------------------------
 
 
 def test_over_seeds_by_hand() -> None:
     baseline = np.array([0.4, 0.6, 0.3])
-    values = baseline + np.array(
-        [[0.3, 0.1, 0.5], [0.1, 0.0, 0.2]]
-    )  # seeds' means .3, .1; queries' .2, .05, .35; grand mean .2
+    # The seeds' means are .3 and .1, the queries' .2, .05 and .35, the grand mean .2.
+    values = baseline + np.array([[0.3, 0.1, 0.5], [0.1, 0.0, 0.2]])
     result = over_seeds(values, baseline, 0)
     of_seeds, of_queries, rest = (
         3 * (0.1**2 + 0.1**2),
@@ -219,21 +223,23 @@ def test_over_seeds_by_hand() -> None:
         of_seeds**2 / 1 + of_queries**2 / 2 + rest**2 / 2
     )
     half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(variance)
-    assert result["degrees_of_freedom"] == pytest.approx(freedom)
-    assert result["difference"] == pytest.approx(
-        {"value": 0.2, "low": 0.2 - half, "high": 0.2 + half, "n": 6}
-    )
-    assert result["p"] == pytest.approx(2 * scipy.stats.t.sf(0.2 / math.sqrt(variance), freedom))
-    assert result["per_seed"] == pytest.approx([0.3, 0.1])
-    assert result["sd_between_seeds"] == pytest.approx(math.sqrt(0.02))
-    assert result["these_seeds"] == paired_tests(values.mean(0), baseline, 0)
+    crossed = result.crossed
+    assert crossed.degrees_of_freedom == pytest.approx(freedom)
+    interval = (crossed.difference.value, crossed.difference.low, crossed.difference.high)
+    assert interval == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert crossed.difference.n == 6
+    assert crossed.p == pytest.approx(2 * scipy.stats.t.sf(0.2 / math.sqrt(variance), freedom))
+    assert result.per_seed == pytest.approx((0.3, 0.1))
+    assert result.sd_between_seeds == pytest.approx(math.sqrt(0.02))
+    assert result.these_seeds == paired_tests(values.mean(0), baseline, 0)
 
 
 def test_seeds_that_agree_are_the_test_over_queries() -> None:
     system, baseline = two_systems(80)
     result = over_seeds(np.tile(system, (3, 1)), baseline, 0)
-    assert result["p"] == pytest.approx(scipy.stats.ttest_rel(system, baseline).pvalue, rel=1e-9)
-    assert result["sd_between_seeds"] == 0
+    expected = scipy.stats.ttest_rel(system, baseline).pvalue
+    assert result.crossed.p == pytest.approx(expected, rel=1e-9)
+    assert result.sd_between_seeds == 0
 
 
 def test_the_interval_over_seeds_and_queries_covers_the_truth_where_one_over_queries_does_not() -> (
@@ -247,36 +253,32 @@ def test_the_interval_over_seeds_and_queries_covers_the_truth_where_one_over_que
             + rng.normal(0, 0.2, (1, 150))
             + rng.normal(0, 0.1, (3, 150))
         )
-        grand = crossed_interval(differences)["difference"]
-        hits += grand["low"] <= 0 <= grand["high"]
+        grand = crossed_interval(differences).difference
+        hits += grand.low <= 0 <= grand.high
         only_queries += scipy.stats.ttest_1samp(differences.mean(0), 0).pvalue > 0.05
     assert hits / 400 == pytest.approx(0.95, abs=0.03)
     assert only_queries / 400 < 0.85
 
 
 def test_a_seed_effect_smaller_than_chance_counts_as_none() -> None:
-    noise = np.array(
-        [[0.1, -0.1, 0.3], [-0.1, 0.1, 0.3]]
-    )  # the seeds' means are equal, what is left is not
-    assert crossed_interval(noise)["degrees_of_freedom"] == pytest.approx(2)
+    # The seeds' means are equal, the rest is not.
+    noise = np.array([[0.1, -0.1, 0.3], [-0.1, 0.1, 0.3]])
+    assert crossed_interval(noise).degrees_of_freedom == pytest.approx(2)
 
 
 def test_seeds_equal_to_the_baseline_differ_nowhere() -> None:
     result = over_seeds(np.ones((2, 5)), np.ones(5), 0)
-    assert (
-        result["p"],
-        result["difference"]["value"],
-        result["these_seeds"]["bootstrap"]["p"],
-    ) == (1.0, 0.0, 1.0)
-    shifted = over_seeds(np.full((2, 5), 0.5), np.zeros((2, 5)), 0)
-    assert shifted["p"] is None
-    assert shifted["difference"]["undefined"] == "every difference is 0.5"
+    assert (result.crossed.p, result.crossed.difference.value) == (1.0, 0.0)
+    assert result.these_seeds.tests["bootstrap"].p == 1.0
+    shifted = over_seeds(np.full((2, 5), 0.5), np.zeros((2, 5)), 0).crossed
+    assert shifted.p is None
+    assert shifted.difference.undefined == "every difference is 0.5"
 
 
 @pytest.mark.parametrize(
     ("values", "baseline"),
     [((1, 5), (5,)), ((5,), (5,)), ((2, 5), (4,)), ((2, 1), (1,)), ((3, 5), (2, 5))],
 )
-def test_too_few_seeds_or_queries(values: tuple, baseline: tuple) -> None:
+def test_too_few_seeds_or_queries_are_refused(values: tuple, baseline: tuple) -> None:
     with pytest.raises(InputError, match="at least two of each"):
         over_seeds(np.zeros(values), np.zeros(baseline), 0)

@@ -1,513 +1,374 @@
-"""Every kind of teacher but the endpoint (test_endpoint.py), with real components, from scores to a
-scale that is checked.
-"""
+"""Every kind of teacher but the endpoint (test_endpoint.py), with tiny real models and files."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_tokenizer, sentences
+from conftest import make_tokenizer, recipe_of, sentences
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import SimilarityFunction
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_distill.data.collection import PairData
-from hf_distill.data.load import load_pair_data
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    TeacherArguments,
-    parse_member,
-    read_recipe,
-)
-from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.scores import score_pairs
 from hf_distill.teachers.base import (
     SCALES,
+    EmbeddingTeacher,
+    PairTeacher,
     Scale,
-    Teacher,
+    pair_similarity,
+    similarity,
 )
-from hf_distill.teachers.ensemble import (
-    combine,
-    normalise_scores,
-)
+from hf_distill.teachers.ensemble import combine, normalise_scores, parse_member
 from hf_distill.teachers.load import load_teacher
-from hf_distill.training.train import check_objective
 
-FILES = DataArguments(dataset="files", group_column="topic")
-
-
-def load(folder: RunFolder, **keys: object) -> Teacher:
-    return load_teacher(
-        TeacherArguments(**{"teacher_dtype": "float32", **keys}), FILES, folder.cache
-    )
+QUERIES, DOCUMENTS = sentences(20), sentences(20, 1000)
+PAIRS = list(zip(QUERIES, DOCUMENTS, strict=True))
 
 
-def labels(folder: RunFolder) -> dict[str, float | None]:
-    return {
-        row["pair_id"]: row["teacher_score"]
-        for row in json.loads(folder.soft_labels_json.read_text())
-    }
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    """`load_teacher` of a recipe with these keys."""
+    return lambda **keys: load_teacher(recipe_of(run_dir=tmp_path / "run", **keys))
 
 
-# --- similarities of embeddings
-# ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
-def test_a_bi_encoder_scores_by_the_similarity_that_is_asked_for(
-    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path, measure: str
-) -> None:
-    modules = list(SentenceTransformer(str(teacher_dir), device="cpu"))[
-        :2
-    ]  # without its normalisation
-    declaring = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=measure)
-    declaring.save_pretrained(str(tmp_path / "teacher"), create_model_card=False)
-    teacher = load(folder, teacher=str(tmp_path / "teacher"), teacher_similarity="declared")
-    assert teacher.scale == SCALES[measure]
-    scored = score_pairs(data, teacher, folder, TeacherArguments())
-    q, d = (
-        torch.from_numpy(declaring.encode(list(data.train[name]))) for name in ("query", "document")
-    )
-    expected = SimilarityFunction.to_similarity_pairwise_fn(measure)(q, d).numpy()
-    np.testing.assert_allclose(scored.train["teacher_score"], expected, rtol=5e-3, atol=5e-3)
-    assert Scale.read(scored.manifest["scale"]) == SCALES[measure]
-
-
-def test_embeddings_that_float16_cannot_hold_are_said(
-    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path
-) -> None:
-    model = SentenceTransformer(
-        modules=list(SentenceTransformer(str(teacher_dir), device="cpu"))[:2], device="cpu"
-    )
-    with torch.no_grad():
-        model[0].auto_model.encoder.layer[-1].output.LayerNorm.weight *= 1e6
-    model.save_pretrained(str(tmp_path / "teacher"), create_model_card=False)
-    with pytest.raises(InputError, match=r"values up to .*, more than float16 holds"):
-        score_pairs(
-            data,
-            load(folder, teacher=str(tmp_path / "teacher"), teacher_similarity="dot"),
-            folder,
-            TeacherArguments(),
-        )
-
-
-# --- cross-encoder
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_cross_encoders_logits_go_through_a_sigmoid(
-    data: PairData, folder: RunFolder, cross_encoder_dir: Path
-) -> None:
-    teacher = load(folder, teacher=str(cross_encoder_dir), teacher_kind="cross-encoder")
-    scored = score_pairs(data, teacher, folder, TeacherArguments(shard_size=64))
-    pairs = list(zip(data.train["query"], data.train["document"], strict=True))
-    expected = CrossEncoder(str(cross_encoder_dir), device="cpu").predict(
-        pairs, activation_fn=torch.nn.Sigmoid()
-    )
-    np.testing.assert_allclose(scored.train["teacher_score"], expected, atol=1e-5)
-    assert scored.manifest["scale"] == {
-        "measure": "cross-encoder",
-        "activation": "sigmoid",
-        "range": [0.0, 1.0],
-    }
-    assert scored.embeddings is None
-    assert scored.manifest["items"] == 200
-    assert len(list((folder.soft_labels / "scores").glob("*.parquet"))) == 4
-
-
-def test_logits_are_kept_and_declared_if_asked_for(
-    data: PairData, folder: RunFolder, cross_encoder_dir: Path
-) -> None:
-    teacher = load(
-        folder,
-        teacher=str(cross_encoder_dir),
-        teacher_kind="cross-encoder",
-        teacher_activation="identity",
-    )
-    scored = score_pairs(data, teacher, folder, TeacherArguments())
-    assert scored.manifest["scale"] == {
-        "measure": "cross-encoder",
-        "activation": "identity",
-        "range": [None, None],
-    }
-    assert not teacher.scale.is_bounded
-    assert np.abs(scored.train["teacher_score"]).max() > 1
-    assert Scale.read(scored.manifest["scale"]) == teacher.scale
-
-
-def test_prompts_go_before_query_and_document(folder: RunFolder, cross_encoder_dir: Path) -> None:
-    plain, prompted = (
-        load(
-            folder,
-            teacher=str(cross_encoder_dir),
-            teacher_kind="cross-encoder",
-            query_prompt=p,
-            document_prompt=p,
-        )
-        for p in ("", "the ")
-    )
-    assert plain.fingerprint != prompted.fingerprint
-    assert prompted.score([("cat", "dog")]) == pytest.approx(plain.score([("the cat", "the dog")]))
-
-
-def test_a_classifier_is_no_teacher(
-    folder: RunFolder, cross_encoder_dir: Path, tmp_path: Path
-) -> None:
-    config = BertConfig.from_pretrained(cross_encoder_dir, num_labels=3)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "three")
-    make_tokenizer().save_pretrained(tmp_path / "three")
-    with pytest.raises(InputError, match="has 3 outputs, so it classifies pairs"):
-        load(folder, teacher=str(tmp_path / "three"), teacher_kind="cross-encoder")
-
-
-def test_a_cross_encoders_nan_is_said_with_the_pair(
-    folder: RunFolder, cross_encoder_dir: Path
-) -> None:
-    teacher = load(folder, teacher=str(cross_encoder_dir), teacher_kind="cross-encoder")
-    with torch.no_grad():
-        next(teacher.model.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        InputError, match=r"returns NaN for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"
-    ):
-        teacher.score([("a cat", "a dog")])
-
-
-# --- precomputed
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def test_soft_labels_of_one_run_are_the_teacher_of_another(
-    data: PairData, folder: RunFolder, cross_encoder_dir: Path, tmp_path: Path
-) -> None:
-    first = score_pairs(
-        data,
-        load(folder, teacher=str(cross_encoder_dir), teacher_kind="cross-encoder"),
-        folder,
-        TeacherArguments(),
-    )
-    other = RunFolder(tmp_path / "other")
-    teacher = load(
-        other,
-        teacher=str(folder.soft_labels_json),
-        teacher_kind="precomputed",
-        score_range=[0.0, 1.0],
-    )
-    second = score_pairs(data, teacher, other, TeacherArguments())
-    np.testing.assert_allclose(
-        second.train["teacher_score"], first.train["teacher_score"], atol=1e-6
-    )
-    assert second.manifest["scale"] == {"measure": "given", "activation": None, "range": [0.0, 1.0]}
-    assert labels(other) == labels(folder)
-
-
-def scores_file(path: Path, data: PairData, scores: list[object]) -> Path:
-    rows = [*data.train, *data.validation, *data.test]
-    path.write_text(
-        "".join(
-            json.dumps({"query": r["query"], "document": r["document"], "teacher_score": s}) + "\n"
-            for r, s in zip(rows, scores, strict=False)
-        )
-    )
+def lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def test_pairs_without_a_score_are_counted_and_kept(
-    data: PairData, folder: RunFolder, tmp_path: Path
+def scores_file(path: Path, scores: list[object]) -> Path:
+    """A JSONL file that gives the first of `PAIRS` these scores."""
+    pairs = zip(PAIRS, scores, strict=False)
+    return lines(path, [{"query": q, "document": d, "teacher_score": s} for (q, d), s in pairs])
+
+
+def embeddings_file(path: Path, texts: list[str | None], embeddings: np.ndarray) -> Path:
+    pq.write_table(pa.table({"text": texts, "embedding": embeddings.tolist()}), path)
+    return path
+
+
+# --- Similarities of embeddings
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_a_bi_encoder_scores_by_the_similarity_that_its_model_declares(
+    load: Any, teacher_dir: Path, tmp_path: Path, name: str
 ) -> None:
-    count = len(data.train) + len(data.validation) + len(data.test)
-    path = scores_file(
-        tmp_path / "scores.jsonl", data, [None if i in (0, 3) else 0.5 for i in range(count)]
-    )
-    scored = score_pairs(
-        data,
-        load(folder, teacher=str(path), teacher_kind="precomputed"),
-        folder,
-        TeacherArguments(),
-    )
-    assert scored.manifest["unscored"] == 2
-    assert np.isnan(scored.train["teacher_score"]).nonzero()[0].tolist() == [0, 3]
-    assert len(labels(folder)) == 200
-    assert [name for name, score in labels(folder).items() if score is None] == [
-        data.train["pair_id"][0],
-        data.train["pair_id"][3],
+    modules = list(SentenceTransformer(str(teacher_dir), device="cpu"))[:2]  # without Normalize
+    declaring = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name=name)
+    declaring.save_pretrained(str(tmp_path / "teacher"), create_model_card=False)
+    teacher = load(teacher=tmp_path / "teacher", teacher_similarity="declared")
+    assert teacher.scale == SCALES[name]
+    ours = teacher.embed(QUERIES), teacher.embed(DOCUMENTS)
+    theirs = (torch.from_numpy(declaring.encode(texts)) for texts in (QUERIES, DOCUMENTS))
+    expected = SimilarityFunction.to_similarity_fn(name)(*theirs).numpy()
+    np.testing.assert_allclose(pair_similarity(name, *ours), expected.diagonal(), atol=1e-5)
+    matrix = similarity(name, *map(torch.from_numpy, ours))
+    np.testing.assert_allclose(matrix.numpy(), expected, atol=1e-5)
+    assert Scale.read(json.loads(json.dumps(teacher.scale.record()))) == teacher.scale
+
+
+# --- Cross-encoder
+
+
+def test_a_cross_encoders_logits_go_through_a_sigmoid(load: Any, cross_encoder_dir: Path) -> None:
+    teacher = load(teacher=cross_encoder_dir, teacher_kind="cross-encoder")
+    model = CrossEncoder(str(cross_encoder_dir), device="cpu")
+    expected = model.predict(PAIRS, activation_fn=torch.nn.Sigmoid())
+    np.testing.assert_allclose(teacher.score(PAIRS), expected, atol=1e-5)
+    assert teacher.scale == Scale("cross-encoder", "sigmoid", 0.0, 1.0)
+    assert teacher.scores_pairs
+    assert not teacher.embeds
+    assert teacher.backbone is None
+
+
+def test_logits_are_kept_and_declared_if_the_recipe_says_so(
+    load: Any, cross_encoder_dir: Path
+) -> None:
+    keys = {"teacher": cross_encoder_dir, "teacher_kind": "cross-encoder"}
+    teacher = load(**keys, teacher_activation="identity")
+    assert np.abs(teacher.score(PAIRS)).max() > 1
+    assert teacher.scale.record()["range"] == [None, None]
+    assert not teacher.scale.is_bounded
+    assert Scale.read(teacher.scale.record()) == teacher.scale
+    assert teacher.identity != load(**keys).identity
+
+
+def test_prompts_go_before_query_and_document(load: Any, cross_encoder_dir: Path) -> None:
+    keys = {"teacher": cross_encoder_dir, "teacher_kind": "cross-encoder"}
+    plain, prompted = load(**keys), load(**keys, query_prompt="the ", document_prompt="a ")
+    assert plain.identity != prompted.identity
+    assert prompted.prompts.of("document") == "a "
+    assert prompted.score([("cat", "dog")]) == pytest.approx(plain.score([("the cat", "a dog")]))
+
+
+def test_a_classifier_is_refused(load: Any, cross_encoder_dir: Path, tmp_path: Path) -> None:
+    config = BertConfig.from_pretrained(cross_encoder_dir, num_labels=3)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "three")
+    make_tokenizer().save_pretrained(tmp_path / "three")
+    with pytest.raises(InputError, match=f"--teacher {tmp_path / 'three'} has 3 outputs"):
+        load(teacher=tmp_path / "three", teacher_kind="cross-encoder")
+
+
+def test_a_cross_encoders_nan_is_said_with_the_pair(load: Any, cross_encoder_dir: Path) -> None:
+    teacher = load(teacher=cross_encoder_dir, teacher_kind="cross-encoder")
+    with torch.no_grad():
+        next(teacher.model.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match=r"NaN for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"):
+        teacher.score([("a cat", "a dog")])
+
+
+# --- Precomputed
+
+
+def test_scores_of_a_file_belong_to_their_pairs(load: Any, tmp_path: Path) -> None:
+    path = scores_file(tmp_path / "scores.jsonl", [0.5, None, -0.25, 1.0005])
+    teacher = load(teacher=path, teacher_kind="precomputed")
+    expected = [-0.25, np.nan, 0.5, 1.0, np.nan, np.nan]
+    wanted = [PAIRS[2], PAIRS[1], PAIRS[0], PAIRS[3], PAIRS[4], (QUERIES[0], DOCUMENTS[2])]
+    np.testing.assert_array_equal(teacher.score(wanted), np.array(expected, dtype=np.float32))
+    assert teacher.scale == Scale("given")
+    assert (teacher.embeds, teacher.scores_pairs) == (False, True)
+
+
+def test_the_soft_labels_of_a_run_are_a_teacher(load: Any, tmp_path: Path) -> None:
+    """The paper's form: one JSON list."""
+    rows = [
+        {"pair_id": str(i), "query": q, "document": d, "teacher_score": i / 20}
+        for i, (q, d) in enumerate(PAIRS)
     ]
+    (tmp_path / "teacher_soft_labels.json").write_text(json.dumps(rows, indent=1))
+    teacher = load(
+        teacher=tmp_path / "teacher_soft_labels.json",
+        teacher_kind="precomputed",
+        score_range=[0, 1],
+    )
+    np.testing.assert_allclose(teacher.score(PAIRS), np.arange(20) / 20, rtol=1e-6)
+    assert teacher.scale.record()["range"] == [0, 1]
+
+
+def test_texts_are_in_the_recipes_columns(load: Any, tmp_path: Path) -> None:
+    row = {"question": " a ", "answer": "b", "teacher_score": 0.5}
+    path = lines(tmp_path / "scores.jsonl", [row])
+    keys = {"teacher": path, "teacher_kind": "precomputed"}
+    teacher = load(**keys, query_column="question", document_column="answer")
+    assert teacher.score([("a", "b")]) == [0.5]
+    says = "question, answer, teacher_score; it needs query, document, teacher_score .*--query_col"
+    with pytest.raises(InputError, match=says):
+        load(**keys)
 
 
 @pytest.mark.parametrize(
     ("scores", "keys", "says"),
     [
-        (
-            [0.5, 8.25],
-            {},
-            r"1 of 2 scores lie outside the declared range \[-1, 1\], e\.g\. 8\.2500",
-        ),
-        (
-            [0.5, -0.25],
-            {"score_range": [0.0, 1.0]},
-            r"outside the declared range \[0, 1\], e\.g\. -0\.2500",
-        ),
+        ([0.5, 8.25], {}, r"1 of 2 scores .*\[-1, 1\].*8\.2500"),
+        ([0.5, -0.25], {"score_range": [0, 1]}, r"\[0, 1\].*-0\.2500"),
         (["high"], {}, "row 0: teacher_score is 'high'"),
         ([], {}, "is empty"),
-        (
-            [0.5],
-            {"score_column": "points"},
-            "has the columns query, document, teacher_score; a precomputed teacher has query, document, points",
-        ),
+        ([0.5], {"score_range": [1, 0]}, r"--score_range 1\.0 0\.0"),
+        ([0.5], {"score_range": [1]}, r"--score_range 1\.0"),
     ],
-    ids=["logits", "range", "text", "empty", "column"],
+    ids=["logits", "range", "text", "empty", "order", "one bound"],
 )
 def test_a_file_that_cannot_be_used_is_said(
-    data: PairData,
-    folder: RunFolder,
-    tmp_path: Path,
-    scores: list[object],
-    keys: dict[str, object],
-    says: str,
+    load: Any, tmp_path: Path, scores: list[object], keys: dict[str, object], says: str
 ) -> None:
-    path = scores_file(tmp_path / "scores.jsonl", data, scores)
+    path = scores_file(tmp_path / "scores.jsonl", scores)
     with pytest.raises(InputError, match=says):
-        load(folder, teacher=str(path), teacher_kind="precomputed", **keys)
+        load(teacher=path, teacher_kind="precomputed", **keys)
 
 
-def test_logits_in_a_file_can_go_through_a_sigmoid(
-    data: PairData, folder: RunFolder, tmp_path: Path
-) -> None:
-    path = scores_file(tmp_path / "scores.jsonl", data, [0.0, 8.25])
-    teacher = load(
-        folder, teacher=str(path), teacher_kind="precomputed", teacher_activation="sigmoid"
+def test_logits_in_a_file_can_go_through_a_sigmoid(load: Any, tmp_path: Path) -> None:
+    path = scores_file(tmp_path / "scores.jsonl", [0.0, 8.25])
+    teacher = load(teacher=path, teacher_kind="precomputed", teacher_activation="sigmoid")
+    expected = [0.5, 1 / (1 + np.exp(-8.25)), np.nan]
+    np.testing.assert_allclose(teacher.score(PAIRS[:3]), expected, rtol=1e-6)
+    assert teacher.scale == Scale("given", "sigmoid", 0.0, 1.0)
+
+
+def test_two_scores_for_one_pair_are_said(load: Any, tmp_path: Path) -> None:
+    path = scores_file(tmp_path / "scores.jsonl", [0.5])
+    text = path.read_text()
+    path.write_text(text + text)
+    assert load(teacher=path, teacher_kind="precomputed").score(PAIRS[:1]) == [0.5]
+    path.write_text(text + text.replace("0.5", "0.75"))
+    with pytest.raises(InputError, match=r"row 0 says 0\.5, row 1 says 0\.75"):
+        load(teacher=path, teacher_kind="precomputed")
+
+
+def test_the_content_of_a_file_is_its_identity(load: Any, tmp_path: Path) -> None:
+    first, copy, other = (
+        load(teacher=scores_file(tmp_path / f"{i}.jsonl", [score]), teacher_kind="precomputed")
+        for i, score in enumerate((0.5, 0.5, 0.25))
     )
-    pairs = list(zip(data.train["query"], data.train["document"], strict=True))
-    np.testing.assert_allclose(
-        teacher.score(pairs[:3]), [0.5, 1 / (1 + np.exp(-8.25)), np.nan], rtol=1e-6
-    )
-    assert (teacher.scale.low, teacher.scale.high) == (0, 1)
+    assert first.identity == copy.identity
+    assert first.identity != other.identity
 
 
-def test_two_scores_for_one_pair_are_said(
-    data: PairData, folder: RunFolder, tmp_path: Path
-) -> None:
-    path = scores_file(tmp_path / "scores.jsonl", data, [0.5])
-    path.write_text(path.read_text() + path.read_text().replace("0.5", "0.75"))
-    with pytest.raises(InputError, match=r"two scores: row 0 says 0\.5, row 1 says 0\.75"):
-        load(folder, teacher=str(path), teacher_kind="precomputed")
+def test_precomputed_embeddings_are_a_teacher_that_embeds(load: Any, tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    path = embeddings_file(tmp_path / "e.parquet", ["a", " b ", "a"], embeddings)
+    teacher = load(teacher=path, teacher_kind="precomputed")
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    np.testing.assert_allclose(teacher.embed(["b", "a"]), unit[[1, 0]], rtol=1e-6)
+    raw = load(teacher=path, teacher_kind="precomputed", teacher_similarity="dot")
+    np.testing.assert_array_equal(raw.embed(["b", "a"]), embeddings[[1, 0]])
+    assert teacher.dimension == 8
+    assert teacher.embeds
+    assert not teacher.embeds_new_texts
+    with pytest.raises(InputError, match=r"no embedding for 1 of 2 texts, e\.g\. 'c'"):
+        teacher.embed(["a", "c"])
 
 
-def test_a_file_of_other_pairs_is_said(data: PairData, folder: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "scores.jsonl").write_text(
-        '{"query": "a", "document": "b", "teacher_score": 0.5}\n'
-    )
-    teacher = load(folder, teacher=str(tmp_path / "scores.jsonl"), teacher_kind="precomputed")
-    with pytest.raises(InputError, match=r"has a score for none of the \d+ train pairs"):
-        score_pairs(data, teacher, folder, TeacherArguments())
+def test_embeddings_that_cannot_be_used_are_said(load: Any, tmp_path: Path) -> None:
+    table = {"text": ["a", "b", "c"], "embedding": [[1.0, 2.0], [1.0], [1.0, np.nan]]}
+    pq.write_table(pa.table(table), tmp_path / "e.parquet")
+    teacher = load(teacher=tmp_path / "e.parquet", teacher_kind="precomputed")
+    with pytest.raises(InputError, match="have 1, 2 dimensions, but the first row has 2"):
+        teacher.embed(["a", "b"])
+    with pytest.raises(InputError, match=r"for 1 of 1 texts, e\.g\. for 'c'"):
+        teacher.embed(["c"])
 
 
-def embeddings_file(
-    path: Path, data: PairData, teacher_dir: Path
-) -> tuple[Path, SentenceTransformer]:
-    model = SentenceTransformer(str(teacher_dir), device="cpu")
-    splits = (data.train, data.validation, data.test, data.leaked)
-    texts = list(
-        dict.fromkeys(
-            text for split in splits for name in ("query", "document") for text in split[name]
-        )
-    )
-    pq.write_table(pa.table({"text": texts, "embedding": (2 * model.encode(texts)).tolist()}), path)
-    return path, model
+# --- Ensemble
 
 
-def test_precomputed_embeddings_are_a_teacher_that_embeds(
-    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path
-) -> None:
-    path, model = embeddings_file(tmp_path / "e.parquet", data, teacher_dir)
-    scored = score_pairs(
-        data,
-        load(folder, teacher=str(path), teacher_kind="precomputed"),
-        folder,
-        TeacherArguments(),
-    )
-    expected = (
-        model.encode(list(data.train["query"])) * model.encode(list(data.train["document"]))
-    ).sum(axis=1)
-    np.testing.assert_allclose(scored.train["teacher_score"], expected, atol=2e-3)
-    assert scored.embeddings is not None
-    assert scored.manifest["dimension"] == 32
+def test_quantiles_and_their_mean_by_hand() -> None:
+    fitted_on = np.array([2.0, 4.0, np.nan, 6.0])
+    quantiles = normalise_scores(fitted_on, np.array([1.0, 3.0, 4.0, 9.0, np.nan]))
+    np.testing.assert_allclose(quantiles, [0, 1 / 3, 0.5, 1, np.nan])
+    np.testing.assert_allclose(normalise_scores(np.ones(3), np.ones(2)), [0.5, 0.5])
+    scores = [np.array([1.0, 0.0]), np.array([0.0, np.nan])]
+    np.testing.assert_allclose(combine(scores, [3, 1]), [0.75, np.nan])
 
 
-def test_given_embeddings_are_none_of_new_texts(
-    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path
-) -> None:
-    path, _ = embeddings_file(tmp_path / "e.parquet", data, teacher_dir)
-    teacher = load(folder, teacher=str(path), teacher_kind="precomputed")
-    line = ["--student_dim", "16", "--alignment_weight", "1", "--augmented_texts_per_pair"]
-    check_objective(read_recipe([*line, "0"]), teacher)
-    with pytest.raises(
-        InputError, match=r"makes new texts, and .* holds embeddings of given ones alone; set"
-    ):
-        check_objective(read_recipe([*line, "2"]), teacher)
-
-
-def test_a_text_without_an_embedding_is_said(
-    data: PairData, folder: RunFolder, teacher_dir: Path, tmp_path: Path
-) -> None:
-    path, _ = embeddings_file(tmp_path / "e.parquet", data, teacher_dir)
-    table = pq.read_table(path)
-    pq.write_table(table.slice(2), path)
-    with pytest.raises(InputError, match="has no embedding for 2 of"):
-        score_pairs(
-            data,
-            load(folder, teacher=str(path), teacher_kind="precomputed"),
-            folder,
-            TeacherArguments(),
-        )
-
-
-# --- ensemble
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_normalisations_by_hand() -> None:
-    fitted, scores = np.array([2.0, 4.0, np.nan, 6.0]), np.array([1.0, 3.0, 4.0, 9.0, np.nan])
-    np.testing.assert_allclose(
-        normalise_scores(fitted, scores, "minmax"), [0, 0.25, 0.5, 1, np.nan]
-    )
-    np.testing.assert_allclose(
-        normalise_scores(fitted, scores, "quantile"), [0, 1 / 3, 0.5, 1, np.nan]
-    )
-    np.testing.assert_allclose(normalise_scores(fitted, scores, "none"), scores)
-    np.testing.assert_allclose(normalise_scores(np.ones(3), np.ones(2), "minmax"), [0.5, 0.5])
-    np.testing.assert_allclose(
-        combine([np.array([1.0, 0.0]), np.array([0.0, np.nan])], [3, 1]), [0.75, np.nan]
-    )
-
-
-@pytest.mark.parametrize("how", ["none", "minmax", "quantile"])
-def test_an_ensemble_is_the_weighted_mean_of_its_members(
-    data: PairData,
-    folder: RunFolder,
-    teacher_dir: Path,
-    cross_encoder_dir: Path,
-    tmp_path: Path,
-    how: str,
+def test_an_ensemble_has_members_each_with_the_options_that_it_reads(
+    load: Any, teacher_dir: Path, cross_encoder_dir: Path
 ) -> None:
     members = [f"bi-encoder:{teacher_dir}=3", f"cross-encoder:{cross_encoder_dir}=1"]
-    scored = score_pairs(
-        data,
-        load(folder, teacher_kind="ensemble", ensemble=members, ensemble_normalization=how),
-        folder,
-        TeacherArguments(),
-    )
-    alone = [
-        score_pairs(
-            data,
-            load(RunFolder(tmp_path / kind), teacher=str(name), teacher_kind=kind),
-            RunFolder(tmp_path / kind),
-            TeacherArguments(),
-        )
-        for kind, name in (("bi-encoder", teacher_dir), ("cross-encoder", cross_encoder_dir))
-    ]
-    train, test = (
-        [np.array(getattr(s, split)["teacher_score"], dtype=np.float64) for s in alone]
-        for split in ("train", "test")
-    )
-    expected = combine(
-        [normalise_scores(a, b, how) for a, b in zip(train, test, strict=True)], [3, 1]
-    )  # fitted on train alone
-    np.testing.assert_allclose(scored.test["teacher_score"], expected, atol=1e-6)
-    assert scored.embeddings is None
-    assert scored.manifest["scale"]["range"] == ([-1.0, 1.0] if how == "none" else [0.0, 1.0])
-    assert scored.manifest["items"] == 400 + 200
-
-
-def test_logits_are_not_added_to_cosines(
-    folder: RunFolder, teacher_dir: Path, cross_encoder_dir: Path
-) -> None:
-    members = [f"bi-encoder:{teacher_dir}=1", f"cross-encoder:{cross_encoder_dir}=1"]
-    with pytest.raises(InputError, match="are unbounded; use quantile or minmax"):
-        load(
-            folder,
-            teacher_kind="ensemble",
-            ensemble=members,
-            ensemble_normalization="none",
-            teacher_activation="identity",
-        )
+    options = {"teacher_similarity": "dot", "teacher_activation": "identity", "query_prompt": "q "}
+    teacher = load(teacher_kind="ensemble", ensemble=members, **options)
+    (bi, three), (cross, one) = teacher.members
+    assert (three, one) == (3, 1)
+    assert (bi.scale, cross.scale.activation) == (SCALES["dot"], "identity")
+    assert bi.prompts == cross.prompts == teacher.prompts
+    assert teacher.scale.record()["range"] == [0, 1]
+    assert teacher.name == f"3 {teacher_dir} + 1 {cross_encoder_dir}"
+    assert not teacher.embeds
+    assert not teacher.scores_pairs
+    reweighed = load(teacher_kind="ensemble", ensemble=[members[0][:-1] + "2", members[1]])
+    assert reweighed.identity != load(teacher_kind="ensemble", ensemble=members).identity
 
 
 def test_members_are_read() -> None:
     assert parse_member("endpoint:a/b:c=d=0.5") == ("endpoint", "a/b:c=d", 0.5)
-    for bad in (
-        "a=1",
-        "bi-encoder:a",
-        "bi-encoder:=1",
-        "bi-encoder:a=0",
-        "bi-encoder:a=x",
-        "ensemble:a=1",
-        "bi-encoder:a=inf",
-    ):
-        with pytest.raises(InputError, match="is no KIND:TEACHER=WEIGHT"):
-            parse_member(bad)
+    assert parse_member("a.b:C:teacher=2") == ("a.b:C", "teacher", 2.0)
+    assert parse_member("a:C:./x:y=2") == ("a:C", "./x:y", 2.0)
 
 
-# --- scales
-# -----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "text",
+    ["a=1", "bi-encoder:a", "bi-encoder:=1", "bi-encoder:a=0", "bi-encoder:a=x", "ensemble:a=1",
+     "bi-encoder:a=inf", "a.b:C=1", "biencoder:a/b=1", "bi-encoder:a=-1", ""],
+)  # fmt: skip
+def test_members_of_another_form_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"--ensemble {text}: .*KIND:TEACHER=WEIGHT"):
+        parse_member(text)
+
+
+# --- Which kind, and what it reads
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("bi-encoder", "teacher_url", "http://localhost/v1"), ("bi-encoder", "score_range", [0, 1]),
+        ("bi-encoder", "teacher_activation", "sigmoid"), ("bi-encoder", "ensemble", ["a=1"]),
+        ("cross-encoder", "teacher_similarity", "dot"), ("cross-encoder", "teacher_pooling", "cls"),
+        ("precomputed", "teacher_max_length", 9), ("precomputed", "query_prompt", "q: "),
+        ("endpoint", "trust_remote_code", True),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(load: Any, kind: str, key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"--{key} .*--teacher_kind {kind}"):
+        load(teacher="x", teacher_kind=kind, **{key: value})
+
+
+def test_an_option_that_no_member_reads_is_refused(load: Any) -> None:
+    with pytest.raises(InputError, match=r"--score_range .*--teacher_kind ensemble"):
+        load(teacher_kind="ensemble", ensemble=["bi-encoder:a=1"], score_range=[0, 1])
+    with pytest.raises(InputError, match="needs --ensemble"):
+        load(teacher_kind="ensemble")
+
+
+def test_a_kind_from_outside_the_package_is_loaded_alone_and_as_a_member(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_dir: Path
+) -> None:
+    (tmp_path / "outside_kind.py").write_text(
+        "import numpy as np\n"
+        "from hf_distill.teachers.base import PairTeacher\n"
+        "class Lengths(PairTeacher):\n"
+        "    name = 'lengths'\n"
+        "    identity = ('lengths', 1)\n"
+        "    def __init__(self, recipe):\n"
+        "        self.unit = float(recipe.teacher.teacher)\n"
+        "    def score(self, pairs, advance=None):\n"
+        "        return np.array([len(q) / len(d) / self.unit for q, d in pairs], np.float32)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = "outside_kind:Lengths"
+    alone = load(teacher_kind=kind, teacher="2", teacher_url="http://localhost/v1")
+    assert alone.score([("aa", "bbbb")]) == [0.25]
+    assert (alone.embeds, alone.scores_pairs, alone.backbone) == (False, True, None)
+    members = [f"{kind}:4=1", f"bi-encoder:{teacher_dir}=1"]
+    ensemble = load(teacher_kind="ensemble", ensemble=members)
+    assert ensemble.members[0][0].score([("aa", "bbbb")]) == [0.125]
+    sys.modules.pop("outside_kind")
+
+
+def test_an_unknown_kind_is_refused(load: Any) -> None:
+    with pytest.raises(InputError, match=r"--teacher_kind 'biencoder'.*'bi-encoder'"):
+        load(teacher_kind="biencoder")
+    with pytest.raises(InputError, match=r"--ensemble no_such_module:K"):
+        load(teacher_kind="ensemble", ensemble=["no_such_module:K:a=1"])
+
+
+def test_half_a_teacher_cannot_be_made() -> None:
+    for kind in (EmbeddingTeacher, PairTeacher):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()
+
+
+# --- Scales
 
 
 def test_rounding_is_forgiven_and_nothing_else() -> None:
     scale = SCALES["cosine"]
-    np.testing.assert_array_equal(
-        scale.check(np.array([1.0005, -1, np.nan, 0.5]), "t"), [1, -1, np.nan, 0.5]
-    )
-    with pytest.raises(InputError, match="t: 1 of 2 scores lie outside the declared range"):
+    scores = scale.check(np.array([1.0005, -1, np.nan, 0.5]), "t")
+    np.testing.assert_array_equal(scores, [1, -1, np.nan, 0.5])
+    with pytest.raises(InputError, match=r"t: 1 of 2 scores .*\[-1, 1\].*1\.0020"):
         scale.check(np.array([1.002, 0]), "t")
 
 
-def test_a_teacher_that_leaves_its_scale_is_said(
-    data: PairData, folder: RunFolder, cross_encoder_dir: Path
-) -> None:
-    teacher = load(folder, teacher=str(cross_encoder_dir), teacher_kind="cross-encoder")
-    teacher.activation = torch.nn.Identity()
-    with pytest.raises(
-        InputError,
-        match=r"scores lie outside the declared range \[0, 1\].*teacher_activation sigmoid",
-    ):
-        score_pairs(data, teacher, folder, TeacherArguments())
-    assert not list((folder.soft_labels / "scores").glob("*")), "nothing wrong is kept"
+def test_a_wrong_activation_leaves_the_scale(load: Any, cross_encoder_dir: Path) -> None:
+    teacher = load(teacher=cross_encoder_dir, teacher_kind="cross-encoder")
+    wrong = dataclasses.replace(teacher, activation=torch.nn.Identity())
+    with pytest.raises(InputError, match=r"\[0, 1\].*--teacher_activation sigmoid"):
+        teacher.scale.check(wrong.score(PAIRS), teacher.name)
 
 
-def test_every_text_is_scored_whatever_is_in_it(
-    folder: RunFolder, teacher_dir: Path, tmp_path: Path
-) -> None:
-    odd = [
-        "x" * 1_000_000,
-        "a \x00 nul",
-        "\u202eright to left",
-        "שלום עולם",
-        "🦉" * 50,
-        "tab\tand\nline",
-    ]
-    rows = [
-        {"query": q, "document": d, "topic": i}
-        for i, (q, d) in enumerate(zip(sentences(60), [*odd, *sentences(54, 500)], strict=True))
-    ]
-    rows += [
-        {"query": "", "document": "no query", "topic": 100},
-        {"query": "no document", "document": " ", "topic": 101},
-    ]
-    path = tmp_path / "odd.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = load_pair_data(
-        DataArguments(dataset="files", dataset_path=str(path), group_column="topic"), 0, folder
+def test_a_scale_reads_like_a_sentence() -> None:
+    assert str(SCALES["cosine"]) == "cosine, in [-1, 1]"
+    assert str(SCALES["dot"]) == "dot, unbounded"
+    assert (
+        str(Scale("cross-encoder", "sigmoid", 0, 1)) == "cross-encoder through sigmoid, in [0, 1]"
     )
-    assert data.counts["source"] == {"rows found": 62, "kept": 60, "no query": 1, "no document": 1}
-    scored = score_pairs(
-        data, load(folder, teacher=str(teacher_dir)), folder, TeacherArguments(shard_size=16)
-    )
-    assert scored.manifest["pairs"] == 60
-    assert len(labels(folder)) == 60
-    assert all(np.isfinite(score) for score in labels(folder).values())

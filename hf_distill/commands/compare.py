@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -14,37 +15,61 @@ from hf_distill.compute.device import use_all_cores
 from hf_distill.compute.models import load_sentence_transformer
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.evaluate import embed
-from hf_distill.evaluation.intervals import (
-    LEVEL,
-    RESAMPLES,
-    figure,
-    mean,
-)
+from hf_distill.evaluation.evaluate import embed_task
+from hf_distill.evaluation.intervals import bootstrap_settings, estimate, mean
+from hf_distill.evaluation.results import BM25, Bootstrap, Comparison, Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
     Run,
     bm25_run,
     depth_of,
-    make_run,
     parse_measures,
     per_query,
     write_qrels,
     write_run,
 )
 from hf_distill.evaluation.significance import compare_systems
-from hf_distill.evaluation.tasks import (
-    RetrievalTask,
-    load_task,
-)
-from hf_distill.run.folder import (
-    RunFolder,
-    write_json,
-)
+from hf_distill.evaluation.tasks import RetrievalTask, load_task
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import write_json
 from hf_distill.teachers.base import SCALES
 
 HELP = "Measure models on one retrieval task, with intervals and tests against the first one."
-BM25 = "bm25"
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """The task that models were compared on."""
+
+    name: str
+    num_queries: int
+    num_documents: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Models side by side: what `--json` writes.
+
+    Attributes:
+        task: What they were measured on.
+        bootstrap: How the intervals were made.
+        models: Name in the tables -> folder or Hub id.
+        baseline: The first model's name.
+        systems: Model (or `bm25`) -> measure -> its mean over the queries.
+        comparisons: Measure -> model -> that model minus the baseline.
+        query_ids: The judged queries.
+        per_query: Model -> measure -> the value of each of these queries.
+    """
+
+    task: TaskSummary
+    bootstrap: Bootstrap
+    models: dict[str, str]
+    baseline: str
+    systems: dict[str, dict[str, Estimate]]
+    comparisons: dict[str, dict[str, Comparison]]
+    query_ids: tuple[str, ...]
+    per_query: dict[str, dict[str, tuple[float, ...]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=42, help="of the bootstrap (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
     parser.add_argument(
         "--runs",
         type=Path,
@@ -77,9 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def names_of(models: list[str]) -> dict[str, str]:
-    """A short name for each model -> where it is: the last part that tells them apart."""
+    """A short name for each model -> where it is: the last part of its path if no other model has
+    the same.
+    """
     if len(set(models)) < len(models):
-        raise InputError(f"a model is named twice: {' '.join(models)}")
+        raise InputError(f"a model is named twice: {' '.join(models)}; name each once")
     short = [Path(model).name or model for model in models]
     return {
         name if short.count(name) == 1 else model: model
@@ -87,123 +114,117 @@ def names_of(models: list[str]) -> dict[str, str]:
     }
 
 
-def run_of_model(location: str, name: str, task: RetrievalTask, depth: int, bar: Any) -> Run:
+def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> Run:
     """The run of the SentenceTransformer at `location`, ranked by the similarity that it
     declares.
     """
     student = RunFolder(Path(location)).student
     model = load_sentence_transformer(str(student) if student.is_dir() else location, "models")
-    queries, documents = embed(model, task, name, bar)
-    measure = str(model.similarity_fn_name)
-    if measure not in SCALES:
+    queries, documents = embed_task(model, task, name)
+    similarity = str(model.similarity_fn_name)
+    if similarity not in SCALES:
         raise InputError(
-            f"{location} declares the similarity {measure}; known are {', '.join(SCALES)}"
+            f"{location} declares the similarity {similarity}, which cannot be searched by; name a "
+            f"model with one of {', '.join(SCALES)}"
         )
-    if measure == "cosine":
+    if similarity == "cosine":
         queries, documents = (
             x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
             for x in (queries, documents)
         )
-    return make_run(
-        list(task.queries), list(task.documents), *search(queries, documents, depth, measure)
-    )
+    return task.run(search(queries, documents, depth, similarity))
 
 
 def run(arguments: argparse.Namespace) -> None:
     measures = parse_measures(arguments.measures)
     if len(arguments.models) + arguments.bm25 < 2:
         raise InputError(
-            "one model has nothing to be compared with; name another one, or add --bm25"
+            "one model cannot be compared with itself; name another one, or add --bm25"
         )
     models = names_of(arguments.models)
     task, depth = load_task(arguments.task), depth_of(measures)
     use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    with tqdm(total=2 * len(models), desc="Comparing", unit=" encodings", leave=False) as bar:
-        runs = {
-            name: run_of_model(location, name, task, depth, bar)
-            for name, location in models.items()
-        }
+    bar = tqdm(models.items(), desc="Comparing", unit=" models", leave=False)
+    runs = {name: run_of_model(location, name, task, depth) for name, location in bar}
     if arguments.bm25:
-        runs[BM25] = bm25_run(
-            list(task.queries),
-            list(task.queries.values()),
-            list(task.documents),
-            list(task.documents.values()),
-            depth,
-        )
-    values = {name: per_query(found, task.qrels, measures) for name, found in runs.items()}
-    names = [str(measure) for measure in measures]
-    baseline = next(iter(models))
-    result = {
-        "task": {
-            "name": task.name,
-            "num_queries": len(task.qrels),
-            "num_documents": len(task.documents),
-            "notes": list(task.notes),
-        },
-        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": arguments.seed},
-        "models": models,
-        "systems": {
-            name: {m: figure(mean, [per[m]], arguments.seed) for m in names}
-            for name, per in values.items()
-        },
-        "against": {
-            "baseline": baseline,
-            **{
-                m: compare_systems(
-                    {name: per[m] for name, per in values.items()}, baseline, arguments.seed
-                )["comparisons"]
-                for m in names
-            },
-        },
-    }
-    print(table(result))
+        runs[BM25] = bm25_run(task.queries, task.documents, depth)
     if arguments.runs:
         write_qrels(task.qrels, arguments.runs / "qrels.txt")
-        for name, found in runs.items():
-            write_run(
-                found, arguments.runs / f"{name.replace('/', '_').replace(' ', '-')}.run", name
-            )
+        for name, ranking in runs.items():
+            file = f"{name.replace('/', '_').replace(' ', '-')}.run"
+            write_run(ranking, arguments.runs / file, name)
+    values = {name: per_query(ranking, task.qrels, measures) for name, ranking in runs.items()}
+    comparison = compare(task, models, values, arguments.seed)
+    print(table(comparison))
     if arguments.json:
-        write_json(
-            arguments.json,
-            result
-            | {
-                "per_query": {
-                    "ids": list(task.qrels),
-                    **{n: {m: p[m].tolist() for m in p} for n, p in values.items()},
-                }
-            },
-        )
+        write_json(arguments.json, comparison)
 
 
-def table(result: dict[str, Any]) -> str:
-    """What `run` found, for a terminal."""
-    task, systems, against = result["task"], result["systems"], result["against"]
-    names = list(next(iter(systems.values())))
-    width = max(len(name) for name in systems) + 2
+def compare(
+    task: RetrievalTask,
+    models: dict[str, str],
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    seed: int,
+) -> ModelComparison:
+    """Intervals of every system, and tests of the others against the first model.
+
+    Args:
+        task: What was measured on.
+        models: Name -> where the model is; the first is the baseline.
+        values: System -> measure -> (Q,) per-query values, in the order of the judgements.
+        seed: Seeds the bootstrap and the randomisation.
+    """
+    baseline = next(iter(models))
+    measures = list(values[baseline])
+    others = [name for name in values if name != baseline]
+    return ModelComparison(
+        task=TaskSummary(task.name, len(task.qrels), len(task.documents), task.notes),
+        bootstrap=bootstrap_settings(seed),
+        models=models,
+        baseline=baseline,
+        systems={
+            name: {m: estimate(mean, [per[m]], seed) for m in measures}
+            for name, per in values.items()
+        },
+        comparisons={
+            m: compare_systems(
+                {name: (values[name][m], values[baseline][m]) for name in others}, seed
+            )
+            for m in measures
+        },
+        query_ids=tuple(task.qrels),
+        per_query={
+            name: {m: tuple(array.tolist()) for m, array in per.items()}
+            for name, per in values.items()
+        },
+    )
+
+
+def table(comparison: ModelComparison) -> str:
+    """The comparison for a terminal."""
+    task, systems = comparison.task, comparison.systems
+    names = list(systems[comparison.baseline])
+    width = max(map(len, systems)) + 2
     lines = [
-        f"{task['name']}: {task['num_queries']:,} judged queries, {task['num_documents']:,} documents; 95% intervals in brackets"
+        f"{task.name}: {task.num_queries:,} judged queries, {task.num_documents:,} documents; 95% "
+        "intervals in brackets"
     ]
-    lines += [f"Note: {note}" for note in task["notes"]]
+    lines += [f"Note: {note}" for note in task.notes]
     lines += ["", " " * width + "".join(f"{name:>24}" for name in names)]
-    for name, figures in systems.items():
-        cells = (
-            f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]"
-            for f in (figures[m] for m in names)
-        )
+    for name, measures in systems.items():
+        cells = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in measures.values())
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
     lines += [
         "",
-        f"{names[0]}, difference from {against['baseline']}; p of sign flips, corrected by Holm; Cohen's d_z",
+        f"{names[0]}, difference from {comparison.baseline}; p of sign flips, corrected by Holm; "
+        "Cohen's d_z",
     ]
-    for name, row in against[names[0]].items():
-        d = row["difference"]
-        test, effect = row["randomisation"], row["cohens_dz"]["value"]
-        p = test["undefined"] if test["p"] is None else f"p = {test['p_holm']:.4f}"
-        p += "" if effect is None else f", d = {effect:+.2f}"
-        counts = f"{row['wins']} queries better, {row['losses']} worse, {row['ties']} equal"
+    for name, row in comparison.comparisons[names[0]].items():
+        d, test, effect = row.difference, row.tests["randomisation"], row.cohens_dz.value
+        p = test.undefined if test.p_holm is None else f"p = {test.p_holm:.4f}"
+        d_z = "" if effect is None else f", d = {effect:+.2f}"
+        counts = f"{row.wins} queries better, {row.losses} worse, {row.ties} equal"
         lines.append(
-            f"{name:<{width}}{d['value']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]  {p}  ({counts})"
+            f"{name:<{width}}{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]  {p}{d_z}  ({counts})"
         )
     return "\n".join(lines)

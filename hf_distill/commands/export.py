@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_distill.finished_run import (
-    open_finished_run,
-    student_of,
-)
-from hf_distill.release.onnx import (
-    export_onnx,
-    measure_onnx,
-)
+from hf_distill.pipeline import finished
+from hf_distill.release.onnx import export_onnx, measure_onnx
 from hf_distill.run.folder import RunFolder
+from hf_distill.serving.index import student_of
 
-HELP = "Write a student as ONNX (float32 and int8) into its folder; of a run, also measure what each costs in nDCG@10."
+HELP = (
+    "Write a student as ONNX (float32 and int8) into its folder; of a run, also measure what each "
+    "costs in nDCG@10."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export, compare, and measure where there is held-out data."""
+    """Export, and measure the files where there is held-out data.
+
+    Raises:
+        InputError: There is no saved student, the run is not finished, or onnx is not installed.
+    """
     model = Path(student_of(arguments.run_or_model))
     for precision, path in export_onnx(model).items():
         print(f"{precision:<8} {path.stat().st_size / 1e6:7.1f} MB  {path}")
     folder = RunFolder(Path(arguments.run_or_model))
     if not folder.recipe.is_file():
         return
-    measured = measure_onnx(open_finished_run(folder.path))
+    record = measure_onnx(finished(folder.path))
     print(
-        f"nDCG@10 over {measured['num_queries']:,} held-out queries, and its difference to PyTorch in float32 (95% interval):"
+        f"nDCG@10 over {record.num_queries:,} held-out queries, and its difference to PyTorch in "
+        "float32 (95% interval):"
     )
-    for precision, variant in measured["variants"].items():
-        value, minus = variant["nDCG@10"], variant["minus_student"]
+    for precision, variant in record.variants.items():
+        minus = variant.minus_student
         print(
-            f"{precision:<8} {value['value']:.4f}  {minus['value']:+.4f} ({minus['low']:+.4f} to {minus['high']:+.4f})"
+            f"{precision:<8} {variant.ndcg.value:.4f}  {minus.value:+.4f} "
+            f"({minus.low:+.4f} to {minus.high:+.4f})"
         )

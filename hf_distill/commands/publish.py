@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from hf_distill.errors import InputError
-from hf_distill.finished_run import open_finished_run
-from hf_distill.release.model_card import (
-    releases_of,
-    write_model_card,
-)
-from hf_distill.release.publish import (
-    PublishingError,
-    Settings,
-    dry_run,
-    publish,
-)
+from hf_distill.pipeline import finished
+from hf_distill.release.hub import releases_of
+from hf_distill.release.model_card import write_model_card
+from hf_distill.release.publish import Settings, dry_run, publish
 
-HELP = "Publish a run's student and scored pairs, load both back by commit in a fresh process, compare, and tag."
+HELP = (
+    "Publish a run's student and scored pairs, load both back by commit in a fresh process, "
+    "compare, and tag."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,17 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="OWNER/NAME",
-        help="Repository of the scored pairs. Default: the recipe's; if none, not sent.",
+        help="Repository of the scored pairs. Default: the recipe's hub_dataset_id; without one "
+        "they are not published.",
     )
     parser.add_argument(
         "--private",
         action="store_true",
-        help="Only you, or your organisation's members, see them. Default: the recipe's hub_private_repo.",
+        help="Only you, or the members of your organisation, see them. Default: the recipe's "
+        "hub_private_repo.",
     )
     parser.add_argument(
         "--gated",
         choices=["auto", "manual"],
-        help="Who wants the files asks for them: granted at once, or by you.",
+        help="The files have to be asked for; access is granted at once, or by you.",
     )
     parser.add_argument(
         "--revision",
@@ -58,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Licence of the student. Default: the recipe's student_license.",
     )
     parser.add_argument(
-        "--dataset_license", metavar="ID", help="Licence of the pairs. Default: the recipe's."
+        "--dataset_license",
+        metavar="ID",
+        help="Licence of the pairs. Default: the recipe's dataset_license.",
     )
     parser.add_argument(
         "--collection", metavar="TITLE", help="Put both into the collection of this title."
@@ -69,10 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the student's card with the names it gets, and publish.
+    """Write the student's card with the names that it gets, and publish.
 
     Raises:
-        InputError: The run is not finished, or the token may not write there.
+        InputError: The run is not finished, a name is missing, or the token may not write there.
+        PublishingError: The Hub refuses something, or does not return what was sent.
     """
     given = {
         "--hub_model_id": arguments.model,
@@ -81,24 +81,22 @@ def run(arguments: argparse.Namespace) -> None:
         "--dataset_license": arguments.dataset_license,
     }
     line = [token for flag, value in given.items() if value for token in (flag, value)]
-    finished = open_finished_run(arguments.run_dir, "--push_to_hub", "true", *line)
-    recipe, folder = finished.recipe, finished.folder
-    if not recipe.training.hub_model_id:
-        raise InputError("name the student's repository: --model you/student")
-    if recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
+    results = finished(arguments.run_dir, "--push_to_hub", "true", *line)
+    training, folder = results.recipe.training, results.folder
+    if not training.hub_model_id:
+        raise InputError("the student's repository has no name; name one: --model you/student")
+    if results.recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
         raise InputError(
-            f"{folder.dataset} is not there; run train.py with the run's recipe again, or leave --dataset out"
+            f"{folder.dataset} does not exist; make it: hf-distill train {folder.recipe} --run_dir "
+            f"{folder.path} --until release"
         )
-    private = arguments.private or recipe.training.hub_private_repo or None
-    tag = arguments.revision or recipe.training.hub_revision
-    settings = Settings(private, arguments.gated, tag, arguments.collection)
-    write_model_card(
-        finished.evaluation, finished.training, finished.audit, recipe, finished.data, folder
+    settings = Settings(
+        private=arguments.private or training.hub_private_repo or None,
+        gated=arguments.gated,
+        tag=arguments.revision or training.hub_revision,
+        collection=arguments.collection,
     )
-    releases = releases_of(recipe, folder)
+    write_model_card(results)
     act = dry_run if arguments.dry_run else publish
-    try:
-        for said in act(releases, settings, HfApi(token=recipe.training.hub_token)):
-            print(said)
-    except PublishingError as error:
-        sys.exit(f"hf-distill: error: {error}")
+    for line_of_text in act(releases_of(results), settings, HfApi(token=training.hub_token)):
+        print(line_of_text)

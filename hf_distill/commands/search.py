@@ -10,25 +10,24 @@ from pathlib import Path
 import torch
 
 from hf_distill.compute.device import use_all_cores
-from hf_distill.compute.models import load_sentence_transformer
-from hf_distill.errors import InputError
-from hf_distill.finished_run import (
-    open_finished_run,
-    student_of,
-)
+from hf_distill.compute.models import digest_of_weights
+from hf_distill.errors import InputError, printable
+from hf_distill.pipeline import finished
 from hf_distill.run.folder import RunFolder
 from hf_distill.serving.index import (
     DEPTH,
     Index,
-    build_index,
     corpus_of_python,
     corpus_of_run,
-    find_index,
-    python_key,
+    index_of,
+    load_student,
     user_cache,
 )
 
-HELP = "Search a run's documents with its student (of a model: the Python documentation on this machine)."
+HELP = (
+    "Search a run's documents with its student (with a model: the Python documentation on this "
+    "machine)."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "question",
         nargs="*",
-        help="What to ask. Default: one question a line is read, and answered at once.",
+        help="The question. Default: questions are read from standard input, one a line.",
     )
     parser.add_argument(
         "--top", type=int, default=DEPTH, metavar="K", help=f"How many documents. Default: {DEPTH}."
@@ -49,48 +48,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_index(run_or_model: str) -> Index:
-    """The index of a run or a model: kept from an earlier call, or made."""
-    model = load_sentence_transformer(student_of(run_or_model), "search")
-    path = Path(run_or_model)
-    if RunFolder(path).recipe.is_file():
-        run = open_finished_run(path)
-        folder = run.folder.path / "search"
-        return find_index(model, run.data.key, folder) or build_index(
-            model, corpus_of_run(run), folder
-        )
-    return find_index(model, python_key(), user_cache()) or build_index(
-        model, corpus_of_python(), user_cache()
-    )
+    """The index of a run or a model, from an earlier call or made now."""
+    model, folder = load_student(run_or_model), RunFolder(Path(run_or_model))
+    if folder.recipe.is_file():
+        collection = finished(folder.path).collection
+        return index_of(model, corpus_of_run(collection), folder.search / "student")
+    path = user_cache() / digest_of_weights(model)[:16]
+    return index_of(model, corpus_of_python(), path)
 
 
-def printable(text: str) -> str:
-    """`text` on one line without control characters: a document must not command the terminal."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+def _on_one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def answer(index: Index, question: str, top: int) -> None:
-    """Print what was found, and how long it took."""
+    """Print the nearest documents, and how long it took."""
     start = time.perf_counter()
     hits = index.ask(question, top)
     milliseconds = 1000 * (time.perf_counter() - start)
     for hit in hits:
-        print(f"{hit.score:.3f}  {printable(hit.id)}\n       {printable(hit.text)}")
-    print(
-        f"{len(hits)} of {len(index.texts):,} documents in {milliseconds:.0f} ms", file=sys.stderr
-    )
+        print(f"{hit.score:.3f}  {_on_one_line(hit.id)}\n       {_on_one_line(hit.text)}")
+    total = len(index.corpus.texts)
+    print(f"{len(hits)} of {total:,} documents in {milliseconds:.0f} ms", file=sys.stderr)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Answer the question of the command line, or each line that is typed."""
+    """Answer the question of the command line, or each line that is typed.
+
+    Raises:
+        InputError: The run is not finished, or there is no such model.
+    """
     if arguments.top < 1:
-        raise InputError(f"--top {arguments.top}: at least 1")
+        raise InputError(f"--top {arguments.top}: name at least 1")
     use_all_cores(1)
     start = time.perf_counter()
     index = open_index(arguments.run_or_model)
-    torch.set_num_threads(
-        1
-    )  # one question is too little to share out: threads would wait for each other
-    index.ask("warm up", 1)  # the first call pays for set-up
+    torch.set_num_threads(1)  # one question is so short that threads would wait for each other
+    index.ask("warm up", 1)  # the first call is slow
     print(f"Ready in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     if arguments.question:
         answer(index, " ".join(arguments.question), arguments.top)

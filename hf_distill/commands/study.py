@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
-
-import datasets
-import transformers
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import read_recipe
-from hf_distill.study.selection_study import run_study
+from hf_distill.recipe.read import read_recipe
+from hf_distill.study.study import run_study
 
-HELP = "Train the same student on what each list of rules keeps, on random pairs, on the worst and on all, and compare them."
+HELP = (
+    "Train the same student on what each list of rules keeps, on random pairs, on the worst pairs "
+    "and on all, and compare them."
+)
 
 _EXAMPLES, _SEEDS = 10_240, 3
 
@@ -21,32 +19,35 @@ _EXAMPLES, _SEEDS = 10_240, 3
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules", action="append", metavar='"RULE RULE ..."',
-        help='A selection to try, as in a recipe, e.g. --rules "echo duplicate percentile=80". Once for each selection.',
+        help="A selection to try, as in a recipe, e.g. --rules \"echo duplicate percentile=80\". "
+        "Once for each selection.",
     )  # fmt: skip
     parser.add_argument(
         "--examples", type=int, metavar="N",
-        help=f"Pairs that each student sees, whatever the size of its selection: a smaller one is repeated. Default: {_EXAMPLES:,}.",
+        help="Training examples of each student, whatever the size of its selection: pairs of a "
+        f"smaller one are repeated. Default: {_EXAMPLES:,}.",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds",
-        type=int,
-        metavar="N",
+        "--seeds", type=int, metavar="N",
         help=f"Students for each selection, from the recipe's seed on. Default: {_SEEDS}.",
-    )
+    )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE and its keys are those of `train.py`; the options of the study may stand anywhere
-    among them.
+    """RECIPE and its keys are those of `hf-distill train`; the study's own options may stand
+    anywhere among them.
     """
     parser.allow_abbrev = False  # --seed is the recipe's
-    parser.usage = '%(prog)s RECIPE [--key value ...] --rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N]'
+    parser.usage = (
+        '%(prog)s RECIPE [--key value ...] --rules "RULE RULE ..." [--rules ...] [--examples N] '
+        "[--seeds N]"
+    )
     _add_options(parser)
     parser.add_argument(
         "line",
         nargs=argparse.REMAINDER,
         metavar="RECIPE [--key value ...]",
-        help="As for train.py.",
+        help="As for hf-distill train.",
     )
 
 
@@ -62,12 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{error}\n  See: hf-distill study --help") from error
     if not line or line[0].startswith("-"):
         raise InputError(
-            "name the recipe first, e.g.: hf-distill study recipes/quickstart.yaml --rules percentile=80"
+            "name the recipe first, e.g.: hf-distill study quickstart --rules percentile=80"
         )
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    datasets.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
     examples = _EXAMPLES if arguments.examples is None else arguments.examples
     seeds = _SEEDS if arguments.seeds is None else arguments.seeds
-    run_study(read_recipe(line), arguments.rules or [], examples, seeds)
+    run_study(read_recipe(line, "hf-distill study"), arguments.rules or [], examples, seeds)

@@ -1,11 +1,11 @@
-"""Exact search by blocks: memory is bounded by the block and the answer, not by the number of
-documents.
+"""Exact search by blocks. Memory holds a block of documents, a tile of similarities and the best
+documents of each query, however many documents there are.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,171 +14,117 @@ from torch import Tensor
 from hf_distill.compute.device import device_type
 from hf_distill.errors import InputError
 
-_QUERY_BLOCK, _DOCUMENT_BLOCK = 1024, {"cpu": 4096}
-"""A tile of their similarities, 16 MB on a CPU, stays in its last cache until it has been looked
-through.
-"""
-_GROUP = 64
-"""Documents of a tile that are passed over together if the best of them is not good enough."""
+_QUERIES, _DOCUMENTS = 512, 8192
+"""Rows and columns of a tile of similarities: 16 MB, filled again and again."""
+
+_GROUP = 16
+"""Columns of a tile that are passed over together if the greatest of them is not good enough."""
+
 _SPARE = 32
-"""Documents beyond `depth` that are kept by their float32 similarity: what decides is computed more
-exactly, for these only.
-"""
-_RESCORED = 16384
+"""Documents beyond `depth` that are kept by their float32 similarity until exact scores decide."""
 
-
-def _similarity(measure: str, queries: Tensor, documents: Tensor, out: Tensor) -> Tensor:
-    """(n, m) similarities, in `out` where they are products; distances negated, without the
-    cancellation of the product form.
-    """
-    if measure in ("cosine", "dot"):
-        torch.mm(queries, documents.T, out=out)
-        return out
-    distances: Tensor = torch.cdist(
-        queries, documents, p=_NORM[measure], compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    return -distances
-
+_EXACT = 1024
+"""Rows that are scored exactly at a time, small enough for the caches."""
 
 _NORM = {"euclidean": 2.0, "manhattan": 1.0}
 
 
-def _exactly(measure: str, queries: Tensor, documents: Tensor) -> Tensor:
-    """Similarities of broadcast rows (..., d), summed in float64 and rounded to float32: equal
-    documents, equal scores.
+def _similarities(similarity: str, queries: Tensor, documents: Tensor, tile: Tensor) -> Tensor:
+    """(n, m) float32, in `tile` if they are products. Distances are negated, and computed without
+    the cancellation of the product form.
+    """
+    if similarity not in _NORM:
+        out = tile[: len(queries) * len(documents)].view(len(queries), len(documents))
+        return torch.mm(queries, documents.T, out=out)
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(queries, documents, p=_NORM[similarity], compute_mode=mode).neg_()
+
+
+def _exactly(similarity: str, queries: Tensor, documents: Tensor) -> Tensor:
+    """Similarities of broadcast rows (..., d), summed in float64 and rounded to float32, so that
+    equal documents have equal scores.
     """
     left, right = queries.double(), documents.double()
-    if measure in ("cosine", "dot"):
+    if similarity not in _NORM:
         return (left * right).sum(-1).float()
-    distances: Tensor = torch.linalg.vector_norm(left - right, ord=_NORM[measure], dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(left - right, ord=_NORM[similarity], dim=-1)
     return -distances.float()
 
 
-def _block(rows: np.ndarray, start: int, stop: int) -> Tensor:
-    return torch.from_numpy(np.asarray(rows[start:stop], dtype=np.float32))
+def _rows(vectors: np.ndarray, which: slice | np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(vectors[which], dtype=np.float32))
 
 
-@dataclass
-class _Best:
-    """The best documents so far of n queries: float32 similarities (n, w) and indices (n, w), and
-    candidates not yet merged into them.
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _longest(vectors: Tensor, what: str) -> float:
+    longest = float(vectors.norm(dim=1).max())
+    if not math.isfinite(longest):
+        raise InputError(f"an embedding among {what} is NaN or infinite, so it cannot be searched")
+    return longest
+
+
+def _top(found: Tensor, width: int, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and columns of the `width` greatest in each row of `found` (n, m); those that are not
+    above `least` (n,) may be missing.
+
+    Only groups of columns whose maximum is above `least` hold such a value, and of these only the
+    `width` groups with the greatest maxima.
     """
-
-    scores: Tensor
-    indices: Tensor
-    waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, count: int, width: int, device: str) -> _Best:
-        return cls(
-            torch.full((count, width), -torch.inf, device=device),
-            torch.full((count, width), -1, device=device),
-        )
-
-    def offer(self, found: Tensor, first: int) -> None:
-        """Look through `found` (n, m), the similarities of documents `first` to `first + m`."""
-        n, width = self.scores.shape
-        if (
-            self.indices[0, -1] < 0 or found.shape[1] % _GROUP
-        ):  # the first tiles, while there is room, and the last
-            scores, places = found.topk(min(width, found.shape[1]), dim=1)
-            self._take(scores, places + first)
-            return
-        least = self.scores[:, -1]
-        groups = found.view(n, -1, _GROUP)
-        owner, group = (groups.amax(-1) > least[:, None]).nonzero(as_tuple=True)
-        values = found.view(-1, _GROUP).index_select(
-            0, owner * groups.shape[1] + group
-        )  # the few groups that hold something
-        row, column = (values > least[owner, None]).nonzero(as_tuple=True)
-        self.waiting.append((owner[row], values[row, column], first + group[row] * _GROUP + column))
-        if sum(len(part[0]) for part in self.waiting) * 2 > n * width:
-            self.merge()
-
-    def merge(self) -> None:
-        """Take the waiting candidates in."""
-        if not self.waiting:
-            return
-        n = len(self.scores)
-        counts = [torch.bincount(owner, minlength=n) for owner, _values, _names in self.waiting]
-        total = torch.stack(counts).sum(0)
-        scores = self.scores.new_full((n, int(total.max())), -torch.inf)
-        indices = self.indices.new_full(scores.shape, -1)
-        before = torch.zeros_like(total)
-        for (owner, values, names), count in zip(
-            self.waiting, counts, strict=True
-        ):  # owners ascend in each
-            place = (
-                torch.arange(len(owner), device=owner.device)
-                + (before + count - count.cumsum(0))[owner]
-            )
-            scores[owner, place], indices[owner, place] = values, names
-            before += count
-        self.waiting = []
-        self._take(scores, indices)
-
-    def _take(self, scores: Tensor, indices: Tensor) -> None:
-        self.scores, taken = torch.cat([self.scores, scores], 1).topk(self.scores.shape[1], dim=1)
-        self.indices = torch.cat([self.indices, indices], 1).gather(1, taken)
+    m = found.shape[1]
+    groups = m // _GROUP
+    # Group j holds the columns j, j + groups, j + 2 * groups, ...; the last few belong to none.
+    maxima = found[:, : groups * _GROUP].view(len(found), _GROUP, groups).amax(1)
+    wanted = min(width, int((maxima > least[:, None]).sum(1).max()))
+    best = maxima.topk(wanted, sorted=False).indices
+    members = [best + groups * i for i in range(_GROUP)]
+    rest = torch.arange(groups * _GROUP, m, device=found.device).expand(len(found), -1)
+    columns = torch.cat([*members, rest], dim=1)
+    return found.gather(1, columns), columns
 
 
-def _by_hand(
-    query: Tensor, documents: np.ndarray, depth: int, measure: str
-) -> tuple[Tensor, Tensor]:
-    """The answer to one query, of whose candidates too many are nearly equal: every document is
-    scored exactly.
+def _candidates(
+    queries: Tensor, documents: np.ndarray, width: int, similarity: str, device: str
+) -> tuple[Tensor, Tensor, float]:
+    """The `width` best documents of each query by their float32 similarities: these, descending,
+    and their indices (both (n, width), on the CPU), and the length of the longest document.
     """
-    scores, indices = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for first in range(0, len(documents), _RESCORED):
-        part = _exactly(measure, query, _block(documents, first, first + _RESCORED))
-        scores, indices = (
-            torch.cat([scores, part]),
-            torch.cat([indices, torch.arange(first, first + len(part))]),
-        )
-        order = scores.argsort(descending=True, stable=True)[:depth]
-        scores, indices = scores[order], indices[order]
-    return scores, indices
+    scores = torch.full((len(queries), width), -torch.inf, device=device)
+    indices = torch.full((len(queries), width), -1, device=device)
+    longest, tile = 0.0, torch.empty(_QUERIES * _DOCUMENTS, device=device)
+    for block in _slices(len(documents), _DOCUMENTS):
+        part = _rows(documents, block).to(device)
+        longest = max(longest, _longest(part, f"the documents from {block.start} on"))
+        for rows in _slices(len(queries), _QUERIES):
+            found = _similarities(similarity, queries[rows].to(device), part, tile)
+            values, columns = _top(found, width, scores[rows, -1])
+            numbers = torch.cat([indices[rows], columns + block.start], dim=1)
+            scores[rows], taken = torch.cat([scores[rows], values], dim=1).topk(width)
+            indices[rows] = numbers.gather(1, taken)
+    return scores.cpu(), indices.cpu(), longest
 
 
-def _settle(
-    best_scores: Tensor,
-    best: Tensor,
-    queries: Tensor,
-    documents: np.ndarray,
-    longest: float,
-    depth: int,
-    measure: str,
-) -> tuple[Tensor, Tensor]:
-    """The first `depth` of the candidates (n, w) by their exact scores, then by index."""
-    d = queries.shape[1]
-    # What a float32 sum of d products can be wrong by (Higham, 2002, section 3.1), on both sides of
-    # the comparison.
-    if measure in ("cosine", "dot"):
-        doubt = 2 * (d + 2) * 2.0**-24 * longest * queries.norm(dim=1, keepdim=True)
-    else:
-        doubt = 2 * (d + 2) * 2.0**-24 * best_scores[:, depth - 1 : depth].abs()
-    least = best_scores[:, depth - 1 : depth] - doubt
-    wanted = best_scores >= least
-    scores = torch.full_like(best_scores, -torch.inf)
-    row, column = wanted.nonzero(as_tuple=True)
-    for start in range(0, len(row), _RESCORED):
-        r, c = row[start : start + _RESCORED], column[start : start + _RESCORED]
-        names, where = torch.unique(
-            best[r, c], return_inverse=True
-        )  # sorted: a file is read in its own order
-        vectors = torch.from_numpy(np.asarray(documents[names.numpy()], dtype=np.float32))
-        scores[r, c] = _exactly(measure, queries.index_select(0, r), vectors.index_select(0, where))
-    order = best.argsort(
-        dim=1
-    )  # by index first, so that the stable sort by score keeps that order among ties
-    scores, indices = scores.gather(1, order), best.gather(1, order)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :depth]
+def _ranked(scores: Tensor, indices: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """The `depth` best of each row of `scores` and `indices` (n, w): by score, then by index."""
+    order = indices.argsort(dim=1)
     scores, indices = scores.gather(1, order), indices.gather(1, order)
-    if best.shape[1] < len(documents):
-        for i in (
-            wanted.all(dim=1).nonzero()[:, 0].tolist()
-        ):  # something just as good may have been cut
-            scores[i], indices[i] = _by_hand(queries[i], documents, depth, measure)
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :depth]
+    return scores.gather(1, order), indices.gather(1, order)
+
+
+def _among_all(
+    query: Tensor, documents: np.ndarray, depth: int, similarity: str
+) -> tuple[Tensor, Tensor]:
+    """The answer (1, depth) to one query (1, d), with every document scored exactly."""
+    scores, indices = torch.empty(1, 0), torch.empty(1, 0, dtype=torch.int64)
+    for block in _slices(len(documents), _DOCUMENTS):
+        part = _exactly(similarity, query, _rows(documents, block))
+        numbers = block.start + torch.arange(len(part))
+        scores = torch.cat([scores, part[None]], dim=1)
+        indices = torch.cat([indices, numbers[None]], dim=1)
+        scores, indices = _ranked(scores, indices, depth)
     return scores, indices
 
 
@@ -186,22 +132,21 @@ def search(
     queries: np.ndarray,
     documents: np.ndarray,
     depth: int,
-    measure: str = "dot",
+    similarity: str = "dot",
     device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `depth` documents most similar to each query, exactly.
 
-    The scores are sums in float64 rounded to float32 and decide the order, so that neither blocks
-    nor threads nor the device show in the answer: equal documents have equal scores, also at the
-        cut.
+    Scores are summed in float64, rounded to float32, and decide the order. Blocks, threads and the
+    device do not change the answer, and equal documents have equal scores.
 
     Args:
         queries: (Q, d) floats.
-        documents: (N, d) floats; any array that gives slices and rows, e.g. memory-mapped, is read
-            a block at a time. To break ties by document id, have the rows in the order of their
-            ids.
-        depth: How many documents for a query, at most N.
-        measure: What similarity (see `hf_distill.teachers.base.SCALES`).
+        documents: (N, d) floats: any array that gives slices and rows, e.g. a memory-mapped one. To
+            break ties by document id, sort the rows by id.
+        depth: How many documents for each query, at most N.
+        similarity: A key of `hf_distill.teachers.base.SCALES`. For `cosine`, rows are L2-normalised
+            already.
         device: Where to compute; by default the accelerator, if there is one.
 
     Returns:
@@ -209,47 +154,29 @@ def search(
         ascending index.
 
     Raises:
-        InputError: A document's embedding is NaN or infinite.
+        InputError: An embedding is NaN or infinite.
     """
-    device = device or device_type()
-    depth = min(depth, len(documents))
-    if not depth or not len(queries):
-        return np.empty((len(queries), depth), dtype=np.float32), np.empty(
-            (len(queries), depth), dtype=np.int64
-        )
-    width = min(depth + _SPARE, len(documents))
-    blocks = [
-        _block(queries, start, start + _QUERY_BLOCK)
-        for start in range(0, len(queries), _QUERY_BLOCK)
-    ]
-    bests = [_Best.empty(len(block), width, device) for block in blocks]
-    longest, step = 0.0, _DOCUMENT_BLOCK.get(device.split(":")[0], 65536)
-    buffers: dict[tuple[int, int], Tensor] = {}
-    for first in range(0, len(documents), step):
-        part = _block(documents, first, first + step).to(device)
-        norm = float(part.norm(dim=1).max())
-        if not math.isfinite(norm):
-            raise InputError(
-                f"an embedding among documents {first} to {first + len(part) - 1} is NaN or infinite; it cannot be searched"
-            )
-        longest = max(longest, norm)
-        for block, best in zip(blocks, bests, strict=True):
-            buffer = buffers.get((len(block), len(part)))
-            if (
-                buffer is None
-            ):  # one for each size, filled again and again: fresh memory costs as much as a third of the product
-                buffer = buffers[len(block), len(part)] = torch.empty(
-                    len(block), len(part), device=device
-                )
-            best.offer(_similarity(measure, block.to(device), part, buffer), first)
-    scores, indices = (
-        torch.empty(len(queries), depth),
-        torch.empty(len(queries), depth, dtype=torch.int64),
+    depth, width = min(depth, len(documents)), min(depth + _SPARE, len(documents))
+    answer = torch.empty(len(queries), depth), torch.empty(len(queries), depth, dtype=torch.int64)
+    if not answer[0].numel():
+        return answer[0].numpy(), answer[1].numpy()
+    asked = _rows(queries, slice(None))
+    _longest(asked, "the queries")
+    scores, indices, longest = _candidates(
+        asked, documents, width, similarity, device or device_type()
     )
-    for i, (block, best) in enumerate(zip(blocks, bests, strict=True)):
-        best.merge()
-        rows = slice(i * _QUERY_BLOCK, (i + 1) * _QUERY_BLOCK)
-        scores[rows], indices[rows] = _settle(
-            best.scores.cpu(), best.indices.cpu(), block, documents, longest, depth, measure
-        )
-    return scores.numpy(), indices.numpy()
+    for rows in _slices(len(asked), max(1, _EXACT // width)):
+        vectors = _rows(documents, indices[rows].flatten().numpy())
+        exact = _exactly(similarity, asked[rows, None], vectors.view(-1, width, asked.shape[1]))
+        answer[0][rows], answer[1][rows] = _ranked(exact, indices[rows], depth)
+    if width < len(documents):
+        # What a float32 sum of d products can be off by (Higham, 2002, section 3.1), on both sides.
+        least = scores[:, depth - 1]
+        size = least.abs() if similarity in _NORM else longest * asked.norm(dim=1)
+        doubt = 2 * (asked.shape[1] + 2) * 2.0**-24 * size
+        for i in (scores[:, -1] >= least - doubt).nonzero().flatten().tolist():
+            # All candidates are nearly equal, so one as good may be missing.
+            answer[0][i : i + 1], answer[1][i : i + 1] = _among_all(
+                asked[i : i + 1], documents, depth, similarity
+            )
+    return answer[0].numpy(), answer[1].numpy()

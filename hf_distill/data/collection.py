@@ -6,7 +6,8 @@ Each text is written once. Everything else refers to it by its row number:
 |---|---|
 | `queries` | `text`: each query once |
 | `documents` | `text`: each document once; `searched`: whether held-out queries search it |
-| `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, `split`, `reason` |
+| `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, |
+| | `split`, `reason` |
 
 A judgement is a pair: its document answers its query (`grade` above 0). Judgements stand in the
 order of their split: train, validation, test, leaked. `group` and `source` belong to the pair and
@@ -73,7 +74,11 @@ def is_unicode(text: str) -> bool:
     """Whether `text` can be written as UTF-8. JSON may hold a lone surrogate, which no file format
     here can.
     """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,20 @@ class Source:
 
 @dataclass(frozen=True)
 class SourcePairs:
-    """What a source hands over. A source is a function of the recipe that returns this.
+    """What a source hands over. A source is a function of the recipe that returns this. Your own,
+    in `my_package/my_module.py`, is named `--dataset my_package.my_module:read_faq`:
+
+        def read_faq(recipe: Recipe) -> SourcePairs:
+            def rows():
+                for line in Path(recipe.data.dataset_path).open():
+                    question, answer, topic = line.split("|")
+                    yield {"query": question, "document": answer, "group": topic}
+
+            return SourcePairs(Source("FAQ", license="mit"), rows())
+
+    Pairs of a group are never divided between train and test. Whoever calls the source strips the
+    texts, counts rows without one, writes each text once, splits, and takes leaks out. What cannot
+    be used at all is an `hf_distill.errors.InputError`.
 
     Attributes:
         about: What the data set is.
@@ -97,9 +115,10 @@ class SourcePairs:
             `source`, `grade` (default: 1) and `split` ("test" for judgements that the source itself
             holds out; where it gives any, the others are never tested on). Read once, in order.
         corpus: Further documents that held-out queries search. None: they search the documents of
-            the held-out pairs alone.
-        counts: How many records were found, and how many were left out for which reason. A source
-            that reads lazily fills it while `rows` is read.
+            the held-out pairs alone. Read once, before `rows`.
+        counts: How many records there were, and how many the source left out of `rows` for which
+            reason. A source that reads lazily fills it while `rows` is read. Empty if each row is a
+            record.
     """
 
     about: Source
@@ -151,12 +170,14 @@ class Pairs:
     @property
     def queries(self) -> np.ndarray:
         """(n,) int64, the number of each pair's query."""
-        return self.collection.query_numbers[self.rows]
+        numbers: np.ndarray = self.collection.query_numbers[self.rows]
+        return numbers
 
     @property
     def documents(self) -> np.ndarray:
         """(n,) int64, the number of each pair's document."""
-        return self.collection.document_numbers[self.rows]
+        numbers: np.ndarray = self.collection.document_numbers[self.rows]
+        return numbers
 
     def column(self, name: str) -> list[Any]:
         """A column of `judgements`: `pair_id`, `grade`, `group`, `source` or `reason`."""
@@ -252,8 +273,8 @@ class Collection:
         return (
             f"Pairs    {self.source.name}: {read}\n"
             f"         {split['train']:,} train, {split['validation']:,} validation, "
-            f"{split['test']:,} test, split by group; {split['test queries']:,} test queries search "
-            f"{split['corpus documents']:,} documents\n"
+            f"{split['test']:,} test, split by group; {split['test queries']:,} test queries "
+            f"search {split['corpus documents']:,} documents\n"
             "         taken out of train and validation for sharing with held-out pairs: "
             f"{removed or 'none'} (left: {record.leaks_left})"
         )

@@ -1,238 +1,238 @@
-"""From a source to pairs that are split without leaks: `load_pair_data`."""
+"""The collection of a run: `load_collection` makes it, `open_collection` reads the one that is
+there.
+
+The source's pairs are read once into working tables (`hf_distill.data.read`), split by number
+(`hf_distill.data.split`), and written in the order of their split.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import shutil
-from collections import Counter
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from datasets import Dataset, Features, concatenate_datasets
+import numpy as np
 
 from hf_distill.data.collection import (
-    CORPUS_FEATURES,
-    LEAKED_FEATURES,
-    PAIR_FEATURES,
-    TEST_FEATURES,
-    PairData,
-    Source,
+    JUDGEMENT_FEATURES,
+    SPLITS,
+    TEXT_FEATURES,
+    Collection,
+    CollectionRecord,
+    Pairs,
     SourcePairs,
-    dataset_of,
-    map_rows,
-    text_id,
+    text_number,
     write_table,
 )
-from hf_distill.data.sources.beir import read_beir
-from hf_distill.data.sources.pydocs import read_pydocs
-from hf_distill.data.sources.qrecc import read_qrecc
-from hf_distill.data.sources.table import read_table
-from hf_distill.data.split import (
-    HeldOut,
-    check_enough,
-    count_leaks,
-    limit_pairs,
-    seeded_order,
-    separate_leaks,
-    split_groups,
-    where,
-)
+from hf_distill.data.near_duplicates import text_key
+from hf_distill.data.read import TABLES, open_tables, read_pairs
+from hf_distill.data.split import LEAKS, TEST, Arrangement, PairNumbers, arrange
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments
-from hf_distill.run.folder import (
-    RunFolder,
-    fingerprint,
-    read_json_if_current,
-    write_json,
-)
+from hf_distill.recipe.arguments import DataArguments, Recipe
+from hf_distill.recipe.kinds import SOURCES, load_kind
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import folder_written_whole, read_json, stage
 
-__all__ = [
-    "CORPUS_FEATURES",
-    "PAIR_FEATURES",
-    "TEST_FEATURES",
-    "PairData",
-    "Source",
-    "load_pair_data",
-    "text_id",
-]
+_FOR_CARDS = ("dataset_license", "language")
+"""Options of the data that change no pair."""
 
-TABLES = {
-    "train": PAIR_FEATURES,
-    "validation": PAIR_FEATURES,
-    "test": TEST_FEATURES,
-    "leaked": LEAKED_FEATURES,
-    "corpus": CORPUS_FEATURES,
-}
+_BATCH = 1000
 
 
-def read_source(arguments: DataArguments, seed: int, cache: Path) -> SourcePairs:
-    """Read the pairs of `arguments.dataset` (see the modules of this package for what each
-    raises).
-    """
-    path = Path(arguments.dataset_path) if arguments.dataset_path else None
-    readers: dict[str, Callable[[], SourcePairs]] = {
-        "pydocs": lambda: read_pydocs(path, arguments.max_pairs, seed, cache),
-        "qrecc": lambda: read_qrecc(Path(str(path)), cache),
-        "beir": lambda: read_beir(Path(str(path)), cache),
-        "files": lambda: read_table(arguments, cache),
-        "hub": lambda: read_table(arguments, cache),
-    }
-    return readers[arguments.dataset]()
-
-
-def _corpus_of(pairs: Dataset, cache: Path) -> Dataset:
-    """Every document of `pairs`, once, in order of appearance."""
-    unique = dict.fromkeys(pairs["document"])
-    rows = ({"document_id": text_id(document), "document": document} for document in unique)
-    return dataset_of(rows, CORPUS_FEATURES, cache, "corpus")
-
-
-def _with_column(pairs: Dataset, name: str, values: list[Any], features: Features) -> Dataset:
-    return map_rows(pairs, lambda rows, indices: {name: [values[i] for i in indices]}, features)
-
-
-def split_pairs(read: SourcePairs, arguments: DataArguments, seed: int, cache: Path) -> PairData:
-    """Split what a source read; remove from training and validation what a held-out pair shares;
-    check that nothing is left.
-
-    Groups go to test, validation and train by seeded shares; a source with judgements of its own
-    (BEIR) keeps them as its test. Test pairs are never removed: training pairs give way to them,
-    validation pairs too.
-
-    Raises:
-        InputError: No pairs, too few groups, or nothing left of a split.
-    """
-    pairs = read.pairs
-    if not len(pairs):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in read.counts.items())
-        raise InputError(
-            f"{read.source.name} has no valid (query, document) pair ({reasons or 'it is empty'})"
-        )
-    if arguments.max_pairs is not None and len(pairs) > arguments.max_pairs:
-        chosen = limit_pairs(pairs["group"], arguments.max_pairs, seed)
-        pairs = where(pairs, chosen)
-    if read.judged is None:
-        split_of = split_groups(
-            pairs["group"], arguments.test_fraction, arguments.validation_fraction, seed
-        )
-        parts = {
-            name: where(pairs, {g for g, split in split_of.items() if split == name})
-            for name in ("train", "validation", "test")
-        }
-        judged = _with_column(parts["test"], "relevance", [1] * len(parts["test"]), TEST_FEATURES)
-    else:
-        judged = read.judged
-        held_out_groups = set(judged["group"])
-        rest = where(pairs, set(pairs["group"]) - held_out_groups)
-        check_enough(len(rest), "training")
-        n_validation = round(arguments.validation_fraction * len(set(rest["group"])))
-        chosen = set(seeded_order(rest["group"], seed)[:n_validation])
-        parts = {
-            "train": where(rest, set(rest["group"]) - chosen),
-            "validation": where(rest, chosen),
-        }
-    corpus = read.corpus if read.corpus is not None else _corpus_of(judged, cache)
-
-    held_out = HeldOut()
-    held_out.add(judged)
-    validation, leaked_validation, validation_reasons = separate_leaks(
-        parts["validation"], held_out
-    )
-    held_out_and_validation = HeldOut()
-    held_out_and_validation.add(judged)
-    held_out_and_validation.add(validation)
-    train, leaked_train, train_reasons = separate_leaks(parts["train"], held_out_and_validation)
-    check_enough(len(train), "training")
-    check_enough(len(judged), "the evaluation")
-    leaked = concatenate_datasets([leaked_train, leaked_validation])
-    return PairData(
-        train=train,
-        validation=validation,
-        test=judged,
-        leaked=_with_column(leaked, "reason", train_reasons + validation_reasons, LEAKED_FEATURES),
-        corpus=corpus,
-        source=read.source,
-        counts={
-            "source": dict(read.counts),
-            "split": {
-                "pairs": len(train) + len(validation) + len(judged) + len(leaked),
-                "groups": len(set(pairs["group"])),
-                "train": len(train),
-                "validation": len(validation),
-                "test": len(judged),
-                "test queries": len(set(judged["query"])),
-                "corpus documents": len(corpus),
-            },
-            "leaks": {
-                "removed": dict(Counter(train_reasons + validation_reasons)),
-                "removed from train": len(train_reasons),
-                "removed from validation": len(validation_reasons),
-                "left": sum(count_leaks(train, held_out_and_validation).values())
-                + sum(count_leaks(validation, held_out).values()),
-            },
-        },
-    )
-
-
-def _content_of(arguments: DataArguments) -> Any:
-    """What the data depends on beyond its keys: names, sizes and times of the files, or the
-    installed packages.
-    """
-    if arguments.dataset_path:
-        path = Path(arguments.dataset_path)
-        files = (
-            sorted(p for p in path.rglob("*") if p.is_file())
-            if path.is_dir()
-            else [path]
-            if path.exists()
-            else []
-        )
-        return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    if arguments.dataset == "pydocs":
-        return sorted(
-            f"{d.metadata['Name']} {d.version}" for d in importlib.metadata.distributions()
-        )
-    return None
-
-
-def load_pair_data(arguments: DataArguments, seed: int, folder: RunFolder) -> PairData:
-    """The pairs of a run: read and split once, then kept in `folder.pairs` until an input changes.
+def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
+    """The collection of a run: read and split once, then kept until an input changes.
 
     Args:
-        arguments: Which data.
-        seed: Seeds the split.
-        folder: The run's folder; nothing is written to it if this raises.
+        recipe: Names the source and says how its pairs are split.
+        folder: The run's folder. It stays as it was if this raises.
 
     Raises:
-        InputError: As `read_source` and `split_pairs`.
+        InputError: An unknown source, whatever the source itself raises, a row that is not a pair
+            of texts, or too few pairs to train and evaluate with.
     """
-    keys = {k: v for k, v in vars(arguments).items() if k not in ("dataset_license", "language")}
-    key = fingerprint(keys, seed, _content_of(arguments))
-    manifest_path = folder.pairs / "manifest.json"
-    if PartialState().is_main_process:
-        for stale in folder.pairs.glob("cache-*.arrow"):  # what `map` left there in an earlier call
-            stale.unlink(missing_ok=True)  # another process may be at it, too
-    manifest = read_json_if_current(manifest_path, key)
-    if manifest is None:
-        existed = folder.path.exists()
-        try:
-            data = split_pairs(
-                read_source(arguments, seed, folder.cache), arguments, seed, folder.cache
+    data = recipe.data
+    settings = {name: value for name, value in vars(data).items() if name not in _FOR_CARDS}
+    existed = folder.path.exists()
+
+    def make(key: str) -> CollectionRecord:
+        source = load_kind(data.dataset, SOURCES, "dataset")
+        return write_collection(source(recipe), data, recipe.seed, folder, key)
+
+    try:
+        stage(
+            folder.pairs / "manifest.json",
+            CollectionRecord,
+            [settings, recipe.seed, _content(data)],
+            make,
+            files=[folder.pairs / f"{name}.arrow" for name in TABLES],
+        )
+    except InputError:
+        if not existed:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    collection = open_collection(folder)
+    if data.dataset_license is None:
+        return collection
+    source = dataclasses.replace(collection.source, license=data.dataset_license)
+    record = dataclasses.replace(collection.record, source=source)
+    return dataclasses.replace(collection, record=record)
+
+
+def open_collection(folder: RunFolder) -> Collection:
+    """The collection that a run has read.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    manifest = folder.pairs / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
+    return open_tables(folder.pairs, read_json(manifest, CollectionRecord))
+
+
+def _content(data: DataArguments) -> list[Any]:
+    """What the pairs depend on beside the recipe: names, sizes and times of the files, or the
+    installed packages.
+    """
+    if data.dataset_path is not None:
+        path = Path(data.dataset_path)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(file, file.stat()) for file in files if file.is_file()]
+        return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    if data.dataset == "pydocs":
+        packages = importlib.metadata.distributions()
+        return sorted(f"{package.metadata['Name']} {package.version}" for package in packages)
+    return []
+
+
+def write_collection(
+    pairs: SourcePairs, data: DataArguments, seed: int, folder: RunFolder, key: str
+) -> CollectionRecord:
+    """Read a source's pairs, split them, take leaks out, and write the tables of the collection to
+    `folder.pairs`: all of them or, if this raises, none.
+
+    Raises:
+        InputError: As `load_collection`.
+    """
+    folder.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.cache) as working:
+        read = read_pairs(pairs, Path(working))
+        numbers = _numbers(read)
+        if numbers.held_out.all():
+            reasons = ", ".join(f"{why}: {count}" for why, count in read.record.read.items())
+            raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
+        arrangement = arrange(
+            numbers, data, seed,
+            lambda rows: _texts(read.document_texts, read.document_numbers[rows]),
+        )  # fmt: skip
+        with folder_written_whole(folder.pairs) as new:
+            test_queries, searched = _write_tables(read, arrangement, new)
+    leaked = np.bincount(arrangement.leaks[arrangement.leaks >= 0], minlength=len(LEAKS))
+    sizes = np.bincount(arrangement.split, minlength=len(SPLITS))
+    return CollectionRecord(
+        key=key,
+        source=pairs.about,
+        read=read.record.read,
+        split={
+            "pairs": len(arrangement.rows),
+            "groups": arrangement.groups,
+            **dict(zip(SPLITS, sizes.tolist(), strict=True)),
+            "test queries": test_queries,
+            "corpus documents": searched,
+        },
+        leaks_removed={why: n for why, n in zip(LEAKS, leaked.tolist(), strict=True) if n},
+        leaks_left=arrangement.leaks_left,
+    )
+
+
+def _numbers(read: Collection) -> PairNumbers:
+    """All pairs as numbers."""
+    pairs = read.every_pair()
+    groups: dict[str, int] = {}
+    group = [groups.setdefault(name, len(groups)) for name in pairs.column("group")]
+    keys = (
+        np.array(group, dtype=np.int64),
+        _text_keys(read.query_texts, pairs.queries),
+        _text_keys(read.document_texts, pairs.documents),
+    )
+    held_out = np.array([split == "test" for split in pairs.column("split")], dtype=bool)
+    return PairNumbers(np.stack(keys, axis=1), held_out, list(groups))
+
+
+def _text_keys(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> np.ndarray:
+    """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
+    pairs hold it.
+    """
+    once, which = np.unique(numbers, return_inverse=True)
+    keys = (text_number(text_key(text)) for text in _texts(look_up, once))
+    return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
+
+
+def _by_appearance(numbers: np.ndarray) -> np.ndarray:
+    """Each of `numbers` once, in order of appearance."""
+    once, first = np.unique(numbers, return_index=True)
+    return once[np.argsort(first)]
+
+
+def _texts(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> Iterator[str]:
+    """The texts of `numbers`, looked up some at a time."""
+    for start in range(0, len(numbers), _BATCH):
+        yield from look_up(numbers[start : start + _BATCH])
+
+
+def _write_tables(read: Collection, arrangement: Arrangement, folder: Path) -> tuple[int, int]:
+    """Write the pairs in their new order, and the texts of these and of the corpus. Searched
+    documents come first, those of the corpus before others.
+
+    Returns:
+        How many queries are tested, and how many documents they search.
+    """
+    pairs = Pairs(read, arrangement.rows)
+    tested = pairs.take(np.flatnonzero(arrangement.split == TEST))
+    searched = _by_appearance(np.concatenate([read.searched, tested.documents]))
+    documents = _by_appearance(np.concatenate([searched, pairs.documents]))
+    queries = _by_appearance(pairs.queries)
+    write_table(
+        ({"text": text} for text in _texts(read.query_texts, queries)),
+        TEXT_FEATURES["queries"],
+        folder / "queries.arrow",
+    )
+    write_table(
+        (
+            {"text": text, "searched": number < len(searched)}
+            for number, text in enumerate(_texts(read.document_texts, documents))
+        ),
+        TEXT_FEATURES["documents"],
+        folder / "documents.arrow",
+    )
+    numbers = {
+        "query": _places(queries)[pairs.queries],
+        "document": _places(documents)[pairs.documents],
+        "split": np.array(SPLITS)[arrangement.split],
+        "reason": np.array([*LEAKS, None])[arrangement.leaks],
+    }
+    names = ("pair_id", "grade", "group", "source")
+    write_table(
+        (
+            dict(zip((*names, *numbers), row, strict=True))
+            for row in zip(
+                *(pairs.column(name) for name in names),
+                *(column.tolist() for column in numbers.values()),
+                strict=True,
             )
-        except InputError:
-            if not existed:  # leave nothing half-written behind
-                shutil.rmtree(folder.path, ignore_errors=True)
-            raise
-        shutil.rmtree(folder.pairs, ignore_errors=True)
-        for name, features in TABLES.items():
-            write_table(getattr(data, name), features, folder.pairs / f"{name}.arrow")
-        manifest = {"fingerprint": key, "source": vars(data.source), "counts": data.counts}
-        write_json(manifest_path, manifest)
-    tables = {name: Dataset.from_file(str(folder.pairs / f"{name}.arrow")) for name in TABLES}
-    source = Source(**manifest["source"])
-    if arguments.dataset_license:
-        source = dataclasses.replace(source, license=arguments.dataset_license)
-    return PairData(**tables, source=source, counts=manifest["counts"], key=key)
+        ),
+        JUDGEMENT_FEATURES,
+        folder / "judgements.arrow",
+    )
+    return len(np.unique(tested.queries)), len(searched)
+
+
+def _places(order: np.ndarray) -> np.ndarray:
+    """Where each number stands in `order`; -1: nowhere."""
+    places = np.full(order.max() + 1, -1, dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return places

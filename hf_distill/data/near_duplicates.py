@@ -46,7 +46,7 @@ def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
 
 @functools.cache
 def _empty_signature() -> MinHash:
-    """Drawing the permutations takes several times as long as applying them to a text."""
+    """Kept, because drawing its permutations takes longer than applying them to a text."""
     return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
 
 
@@ -58,8 +58,8 @@ def minhash(trigrams: frozenset[int]) -> MinHash:
 
 
 def candidate_index() -> MinHashLSH:
-    """An empty index that proposes what may be a near-duplicate; its `b` bands of `r` rows each are
-    tuned by `datasketch`.
+    """An empty index that proposes near-duplicates. `datasketch` chooses its bands and rows for a
+    threshold a little below `NEAR_DUPLICATE_JACCARD`.
     """
     return MinHashLSH(threshold=NEAR_DUPLICATE_JACCARD - 0.1, num_perm=_PERMUTATIONS)
 
@@ -68,9 +68,8 @@ class NearDuplicates:
     """An index of texts that answers whether a text has a near-duplicate among them.
 
     MinHash with locality-sensitive hashing (Broder 1997, through `datasketch`) proposes candidates,
-    and the exact Jaccard similarity of the word trigrams decides: no pair is called a
-        near-duplicate that is not one. A near-duplicate just
-    above the threshold can be missed, a much nearer one practically never.
+    and the exact Jaccard similarity of their word trigrams decides. So every near-duplicate that it
+    reports is one. It can miss one just above the threshold, and practically never a nearer one.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:

@@ -1,134 +1,244 @@
 """Train, validation and test that share nothing: no group, no query, no document, no near-duplicate
 of a document.
+
+Pairs are numbers here. Equal numbers mean the same group, or texts with the same `text_key`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from datasets import Dataset
+import numpy as np
 
-from hf_distill.data.near_duplicates import (
-    NearDuplicates,
-    text_key,
-)
+from hf_distill.data.near_duplicates import NearDuplicates
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import DataArguments
+
+TRAIN, VALIDATION, TEST, LEAKED = range(4)
+"""Places in `hf_distill.data.collection.SPLITS`."""
+
+NOT_USED = -1
+"""Instead of a split: the source itself holds out the pair's group."""
 
 LEAKS = ("same group", "same query", "same document", "near-duplicate document")
+"""What a pair can share with a held-out one. Of several, the first counts."""
+
+_NEAR = LEAKS.index("near-duplicate document")
 
 
-def seeded_order(groups: list[str], seed: int) -> list[str]:
-    """`groups` without repetition, in an order that depends on `seed` and each name alone."""
-    return sorted(
-        set(groups),
-        key=lambda group: (
-            hashlib.sha256(f"{seed} {group}".encode("utf-8", "surrogatepass")).digest(),
-            group,
-        ),
+@dataclass(frozen=True)
+class PairNumbers:
+    """The pairs of a source as numbers.
+
+    Attributes:
+        keys: (n, 3) int64: group, query and document. Equal numbers mean the same group, or texts
+            with the same `text_key`.
+        held_out: (n,) bool: whether the source itself holds the pair out for testing.
+        groups: The name of each group; the first column of `keys` counts them from 0.
+    """
+
+    keys: np.ndarray
+    held_out: np.ndarray
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Which pairs are used, and for what.
+
+    Attributes:
+        rows: (m,) int64: the pairs in the order train, validation, test, leaked from train, leaked
+            from validation; inside each, as the source gives them.
+        split: (m,) int8: TRAIN, VALIDATION, TEST or LEAKED.
+        leaks: (m,) int8: of a leaked pair the place in `LEAKS`, of others -1.
+        groups: Number of groups that are split.
+        leaks_left: Pairs of train and validation that still share something: always 0.
+    """
+
+    rows: np.ndarray
+    split: np.ndarray
+    leaks: np.ndarray
+    groups: int
+    leaks_left: int
+
+
+def arrange(
+    pairs: PairNumbers,
+    data: DataArguments,
+    seed: int,
+    documents: Callable[[np.ndarray], Iterable[str]],
+) -> Arrangement:
+    """Take at most `max_pairs` pairs, split them by group, and take leaks out.
+
+    Args:
+        pairs: The pairs of a source.
+        data: `max_pairs`, `test_fraction` and `validation_fraction`.
+        seed: Seeds the order in which groups are taken and dealt.
+        documents: The texts of the documents of some pairs, given by their rows (m,).
+
+    Raises:
+        InputError: Too few groups, or no pair is left to train on or to test with.
+    """
+    order = seeded_order(pairs.groups, seed)
+    taken, free = pairs.held_out.copy(), ~pairs.held_out
+    taken[free] = within_limit(pairs.keys[free, 0], order, data.max_pairs)
+    rows = np.flatnonzero(taken)
+    keys, held_out = pairs.keys[rows], pairs.held_out[rows]
+    split = split_pairs(keys[:, 0], order, held_out, data.test_fraction, data.validation_fraction)
+    leaks = find_leaks(keys, split, lambda places: documents(rows[places]))
+    final = np.where(leaks < 0, split, np.int8(LEAKED))
+    for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
+        if not (final == part).any():
+            raise InputError(
+                f"no pair is left for {purpose} after splitting and removing leaks; add data, or "
+                "remove texts that repeat each other"
+            )
+    places = np.lexsort((split == VALIDATION, final))
+    places = places[final[places] != NOT_USED]
+    return Arrangement(
+        rows=rows[places],
+        split=final[places],
+        leaks=leaks[places],
+        groups=len(np.unique(keys[~held_out, 0])),
+        leaks_left=leaks_left(keys, final),
     )
 
 
-def split_groups(
-    groups: list[str], test_fraction: float, validation_fraction: float, seed: int
-) -> dict[str, str]:
-    """Deal whole groups out to `test`, `validation` and `train`, by share of the groups, at least
-    one each.
+def seeded_order(names: Sequence[str], seed: int) -> np.ndarray:
+    """(m,) int64: the places of `names` in an order that depends on `seed` and each name alone."""
+    digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
+    return np.array(sorted(range(len(names)), key=digests.__getitem__), dtype=np.int64)
+
+
+def within_limit(groups: np.ndarray, order: np.ndarray, max_pairs: int | None) -> np.ndarray:
+    """Take whole groups until they hold `max_pairs` pairs.
 
     Args:
-        groups: The group of every pair.
-        test_fraction: Share of the groups for `test`.
-        validation_fraction: Share for `validation`; 0 leaves it empty.
-        seed: Seeds the order in which groups are dealt.
+        groups: (n,) the group of each pair.
+        order: (m,) all groups, in the order in which they are taken.
+        max_pairs: None takes all.
 
     Returns:
-        group -> split.
+        (n,) bool: whether the pair's group is taken.
+    """
+    sizes = np.bincount(groups, minlength=len(order))[order]
+    limit = np.inf if max_pairs is None else max_pairs
+    return np.isin(groups, order[np.cumsum(sizes) - sizes < limit])
+
+
+def deal_groups(count: int, test_fraction: float, validation_fraction: float) -> np.ndarray:
+    """The splits of `count` groups in their order: test, validation, train, at least one group
+    each. A `validation_fraction` of 0 leaves validation empty.
+
+    Returns:
+        (count,) int8.
 
     Raises:
         InputError: Fewer groups than splits.
     """
-    order = seeded_order(groups, seed)
-    sizes = {"test": max(1, round(test_fraction * len(order)))}
-    sizes["validation"] = (
-        max(1, round(validation_fraction * len(order))) if validation_fraction else 0
-    )
-    sizes["train"] = len(order) - sum(sizes.values())
-    if sizes["train"] < 1:
+    test = max(1, round(test_fraction * count))
+    validation = max(1, round(validation_fraction * count)) if validation_fraction else 0
+    if test + validation >= count:
         raise InputError(
-            f"{len(order)} groups cannot be split into train, validation and test without sharing one; "
-            "bring more groups (see --group_column)"
+            f"{count} groups are too few for train, validation and test, because a group is never "
+            "divided; add data, or name a --group_column with more values"
         )
-    names = [name for name, size in sizes.items() for _ in range(size)]
-    return dict(zip(order, names, strict=True))
+    sizes = [test, validation, count - test - validation]
+    return np.repeat(np.array([TEST, VALIDATION, TRAIN], dtype=np.int8), sizes)
 
 
-def limit_pairs(groups: list[str], max_pairs: int, seed: int) -> set[str]:
-    """The groups to keep, in seeded order, until they hold `max_pairs` pairs or all."""
-    sizes, kept, total = Counter(groups), set(), 0
-    for group in seeded_order(groups, seed):
-        if total >= max_pairs:
-            break
-        kept.add(group)
-        total += sizes[group]
-    return kept
+def split_pairs(
+    groups: np.ndarray,
+    order: np.ndarray,
+    held_out: np.ndarray,
+    test_fraction: float,
+    validation_fraction: float,
+) -> np.ndarray:
+    """The split of each pair. All pairs of a group get the same one.
 
+    A source with judgements of its own for testing (`held_out`) keeps them as its test; then only
+    validation is drawn, and pairs of a held-out group are not used.
 
-class HeldOut:
-    """What held-out pairs consist of, and which of it another pair shares."""
+    Args:
+        groups: (n,) the group of each pair.
+        order: (m,) all groups, in the order in which they are dealt.
+        held_out: (n,) bool: the source itself holds the pair out.
+        test_fraction: Share of the groups for test.
+        validation_fraction: Share of the groups for validation.
 
-    def __init__(self) -> None:
-        self._groups: set[str] = set()
-        self._queries: set[str] = set()
-        self._documents: set[str] = set()
-        self._near = NearDuplicates()
+    Returns:
+        (n,) int8.
 
-    def add(self, pairs: Dataset) -> None:
-        """Add the texts and groups of `pairs`."""
-        for pair in pairs:
-            self._groups.add(pair["group"])
-            self._queries.add(text_key(pair["query"]))
-            key = text_key(pair["document"])
-            if key not in self._documents:
-                self._documents.add(key)
-                self._near.add(pair["document"])
-
-    def leak(self, pair: Mapping[str, Any]) -> str | None:
-        """The first of `LEAKS` that `pair` has in common with the held-out pairs, or None."""
-        if pair["group"] in self._groups:
-            return "same group"
-        if text_key(pair["query"]) in self._queries:
-            return "same query"
-        if text_key(pair["document"]) in self._documents:
-            return "same document"
-        return "near-duplicate document" if self._near.has(pair["document"]) else None
-
-
-def count_leaks(pairs: Dataset, held_out: HeldOut) -> dict[str, int]:
-    """How many of `pairs` share what with the held-out pairs: {leak: count}, zeros included."""
-    found = Counter(held_out.leak(pair) for pair in pairs)
-    return {leak: found[leak] for leak in LEAKS}
-
-
-def separate_leaks(pairs: Dataset, held_out: HeldOut) -> tuple[Dataset, Dataset, list[str]]:
-    """`pairs` that share nothing with the held-out pairs, those that do, and what each of the
-    latter shares.
+    Raises:
+        InputError: Too few groups.
     """
-    reasons = [held_out.leak(pair) for pair in pairs]
-    kept = pairs.select([i for i, reason in enumerate(reasons) if reason is None])
-    leaked = pairs.select([i for i, reason in enumerate(reasons) if reason is not None])
-    return kept, leaked, [reason for reason in reasons if reason is not None]
+    order = order[np.isin(order, groups[~held_out]) & ~np.isin(order, groups[held_out])]
+    split = np.full(groups.max(initial=-1) + 1, NOT_USED, dtype=np.int8)
+    if held_out.any():
+        split[order] = TRAIN
+        split[order[: round(validation_fraction * len(order))]] = VALIDATION
+    else:
+        split[order] = deal_groups(len(order), test_fraction, validation_fraction)
+    return np.where(held_out, np.int8(TEST), split[groups])
 
 
-def where(pairs: Dataset, groups: Set[str]) -> Dataset:
-    """The pairs whose group is one of `groups`."""
-    return pairs.select([i for i, group in enumerate(pairs["group"]) if group in groups])
+def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """What pairs have exactly in common with held-out ones.
+
+    Args:
+        keys: (n, 3) the group, query and document of each pair.
+        held_out: (m, 3) the same of the held-out pairs.
+
+    Returns:
+        (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
+    """
+    common = np.stack([np.isin(keys[:, i], held_out[:, i]) for i in range(3)], axis=1)
+    return np.where(common.any(axis=1), common.argmax(axis=1), -1).astype(np.int8)
 
 
-def check_enough(pairs: int, split: str) -> None:
-    """Raise InputError if nothing is left of a split."""
-    if pairs < 1:
-        raise InputError(
-            f"no pair is left for {split} after splitting and removing leaks; bring more data or fewer near-duplicates"
-        )
+def find_leaks(
+    keys: np.ndarray, split: np.ndarray, documents: Callable[[np.ndarray], Iterable[str]]
+) -> np.ndarray:
+    """What pairs of train and validation share with held-out ones.
+
+    Validation gives way to test, and train to both. Pairs that leave validation are not held out.
+
+    Args:
+        keys: (n, 3) the group, query and document of each pair.
+        split: (n,) the split of each pair.
+        documents: The texts of the documents of some pairs, given by their places (m,).
+
+    Returns:
+        (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
+    """
+    leaks = np.full(len(keys), -1, dtype=np.int8)
+    held_out = new = split == TEST
+    index = NearDuplicates()
+    for part in (VALIDATION, TRAIN):
+        for text in documents(_each_once(keys, np.flatnonzero(new))[0]):
+            index.add(text)
+        pairs = np.flatnonzero(split == part)
+        leaks[pairs] = shared(keys[pairs], keys[held_out])
+        pairs = pairs[leaks[pairs] < 0]
+        first, which = _each_once(keys, pairs)
+        near = np.fromiter((index.has(text) for text in documents(first)), dtype=bool)
+        leaks[pairs[near[which]]] = _NEAR
+        new = (split == part) & (leaks < 0)
+        held_out = held_out | new
+    return leaks
+
+
+def _each_once(keys: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of `pairs` (m,) with each document, and (m,) which of these has a pair's own."""
+    _, first, which = np.unique(keys[pairs, 2], return_index=True, return_inverse=True)
+    return pairs[first], which
+
+
+def leaks_left(keys: np.ndarray, split: np.ndarray) -> int:
+    """Pairs of train and validation with a group, query or document of a held-out pair."""
+    train, validation, test = (keys[split == part] for part in (TRAIN, VALIDATION, TEST))
+    of_train = shared(train, np.concatenate([validation, test]))
+    of_validation = shared(validation, test)
+    return int((of_train >= 0).sum() + (of_validation >= 0).sum())

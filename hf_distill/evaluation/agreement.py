@@ -1,4 +1,4 @@
-"""Ranking agreement: whether the student finds what the teacher finds, in its order, whatever the
+"""Ranking agreement: whether a system finds what the teacher finds, in the same order, whatever the
 judgements say.
 """
 
@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    figure,
-    mean,
-)
+from hf_distill.evaluation.intervals import estimate, mean
+from hf_distill.evaluation.results import Agreement, Estimate, RankingAgreement
 
 PERSISTENCE = 0.9
 """The p of rank-biased overlap: the first ten ranks have 86% of the weight (Webber et al.,
@@ -23,7 +20,7 @@ PERSISTENCE = 0.9
 CUTOFFS = (1, 10, 100)
 
 Ranking = Mapping[str, float]
-"""document id -> score."""
+"""Document id -> score."""
 
 
 def _ranks(ranking: Ranking, depth: int) -> dict[str, int]:
@@ -32,7 +29,7 @@ def _ranks(ranking: Ranking, depth: int) -> dict[str, int]:
 
 
 def overlaps(one: Ranking, other: Ranking) -> np.ndarray:
-    """How many documents the first d of both rankings share, for d = 1 .. k: (k,) int64, k being
+    """How many documents the first d of both rankings share, for d = 1 .. k: (k,) int64, where k is
     the length of the shorter one.
 
     Equal scores are ranked by document id.
@@ -45,12 +42,12 @@ def overlaps(one: Ranking, other: Ranking) -> np.ndarray:
 
 def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
     """RBO_ext (Webber, Moffat & Zobel, 2010, the extrapolated form): 1 for equal rankings, 0 for
-    disjoint ones, early ranks counting most.
+    disjoint ones; early ranks count most.
 
-    Beyond the depth k of the rankings, their agreement is taken to stay what it is at k.
+    Beyond the depth k of the rankings, their agreement is assumed to stay what it is at k.
 
     Args:
-        shared: (k,) :func:`overlaps` of the two rankings, k >= 1.
+        shared: (k,) `overlaps` of the two rankings, k >= 1.
         p: The chance that a reader goes on to the next rank.
     """
     depth = np.arange(1, len(shared) + 1)
@@ -60,43 +57,48 @@ def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
 
 def ranking_agreement(
     reference: Mapping[str, Ranking], runs: Mapping[str, Mapping[str, Ranking]], seed: int
-) -> dict[str, Any]:
-    """overlap@K and rank-biased overlap of each run with `reference`, means over queries with their
-    intervals.
+) -> RankingAgreement:
+    """overlap@K and rank-biased overlap of each run with `reference`, means over queries.
 
     Args:
-        reference: query id -> the teacher's ranking.
+        reference: Query id -> the teacher's ranking.
         runs: System -> query id -> its ranking; the same queries.
         seed: Seeds the bootstrap.
 
     Returns:
-        `p`, `depth`, and system -> {"overlap@K": ..., "rbo": ...}; a K beyond the shortest ranking
-        is left out.
+        The agreement of each system. A K beyond the shortest ranking is left out.
 
     Raises:
         InputError: A run lacks a query of the reference, or a ranking is empty.
     """
-    result: dict[str, Any] = {"p": PERSISTENCE}
-    for name, run in runs.items():
-        missing = sum(
-            1 for query, ranking in reference.items() if not ranking or not run.get(query)
+    shared = {name: _shared(reference, run, name) for name, run in runs.items()}
+    depths = {name: min(map(len, counts)) for name, counts in shared.items()}
+
+    def over_queries(values: list[float]) -> Estimate:
+        return estimate(mean, [np.array(values)], seed)
+
+    systems = {
+        name: Agreement(
+            overlap={
+                k: over_queries([counts[k - 1] / k for counts in shared[name]])
+                for k in CUTOFFS
+                if k <= depth
+            },
+            rbo=over_queries([rank_biased_overlap(counts) for counts in shared[name]]),
         )
-        if missing or not reference:
-            raise InputError(
-                f"{missing} of {len(reference)} queries have no ranking in the reference or in {name}: nothing to compare"
-            )
-        shared = [overlaps(ranking, run[query]) for query, ranking in reference.items()]
-        depth = min(map(len, shared))
-        result["depth"] = min(depth, result.get("depth", depth))
-        rows: dict[str, Any] = {
-            f"overlap@{k}": figure(mean, [np.array([counts[k - 1] / k for counts in shared])], seed)
-            for k in CUTOFFS
-            if k <= depth
-        }
-        result[name] = {
-            **rows,
-            "rbo": figure(
-                mean, [np.array([rank_biased_overlap(counts) for counts in shared])], seed
-            ),
-        }
-    return result
+        for name, depth in depths.items()
+    }
+    return RankingAgreement(PERSISTENCE, min(depths.values()), systems)
+
+
+def _shared(
+    reference: Mapping[str, Ranking], run: Mapping[str, Ranking], name: str
+) -> list[np.ndarray]:
+    """`overlaps` for each query."""
+    missing = sum(1 for query, ranking in reference.items() if not ranking or not run.get(query))
+    if missing or not reference:
+        raise InputError(
+            f"{missing} of {len(reference)} queries have no ranking in the reference or in {name}: "
+            "rankings cannot be compared without them"
+        )
+    return [overlaps(ranking, run[query]) for query, ranking in reference.items()]

@@ -1,30 +1,23 @@
-"""What teacher and student cost on this machine, measured side by side."""
+"""What models cost on this machine, measured side by side."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.profiler import ProfilerActivity, profile
 
+from hf_distill.evaluation.results import Cost, Efficiency
+
 _WEIGHTS = {
-    ".safetensors",
-    ".bin",
-    ".h5",
-    ".msgpack",
-    ".ot",
-    ".onnx",
-    ".xml",
-    ".pt",
-    ".ckpt",
-    ".gguf",
+    ".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".xml", ".pt", ".ckpt", ".gguf",
     ".tflite",
-}
+}  # fmt: skip
 
 _DOCUMENTS, _QUERIES, _BATCH, _ROUNDS = 128, 24, 16, 3
 
@@ -42,10 +35,9 @@ def _latency(model: SentenceTransformer, query: str) -> float:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Bytes of the files that loading the SentenceTransformer in `folder` reads: a snapshot of the
-    Hub may hold weights of other formats.
-
-    Of the weights these are the safetensors, or where a folder has none, `pytorch_model.bin`.
+    """Bytes of the files that loading the SentenceTransformer in `folder` reads. A snapshot of the
+    Hub may hold weights in other formats, which do not count: of the weights, only the safetensors
+    do, or `pytorch_model.bin` in a folder without any.
     """
     files = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"]
     with_safetensors = {file.parent for file in files if file.suffix == ".safetensors"}
@@ -72,11 +64,11 @@ def _folder_of(model: SentenceTransformer) -> Path | None:
 
 
 def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
-    """The most memory that tensors take while `model` embeds one batch of `documents`, its weights
+    """The most memory that tensors take while `model` embeds `documents` as one batch, its weights
     included.
 
-    What the allocator hands out, as torch's profiler (on a CPU) or the device counts it: the
-    interpreter, the libraries and the tokenizer are not in it, and are the same for every model.
+    That is what the allocator hands out, as the device or (on a CPU) torch's profiler counts it.
+    The interpreter, the libraries and the tokenizer take the same for every model and do not count.
     """
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     if model.device.type == "cuda":
@@ -84,6 +76,8 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
         before = torch.cuda.memory_allocated(model.device)
         model.encode(documents, batch_size=len(documents), show_progress_bar=False)
         return (weights + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
+    # The profiler reads this when it is first used. Above 5 it does not print when it starts.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
@@ -96,52 +90,52 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
 
 
 def efficiency(
-    models: dict[str, SentenceTransformer],
+    models: Mapping[str, SentenceTransformer],
     queries: Sequence[str],
     documents: Sequence[str],
     folders: Mapping[str, Path] | None = None,
-) -> dict[str, Any]:
-    """Size, peak memory for a batch of the 16 longest, documents/s (median of three turns) and
-    single-query latency of each model.
-
-    As they are loaded, taking turns; backend, dtype and device are named.
+) -> Efficiency:
+    """The cost of each model, as it is loaded. The models take turns.
 
     Args:
         models: Name -> model.
-        queries: Of these the first 24 are timed one by one.
-        documents: Of these the first 128 are timed, in batches of 16.
-        folders: Where models lie that do not say it themselves.
+        queries: The first 24 are timed, one by one.
+        documents: The first 128 are timed, in batches of 16, three times. Peak memory is that of a
+            batch of the 16 longest of these.
+        folders: Name -> the model's folder, for models that do not know it themselves.
     """
-    sample = list(documents[:_DOCUMENTS])
+    sample, asked = list(documents[:_DOCUMENTS]), list(queries[:_QUERIES])
+    for model in models.values():
+        model.encode(sample[:4], show_progress_bar=False)  # the first call takes longer
     speeds: dict[str, list[float]] = {name: [] for name in models}
     latencies: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.encode(sample[:4], show_progress_bar=False)  # the first call pays for set-up
     for _ in range(_ROUNDS):
         for name, model in models.items():
             speeds[name].append(_documents_per_second(model, sample))
-    for query in queries[:_QUERIES]:
+    for query in asked:
         for name, model in models.items():
             latencies[name].append(_latency(model, query))
-    result: dict[str, Any] = {
-        "documents": len(sample),
-        "queries": len(queries[:_QUERIES]),
-        "device": str(next(iter(models.values())).device),
-    }
-    for name, model in models.items():
+    longest = sorted(sample, key=len)[-_BATCH:]
+
+    def cost(name: str, model: SentenceTransformer) -> Cost:
         parameters = list(model.parameters())
-        result[name] = {
-            "parameters": sum(p.numel() for p in parameters),
-            "backend": str(getattr(model, "backend", "torch")),
-            "bytes_on_disk": bytes_on_disk(place)
-            if (place := (folders or {}).get(name) or _folder_of(model))
-            else None,
-            "peak_megabytes": round(peak_megabytes(model, sorted(sample, key=len)[-_BATCH:]), 1),
-            "megabytes": round(sum(p.numel() * p.element_size() for p in parameters) / 1e6, 1),
-            "dtype": str(parameters[0].dtype).removeprefix("torch."),
-            "dimension": int(model.get_embedding_dimension() or 0),
-            "documents_per_second": round(float(np.median(speeds[name])), 1),
-            "query_ms_p50": round(float(np.percentile(latencies[name], 50)), 2),
-            "query_ms_p95": round(float(np.percentile(latencies[name], 95)), 2),
-        }
-    return result
+        place = (folders or {}).get(name) or _folder_of(model)
+        return Cost(
+            parameters=sum(p.numel() for p in parameters),
+            megabytes=round(sum(p.numel() * p.element_size() for p in parameters) / 1e6, 1),
+            bytes_on_disk=bytes_on_disk(place) if place else None,
+            peak_megabytes=round(peak_megabytes(model, longest), 1),
+            dimension=int(model.get_embedding_dimension() or 0),
+            backend=str(getattr(model, "backend", "torch")),
+            dtype=str(parameters[0].dtype).removeprefix("torch."),
+            documents_per_second=round(float(np.median(speeds[name])), 1),
+            query_ms_p50=round(float(np.percentile(latencies[name], 50)), 2),
+            query_ms_p95=round(float(np.percentile(latencies[name], 95)), 2),
+        )
+
+    return Efficiency(
+        documents=len(sample),
+        queries=len(asked),
+        device=str(next(iter(models.values())).device),
+        systems={name: cost(name, model) for name, model in models.items()},
+    )

@@ -5,23 +5,24 @@ texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from hf_distill.evaluation.results import Example, PerQuery, WinsAndLosses
+from hf_distill.evaluation.retrieval import Run
+from hf_distill.evaluation.tasks import RetrievalTask
+
 EXAMPLES = 5
 _CHARACTERS = 300
-_DECIMALS = 12  # so that tests on what was written agree with those on what was measured
+_DECIMALS = 12  # tests on what was written then agree with those on what was measured
 
 
 def per_query_values(
     measure: str, values: Mapping[str, np.ndarray], query_ids: Sequence[str]
-) -> dict[str, Any]:
-    """The values (Q,) of `measure` of every system, in the order of `query_ids`, so that every test
-    can be repeated from the file.
-    """
-    systems = {name: np.round(array, _DECIMALS).tolist() for name, array in values.items()}
-    return {"measure": measure, "query_id": list(query_ids), "systems": systems}
+) -> PerQuery:
+    """The values (Q,) of `measure` of every system, in the order of `query_ids`."""
+    systems = {name: tuple(np.round(array, _DECIMALS).tolist()) for name, array in values.items()}
+    return PerQuery(measure, tuple(query_ids), systems)
 
 
 def _shortened(text: str) -> str:
@@ -36,63 +37,45 @@ def wins_and_losses(
     measure: str,
     names: tuple[str, str],
     values: Mapping[str, np.ndarray],
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
-    queries: Mapping[str, str],
-    documents: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, int]],
-) -> dict[str, Any]:
-    """The queries on which two systems differ most.
+    runs: Mapping[str, Run],
+    task: RetrievalTask,
+) -> WinsAndLosses:
+    """The queries on which two systems differ most: `EXAMPLES` of each direction, among equals the
+    first ones.
 
     Args:
         measure: What the values measure.
-        names: The system and the one it is held against.
-        values: System -> (Q,) values in the order of `qrels`.
-        runs: System -> query id -> document id -> score.
-        queries: Query id -> text.
-        documents: Document id -> text.
-        qrels: Query id -> document id -> grade.
-
-    Returns:
-        `measure`, `system`, `against`, and `wins` and `losses`: the `EXAMPLES` largest of each,
-            largest first, among equals the earliest,
-        with both values, the texts of the query, of the judged document that the system ranks best
-        and of its first document if that is another (at most 300 characters each), and both ranks
-        of the judged document (None: not found).
+        names: The system, and the one that it is compared with.
+        values: System -> (Q,) values in the order of the task's judgements.
+        runs: System -> its run.
+        task: Texts and judgements.
     """
     system, against = names
     differences = values[system] - values[against]
-    ids = list(qrels)
+    ids = list(task.qrels)
 
-    def example(i: int) -> dict[str, Any]:
-        rankings = {name: _ranking(runs[name].get(ids[i], {})) for name in names}
-        relevant = [name for name, grade in qrels[ids[i]].items() if grade > 0] or list(
-            qrels[ids[i]]
+    def example(i: int) -> Example:
+        query, grades = ids[i], task.qrels[ids[i]]
+        ranking, other = (_ranking(runs[name].get(query, {})) for name in names)
+        relevant = [name for name, grade in grades.items() if grade > 0] or list(grades)
+        judged = next((name for name in ranking if name in relevant), relevant[0])
+        first = ranking[0] if ranking and ranking[0] != judged else None
+        return Example(
+            query=_shortened(task.queries[query]),
+            judged=_shortened(task.documents[judged]) if judged in task.documents else None,
+            first=None if first is None else _shortened(task.documents[first]),
+            value=float(values[system][i]),
+            value_against=float(values[against][i]),
+            rank=ranking.index(judged) + 1 if judged in ranking else None,
+            rank_against=other.index(judged) + 1 if judged in other else None,
         )
-        found = [name for name in rankings[system] if name in relevant]
-        judged = found[0] if found else relevant[0]
-        first = rankings[system][0] if rankings[system] else None
-        return {
-            "query": _shortened(queries[ids[i]]),
-            "judged": _shortened(documents[judged]) if judged in documents else None,
-            "first": _shortened(documents[first])
-            if first is not None and first != judged
-            else None,
-            "value": float(values[system][i]),
-            "value_against": float(values[against][i]),
-            "rank": rankings[system].index(judged) + 1 if judged in rankings[system] else None,
-            "rank_against": rankings[against].index(judged) + 1
-            if judged in rankings[against]
-            else None,
-        }
 
-    best, worst = (
-        np.argsort(-differences, kind="stable")[:EXAMPLES],
-        np.argsort(differences, kind="stable")[:EXAMPLES],
+    best = np.argsort(-differences, kind="stable")[:EXAMPLES].tolist()
+    worst = np.argsort(differences, kind="stable")[:EXAMPLES].tolist()
+    return WinsAndLosses(
+        measure=measure,
+        system=system,
+        against=against,
+        wins=tuple(example(i) for i in best if differences[i] > 0),
+        losses=tuple(example(i) for i in worst if differences[i] < 0),
     )
-    return {
-        "measure": measure,
-        "system": system,
-        "against": against,
-        "wins": [example(i) for i in best.tolist() if differences[i] > 0],
-        "losses": [example(i) for i in worst.tolist() if differences[i] < 0],
-    }

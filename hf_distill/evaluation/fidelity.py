@@ -4,21 +4,29 @@ an order and as decisions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau, norm, rankdata
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    LEVEL,
-    Figure,
-    Undefined,
-    figure,
-    mean,
-    undefined,
+from hf_distill.evaluation.intervals import LEVEL, Statistic, estimate, mean, undefined
+from hf_distill.evaluation.results import (
+    ByRange,
+    Calibration,
+    CalibrationBin,
+    Decision,
+    Estimate,
+    Fidelity,
 )
+
+BINS = 10
+THRESHOLDS = {"median": 0.5, "p80": 0.8}
+"""Where the teacher's scores are cut, as quantiles: the paper's F1, and what the paper selects for
+training.
+"""
+_CELLS = 2**20
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -42,12 +50,11 @@ def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([kendalltau(a, b).statistic for a, b in rows]).reshape(x.shape[:-1])
 
 
-def kendall_figure(x: np.ndarray, y: np.ndarray) -> Figure:
-    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969): in O(n^2) once,
-    where a bootstrap would sort anew.
+def kendall_estimate(x: np.ndarray, y: np.ndarray) -> Estimate:
+    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969). That takes
+    O(n^2) once, where a bootstrap would sort every resample.
 
-    Memory is bounded by a block of rows. With fewer than three pairs the interval is all of [-1,
-    1].
+    Memory is bounded by a block of rows. With fewer than three pairs the interval is [-1, 1].
     """
     n = len(x)
     value = float(kendall(x, y))
@@ -65,11 +72,11 @@ def kendall_figure(x: np.ndarray, y: np.ndarray) -> Figure:
         without = (total - 2 * concordance) / np.sqrt(
             (of_x.sum() - 2 * of_x) * (of_y.sum() - 2 * of_y).astype(np.float64)
         )
-    without = without[np.isfinite(without)]  # what is left may be constant
+    without = without[np.isfinite(without)]  # without one pair, the others may be constant
     if len(without) < 3:
-        return {"value": value, "low": -1.0, "high": 1.0, "n": n}
+        return Estimate(value, -1.0, 1.0, n)
     half = float(norm.ppf((1 + LEVEL) / 2) * np.sqrt((len(without) - 1) * without.var()))
-    return {"value": value, "low": max(-1.0, value - half), "high": min(1.0, value + half), "n": n}
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n)
 
 
 def mae(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -89,14 +96,8 @@ def bias(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray((y - x).mean(-1))
 
 
-CORRELATIONS = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
-STATISTICS = {**CORRELATIONS, "mae": mae, "rmse": rmse, "bias": bias}
-BINS = 10
-_CELLS = 2**20
-
-
-def _constant(teacher: np.ndarray, student: np.ndarray) -> str | None:
-    """Why nothing can be correlated, if so."""
+def _why_unordered(teacher: np.ndarray, student: np.ndarray) -> str | None:
+    """Why these scores have no correlation; None if they have."""
     if len(teacher) < 2:
         return "one pair has no correlation"
     for side, scores in (("teacher", teacher), ("student", student)):
@@ -105,26 +106,12 @@ def _constant(teacher: np.ndarray, student: np.ndarray) -> str | None:
     return None
 
 
-def _figure_or_reason(
-    name: str, teacher: np.ndarray, student: np.ndarray, seed: int
-) -> Figure | Undefined:
-    reason = _constant(teacher, student) if name in CORRELATIONS else None
-    if reason:
-        return undefined(len(teacher), reason)
-    return (
-        kendall_figure(teacher, student)
-        if name == "kendall"
-        else figure(STATISTICS[name], [teacher, student], seed)
-    )
-
-
-def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> list[dict[str, Any]]:
-    """Every statistic in each range of the teacher's score, `width` wide; ranges without pairs are
+def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> tuple[ByRange, ...]:
+    """Every statistic in each range of the teacher's score, `width` wide. Ranges without pairs are
     left out.
 
-    Scores that do not lie in [-1, 1] are cut into as many ranges between the least and the
-    greatest. A correlation that is undefined within a range is None; within a range it is usually
-    lower than over all pairs, since much of what varies is cut away.
+    Scores outside [-1, 1] are cut into as many ranges between the least and the greatest. Within a
+    range a correlation is usually lower than over all pairs, since much of what varies is cut away.
     """
     rows = []
     first, last = (
@@ -134,28 +121,29 @@ def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> li
     for low, high in pairwise(edges):
         inside = ((teacher >= low) | (low == edges[0])) & ((teacher < high) | (high == edges[-1]))
         if inside.any():
-            t, s = teacher[inside], student[inside]
-            values = {
-                name: None if name in CORRELATIONS and _constant(t, s) else float(statistic(t, s))
-                for name, statistic in STATISTICS.items()
-            }
-            error = float(calibration_error(quantile_bins(s), s - t))
-            means = {"teacher_mean": float(t.mean()), "student_mean": float(s.mean())}
-            rows.append(
-                {
-                    "low": low,
-                    "high": high,
-                    "n": int(inside.sum()),
-                    **means,
-                    **values,
-                    "calibration_error": error,
-                }
-            )
-    return rows
+            rows.append(_range_row(low, high, teacher[inside], student[inside]))
+    return tuple(rows)
 
 
-# --- calibration
-# -----------------------------------------------------------------------------------------------------
+def _range_row(low: float, high: float, teacher: np.ndarray, student: np.ndarray) -> ByRange:
+    ordered = _why_unordered(teacher, student) is None
+    return ByRange(
+        low=low,
+        high=high,
+        n=len(teacher),
+        teacher_mean=float(teacher.mean()),
+        student_mean=float(student.mean()),
+        pearson=float(pearson(teacher, student)) if ordered else None,
+        spearman=float(spearman(teacher, student)) if ordered else None,
+        kendall=float(kendall(teacher, student)) if ordered else None,
+        mae=float(mae(teacher, student)),
+        rmse=float(rmse(teacher, student)),
+        bias=float(bias(teacher, student)),
+        calibration_error=float(calibration_error(quantile_bins(student), student - teacher)),
+    )
+
+
+# --- calibration -------------------------------------------------------------------------------
 
 
 def quantile_bins(scores: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -178,32 +166,32 @@ def calibration_error(bins: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(sums, axis=0) / gaps.shape[-1])
 
 
-def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
+def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> Calibration:
     """What the teacher says, on average, where the student says a score: the calibration curve and
     its expected error.
 
     The student's scores are cut into `BINS` bins of equally many pairs (Nguyen & O'Connor, 2015).
-    The interval resamples pairs in these bins. The error is never below 0, so that of a perfectly
-    calibrated student is above 0 by chance, the more so the fewer pairs.
+    The interval resamples pairs in these bins. The error is never below 0, so that even a perfectly
+    calibrated student has one above 0 by chance, the more so the fewer pairs there are.
     """
     bins = quantile_bins(student)
     rows = []
     for b in np.unique(bins):
         t, s = teacher[bins == b], student[bins == b]
         rows.append(
-            {
-                "low": float(s.min()), "high": float(s.max()), "n": len(s), "student_mean": float(s.mean()),
-                "teacher_mean": figure(mean, [t], seed),
-            }
-        )  # fmt: skip
-    return {
-        "bins": rows,
-        "expected_error": figure(calibration_error, [bins, student - teacher], seed),
-    }
+            CalibrationBin(
+                low=float(s.min()),
+                high=float(s.max()),
+                n=len(s),
+                student_mean=float(s.mean()),
+                teacher_mean=estimate(mean, [t], seed),
+            )
+        )
+    error = estimate(calibration_error, [bins, student - teacher], seed)
+    return Calibration(tuple(rows), error)
 
 
-# --- decisions
-# -------------------------------------------------------------------------------------------------------
+# --- decisions ---------------------------------------------------------------------------------
 
 
 def f1(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -242,56 +230,39 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(hits, precision, 0.0).sum(-1) / hits.sum(-1))
 
 
-THRESHOLDS = {"median": 0.5, "80th percentile": 0.8}
-"""Where the teacher's scores are cut, as quantiles: the paper's F1, and what the paper selects for
-training.
-"""
+def decide(teacher: np.ndarray, student: np.ndarray, quantile: float, seed: int) -> Decision:
+    """The student as a classifier of "the teacher scores this pair at or above its `quantile`".
 
-
-def decisions(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
-    """The student as a classifier of "the teacher scores this pair at or above a threshold", at
-    each of `THRESHOLDS`.
-
-    F1 cuts the student at the teacher's threshold, so it asks for calibration too; ROC-AUC and
-    average precision ask for the order only. Average precision is to be compared with the share of
-    positives, which a random order has.
+    F1 cuts the student at the teacher's threshold, so that it depends on calibration too; ROC-AUC
+    and average precision depend on the order only. Compare average precision with the share of
+    positives, which a random order reaches.
     """
-    result = {}
-    for name, quantile in THRESHOLDS.items():
-        threshold = float(np.quantile(teacher, quantile))
-        truth = teacher >= threshold
-        row: dict[str, Any] = {
-            "threshold": threshold,
-            "positives": int(truth.sum()),
-            "n": len(truth),
-        }
-        if truth.all():
-            reason = f"every teacher score reaches the threshold {threshold:.4f}"
-            result[name] = {
-                **row,
-                **{
-                    key: undefined(len(truth), reason)
-                    for key in ("f1", "roc_auc", "average_precision")
-                },
-            }
-            continue
-        flat = _constant(teacher, student)
-        result[name] = {
-            **row,
-            "f1": figure(f1, [truth, student >= threshold], seed),
-            "roc_auc": undefined(len(truth), flat)
-            if flat
-            else figure(roc_auc, [truth, student], seed),
-            "average_precision": undefined(len(truth), flat)
-            if flat
-            else figure(average_precision, [truth, student], seed),
-        }
-    return result
+    threshold = float(np.quantile(teacher, quantile))
+    truth = teacher >= threshold
+    everything = (
+        f"every teacher score reaches the threshold {threshold:.4f}" if truth.all() else None
+    )
+
+    def of(statistic: Statistic, values: np.ndarray, reason: str | None) -> Estimate:
+        if reason:
+            return undefined(len(truth), reason)
+        return estimate(statistic, [truth, values], seed)
+
+    unordered = everything or _why_unordered(teacher, student)
+    return Decision(
+        quantile=quantile,
+        threshold=threshold,
+        positives=int(truth.sum()),
+        n=len(truth),
+        f1=of(f1, student >= threshold, everything),
+        roc_auc=of(roc_auc, student, unordered),
+        average_precision=of(average_precision, student, unordered),
+    )
 
 
-def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, Any]:
-    """Every statistic with its interval, by range of the teacher's score, calibration, and
-    decisions at thresholds of the teacher.
+def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> Fidelity:
+    """Every statistic with its interval, by range of the teacher's score, as a calibration curve,
+    and as decisions at thresholds of the teacher.
 
     Args:
         teacher: (n,) teacher scores of held-out pairs.
@@ -299,21 +270,35 @@ def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> dict[str, A
         seed: Seeds the bootstrap.
 
     Raises:
-        InputError: No pair, or scores that are not finite.
+        InputError: There is no pair, or a score is not finite.
     """
     if not len(teacher) or len(teacher) != len(student):
         raise InputError(
-            f"{len(teacher)} teacher scores and {len(student)} student scores: fidelity needs one of each for every pair"
+            f"{len(teacher)} teacher scores and {len(student)} student scores: fidelity needs one "
+            "of each for every pair"
         )
     bad = int((~np.isfinite(teacher)).sum()), int((~np.isfinite(student)).sum())
     if any(bad):
         raise InputError(
-            f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave those pairs out and say how many"
+            f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave those "
+            "pairs out and say how many"
         )
-    return {
-        "num_pairs": len(teacher),
-        **{name: _figure_or_reason(name, teacher, student, seed) for name in STATISTICS},
-        "by_range": by_range(teacher, student),
-        "calibration": calibration(teacher, student, seed),
-        "decisions": decisions(teacher, student, seed),
-    }
+    both, unordered = [teacher, student], _why_unordered(teacher, student)
+
+    def unless_unordered(make: Callable[[], Estimate]) -> Estimate:
+        return undefined(len(teacher), unordered) if unordered else make()
+
+    return Fidelity(
+        num_pairs=len(teacher),
+        pearson=unless_unordered(lambda: estimate(pearson, both, seed)),
+        spearman=unless_unordered(lambda: estimate(spearman, both, seed)),
+        kendall=unless_unordered(lambda: kendall_estimate(teacher, student)),
+        mae=estimate(mae, both, seed),
+        rmse=estimate(rmse, both, seed),
+        bias=estimate(bias, both, seed),
+        by_range=by_range(teacher, student),
+        calibration=calibration(teacher, student, seed),
+        decisions={
+            name: decide(teacher, student, quantile, seed) for name, quantile in THRESHOLDS.items()
+        },
+    )

@@ -1,29 +1,20 @@
-"""What an index of the embeddings weighs at each precision, and what that precision costs in
-nDCG@10.
+"""How large an index of the embeddings is at each precision, and how much nDCG@10 that precision
+loses.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from hf_distill.compute.search import search
-from hf_distill.evaluation.intervals import (
-    figure,
-    mean,
-)
-from hf_distill.evaluation.retrieval import (
-    NDCG,
-    make_run,
-    per_query,
-)
+from hf_distill.evaluation.intervals import estimate, mean
+from hf_distill.evaluation.results import IndexRow, IndexSize
 from hf_distill.evaluation.tasks import RetrievalTask
 
 K, CANDIDATES = 10, 40
-"""Documents for a query, and how many a binary index proposes for rescoring: four times as many
+"""Documents per query, and how many a binary index proposes for rescoring: four times as many
 (Yamada et al., 2021).
 """
 _CELLS = 1 << 23
@@ -78,83 +69,73 @@ def _rescored(
     return np.array(scores), np.array(indices)
 
 
-def _cut(embeddings: np.ndarray, dimensions: int, measure: str) -> np.ndarray:
-    """The first `dimensions` of embeddings (n, d), of unit length again where they are compared by
-    cosine.
+def _cut(embeddings: np.ndarray, dimensions: int, similarity: str) -> np.ndarray:
+    """The first `dimensions` of embeddings (n, d), scaled to unit length again where they are
+    compared by cosine.
     """
     cut = embeddings[:, :dimensions]
-    return (
-        cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
-        if measure == "cosine"
-        else cut
-    )
+    if similarity != "cosine":
+        return cut
+    lengths: np.ndarray = np.linalg.norm(cut, axis=1, keepdims=True)
+    return np.asarray(cut / np.maximum(lengths, 1e-12))
 
 
 def index_size(
-    task: RetrievalTask, queries: np.ndarray, documents: np.ndarray, measure: str, seed: int
-) -> dict[str, Any]:
+    task: RetrievalTask, queries: np.ndarray, documents: np.ndarray, similarity: str, seed: int
+) -> IndexSize:
     """Bytes per million documents and nDCG@10 of an index at float32, float16, int8, binary, and
     with fewer dimensions.
 
-    The queries stay in float32, save for the binary index, which compares signs. int8 is
-    `quantize_embeddings` with the corpus' own ranges, decoded where it is compared; the binary
-    index proposes `CANDIDATES` documents that are scored again by their int8 codes, which may lie
-    on disk.
+    The queries stay in float32; only the binary index compares signs. int8 is
+    `quantize_embeddings` with the corpus' own ranges, decoded where it is compared. The rescored
+    binary index proposes `CANDIDATES` documents, which are scored again by their int8 codes; these
+    may stay on disk.
 
     Args:
         task: The task.
         queries: (Q, d) floats.
         documents: (N, d) floats.
-        measure: What they are ranked by; only `cosine` and `dot` are measured.
+        similarity: What they are ranked by. Only `cosine` and `dot` are measured.
         seed: Seeds the bootstrap.
-
-    Returns:
-        `dimension` and, for each precision, `bytes_per_million`, `nDCG@10` and `minus_float32`
-        (paired), both with interval, and for the rescored one `rescoring_bytes_per_million`; or
-        `undefined`, with the reason.
     """
-    if measure not in ("cosine", "dot"):
-        return {
-            "undefined": f"the embeddings are compared by {measure}; int8 and binary codes stand for products only"
-        }
-    queries, documents = (
-        np.asarray(queries, dtype=np.float32),
-        np.asarray(documents, dtype=np.float32),
-    )
     d = documents.shape[1]
+    if similarity not in ("cosine", "dot"):
+        reason = (
+            f"the embeddings are compared by {similarity}, but int8 and binary codes only replace "
+            "products"
+        )
+        return IndexSize(d, {}, reason)
+    queries, documents = (np.asarray(x, dtype=np.float32) for x in (queries, documents))
     ranges = np.vstack([documents.min(axis=0), documents.max(axis=0)])
     codes = np.asarray(quantize_embeddings(documents, "int8", ranges=ranges))
     steps = (ranges[1] - ranges[0]) / 255
     # <q, start + step x (code + 128.5)>: the first part and the offset are the same for every
-    # document, and do not rank.
+    # document and do not change the order.
     scaled = (queries * np.where(steps == 0, 1, steps)).astype(np.float32)
     bits = np.asarray(quantize_embeddings(documents, "ubinary"))
     _, candidates = hamming_search(queries, bits, CANDIDATES)
-    found = {
+    half, quarter = max(1, d // 2), max(1, d // 4)
+
+    def search_first(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+        return search(*(_cut(x, dimensions, similarity) for x in (queries, documents)), K)
+
+    answers = {
         "float32": (4 * d, search(queries, documents, K)),
         "float16": (2 * d, search(queries, documents.astype(np.float16), K)),
         "int8": (d, search(scaled, codes, K)),
         "binary": (bits.shape[1], hamming_search(queries, bits, K)),
-        "binary, rescored by int8": (bits.shape[1], _rescored(scaled, codes, candidates)),
+        "binary_rescored": (bits.shape[1], _rescored(scaled, codes, candidates)),
+        "float32_half": (4 * half, search_first(half)),
+        "float32_quarter": (4 * quarter, search_first(quarter)),
     }
-    for name, dimensions in (("float32, first half", d // 2), ("float32, first quarter", d // 4)):
-        answer = search(
-            _cut(queries, max(1, dimensions), measure),
-            _cut(documents, max(1, dimensions), measure),
-            K,
+    ndcg = {name: task.ndcg(answer) for name, (_, answer) in answers.items()}
+    rows = {
+        name: IndexRow(
+            bytes_per_million=1_000_000 * width,
+            ndcg=estimate(mean, [ndcg[name]], seed),
+            minus_float32=estimate(mean, [ndcg[name] - ndcg["float32"]], seed),
+            rescoring_bytes_per_million=1_000_000 * d if name == "binary_rescored" else None,
         )
-        found[name] = (4 * max(1, dimensions), answer)
-    query_ids, document_ids = list(task.queries), list(task.documents)
-    ndcg = {
-        name: per_query(make_run(query_ids, document_ids, *answer), task.qrels, NDCG)["nDCG@10"]
-        for name, (_, answer) in found.items()
+        for name, (width, _) in answers.items()
     }
-    result: dict[str, Any] = {"dimension": d}
-    for name, (width, _) in found.items():
-        result[name] = {
-            "bytes_per_million": 1_000_000 * width,
-            "nDCG@10": figure(mean, [ndcg[name]], seed),
-            "minus_float32": figure(mean, [ndcg[name] - ndcg["float32"]], seed),
-        }
-    result["binary, rescored by int8"]["rescoring_bytes_per_million"] = 1_000_000 * d
-    return result
+    return IndexSize(d, rows)

@@ -1,45 +1,34 @@
-"""Bootstrap intervals: how far a figure could have fallen otherwise with as many other queries or
+"""Bootstrap intervals: how far a value could have been off, measured on as many other queries or
 pairs.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
+from scipy import stats
+
+from hf_distill.evaluation.results import Bootstrap, Estimate
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_BLOCK = 250
-
-
-class Figure(TypedDict):
-    """A value, its 95% interval, and how many queries or pairs it is over (`n`)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-class Undefined(TypedDict):
-    """A figure that cannot be had, and why: a correlation of constant scores, say."""
-
-    value: None
-    low: None
-    high: None
-    n: int
-    undefined: str
-
-
-def undefined(n: int, reason: str) -> Undefined:
-    """The figure over `n` queries or pairs that does not exist because of `reason`."""
-    return {"value": None, "low": None, "high": None, "n": n, "undefined": reason}
-
+_BATCH = 250  # resamples at a time: memory is bounded by these
 
 Statistic = Callable[..., np.ndarray]
 """Maps arrays (..., n) to (...): a statistic over the last axis of one or more samples."""
+
+
+def bootstrap_settings(seed: int) -> Bootstrap:
+    """How `estimate` makes its intervals, for the record."""
+    return Bootstrap(RESAMPLES, LEVEL, seed)
+
+
+def undefined(n: int, reason: str) -> Estimate:
+    """The estimate from `n` queries or pairs that does not exist because of `reason`."""
+    return Estimate(None, None, None, n, reason)
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -47,24 +36,35 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.mean(axis=-1))
 
 
-def resampled(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> np.ndarray:
+def bootstrap(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> np.ndarray:
     """`statistic` of `RESAMPLES` bootstrap samples: (RESAMPLES,), NaN where it is undefined on one.
 
-    The draws are those of `scipy.stats.bootstrap(..., paired=True, batch=250,
-    rng=numpy.random.default_rng(seed))`, in memory that is bounded by the batch.
+    Args:
+        statistic: Vectorised over leading axes.
+        samples: One or more arrays (n,), n >= 2, resampled together.
+        seed: Seeds the draws.
     """
-    n = len(samples[0])
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, RESAMPLES, _BLOCK):
-        rows = rng.integers(0, n, size=(min(_BLOCK, RESAMPLES - start), n))
-        drawn.append(statistic(*(sample[rows] for sample in samples)))
-    return np.concatenate(drawn)
+
+    def over_last_axis(*resamples: np.ndarray, axis: int) -> np.ndarray:
+        return statistic(*resamples)  # scipy moves the axis to the end
+
+    with warnings.catch_warnings():  # of the NaN, which `estimate` leaves out
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result: Any = stats.bootstrap(
+            samples, over_last_axis, paired=True, vectorized=True, n_resamples=RESAMPLES,
+            batch=_BATCH, method="percentile", rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    distribution: np.ndarray = result.bootstrap_distribution
+    return distribution
 
 
-def figure(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> Figure:
+def estimate(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> Estimate:
     """`statistic` of `samples` with its percentile bootstrap interval (Efron & Tibshirani, 1993,
     ch. 13).
+
+    The interval is that of `scipy.stats.bootstrap`, with two exceptions: a resample on which the
+    statistic is undefined (the correlation of a constant one) is left out, and the interval always
+    contains the value. One observation, which scipy refuses, has an interval of width 0.
 
     Args:
         statistic: Vectorised over leading axes.
@@ -77,14 +77,13 @@ def figure(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> Fi
     """
     n = len(samples[0])
     if not n:
-        raise ValueError("no interval for an empty sample")
+        raise ValueError("an empty sample has no interval")
     value = float(statistic(*samples))
     if not np.isfinite(value):
-        raise ValueError(
-            f"{getattr(statistic, '__name__', 'the statistic')} is undefined on these {n} values"
-        )
-    drawn = resampled(statistic, samples, seed)
-    drawn = drawn[np.isfinite(drawn)]  # e.g. a correlation of a resample that is constant
+        name = getattr(statistic, "__name__", "the statistic")
+        raise ValueError(f"{name} is undefined on these {n} values")
+    drawn = bootstrap(statistic, samples, seed) if n > 1 else np.array([value])
+    drawn = drawn[np.isfinite(drawn)]
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (value, value)
-    return {"value": value, "low": float(min(low, value)), "high": float(max(high, value)), "n": n}
+    return Estimate(value, float(min(low, value)), float(max(high, value)), n)

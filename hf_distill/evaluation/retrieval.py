@@ -1,10 +1,10 @@
-"""Full-corpus retrieval: runs without ties, measures through `ir-measures` per query, TREC files,
-and the BM25 row.
+"""Full-corpus retrieval: runs without ties, measures per query through `ir-measures`, TREC files,
+and BM25.
 
-trec_eval (nDCG, R, AP) puts the greater document id first among equal scores, and the MS MARCO
-script (RR@10) the smaller one; both sit behind `ir_measures`. So that every measure sees one
-ranking, and the command line the same as we do, a run holds no ties: among equal scores the smaller
-document id comes first, and each later one is written lower by the least step that float32 has.
+Among equal scores, trec_eval (nDCG, R, AP) puts the greater document id first and the MS MARCO
+script (RR@10) the smaller one; `ir_measures` calls both. So that every measure sees the same
+ranking, here and on the command line, a run holds no ties: among equal scores the smaller document
+id comes first, and each later one is lowered by the least step of float32.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import ir_measures
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.run.folder import written_whole
+from hf_distill.run.stage import written_whole
 
 MEASURES = tuple(
     ir_measures.parse_measure(name) for name in ("nDCG@10", "R@1", "R@10", "R@100", "RR@10")
 )
 NDCG = (ir_measures.parse_measure("nDCG@10"),)
-"""Where nothing else is asked for: each further measure costs as much again."""
+"""Where no other measure is needed: each one takes time."""
 DEPTH = 100
 
 Run = dict[str, dict[str, float]]
-"""query id -> document id -> score, the best `DEPTH` documents."""
+"""Query id -> document id -> score, the best `DEPTH` documents, the best first."""
 Qrels = Mapping[str, Mapping[str, int]]
-"""query id -> document id -> relevance grade."""
+"""Query id -> document id -> relevance grade."""
 
 
 def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
@@ -42,30 +42,32 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-            measure.validate_params()  # type: ignore[no-untyped-call]  # ir_measures has no types
+            measure.validate_params()  # type: ignore[no-untyped-call]  # untyped
         except (ValueError, NameError, TypeError, KeyError, AssertionError) as error:
             raise InputError(
-                f"measure {name!r} is not one of ir-measures ({error}); examples: nDCG@10, R@100, RR@10, AP@100, P@5"
+                f"measure {name!r} is not one of ir-measures ({error}); try one like nDCG@10, "
+                "R@100, RR@10, AP@100, P@5"
             ) from error
-        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]  # the same
+        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]
             raise InputError(
-                f"measure {name!r}: no program that computes it is installed (see https://ir-measur.es/en/latest/providers.html)"
+                f"measure {name!r}: the program that computes it is not installed; install it (see "
+                "https://ir-measur.es/en/latest/providers.html)"
             )
         measures.append(measure)
     return tuple(measures)
 
 
 def depth_of(measures: Sequence[ir_measures.Measure]) -> int:
-    """How many documents a query needs for `measures`: their greatest cutoff, at least `DEPTH`;
-    1,000, as TREC has it, if one has none.
+    """How many documents per query `measures` need: their greatest cutoff, at least `DEPTH`. A
+    measure without a cutoff needs 1,000, as at TREC.
     """
     cutoffs = [measure.params.get("cutoff", 1000) for measure in measures]
     return max([DEPTH, *(cutoff for cutoff in cutoffs if isinstance(cutoff, int))])
 
 
 def without_ties(scores: np.ndarray) -> np.ndarray:
-    """`scores` (Q, k), descending, as float32 that strictly descend: each one that does not is
-    moved to the next below the one before.
+    """`scores` (Q, k), descending, as strictly descending float32: a score that is not below the
+    one before it is lowered to the next float32 below that one.
     """
     result = np.array(scores, dtype=np.float32)
     for place in range(1, result.shape[1]):
@@ -78,8 +80,8 @@ def without_ties(scores: np.ndarray) -> np.ndarray:
 def make_run(
     query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray, indices: np.ndarray
 ) -> Run:
-    """A run from the result of :func:`search`, whose order is kept: ties go by document id if
-    `document_ids` ascend.
+    """A run from the result of `search`, in its order: ties go by document id if `document_ids`
+    ascend.
     """
     return {
         query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True)}
@@ -87,39 +89,38 @@ def make_run(
     }
 
 
-def bm25_run(
-    query_ids: Sequence[str],
-    queries: Sequence[str],
-    document_ids: Sequence[str],
-    documents: Sequence[str],
-    depth: int = DEPTH,
-) -> Run:
+def bm25_run(queries: Mapping[str, str], documents: Mapping[str, str], depth: int = DEPTH) -> Run:
     """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop
-    words) over the corpus.
+    words) over a corpus.
 
-    A document without a common word is not retrieved. Ties as in :func:`make_run`.
+    A document that shares no word with the query is not retrieved. Ties as in `make_run`.
+
+    Args:
+        queries: Id -> text.
+        documents: Id -> text.
+        depth: Documents per query, at most.
     """
-    tokens = bm25s.tokenize(list(documents), stopwords="en", show_progress=False)
+    tokens = bm25s.tokenize(list(documents.values()), stopwords="en", show_progress=False)
     if not tokens.vocab or all(not ids for ids in tokens.ids):
-        return {query: {} for query in query_ids}  # not a word in the whole corpus
+        return {query: {} for query in queries}  # there is not a word in the whole corpus
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)
+    words_of = bm25s.tokenize(
+        list(queries.values()), stopwords="en", show_progress=False, return_ids=False
+    )
+    document_ids = list(documents)
     run: Run = {}
-    for name, words in zip(
-        query_ids,
-        bm25s.tokenize(list(queries), stopwords="en", show_progress=False, return_ids=False),
-        strict=True,
-    ):
+    for query, words in zip(queries, words_of, strict=True):
         scores = (
             np.asarray(index.get_scores(words), dtype=np.float32)
             if words
             else np.zeros(len(documents), dtype=np.float32)
         )
-        found = np.flatnonzero(scores > 0)
-        if len(found) > depth:  # all that tie at the cut, then the first of them
-            found = found[scores[found] >= np.partition(scores[found], -depth)[-depth]]
-        best = found[np.argsort(-scores[found], kind="stable")[:depth]]
-        run |= make_run([name], document_ids, scores[best][None], best[None])
+        hits = np.flatnonzero(scores > 0)
+        if len(hits) > depth:  # keep all that tie at the cut; the sort keeps the first of them
+            hits = hits[scores[hits] >= np.partition(scores[hits], -depth)[-depth]]
+        best = hits[np.argsort(-scores[hits], kind="stable")[:depth]]
+        run |= make_run([query], document_ids, scores[best][None], best[None])
     return run
 
 
@@ -144,13 +145,14 @@ def _check_ids(ids: Iterable[str], path: Path) -> None:
     for name in ids:
         if not name or name.split() != [name]:
             raise InputError(
-                f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot; give it another id"
+                f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot "
+                "hold; give it another id"
             )
 
 
 def write_run(run: Run, path: Path, tag: str) -> None:
-    """Write `run` as a TREC run: `query Q0 document rank score tag`, nine digits, which give a
-    float32 back as it was.
+    """Write `run` as a TREC run: `query Q0 document rank score tag`. Nine digits give a float32
+    back exactly.
 
     Raises:
         InputError: An id with white space.

@@ -1,72 +1,90 @@
-"""Significance: can two systems be told apart on these queries, by how much do they differ, and
-what could have been seen at all?
+"""Significance: whether two systems can be told apart on these queries, by how much they differ,
+and what difference these queries could have shown at all.
 
-Everything works on per-query values of one measure, paired by query. The arithmetic is
-`scipy.stats`'; only Holm's correction and the crossed random-effects interval over seeds, which it
-does not have, are written out here.
+Everything works on per-query values of one measure, paired by query. A difference is always a
+system minus another. The arithmetic is `scipy.stats`'; only Holm's correction and the crossed
+random-effects interval over seeds, which it does not have, are written out here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    LEVEL,
-    RESAMPLES,
-    figure,
-    mean,
-    resampled,
-    undefined,
+from hf_distill.evaluation.intervals import LEVEL, bootstrap, estimate, mean, undefined
+from hf_distill.evaluation.results import (
+    STUDENT,
+    Comparison,
+    CrossedInterval,
+    Estimate,
+    SeedsComparison,
+    Significance,
+    SignificanceTest,
 )
 
 ALPHA, POWER = 0.05, 0.8
 RANDOMISATIONS = 9_999
 TESTS = ("paired_t_test", "wilcoxon", "randomisation", "bootstrap")
-_CELLS = (
-    2**20
-)  # numbers of a batch of randomisations, so that memory does not grow with the number of queries
+_CELLS = 2**20  # numbers of a batch of randomisations: memory does not grow with the queries
 
 
-def _t_test(differences: np.ndarray) -> dict[str, Any]:
-    result = stats.ttest_1samp(differences, 0.0)  # of the differences: the paired t-test
-    return {"statistic": float(result.statistic), "p": float(result.pvalue)}
+def t_test(differences: np.ndarray) -> SignificanceTest:
+    """The paired t-test, two-sided; undefined where every difference is the same."""
+    if not differences.any():
+        return SignificanceTest(0.0, 1.0)
+    if is_constant(differences):
+        reason = "every difference is the same, so it has no variance"
+        return SignificanceTest(None, None, undefined=reason)
+    result = stats.ttest_1samp(differences, 0.0)
+    return SignificanceTest(float(result.statistic), float(result.pvalue))
 
 
-def _wilcoxon(differences: np.ndarray) -> dict[str, Any]:
+def wilcoxon(differences: np.ndarray) -> SignificanceTest:
+    """Wilcoxon's signed-rank test, two-sided."""
+    if not differences.any():
+        return SignificanceTest(0.0, 1.0)
     result = stats.wilcoxon(differences)
-    return {"statistic": float(result.statistic), "p": float(result.pvalue)}
+    return SignificanceTest(float(result.statistic), float(result.pvalue))
 
 
-def _randomisation(differences: np.ndarray, seed: int) -> dict[str, Any]:
-    """Under the null hypothesis a query's two values could as well be exchanged, which flips the
-    sign of its difference (Fisher, 1935).
+def _randomisation(differences: np.ndarray, seed: int) -> SignificanceTest:
+    """Under the null hypothesis the two values of a query could as well be exchanged, which flips
+    the sign of its difference (Fisher, 1935).
 
-    Every pattern of signs where there are fewer than `RANDOMISATIONS`, else so many random ones.
+    Every pattern of signs is tried where there are at most `RANDOMISATIONS`, else so many random
+    ones.
     """
+    if not differences.any():
+        return SignificanceTest(0.0, 1.0)
     result = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RANDOMISATIONS,
-        batch=max(1, _CELLS // len(differences)), rng=np.random.default_rng(seed),
+        (differences,), np.mean, permutation_type="samples", vectorized=True,
+        n_resamples=RANDOMISATIONS, batch=max(1, _CELLS // len(differences)),
+        rng=np.random.default_rng(seed),
     )  # fmt: skip
-    return {"statistic": float(result.statistic), "p": float(min(result.pvalue, 1.0))}
+    return SignificanceTest(float(result.statistic), float(min(result.pvalue, 1.0)))
 
 
-def _bootstrap_test(differences: np.ndarray, seed: int) -> dict[str, Any]:
-    """How often a bootstrap mean lies as far from the observed mean as that lies from 0 (Efron &
+def _bootstrap_test(differences: np.ndarray, seed: int) -> SignificanceTest:
+    """How often a bootstrap mean is as far from the observed mean as that is from 0 (Efron &
     Tibshirani, 1993, sec. 16.4).
     """
+    if not differences.any():
+        return SignificanceTest(0.0, 1.0)
+    if is_constant(differences):
+        reason = "every difference is the same, so every resample is"
+        return SignificanceTest(None, None, undefined=reason)
     observed = float(differences.mean())
-    drawn = resampled(mean, [differences], seed)
+    drawn = bootstrap(mean, [differences], seed)
     extreme = int((np.abs(drawn - observed) >= abs(observed)).sum())
-    return {"statistic": observed, "p": (1 + extreme) / (1 + len(drawn))}
+    return SignificanceTest(observed, (1 + extreme) / (1 + len(drawn)))
 
 
-def _equal(differences: np.ndarray) -> bool:
-    """Whether all differences are the same, up to what floats make of equal ones."""
+def is_constant(differences: np.ndarray) -> bool:
+    """Whether all differences are the same, up to the rounding of floats."""
     return bool(np.ptp(differences) <= 1e-12 * np.abs(differences).max())
 
 
@@ -74,7 +92,7 @@ def cohens_dz(differences: np.ndarray) -> np.ndarray:
     """Cohen's d of paired values, d_z: mean of the differences / their standard deviation (Cohen,
     1988, sec. 2.3.5), over the last axis.
 
-    NaN where all differences are equal. Not to be compared with a d over the pooled standard
+    NaN where all differences are equal. It cannot be compared with a d over the pooled standard
     deviation of two groups.
     """
     spread = (
@@ -89,183 +107,167 @@ def cohens_dz(differences: np.ndarray) -> np.ndarray:
 
 
 def smallest_detectable(differences: np.ndarray) -> float | None:
-    """The difference of means that a paired t-test of so many queries, whose differences vary as
-    these do, finds with 80% probability.
+    """The difference of means that a paired t-test finds with 80% probability, given as many
+    queries whose differences vary as these do.
 
-    Two-sided at 5% and with its right sign, from the noncentral t distribution (Cohen, 1988, ch.
-    2). It depends on the number of queries and on the standard deviation of the differences, not on
-    their mean: a property of the test set for this pair of systems, before any correction for
-        several comparisons. None with fewer than two queries or where all differences are equal:
-            nothing then
-    says how they vary.
+    Two-sided at 5%, with the right sign, from the noncentral t distribution (Cohen, 1988, ch. 2).
+    It depends on the number of queries and on the standard deviation of the differences, not on
+    their mean: it describes the test set for this pair of systems, before any correction for
+    several comparisons. None with fewer than two queries, or where all differences are equal:
+    nothing then says how they vary.
     """
     n = len(differences)
-    if n < 2 or _equal(differences):
+    if n < 2 or is_constant(differences):
         return None
     shift = special.nctdtrinc(n - 1, 1 - POWER, stats.t.ppf(1 - ALPHA / 2, n - 1))
     return float(shift * differences.std(ddof=1) / np.sqrt(n))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values (Holm, 1979), which hold the family-wise error; an
+    """Holm's step-down adjusted p-values (Holm, 1979), which bound the family-wise error. An
     undefined p stays None and is not counted.
     """
-    known = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    defined = sorted((value, i) for i, value in enumerate(p) if value is not None)
     adjusted: list[float | None] = [None] * len(p)
     running = 0.0
-    for rank, (value, i) in enumerate(known):
-        running = max(running, min(1.0, (len(known) - rank) * value))
+    for rank, (value, i) in enumerate(defined):
+        running = max(running, min(1.0, (len(defined) - rank) * value))
         adjusted[i] = running
     return adjusted
 
 
-def paired_tests(system: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
-    """Whether `system` and `baseline` differ on the queries both answered, and by how much.
+def paired_tests(system: np.ndarray, other: np.ndarray, seed: int) -> Comparison:
+    """Whether `system` and `other` differ on the queries that both answered, and by how much.
 
     Args:
         system: (Q,) per-query values of a measure.
-        baseline: (Q,) those of the other system; position i is the same query in both.
+        other: (Q,) those of the other system; position i is the same query in both.
         seed: Seeds the randomisation and the bootstrap.
 
     Returns:
-        `difference` (system minus baseline, with its bootstrap interval), each of `TESTS` as
-        {statistic, p} (two-sided), `cohens_dz` with its bootstrap interval, `smallest_detectable`,
-        and the number of `wins`, `losses` and `ties`. A p that does not exist is None, with its
-        reason under `undefined`; where no query differs it is 1.
+        `system` minus `other`. A p-value that does not exist is None, with its reason; where no
+        query differs it is 1.
 
     Raises:
-        InputError: No query, another number of queries on either side, or values that are not
-            finite.
+        InputError: There is no query, the numbers of queries differ, or values are not finite.
     """
-    system, baseline = np.asarray(system, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    _check(system, baseline)
-    differences = system - baseline
+    system, other = np.asarray(system, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    _check(system, other)
+    differences = system - other
     n = len(differences)
-    if not differences.any():
-        tests: dict[str, dict[str, Any]] = {name: {"statistic": 0.0, "p": 1.0} for name in TESTS}
-    elif n == 1:
-        tests = {
-            name: {"statistic": None, "p": None, "undefined": "one query says nothing about others"}
-            for name in TESTS
-        }
+    if n == 1 and differences.any():
+        alone = SignificanceTest(None, None, undefined="one query says nothing about others")
+        tests = dict.fromkeys(TESTS, alone)
     else:
         tests = {
-            "paired_t_test": _t_test(differences)
-            if not _equal(differences)
-            else {
-                "statistic": None,
-                "p": None,
-                "undefined": "every difference is the same, so it has no variance",
-            },
-            "wilcoxon": _wilcoxon(differences),
+            "paired_t_test": t_test(differences),
+            "wilcoxon": wilcoxon(differences),
             "randomisation": _randomisation(differences, seed),
-            "bootstrap": _bootstrap_test(differences, seed)
-            if not _equal(differences)
-            else {
-                "statistic": None,
-                "p": None,
-                "undefined": "every difference is the same, so every resample is",
-            },
+            "bootstrap": _bootstrap_test(differences, seed),
         }
-    d = undefined(n, "every difference is the same, so there is no spread to measure it in")
-    return {
-        "difference": figure(mean, [differences], seed),
-        **tests,
-        "cohens_dz": figure(cohens_dz, [differences], seed) if not _equal(differences) else d,
-        "smallest_detectable": smallest_detectable(differences),
-        "wins": int((differences > 0).sum()),
-        "losses": int((differences < 0).sum()),
-        "ties": int((differences == 0).sum()),
-    }
+    return Comparison(
+        difference=estimate(mean, [differences], seed),
+        tests=tests,
+        cohens_dz=undefined(n, "every difference is the same, so there is no spread to divide by")
+        if is_constant(differences)
+        else estimate(cohens_dz, [differences], seed),
+        smallest_detectable=smallest_detectable(differences),
+        wins=int((differences > 0).sum()),
+        ties=int((differences == 0).sum()),
+        losses=int((differences < 0).sum()),
+    )
 
 
-def _check(system: np.ndarray, baseline: np.ndarray) -> None:
-    if system.shape[-1:] != baseline.shape[-1:] or system.ndim < 1:
+def _check(system: np.ndarray, other: np.ndarray) -> None:
+    if system.shape[-1:] != other.shape[-1:] or system.ndim < 1:
         raise InputError(
-            f"per-query values of shapes {system.shape} and {baseline.shape} cannot be paired: both systems must be measured on the same "
-            "queries, in the same order"
+            f"per-query values of shapes {system.shape} and {other.shape} cannot be paired; "
+            "measure both systems on the same queries, in the same order"
         )
     if not system.shape[-1]:
-        raise InputError(
-            "there is no query to compare systems on; name a task that has judged queries"
-        )
-    bad = int((~np.isfinite(system)).sum() + (~np.isfinite(baseline)).sum())
+        raise InputError("there is no query to compare systems on; name a task with judged queries")
+    bad = int((~np.isfinite(system)).sum() + (~np.isfinite(other)).sum())
     if bad:
         raise InputError(
-            f"{bad} per-query values are NaN or infinite; a query that a system does not answer counts as 0"
+            f"{bad} per-query values are NaN or infinite; count a query that a system does not "
+            "answer as 0"
         )
 
 
-def compare_systems(values: Mapping[str, np.ndarray], baseline: str, seed: int) -> dict[str, Any]:
-    """Every other system against `baseline` on the same queries, the p-values of each test
-    corrected over the comparisons by Holm.
+def compare_systems(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], seed: int
+) -> dict[str, Comparison]:
+    """Several comparisons at once; the p-values of each test are corrected over them by Holm.
 
     Args:
-        values: System -> (Q,) per-query values of one measure; position i is the same query in all
-            of them.
-        baseline: The name in `values` that the others are compared with.
+        pairs: The comparison's name -> (Q,) per-query values of the system and of the other one.
         seed: Seeds the randomisation and the bootstrap.
 
     Returns:
-        `baseline`, `num_queries`, the settings, and `comparisons`: system -> what
-            :func:`paired_tests` returns, and `p_holm` in each test.
+        Each comparison as from `paired_tests`, with `p_holm`.
 
     Raises:
-        InputError: `baseline` is not among the systems, or values cannot be paired (see
-            :func:`paired_tests`).
+        InputError: See `paired_tests`.
     """
-    if baseline not in values:
-        raise InputError(
-            f"the baseline {baseline!r} is not among the systems: {', '.join(map(repr, values))}"
-        )
-    comparisons = {
-        name: paired_tests(array, values[baseline], seed)
-        for name, array in values.items()
-        if name != baseline
+    comparisons = {name: paired_tests(*values, seed) for name, values in pairs.items()}
+    adjusted = {
+        test: holm([comparison.tests[test].p for comparison in comparisons.values()])
+        for test in TESTS
     }
-    for test in TESTS:
-        adjusted = holm([comparison[test]["p"] for comparison in comparisons.values()])
-        for comparison, p in zip(comparisons.values(), adjusted, strict=True):
-            comparison[test]["p_holm"] = p
+
+    def corrected(i: int, comparison: Comparison) -> Comparison:
+        tests = {
+            name: dataclasses.replace(test, p_holm=adjusted[name][i])
+            for name, test in comparison.tests.items()
+        }
+        return dataclasses.replace(comparison, tests=tests)
+
     return {
-        "baseline": baseline,
-        "num_queries": len(values[baseline]),
-        "alpha": ALPHA,
-        "power": POWER,
-        "correction": "Holm, over the comparisons",
-        "effect_size": "d_z: mean of the paired differences over their standard deviation",
-        "randomisations": RANDOMISATIONS,
-        "resamples": RESAMPLES,
-        "seed": seed,
-        "comparisons": comparisons,
+        name: corrected(i, comparison) for i, (name, comparison) in enumerate(comparisons.items())
     }
 
 
-def crossed_interval(differences: np.ndarray) -> dict[str, Any]:
+def student_significance(measure: str, values: Mapping[str, np.ndarray], seed: int) -> Significance:
+    """The student minus every other system.
+
+    Args:
+        measure: What the values measure.
+        values: System -> (Q,) per-query values; position i is the same query in all of them.
+        seed: Seeds the randomisation and the bootstrap.
+
+    Raises:
+        InputError: See `paired_tests`.
+    """
+    student = values[STUDENT]
+    pairs = {name: (student, other) for name, other in values.items() if name != STUDENT}
+    return Significance(
+        measure=measure,
+        num_queries=len(student),
+        alpha=ALPHA,
+        power=POWER,
+        randomisations=RANDOMISATIONS,
+        comparisons=compare_systems(pairs, seed),
+    )
+
+
+def crossed_interval(differences: np.ndarray) -> CrossedInterval:
     """The mean of differences (S, Q) of S seeds on Q queries, with an interval over other queries
     *and* other seeds.
 
-    Seeds and queries are crossed random effects: with the mean squares of seeds, queries and what
-        is left, the variance of the grand mean
-    is (MS_seeds + MS_queries - MS_rest) / (S Q) (Searle, Casella & McCulloch, 1992, ch. 4; a
-    component below 0 counts as 0), with Satterthwaite's degrees of freedom (1946): Clark's quasi-F
-    (1973), as an interval.
+    Seeds and queries are crossed random effects: with the mean squares of seeds, of queries and of
+    the rest, the variance of the grand mean is (MS_seeds + MS_queries - MS_rest) / (S Q) (Searle,
+    Casella & McCulloch, 1992, ch. 4; a component below 0 counts as 0), with Satterthwaite's degrees
+    of freedom (1946): Clark's quasi-F (1973), as an interval.
     """
     n = differences.size
-    if _equal(differences):
+    if is_constant(differences):
         value = float(differences[0, 0])
-        same: Any = (
-            {"value": 0.0, "low": 0.0, "high": 0.0, "n": n}
-            if value == 0
-            else undefined(n, f"every difference is {value:g}")
-        )
-        return {"difference": same, "p": 1.0 if value == 0 else None, "degrees_of_freedom": None}
+        if value == 0:
+            return CrossedInterval(Estimate(0.0, 0.0, 0.0, n), 1.0, None)
+        return CrossedInterval(undefined(n, f"every difference is {value:g}"), None, None)
     seeds, queries = differences.shape
-    grand, rows, columns = (
-        float(differences.mean()),
-        differences.mean(1, keepdims=True),
-        differences.mean(0, keepdims=True),
-    )
+    grand = float(differences.mean())
+    rows, columns = differences.mean(1, keepdims=True), differences.mean(0, keepdims=True)
     freedom = np.array([seeds - 1, queries - 1, (seeds - 1) * (queries - 1)])
     squares = [queries * np.square(rows - grand).sum(), seeds * np.square(columns - grand).sum()]
     squares.append(np.square(differences - rows - columns + grand).sum())
@@ -277,22 +279,18 @@ def crossed_interval(differences: np.ndarray) -> dict[str, Any]:
     df = float(terms.sum() ** 2 / (terms**2 / freedom).sum())
     error = float(np.sqrt(terms.sum() / n))
     half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-    return {
-        "difference": {"value": grand, "low": grand - half, "high": grand + half, "n": n},
-        "p": float(2 * stats.t.sf(abs(grand) / error, df)),
-        "degrees_of_freedom": df,
-    }
+    p = float(2 * stats.t.sf(abs(grand) / error, df))
+    return CrossedInterval(Estimate(grand, grand - half, grand + half, n), p, df)
 
 
-def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> SeedsComparison:
     """A recipe that was run with several seeds against a baseline: what holds for other queries
     *and* other seeds.
 
-    Every seed answers every query. Taking each (seed, query) for an observation of its own would
-    count every query S times, and taking the mean over seeds for one system would forget that
-        another seed gives another student: see :func:`crossed_interval`. A bootstrap
-    over seeds would be too narrow: with S of them it shrinks their variance to (S - 1) / S of
-        itself.
+    Every seed answers every query. Taking each (seed, query) as an observation of its own would
+    count every query S times, and taking the mean over seeds as one system would forget that
+    another seed gives another student: see `crossed_interval`. A bootstrap over seeds would be too
+    narrow: with S of them it shrinks their variance to (S - 1) / S of itself.
 
     Args:
         values: (S, Q) per-query values, S >= 2 seeds. Those of a run are in its `evaluation.json`
@@ -300,12 +298,6 @@ def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str,
         baseline: (Q,) of one system, or (S, Q) if the baseline was run with the same seeds and row
             i belongs to row i.
         seed: Seeds the randomisation and the bootstrap of the tests over queries.
-
-    Returns:
-        `difference` with the interval over seeds and queries, its `p` and `degrees_of_freedom`, the
-        mean difference of each seed (`per_seed`) and their standard deviation (`sd_between_seeds`),
-        and `these_seeds`: :func:`paired_tests` on the mean over these seeds, which generalises to
-            other queries only.
 
     Raises:
         InputError: Fewer than two seeds or two queries, or values that cannot be paired.
@@ -318,19 +310,20 @@ def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str,
         or baseline.shape not in (values.shape, values.shape[1:])
     ):
         raise InputError(
-            f"values of shape {values.shape} against a baseline of shape {baseline.shape}: expected (seeds, queries), at least two of "
-            "each, and a baseline of (queries,) or of the same shape"
+            f"values of shape {values.shape} cannot be compared with a baseline of shape "
+            f"{baseline.shape}; give (seeds, queries), at least two of each, and a baseline of "
+            "(queries,) or of the same shape"
         )
     _check(values, baseline)
     differences = values - baseline
     per_seed = differences.mean(1)
-    return {
-        "num_seeds": len(values),
-        "num_queries": values.shape[1],
-        **crossed_interval(differences),
-        "per_seed": per_seed.tolist(),
-        "sd_between_seeds": float(per_seed.std(ddof=1)),
-        "these_seeds": paired_tests(
+    return SeedsComparison(
+        num_seeds=len(values),
+        num_queries=values.shape[1],
+        crossed=crossed_interval(differences),
+        per_seed=tuple(per_seed.tolist()),
+        sd_between_seeds=float(per_seed.std(ddof=1)),
+        these_seeds=paired_tests(
             values.mean(0), np.broadcast_to(baseline, values.shape).mean(0), seed
         ),
-    }
+    )

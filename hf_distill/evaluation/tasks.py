@@ -7,35 +7,34 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
 
-from hf_distill.data.collection import (
-    PairData,
-    text_id,
-)
-from hf_distill.data.sources.beir import (
-    read_qrels,
-    read_texts,
-)
+from hf_distill.data.collection import Collection, text_id
+from hf_distill.data.load import open_collection
+from hf_distill.data.sources.beir import read_qrels, read_texts
 from hf_distill.errors import InputError
-from hf_distill.evaluation.retrieval import Qrels
+from hf_distill.evaluation.retrieval import NDCG, Qrels, Run, make_run, per_query
 from hf_distill.run.folder import RunFolder
+
+Answer = tuple[np.ndarray, np.ndarray]
+"""What `hf_distill.compute.search.search` returns: scores and document places, both (Q, k)."""
 
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Queries that search a corpus, and what is known to be relevant.
+    """Queries that search a corpus, and which documents are relevant.
 
     Attributes:
-        queries: Id -> text, in the order of `qrels`: every judged query, and no other.
-        documents: Id -> text, by ascending id, so that ties go by id (see `hf_distill.compute.search`).
+        queries: Id -> text, in the order of `qrels`: exactly the judged queries.
+        documents: Id -> text, by ascending id, so that ties go by id (see
+            `hf_distill.compute.search`).
         qrels: The judgements.
         name: For tables.
-        notes: What was found in the data that a reader of the figures should know.
+        notes: What a reader of the results should know about the data.
     """
 
     queries: Mapping[str, str]
@@ -44,16 +43,41 @@ class RetrievalTask:
     name: str = "held-out pairs"
     notes: tuple[str, ...] = ()
 
+    def run(self, answer: Answer) -> Run:
+        """The run of a search of `documents` for `queries`, both in their order here."""
+        return make_run(list(self.queries), list(self.documents), *answer)
+
+    def ndcg(self, answer: Answer) -> np.ndarray:
+        """nDCG@10 of each query (Q,) float64, from such a search at a depth of at least 10."""
+        return per_query(self.run(answer), self.qrels, NDCG)["nDCG@10"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeldOutTask(RetrievalTask):
+    """The held-out pairs of a collection as a task. Ids are `text_id`s.
+
+    Attributes:
+        query_numbers: (Q,) int64, the number in the collection of each query.
+        document_numbers: (N,) int64, the number in the collection of each document.
+        pair_queries: (n,) int64, the place in `queries` of each held-out pair's query.
+        pair_documents: (n,) int64, the place in `documents` of each held-out pair's document.
+    """
+
+    query_numbers: np.ndarray
+    document_numbers: np.ndarray
+    pair_queries: np.ndarray
+    pair_documents: np.ndarray
+
 
 def _unique(rows: Iterable[tuple[str, str]], what: str, name: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for row, (key, text) in enumerate(rows, 1):
-        if key in found:
+        if key in texts:
             raise InputError(
-                f"{name}: the {what} id {key!r} appears a second time (row {row}); ids must be unique"
+                f"{name}: the {what} id {key!r} appears a second time (row {row}); make ids unique"
             )
-        found[key] = text
-    return found
+        texts[key] = text
+    return texts
 
 
 def make_task(
@@ -64,40 +88,52 @@ def make_task(
 ) -> RetrievalTask:
     """A task from (id, text) of queries and documents and (query id, document id, grade), checked.
 
-    Queries without judgements are left out, with a note: nothing can be said of them. Judgements of
-        documents outside the corpus stay,
-    with a note: no system can find them, and a relevant one among them lowers recall and nDCG, as
-        trec_eval has it.
+    Queries without judgements are left out, with a note, because they cannot be measured.
+    Judgements of documents outside the corpus stay, with a note: no system can find them, and a
+    relevant one among them lowers recall and nDCG, as in trec_eval.
 
     Raises:
-        InputError: An id that appears twice, a pair that is judged twice, an empty corpus, no
-            judgements, or a judged query without a text.
+        InputError: An id appears twice, a pair has two grades, the corpus is empty, there are no
+            judgements, or a judged query has no text.
     """
     texts, corpus = _unique(queries, "query", name), _unique(documents, "document", name)
     qrels: dict[str, dict[str, int]] = {}
     for query, document, grade in judgements:
-        grades = qrels.setdefault(query, {})
-        if grades.setdefault(document, grade) != grade:
+        first = qrels.setdefault(query, {}).setdefault(document, grade)
+        if first != grade:
             raise InputError(
-                f"{name}: query {query!r} and document {document!r} are judged {grades[document]} and {grade}; keep one of them"
+                f"{name}: query {query!r} and document {document!r} are judged {first} and "
+                f"{grade}; keep one of them"
             )
     if not corpus:
-        raise InputError(f"{name}: the corpus is empty, so there is nothing to search")
+        raise InputError(f"{name}: the corpus is empty; add the documents to search")
     if not qrels:
         raise InputError(
-            f"{name}: there is no judgement among {len(texts)} queries, so nothing can be measured"
+            f"{name}: there is no judgement among {len(texts)} queries, so nothing can be "
+            "measured; add judgements"
         )
     unknown = [query for query in qrels if query not in texts]
     if unknown:
         raise InputError(
-            f"{name}: {len(unknown)} of {len(qrels)} judged queries have no text (e.g. {unknown[0]!r}); they cannot be searched, and "
-            "counting them as 0 would blame the model. Add their texts or remove their judgements"
+            f"{name}: {len(unknown)} of {len(qrels)} judged queries have no text (e.g. "
+            f"{unknown[0]!r}). They cannot be searched, and counting them as 0 would blame the "
+            "model; add their texts or remove their judgements"
         )
-    notes = []
+    return RetrievalTask(
+        {query: texts[query] for query in qrels},
+        dict(sorted(corpus.items())),
+        qrels,
+        name,
+        tuple(_notes(texts, corpus, qrels)),
+    )
+
+
+def _notes(texts: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels) -> Iterable[str]:
     if len(texts) > len(qrels):
-        left_out = next(query for query in texts if query not in qrels)
-        notes.append(
-            f"{len(texts) - len(qrels)} of {len(texts)} queries have no judgement and are left out, e.g. {left_out!r}"
+        unjudged = next(query for query in texts if query not in qrels)
+        yield (
+            f"{len(texts) - len(qrels)} of {len(texts)} queries have no judgement and are left "
+            f"out, e.g. {unjudged!r}"
         )
     missing = [
         (query, document)
@@ -106,10 +142,10 @@ def make_task(
         if document not in corpus
     ]
     if missing:
-        total = sum(map(len, qrels.values()))
-        notes.append(
-            f"{len(missing)} of {total} judgements name a document that is not in the corpus, e.g. {missing[0][1]!r} for query "
-            f"{missing[0][0]!r}: no system can find it"
+        query, document = missing[0]
+        yield (
+            f"{len(missing)} of {sum(map(len, qrels.values()))} judgements name a document that is "
+            f"not in the corpus, e.g. {document!r} for query {query!r}: no system can find it"
         )
     hopeless = [
         query
@@ -117,56 +153,59 @@ def make_task(
         if not any(grade > 0 and name in corpus for name, grade in grades.items())
     ]
     if hopeless:
-        notes.append(
-            f"{len(hopeless)} of {len(qrels)} judged queries have no relevant document in the corpus, e.g. {hopeless[0]!r}: every system "
-            "gets 0 there"
+        yield (
+            f"{len(hopeless)} of {len(qrels)} judged queries have no relevant document in the "
+            f"corpus, e.g. {hopeless[0]!r}: every system gets 0 there"
         )
-    return RetrievalTask(
-        {query: texts[query] for query in qrels},
-        dict(sorted(corpus.items())),
-        qrels,
-        name,
-        tuple(notes),
-    )
 
 
-def held_out_task(data: PairData) -> RetrievalTask:
-    """The retrieval task of the test pairs: every test query is judged, every document of the
-    corpus is searched. Ids are `text_id`.
+def held_out_task(collection: Collection) -> HeldOutTask:
+    """The retrieval task of the held-out pairs: their queries search every document that is marked
+    as searched.
     """
-    return _pairs_task(data.test, data.corpus, "held-out pairs")
+    pairs = collection.pairs("test")
+    numbers, first, place = np.unique(pairs.queries, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # by the first pair of each query
+    query_numbers, pair_queries = numbers[order], np.argsort(order)[place]
+    query_texts = collection.query_texts(query_numbers)
+    query_ids = [text_id(text) for text in query_texts]
 
+    searched = collection.searched
+    document_texts = collection.document_texts(searched)
+    document_ids = [text_id(text) for text in document_texts]
+    by_id = np.array(sorted(range(len(searched)), key=document_ids.__getitem__), dtype=np.int64)
+    document_numbers = searched[by_id]
+    pair_documents = np.argsort(by_id)[np.searchsorted(searched, pairs.documents)]
 
-def _pairs_task(test: Dataset, corpus: Dataset, name: str) -> RetrievalTask:
-    queries: dict[str, str] = {}
-    grades: dict[tuple[str, str], int] = {}
-    for row in test:
-        query, document = text_id(row["query"]), text_id(row["document"])
-        queries[query] = row["query"]
-        grades[query, document] = max(row["relevance"], grades.get((query, document), 0))
-    documents = {text_id(text): text for text in corpus["document"]}
-    return make_task(
-        queries.items(),
-        documents.items(),
-        ((q, d, grade) for (q, d), grade in grades.items()),
-        name,
+    grades: dict[tuple[int, int], int] = {}
+    for query, document, grade in zip(
+        pair_queries.tolist(), pair_documents.tolist(), pairs.column("grade"), strict=True
+    ):
+        grades[query, document] = max(grade, grades.get((query, document), 0))
+    ids = [document_ids[i] for i in by_id]
+    task = make_task(
+        zip(query_ids, query_texts, strict=True),
+        zip(document_ids, document_texts, strict=True),
+        ((query_ids[q], ids[d], grade) for (q, d), grade in grades.items()),
+        "held-out pairs",
+    )
+    return HeldOutTask(
+        **vars(task),
+        query_numbers=query_numbers,
+        document_numbers=document_numbers,
+        pair_queries=pair_queries,
+        pair_documents=pair_documents,
     )
 
 
-def run_task(folder: RunFolder) -> RetrievalTask:
+def run_task(folder: RunFolder) -> HeldOutTask:
     """The held-out pairs of a finished run.
 
     Raises:
         InputError: The run holds no pairs.
     """
-    files = [folder.pairs / f"{name}.arrow" for name in ("test", "corpus")]
-    for file in files:
-        if not file.is_file():
-            raise InputError(
-                f"{folder.path} is a run, but {file.name} is missing in its pairs/; run train.py --until score once more"
-            )
-    test, corpus = (Dataset.from_file(str(file)) for file in files)
-    return _pairs_task(test, corpus, f"held-out pairs of {folder.path.resolve().name}")
+    name = f"held-out pairs of {folder.path.resolve().name}"
+    return replace(held_out_task(open_collection(folder)), name=name)
 
 
 def beir_task(folder: Path) -> RetrievalTask:
@@ -174,71 +213,66 @@ def beir_task(folder: Path) -> RetrievalTask:
     ids.
 
     Raises:
-        InputError: As `make_task`, or a file that is missing or malformed, with the line.
+        InputError: As `make_task`, or a file is missing or malformed, with the line.
     """
     qrels = folder / "qrels" / "test.tsv"
     if not qrels.is_file():
         raise InputError(
-            f"no test.tsv in {folder / 'qrels'}; a BEIR folder keeps the judgements it is measured by there"
+            f"{folder / 'qrels'} holds no test.tsv; put the judgements to measure by there"
         )
-    queries, documents = (
-        read_texts(folder / "queries.jsonl", ("text",)),
-        read_texts(folder / "corpus.jsonl", ("title", "text")),
-    )
+    queries = read_texts(folder / "queries.jsonl", ("text",))
+    documents = read_texts(folder / "corpus.jsonl", ("title", "text"))
     return make_task(queries.items(), documents.items(), read_qrels(qrels), folder.resolve().name)
 
 
 def mteb_task(name: str) -> RetrievalTask:
     """A retrieval task of the `mteb` package: its own split and ids, title and text joined by a
-    space; from the cache or the Hub.
+    space; from the local cache or the Hub.
 
     Raises:
-        InputError: `mteb` is not installed, has no such retrieval task, the data cannot be had, or
-            as `make_task`.
+        InputError: `mteb` is not installed or has no such retrieval task, the data is neither in
+            the cache nor on the Hub, or as `make_task`.
     """
     if importlib.util.find_spec("mteb") is None:
         raise InputError(
             f"--task mteb:{name} needs the package mteb; pip install 'hf_distill[mteb]'"
         )
-    import mteb  # noqa: PLC0415  (an extra, and ten seconds)
+    import mteb  # noqa: PLC0415  (an extra, and the import takes ten seconds)
 
     logging.getLogger("mteb").setLevel(logging.ERROR)
     try:
         task: Any = mteb.get_task(name)
     except KeyError as error:
+        reason = error.args[0] if error.args else error
         raise InputError(
-            f"--task: mteb has no task {name!r}: {str(error.args[0]) if error.args else error}"
+            f"--task mteb:{name} is unknown to mteb ({reason}); name one of its retrieval tasks"
         ) from error
-    if task.metadata.type != "Retrieval" or not set(task.metadata.modalities) <= {"text"}:
+    about = task.metadata
+    if about.type != "Retrieval" or not set(about.modalities) <= {"text"}:
         raise InputError(
-            f"--task: {name} is no text retrieval task of mteb but {task.metadata.type} of {', '.join(task.metadata.modalities)}"
+            f"--task mteb:{name} is a {about.type} task of {', '.join(about.modalities)}; name a "
+            "text retrieval task"
         )
     if len(task.hf_subsets) != 1 or len(task.eval_splits) != 1:
         raise InputError(
-            f"--task: {name} has {len(task.hf_subsets)} subsets ({', '.join(task.hf_subsets[:5])}) and {len(task.eval_splits)} splits; "
-            "only tasks with one of each can be compared on"
+            f"--task mteb:{name} has {len(task.hf_subsets)} subsets "
+            f"({', '.join(task.hf_subsets[:5])}) and {len(task.eval_splits)} splits; name a task "
+            "with one of each"
         )
-    where = (
-        f"data set {task.metadata.dataset['path']}, revision {task.metadata.dataset['revision']}"
-    )
     try:
         task.load_data()
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # of `datasets` and `huggingface_hub`: their errors derive from these
+    except (OSError, ValueError) as error:  # those of `datasets` and `huggingface_hub`, too
+        reason = str(error).splitlines()[0] if str(error) else "no message"
         raise InputError(
-            f"--task: the data of {name} ({where}) is not in the local cache and could not be downloaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Download it once with a network"
+            f"--task mteb:{name}: its data (data set {about.dataset['path']}, revision "
+            f"{about.dataset['revision']}) is not in the local cache and could not be downloaded "
+            f"({type(error).__name__}: {reason}); download it once with a network"
         ) from error
     split = task.dataset[task.hf_subsets[0]][task.eval_splits[0]]
     return make_task(
         ((str(row["id"]), row["text"]) for row in split["queries"]),
         (
-            (
-                str(row["id"]),
-                " ".join(part for part in (row.get("title"), row["text"]) if part).strip(),
-            )
+            (str(row["id"]), " ".join(filter(None, (row.get("title"), row["text"]))).strip())
             for row in split["corpus"]
         ),
         (
@@ -255,7 +289,7 @@ def load_task(text: str) -> RetrievalTask:
     NanoBEIR, e.g. `nano:SciFact`.
 
     Raises:
-        InputError: None of these, or as the readers.
+        InputError: `text` is none of these, or as the readers.
     """
     kind, _, name = text.partition(":")
     if kind == "mteb" and name:
@@ -265,12 +299,14 @@ def load_task(text: str) -> RetrievalTask:
     folder = Path(text)
     if not folder.is_dir():
         raise InputError(
-            f"--task {text}: no such folder; name a run's folder, a BEIR folder, mteb:NAME or nano:NAME (e.g. nano:SciFact)"
+            f"--task {text}: there is no such folder; name a run's folder, a BEIR folder, "
+            "mteb:NAME or nano:NAME (e.g. nano:SciFact)"
         )
     if (run := RunFolder(folder)).recipe.is_file():
         return run_task(run)
     if (folder / "corpus.jsonl").is_file():
         return beir_task(folder)
     raise InputError(
-        f"--task {text}: this folder holds neither recipe.yaml (a run) nor corpus.jsonl (a BEIR folder)"
+        f"--task {text}: this folder holds neither recipe.yaml (a run) nor corpus.jsonl (a BEIR "
+        "folder); name another one"
     )

@@ -1,9 +1,9 @@
-"""Run in a fresh process with an empty cache (see `hf_distill.release.publish.load_back`): load what was
+"""Run in a fresh process with an empty cache (see `hf_distill.release.verify`): load what was
 published, as anyone would.
 
 Reads {repos: [[kind, id, commit, {path: SHA-256}], ...], probes: [text, ...]} from standard input.
-Prints a line of JSON with the SHA-256 of every file as it was downloaded; if all are as expected,
-also one with the embeddings of the probes and the rows of each split. Imports nothing of this
+Prints a line of JSON with the SHA-256 of every downloaded file. If all are as expected, it prints
+another line with the embeddings of the probes and the rows of each split. Imports nothing of this
 project.
 """
 
@@ -18,28 +18,31 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def main() -> None:
-    """Download, load, and tell."""
+    """Download, load, and print what there is."""
     wanted = json.load(sys.stdin)
     digests: dict[str, dict[str, str]] = {}
     for kind, repo, commit, _ in wanted["repos"]:
         folder = Path(snapshot_download(repo, repo_type=kind, revision=commit))
-        digests[repo] = {}
-        for path in (p for p in folder.rglob("*") if p.is_file()):
-            with path.open("rb") as file:
-                digests[repo][path.relative_to(folder).as_posix()] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests[repo] = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     print(json.dumps({"digests": digests}), flush=True)
     if any(
         digests[repo].get(name) != digest
         for _, repo, _, expected in wanted["repos"]
         for name, digest in expected.items()
     ):
-        return  # what is damaged is not worth loading
+        return  # there is no point in loading damaged files
 
-    from datasets import get_dataset_config_names, load_dataset  # noqa: PLC0415  # they take seconds to import
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # the same
+    # These take seconds to import.
+    from datasets import get_dataset_config_names, load_dataset  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
     loaded: dict[str, Any] = {"embeddings": None, "rows": {}}
     for kind, repo, commit, _ in wanted["repos"]:

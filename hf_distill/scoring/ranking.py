@@ -1,53 +1,64 @@
-"""Signals for selection from the teacher's embeddings: how a pair's own document does for its query
-among a pool of others.
+"""Where the teacher ranks a pair's own document for its query among a pool of others.
 
-Rank consistency is what E5 keeps its pairs by (Wang et al. 2022, arXiv:2212.03533: the passage is
-among the teacher's top 2 of a million); a positive-aware margin is what NV-Retriever mines its hard
-negatives by (Moreira et al. 2024, arXiv:2407.15831).
+Rank consistency is the filter of E5, which keeps a pair if its passage is among the teacher's top 2
+of a million (Wang et al. 2022, arXiv:2212.03533). NV-Retriever mines its hard negatives with a
+positive-aware margin (Moreira et al. 2024, arXiv:2407.15831).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Sequence, Value
 from tqdm.auto import tqdm
 
 from hf_distill.compute.device import device_type
-from hf_distill.data.collection import map_rows
-from hf_distill.run.folder import (
-    RunFolder,
-    fingerprint,
-    main_makes,
-    written_whole,
-)
-from hf_distill.scoring.scores import (
-    EmbeddingTable,
-    ScoredPairs,
-)
+from hf_distill.data.collection import Collection
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import stage, written_whole
+from hf_distill.scoring.embeddings import EmbeddingTable
+from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import similarity
 
-_PAIR_BLOCK, _DOCUMENT_BLOCK = 512, 8192
+POOL_SIZE = 100_000
+_LEAST_NEGATIVES = 4
+_QUERY_BLOCK, _DOCUMENT_BLOCK = 512, 8192
+_ARRAYS = ("rank", "margin", "negatives", "negative_scores")
 
 
 @dataclass(frozen=True)
-class Signals:
-    """For each of n pairs.
+class RankingRecord:
+    """`soft_labels/ranking.json`.
 
     Attributes:
-        rank: (n,) int32, from 1: how many documents of the pool the teacher puts above the pair's
-            own, plus 1. A document that the data pairs with the same query is not counted.
-        margin: (n,) float32: score of the own document minus that of the best other one; NaN if the
-            pool has no other.
-        negatives: (n, k) int64: the best other documents, best first, each as the index of a pair
-            that holds it; -1 where there is none.
-        negative_scores: (n, k) float32: their scores; NaN where there is none.
-        pool: How many documents the pool has.
+        key: The fingerprint of what the ranking depends on.
+        pool: Documents in the pool.
+        k: Hard negatives that are noted for each pair.
     """
 
+    key: str
+    pool: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """For each of n training pairs, in order.
+
+    Attributes:
+        key: The fingerprint of what the ranking depends on.
+        rank: (n,) int32, from 1: one more than the number of documents of the pool that the teacher
+            scores above the pair's own. Other documents of the same query do not count.
+        margin: (n,) float32: score of the pair's document minus that of the best other one; NaN if
+            the pool has no other.
+        negatives: (n, k) int64: numbers of the best other documents, best first; -1: none.
+        negative_scores: (n, k) float32: their scores; NaN: none.
+        pool: Documents in the pool.
+    """
+
+    key: str
     rank: np.ndarray
     margin: np.ndarray
     negatives: np.ndarray
@@ -55,153 +66,150 @@ class Signals:
     pool: int
 
 
+@dataclass(frozen=True)
+class RankedPairs:
+    """Pairs to rank: numbers of their queries and documents (n,) int64, and their scores (n,)."""
+
+    queries: np.ndarray
+    documents: np.ndarray
+    scores: np.ndarray
+
+
 def document_pool(documents: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Indices (m,) int64 of pairs that hold each unique one of `documents` (n,) first; a seeded
-    sample if there are more than `size`.
+    """Each of `documents` (n,) once, in the order in which they come first: (m,). If there are more
+    than `size`, a seeded sample.
     """
-    _, first = np.unique(documents, return_index=True)
-    first = np.sort(first)
-    if len(first) <= size:
-        return first
-    return np.sort(np.random.default_rng(seed).choice(first, size, replace=False))
+    first = np.sort(np.unique(documents, return_index=True)[1])
+    if len(first) > size:
+        first = np.sort(np.random.default_rng(seed).choice(first, size, replace=False))
+    pool: np.ndarray = documents[first]
+    return pool
 
 
-def pool_signals(
-    queries: np.ndarray,
-    documents: np.ndarray,
-    scores: np.ndarray,
-    embeddings: EmbeddingTable,
+class _Pool:
+    """The pool's embeddings on the device, and the search in them."""
+
+    def __init__(self, documents: np.ndarray, table: EmbeddingTable, measure: str) -> None:
+        self.device = device_type() if device_type() == "cuda" else "cpu"
+        self.measure = measure
+        self.rows = torch.from_numpy(table.of_documents(documents)).to(self.device)
+        self.place = np.full(len(table.documents), -1)
+        self.place[documents] = np.arange(len(documents))
+
+    def search(
+        self, queries: np.ndarray, own: RankedPairs, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rank the pool for some queries, by exact search in blocks.
+
+        Args:
+            queries: Embeddings (q, d).
+            own: All p pairs of these queries, which they name by their place in `queries`.
+            k: How many of the best other documents to note.
+
+        Returns:
+            How many other documents are above each pair's own (p,); for each query the scores
+            (q, k) and the places in the pool (q, k) of the best others, NaN and -1 where there is
+            none.
+        """
+        left = torch.from_numpy(queries).to(self.device).float()
+        scores = torch.from_numpy(own.scores).to(self.device).float()
+        places = self.place[own.documents]
+        above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
+        best = torch.full((len(left), k), -torch.inf, device=self.device)
+        best_places = torch.full((len(left), k), -1, dtype=torch.int64, device=self.device)
+        for first in range(0, len(self.rows), _DOCUMENT_BLOCK):
+            block = self.rows[first : first + _DOCUMENT_BLOCK].float()
+            tile = similarity(self.measure, left, block)
+            here = (places >= first) & (places < first + len(block))
+            tile[own.queries[here], places[here] - first] = -torch.inf
+            for start in range(0, len(scores), _QUERY_BLOCK):
+                some = slice(start, start + _QUERY_BLOCK)
+                above[some] += (tile[own.queries[some]] > scores[some, None]).sum(dim=1)
+            top, at = tile.topk(min(k, len(block)), dim=1)
+            best, chosen = torch.cat([best, top], dim=1).topk(k, dim=1)
+            best_places = torch.cat([best_places, at + first], dim=1).gather(1, chosen)
+        missing = best.isneginf()
+        best, best_places = (
+            best.masked_fill(missing, torch.nan),
+            best_places.masked_fill(missing, -1),
+        )
+        return above.cpu().numpy(), best.cpu().numpy(), best_places.cpu().numpy()
+
+
+def rank_pairs(
+    pairs: RankedPairs,
+    table: EmbeddingTable,
     measure: str,
-    pool: np.ndarray,
+    documents: np.ndarray,
     k: int,
-) -> Signals:
-    """Compute the signals by exact search, in blocks of bounded memory.
+    key: str,
+) -> Ranking:
+    """Rank the pairs' documents in a pool.
 
     Args:
-        queries, documents: Keys (n,) uint64 of the pairs' texts in `embeddings`.
-        scores: The teacher's scores (n,) of the pairs.
-        embeddings: The teacher's embeddings.
-        measure: Its similarity.
-        pool: As from `document_pool`.
-        k: Best other documents to note.
+        pairs: The n pairs.
+        table: The teacher's embeddings.
+        measure: The similarity that it compares them with.
+        documents: The pool: numbers of unique documents (m,).
+        k: How many of the best other documents to note.
+        key: Of the result.
     """
-    count, k = len(queries), min(k, len(pool))
-    device = device_type() if device_type() == "cuda" else "cpu"
-    pool_keys = documents[pool]
-    by_key = np.argsort(pool_keys)
-    # A query's own documents, in all its pairs, are no others: cells (pair, place in the pool) to
-    # leave out.
-    order = np.argsort(queries, kind="stable")  # pairs of one query stand together
+    count = len(pairs.queries)
     rank = np.empty(count, dtype=np.int32)
-    margin = np.full(count, np.nan, dtype=np.float32)
-    negatives = np.full((count, k), -1, dtype=np.int64)
-    negative_scores = np.full((count, k), np.nan, dtype=np.float32)
-
-    def own_cells(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-        lows = np.searchsorted(queries, queries[rows], side="left", sorter=order)
-        highs = np.searchsorted(queries, queries[rows], side="right", sorter=order)
-        for place, (low, high) in enumerate(zip(lows, highs, strict=True)):
-            for key in documents[order[low:high]]:
-                found = np.searchsorted(pool_keys, key, sorter=by_key)
-                if found < len(pool_keys) and pool_keys[by_key[found]] == key:
-                    yield place, int(by_key[found])
-
-    for start in tqdm(
-        range(0, count, _PAIR_BLOCK),
-        desc="Ranking in the pool",
-        unit_scale=_PAIR_BLOCK,
-        unit=" pairs",
-        delay=3,
-    ):
-        rows = order[start : start + _PAIR_BLOCK]
-        left = torch.from_numpy(embeddings.of_numbers(queries[rows])).to(device).float()
-        own = torch.from_numpy(scores[rows]).to(device).float()
-        cells = np.array(list(own_cells(rows)), dtype=np.int64).reshape(-1, 2)
-        above = torch.zeros(len(rows), dtype=torch.int64, device=device)
-        best = torch.full((len(rows), max(k, 1)), -torch.inf, device=device)
-        best_places = torch.full((len(rows), max(k, 1)), -1, dtype=torch.int64, device=device)
-        for first in range(0, len(pool), _DOCUMENT_BLOCK):
-            part = (
-                torch.from_numpy(embeddings.of_numbers(pool_keys[first : first + _DOCUMENT_BLOCK]))
-                .to(device)
-                .float()
-            )
-            found = similarity(measure, left, part)
-            here = cells[(cells[:, 1] >= first) & (cells[:, 1] < first + len(part))]
-            found[here[:, 0], here[:, 1] - first] = -torch.inf
-            above += (found > own[:, None]).sum(dim=1)
-            top, places = found.topk(min(best.shape[1], found.shape[1]), dim=1)
-            merged, merged_places = (
-                torch.cat([best, top], 1),
-                torch.cat([best_places, places + first], 1),
-            )
-            best, chosen = merged.topk(best.shape[1], dim=1)
-            best_places = merged_places.gather(1, chosen)
-        known = torch.isfinite(best)
-        rank[rows] = (above + 1).cpu().numpy()
-        margin[rows] = torch.where(known[:, 0], own - best[:, 0], torch.nan).cpu().numpy()
-        if k:
-            chosen_places = torch.where(known, best_places, -1).cpu().numpy()
-            negatives[rows] = np.where(chosen_places >= 0, pool[np.maximum(chosen_places, 0)], -1)
-            negative_scores[rows] = torch.where(known, best, torch.nan).cpu().numpy()
-    return Signals(rank, margin, negatives, negative_scores, len(pool))
+    margin = np.empty(count, dtype=np.float32)
+    negatives = np.empty((count, k), dtype=np.int64)
+    negative_scores = np.empty((count, k), dtype=np.float32)
+    pool = _Pool(documents, table, measure)
+    # Each query searches once, however many documents it has. Queries come in the order of their
+    # embeddings, and the pairs of one stand together.
+    rows, query = np.unique(table.queries[pairs.queries], return_inverse=True)
+    order = np.argsort(query, kind="stable")
+    bounds = np.searchsorted(query[order], np.arange(len(rows) + 1))
+    with tqdm(total=count, desc="Ranking in the pool", unit=" pairs", delay=3) as bar:
+        for start in range(0, len(rows), _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, len(rows))
+            here = order[bounds[start] : bounds[stop]]
+            own = RankedPairs(query[here] - start, pairs.documents[here], pairs.scores[here])
+            above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
+            rank[here] = above + 1
+            margin[here] = own.scores - best[own.queries, 0]
+            negatives[here] = np.where(places < 0, -1, documents[places])[own.queries]
+            negative_scores[here] = best[own.queries]
+            bar.update(len(here))
+    return Ranking(key, rank, margin, negatives, negative_scores, len(documents))
 
 
-def with_signals(
-    scored: ScoredPairs, pool_size: int, k: int, seed: int, folder: RunFolder
-) -> tuple[Dataset, str]:
-    """The scored training pairs with `rank`, `margin`, `hard_negatives` (pair ids) and
-    `hard_negative_scores`, and their fingerprint.
+def rank_in_pool(
+    collection: Collection, scores: Scores, recipe: Recipe, folder: RunFolder
+) -> Ranking | None:
+    """Rank every training pair's document in a pool of the training pairs' documents.
 
-    The pool is the documents of the training pairs. A teacher without embeddings has no such
-        signals: the pairs come back as they are.
+    Args:
+        collection: The pairs.
+        scores: What the teacher says of them.
+        recipe: `hard_negatives_per_pair` and `seed` are read.
+        folder: The run's folder.
+
+    Returns:
+        The ranking; None if the teacher embeds nothing.
     """
-    embeddings = scored.embeddings
-    if embeddings is None:
-        return scored.train, scored.key
-    key = fingerprint(scored.key, pool_size, k, seed)
-    path = folder.soft_labels / f"signals-{key}.npz"
+    table = scores.embeddings
+    if table is None:
+        return None
+    k = max(_LEAST_NEGATIVES, recipe.training.hard_negatives_per_pair)
+    path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
 
-    def make() -> None:
-        queries, documents = (
-            np.array([int(name, 16) for name in scored.train[column]], dtype=np.uint64)
-            for column in ("query_id", "document_id")
-        )
-        pool = document_pool(documents, pool_size, seed)
-        scores = np.asarray(scored.train["teacher_score"], dtype=np.float32)
-        made = pool_signals(queries, documents, scores, embeddings, scored.scale.measure, pool, k)
-        for stale in folder.soft_labels.glob("signals-*.npz"):
-            stale.unlink()
-        with written_whole(path) as temporary:
-            np.savez(temporary, **vars(made))
+    def make(key: str) -> RankingRecord:
+        train = collection.pairs("train")
+        pairs = RankedPairs(train.queries, train.documents, scores.of(train.rows))
+        pool = document_pool(train.documents, POOL_SIZE, recipe.seed)
+        ranking = rank_pairs(pairs, table, scores.scale.similarity, pool, k, key)
+        path.unlink(missing_ok=True)  # from here on the old ranking is no longer whole
+        with written_whole(arrays_path) as temporary:
+            np.savez(temporary, **{name: getattr(ranking, name) for name in _ARRAYS})
+        return RankingRecord(key, ranking.pool, k)
 
-    main_makes(path, make)
-    with np.load(path) as arrays:
-        made = Signals(
-            **{name: arrays[name] for name in ("rank", "margin", "negatives", "negative_scores")},
-            pool=int(arrays["pool"]),
-        )
-    pair_ids = np.array(scored.train["pair_id"], dtype=object)
-
-    def add(_: dict[str, list[object]], indices: list[int]) -> dict[str, object]:
-        known = [row[row >= 0] for row in made.negatives[indices]]
-        return {
-            "rank": made.rank[indices],
-            "margin": made.margin[indices],
-            "hard_negatives": [pair_ids[row].tolist() for row in known],
-            "hard_negative_scores": [
-                values[: len(row)].tolist()
-                for values, row in zip(made.negative_scores[indices], known, strict=True)
-            ],
-        }
-
-    features = Features(
-        {
-            **scored.train.features,
-            "rank": Value("int32"),
-            "margin": Value("float32"),
-            "hard_negatives": Sequence(Value("string")),
-            "hard_negative_scores": Sequence(Value("float32")),
-        }
-    )
-    return map_rows(scored.train, add, features), key
+    inputs = (scores.key, POOL_SIZE, k, recipe.seed)
+    record = stage(path, RankingRecord, inputs, make, [arrays_path])
+    with np.load(arrays_path) as arrays:
+        return Ranking(record.key, **{name: arrays[name] for name in _ARRAYS}, pool=record.pool)

@@ -1,172 +1,212 @@
-"""Restartable work on many items: done in shards, each kept as one file that is written whole and
-checked when it is read.
+"""Restartable work on many items. It is done in shards; each shard is one file that is written
+whole and checked when it is opened.
 
-A shard's file is `<worker>-<items>.<digest>.parquet`: who made it, a hash of the items in it, and
-the SHA-256 of its bytes. So
+A shard's file is `<worker>-<items>.<digest>.arrow`: who made it, a hash of the keys in it, and the
+SHA-256 of its bytes. It is an uncompressed Arrow IPC file, so that it can be memory-mapped and
+nothing has to be copied out of it.
 
-- a part that a kill cut short has no name, and one that was altered no longer has its own: both are
-  made again;
-- items are known by their key, not by their place: new ones cost only themselves;
-- whoever makes a part holds a lock on it, which the operating system releases if they die: several
-  processes of one run, or several runs on one folder, share the work, and what one leaves another
-  takes up.
+- A kill leaves no file with such a name, and a file that was altered no longer fits its name. Both
+  are made again.
+- An item is known by its key and not by its place. New items cost only themselves.
+- Whoever makes a shard holds a lock on it, which the operating system releases if they die. Several
+  processes of one run, or several runs on one folder, share the work, and one takes up what another
+  left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from hf_distill.run.folder import (
-    sha256_of,
-    written_whole,
-)
+from hf_distill.run.stage import sha256_of, written_whole
 
 logger = logging.getLogger(__name__)
 
-KEY_COLUMN, VALUE_COLUMN = "key", "value"
+LEAST_ITEMS = 4096
+_MOST_SHARDS = 256
 _DIGITS = 32
 _POLL_SECONDS = 0.3
 
-Work = Callable[[np.ndarray], Dataset]
-"""Given the keys of a shard (n,) uint64: a Dataset of n rows in their order, with `KEY_COLUMN` and
-`VALUE_COLUMN`.
+Work = Callable[[np.ndarray], np.ndarray]
+"""Given the keys of a shard (n,) uint64, its values in the same order: (n,) float32 or (n, d)
+float16.
 """
+
+
+def shard_size(items: int) -> int:
+    """Items in a shard: few enough that a kill loses little, and so many that there are at most
+    some 256 files.
+    """
+    return max(LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard that was made, memory-mapped. It holds no file open.
+
+    Attributes:
+        path: Its file.
+        keys: (n,) uint64.
+        values: (n,) float32 or (n, d) float16.
+    """
+
+    path: Path
+    keys: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def open(cls, path: Path) -> Part:
+        """Map the file at `path`."""
+        with pa.memory_map(str(path)) as file:  # the arrays keep the mapping, not the file
+            batch = pa.ipc.open_file(file).get_batch(0)
+        keys, values = batch.column("key"), batch.column("value")
+        if isinstance(values, pa.FixedSizeListArray):
+            rows = values.flatten().to_numpy().reshape(len(keys), -1)
+            return cls(path, keys.to_numpy(), rows)
+        return cls(path, keys.to_numpy(), values.to_numpy())
+
+
+def _as_arrow(keys: np.ndarray, values: np.ndarray) -> pa.Buffer:
+    """The bytes of an Arrow file of one batch."""
+    column = pa.array(values.reshape(-1))
+    if values.ndim > 1:
+        column = pa.FixedSizeListArray.from_arrays(column, values.shape[1])
+    batch = pa.record_batch({"key": pa.array(keys), "value": column})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def locate(parts: Sequence[Part], keys: np.ndarray) -> tuple[list[Part], np.ndarray]:
+    """Where items are stored.
+
+    Args:
+        parts: Of one worker. If two hold a key, the later one counts.
+        keys: (n,) uint64, unique, ascending; each in one of `parts`.
+
+    Returns:
+        The parts that are needed, and the places (n,) uint32 of the items in the concatenation of
+        these.
+    """
+    needed: list[Part] = []
+    places = np.zeros(len(keys), dtype=np.uint32)
+    start = 0
+    for part in parts if len(keys) else ():
+        at = np.minimum(np.searchsorted(keys, part.keys), len(keys) - 1)
+        rows = np.flatnonzero(keys[at] == part.keys)
+        if len(rows):
+            places[at[rows]] = start + rows
+            start += len(part.keys)
+            needed.append(part)
+    return needed, places
 
 
 @dataclass
 class Shards:
-    """The parts of one worker (a teacher) in a folder that others may use at the same time.
+    """The shards of one worker (a teacher), in a folder that others may use at the same time.
 
     Attributes:
-        folder: Where the parts lie.
+        folder: Where they are.
         worker: The fingerprint of what makes them.
     """
 
     folder: Path
     worker: str
-    _whole: set[Path] = field(default_factory=set, repr=False)
+    _opened: dict[Path, Part] = field(default_factory=dict, repr=False)
 
-    def parts(self) -> list[Path]:
-        """The whole parts, by name. One that is damaged is removed, with a warning; each is read
-        once to find out.
+    def parts(self) -> list[Part]:
+        """The whole shards, by name. Each is read once, to check it; a damaged one is removed with
+        a warning.
         """
-        for path in sorted(self.folder.glob(f"{self.worker}-*.parquet")):
-            if path in self._whole:
+        for path in self.folder.glob(f"{self.worker}-*.arrow"):
+            if path in self._opened:
                 continue
             try:
-                if path.name.split(".")[-2] != sha256_of(path)[:_DIGITS]:
+                if path.name.split(".")[-2] == sha256_of(path)[:_DIGITS]:
+                    self._opened[path] = Part.open(path)
+                else:
                     logger.warning(
-                        "%s is damaged (its bytes do not have the digest in its name): it is made again",
+                        "%s is damaged: its bytes do not have the digest in its name. It is "
+                        "removed and made again",
                         path,
                     )
                     path.unlink(missing_ok=True)
-                    continue
-                self._whole.add(path)
             except FileNotFoundError:
-                continue  # another run found it damaged first
-        return sorted(self._whole)
+                continue  # another run removed it first
+        return [self._opened[path] for path in sorted(self._opened)]
 
     def known(self) -> np.ndarray:
-        """Keys (n,) uint64 of all items in whole parts, ascending."""
-        parts = self.parts()
-        return (
-            np.unique(np.concatenate([self._keys(part) for part in parts]))
-            if parts
-            else np.empty(0, dtype=np.uint64)
-        )
-
-    @staticmethod
-    def _keys(part: Path) -> np.ndarray:
-        keys: np.ndarray = pq.read_table(part, columns=[KEY_COLUMN]).column(KEY_COLUMN).to_numpy()
-        return keys
+        """Keys (n,) uint64 of all items in whole shards, ascending."""
+        keys = [part.keys for part in self.parts()]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *keys]))
 
     def complete(
-        self, keys: np.ndarray, shard_size: int, work: Work, rank: int = 0, ranks: int = 1
+        self, keys: np.ndarray, size: int, work: Work, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Make what is missing of `keys`, in shards of `shard_size`, and return once all of it is
-        there.
+        """Make what is missing of `keys`, in shards of `size`. Returns when all of it is there.
 
-        Process `rank` of `ranks` begins with every `ranks`-th shard, and then takes what no living
-        process is at: nobody waits for a process that was killed.
+        Process `rank` of `ranks` begins with every `ranks`-th shard, then takes those that no
+        living process is at. So nobody waits for a process that was killed.
 
         Args:
-            keys: Unique keys (n,) uint64, in the order in which they are to be made. An interrupted
-                call and the one that goes on from it cut the same shards if they get the same keys.
-            shard_size: Items in a shard.
-            work: Makes one.
+            keys: Unique keys (n,) uint64, in the order in which they are to be made. With the same
+                keys, an interrupted call and the next one cut the same shards.
+            size: Items in a shard.
+            work: Makes the values of one.
             rank: Of this process.
             ranks: How many processes are given the same keys.
         """
-        missing = keys[~np.isin(keys, self.known())]
-        if not len(missing):
-            return
-        shards = [
-            missing[start : start + shard_size] for start in range(0, len(missing), shard_size)
-        ]
+        while len(missing := keys[~np.isin(keys, self.known())]):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shards = [missing[start : start + size] for start in range(0, len(missing), size)]
+            self._make_all(shards, work, rank, ranks)
+
+    def _make_all(self, shards: list[np.ndarray], work: Work, rank: int, ranks: int) -> None:
         names = [hashlib.sha256(shard.astype("<u8").tobytes()).hexdigest()[:16] for shard in shards]
         mine = list(range(rank, len(shards), ranks))
         todo = mine + [i for i in reversed(range(len(shards))) if i % ranks != rank]
-        self.folder.mkdir(parents=True, exist_ok=True)
         while todo:
             before = len(todo)
             for i in list(todo):
-                if not self._is_there(names[i]):
-                    lock = self.folder / f".{self.worker}-{names[i]}.lock"
-                    try:
-                        with FileLock(lock, timeout=0):
-                            try:
-                                if not self._is_there(
-                                    names[i]
-                                ):  # made while this process came for the lock
-                                    self._make(names[i], shards[i], work)
-                            finally:
-                                with contextlib.suppress(
-                                    PermissionError
-                                ):  # Windows: it stays, empty
-                                    lock.unlink(missing_ok=True)
-                    except Timeout:
-                        continue  # somebody is at it
-                todo.remove(i)
+                if self._is_there(names[i]) or self._make(names[i], shards[i], work):
+                    todo.remove(i)
             if len(todo) == before:
                 time.sleep(_POLL_SECONDS)
 
     def _is_there(self, name: str) -> bool:
-        return any(self.folder.glob(f"{self.worker}-{name}.*.parquet"))
+        return any(self.folder.glob(f"{self.worker}-{name}.*.arrow"))
 
-    def _make(self, name: str, keys: np.ndarray, work: Work) -> None:
-        for stale in self.folder.glob(
-            f".{self.worker}-{name}.*.parquet"
-        ):  # left by a process that was killed: its lock is ours
+    def _make(self, name: str, keys: np.ndarray, work: Work) -> bool:
+        """Make the shard; False if somebody else is at it."""
+        lock = self.folder / f".{self.worker}-{name}.lock"
+        try:
+            with FileLock(lock, timeout=0):
+                try:
+                    if not self._is_there(name):  # else made while this process took the lock
+                        self._write(name, keys, work)
+                finally:
+                    with contextlib.suppress(PermissionError):  # Windows: it stays, empty
+                        lock.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
+
+    def _write(self, name: str, keys: np.ndarray, work: Work) -> None:
+        # The lock is ours, so whoever began these files was killed.
+        for stale in self.folder.glob(f".{self.worker}-{name}.*.arrow"):
             stale.unlink()
-        buffer = io.BytesIO()
-        work(keys).to_parquet(buffer)
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:_DIGITS]
-        with written_whole(self.folder / f"{self.worker}-{name}.{digest}.parquet") as temporary:
-            temporary.write_bytes(buffer.getvalue())
-
-    def values(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys (n,) uint64 and values (n,) or (n, d) of each whole part, part by part. A key may
-        come in more parts than one.
-        """
-        for part in self.parts():
-            column = (
-                pq.read_table(part, columns=[VALUE_COLUMN]).column(VALUE_COLUMN).combine_chunks()
-            )
-            keys = self._keys(part)
-            if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-                yield keys, column.flatten().to_numpy(zero_copy_only=False).reshape(len(keys), -1)
-            else:
-                yield keys, column.to_numpy(zero_copy_only=False)
+        content = _as_arrow(keys, work(keys))
+        digest = hashlib.sha256(content).hexdigest()[:_DIGITS]
+        with written_whole(self.folder / f"{self.worker}-{name}.{digest}.arrow") as temporary:
+            temporary.write_bytes(content)

@@ -1,25 +1,173 @@
-"""What a selection did, in figures and examples: the content of `selection.json`."""
+"""What a selection did, in numbers and examples: the content of `selection.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
 
+from hf_distill.data.collection import Pairs
 from hf_distill.selection import texts
 from hf_distill.selection.rules import (
     UNSCORED,
     Applied,
     Columns,
+    Outcome,
     Rule,
     apply_rule,
 )
 
 EXAMPLES = 3
 WORST = 10
+_BINS = 40
 _CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair that a rule kept or dropped. Texts are cut to 160 characters.
+
+    Attributes:
+        teacher_score: None if the teacher has none.
+        value: What the rule compares, where that is not the score; None if there is nothing.
+    """
+
+    pair_id: str
+    query: str
+    document: str
+    teacher_score: float | None
+    value: float | None
+
+
+@dataclass(frozen=True)
+class ThresholdBy:
+    """The thresholds of the groups or sources (`column`), over the pairs that a rule saw."""
+
+    column: str
+    min: float
+    median: float
+    max: float
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """What one rule did.
+
+    Attributes:
+        rule: As written in the recipe.
+        pairs_in: Pairs that the rules before it kept.
+        dropped, weighted: Pairs that it dropped, or gave its weight instead.
+        threshold: The number that it compares all pairs with; None without one.
+        column: What it compares: `score`, or another column; None if there is none.
+        tied, tied_dropped: Pairs exactly at the threshold, and those of them that it dropped or
+            weighed.
+        examples: Pairs that it dropped or weighed: those nearest to the threshold, or without a
+            threshold the first in the seeded order.
+        kept_examples: Those nearest to the threshold that it kept.
+        threshold_by: With `by`, the thresholds of the groups or sources.
+    """
+
+    rule: str
+    pairs_in: int
+    dropped: int
+    weighted: int
+    threshold: float | None
+    column: str | None
+    tied: int
+    tied_dropped: int
+    examples: tuple[Example, ...]
+    kept_examples: tuple[Example, ...]
+    threshold_by: ThresholdBy | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group or source: its pairs before and after. `name` is None for pairs that have none."""
+
+    name: str | None
+    pairs_in: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the groups (or sources) lost.
+
+    Attributes:
+        parts: How many there are.
+        emptied: How many have no pair left.
+        worst: Those that lost most pairs, the worst first.
+    """
+
+    parts: int
+    emptied: int
+    worst: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the kept pairs."""
+
+    sum: float
+    min: float
+    median: float
+    max: float
+
+
+@dataclass(frozen=True)
+class ScoreRange:
+    """The teacher's scores of some pairs."""
+
+    mean: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The teacher's scores of all scored pairs, and of those kept."""
+
+    all: ScoreRange
+    kept: ScoreRange
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Kept and dropped pairs by the teacher's score: counts (b,) between `edges` (b + 1,)."""
+
+    edges: tuple[float, ...]
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The content of `selection.json`. `pairs_in` is `kept` plus what each rule dropped.
+
+    Attributes:
+        key: The fingerprint of what the selection depends on.
+        seed: Of random draws and ties.
+        pairs_in, kept: Training pairs before and after.
+        weight: Of the kept pairs.
+        rules: What each rule did, in order.
+        overlap: Cell (i, j): the pairs that rules i and j both drop (or weigh), each alone on all
+            pairs; the diagonal is what one drops alone.
+        losses: `group` and `source`, if the pairs have any -> what each lost.
+        score: Before and after.
+        histogram: Of all scored pairs.
+    """
+
+    key: str
+    seed: int
+    pairs_in: int
+    kept: int
+    weight: Weights
+    rules: tuple[RuleRecord, ...]
+    overlap: tuple[tuple[int, ...], ...]
+    losses: dict[str, Loss]
+    score: Scores
+    histogram: Histogram
 
 
 def shorten(text: str) -> str:
@@ -31,149 +179,135 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
-def _examples(
-    scored: Dataset, columns: Columns, rows: np.ndarray, column: str | None
-) -> list[dict[str, Any]]:
-    shown = []
-    for i, row in zip(rows.tolist(), scored.select(rows.tolist()), strict=True):
-        value = (
-            {} if column in (None, "score") else {column: _number(getattr(columns, str(column))[i])}
+def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    """Minimum, median and maximum."""
+    return float(values.min()), float(np.median(values)), float(values.max())
+
+
+def _score_range(scores: np.ndarray) -> ScoreRange:
+    return ScoreRange(float(scores.mean()), float(scores.min()), float(scores.max()))
+
+
+def _examples(columns: Columns, rows: np.ndarray, column: str | None) -> tuple[Example, ...]:
+    if not len(rows):
+        return ()
+    shown = columns.take(rows)
+    values = shown.needed.get(column or "", np.full(len(rows), np.nan))
+    (batch,) = shown.pairs.batches("pair_id", "query", "document")
+    return tuple(
+        Example(pair_id, shorten(query), shorten(document), _number(score), _number(value))
+        for pair_id, query, document, score, value in zip(
+            *batch.values(), shown.score, values, strict=True
         )
-        shown.append(
-            {
-                "pair_id": row["pair_id"], "query": shorten(row["query"]), "document": shorten(row["document"]),
-                "teacher_score": _number(columns.score[i]), **value,
-            }
-        )  # fmt: skip
-    return shown
+    )
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
-    return {
-        "min": float(values.min()),
-        "median": float(np.median(values)),
-        "max": float(values.max()),
-    }
+def _record(columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome) -> RuleRecord:
+    keep, above = outcome.keep, outcome.above
+    dropped, kept = np.flatnonzero(~keep), np.flatnonzero(keep)
+    order = columns.order[alive]
+    if above is None:
+        sides = [dropped[np.argsort(order[dropped])], kept[:0]]
+    else:
+        distance = np.abs(above)
+        sides = [side[np.lexsort((order[side], distance[side]))] for side in (dropped, kept)]
+    examples, kept_examples = (
+        _examples(columns, alive[side[:EXAMPLES]], outcome.column) for side in sides
+    )
+    tied = np.zeros(len(keep), dtype=bool) if above is None else above == 0
+    by, cuts = rule.options.get("by"), None
+    if by is not None and above is not None and len(alive):
+        cuts = ThresholdBy(by, *_spread(columns.score[alive] - above))
+    return RuleRecord(
+        rule=str(rule),
+        pairs_in=len(alive),
+        dropped=len(dropped) if rule.weight is None else 0,
+        weighted=0 if rule.weight is None else len(dropped),
+        threshold=None if outcome.threshold is None else float(outcome.threshold),
+        column=outcome.column,
+        tied=int(tied.sum()),
+        tied_dropped=int((tied & ~keep).sum()),
+        examples=examples,
+        kept_examples=kept_examples,
+        threshold_by=cuts,
+    )
 
 
-def rule_records(
-    scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied
-) -> list[dict[str, Any]]:
-    """For each rule: pairs in and out, its threshold, ties at it, and examples.
-
-    Of a rule with a threshold the examples are those nearest to it on both sides; of another one,
-    those in the seeded order.
+def overlap_matrix(columns: Columns, rules: Sequence[Rule]) -> tuple[tuple[int, ...], ...]:
+    """`Audit.overlap`. A pair without a score is dropped by `UNSCORED` alone: the other rules never
+    see it.
     """
-    records = []
-    for rule, (alive, outcome) in zip(rules, applied.steps, strict=True):
-        keep, above = outcome.keep, outcome.above
-        sides: dict[str, np.ndarray] = {}
-        for name, side in (
-            ("examples", np.flatnonzero(~keep)),
-            ("kept_examples", np.flatnonzero(keep)),
-        ):
-            ties = columns.order[alive[side]]
-            by = (ties,) if above is None else (ties, np.abs(above[side]))
-            nearest = side[np.lexsort(by)] if above is not None or name == "examples" else side[:0]
-            sides[name] = alive[nearest[:EXAMPLES]]
-        tied = np.zeros(len(keep), dtype=bool) if above is None else above == 0
-        record: dict[str, Any] = {
-            "rule": str(rule),
-            "pairs_in": len(alive),
-            "dropped": int((~keep).sum()) if rule.weight is None else 0,
-            "weighted": 0 if rule.weight is None else int((~keep).sum()),
-            "threshold": outcome.threshold,
-            "column": outcome.column,
-            "tied": int(tied.sum()),
-            "tied_dropped": int((tied & ~keep).sum()),
-            **{
-                name: _examples(scored, columns, rows, outcome.column)
-                for name, rows in sides.items()
-            },
-        }
-        if rule.by is not None and above is not None and len(alive):
-            record["threshold_by"] = {"column": rule.by, **_spread(columns.score[alive] - above)}
-        records.append(record)
-    return records
+    scored = np.flatnonzero(~np.isnan(columns.score))
+    seen = columns.take(scored)
+    alone = np.zeros((len(rules), len(columns)), dtype=bool)
+    for dropped, rule in zip(alone, rules, strict=True):
+        if rule == UNSCORED:
+            dropped[:] = np.isnan(columns.score)
+        else:
+            dropped[scored] = ~apply_rule(seen, rule).keep
+    return tuple(tuple(int((one & other).sum()) for other in alone) for one in alone)
 
 
-def overlap_matrix(columns: Columns, rules: Sequence[Rule]) -> list[list[int]]:
-    """Cell (i, j): how many of all pairs both rules would drop (or weigh), each on its own; the
-    diagonal is what one would.
-    """
-    known = np.flatnonzero(~np.isnan(columns.score))
-    alone = []
-    for rule in rules:
-        dropped = (
-            np.isnan(columns.score) if rule.name == UNSCORED else np.zeros(len(columns), dtype=bool)
-        )
-        if rule.name != UNSCORED:  # the other rules never see a pair without a score
-            dropped[known] = ~apply_rule(columns.take(known), rule).keep
-        alone.append(dropped)
-    return [[int((one & other).sum()) for other in alone] for one in alone]
-
-
-def losses(scored: Dataset, column: str, kept: np.ndarray) -> dict[str, Any]:
-    """What each value of `column` (`group`, `source`) lost.
-
-    Returns:
-        `parts` (how many values), `emptied` (how many have no pair left), and the `worst`: those
-        that lost most pairs, with `pairs_in` and `kept`.
-    """
-    part = texts.codes(scored, column)
+def _loss(pairs: Pairs, column: str, kept: np.ndarray) -> Loss:
+    """What each value of `column` lost; `kept` (k,) are the places of the pairs that are left."""
+    part = texts.codes(pairs, column)
     before = np.bincount(part)
     after = np.bincount(part[kept], minlength=len(before))
     lost = before - after
-    worst = np.lexsort((-before, -lost))[:WORST]
-    places = {int(code): int(np.argmax(part == code)) for code in worst if lost[code]}
-    return {
-        "parts": len(before),
-        "emptied": int(((after == 0) & (before > 0)).sum()),
-        "worst": [
-            {
-                column: shorten(str(scored[place][column])),
-                "pairs_in": int(before[code]),
-                "kept": int(after[code]),
-            }
-            for code, place in places.items()
-        ],
-    }
+    worst = [code for code in np.lexsort((-before, -lost))[:WORST] if lost[code]]
+    places = np.array([np.argmax(part == code) for code in worst], dtype=np.int64)
+    names = pairs.take(places).column(column) if worst else []
+    return Loss(
+        len(before),
+        int((after == 0).sum()),
+        tuple(
+            Part(None if name is None else shorten(name), int(before[code]), int(after[code]))
+            for name, code in zip(names, worst, strict=True)
+        ),
+    )
+
+
+def _histogram(scores: np.ndarray, kept: np.ndarray) -> Histogram:
+    """Over [0, 1], or further where `scores`, which are those of all scored pairs, go further."""
+    edges = np.linspace(min(0.0, float(scores.min())), max(1.0, float(scores.max())), _BINS + 1)
+    every, left = np.histogram(scores, edges)[0], np.histogram(kept, edges)[0]
+    return Histogram(
+        tuple(round(float(edge), 6) for edge in edges),
+        tuple(left.tolist()),
+        tuple((every - left).tolist()),
+    )
 
 
 def make_audit(
-    scored: Dataset, columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int
-) -> dict[str, Any]:
-    """What `selection.json` holds, less its fingerprint. `in = kept + the sum of dropped`, by
-    rule.
+    columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int, key: str
+) -> Audit:
+    """The audit of `rules` that left at least one pair.
+
+    Args:
+        columns: Of all pairs.
+        rules: What was applied.
+        applied: What they did to the pairs of `columns`.
+        seed: What `columns.order` was drawn with.
+        key: The selection's key.
     """
-    score, kept = columns.score, applied.kept
-    known = score[~np.isnan(score)]
-    edges = np.linspace(min(0.0, float(known.min())), max(1.0, float(known.max())), 41)
-    kept_counts, all_counts = np.histogram(score[kept], edges)[0], np.histogram(known, edges)[0]
-    parts = [name for name in ("group", "source") if not texts.is_empty(scored, name)]
-    return {
-        "seed": seed,
-        "pairs_in": len(score),
-        "kept": len(kept),
-        "weight": {"sum": float(applied.weight.sum()), **_spread(applied.weight[kept])},
-        "rules": rule_records(scored, columns, rules, applied),
-        "overlap": overlap_matrix(columns, rules),
-        "losses": {name: losses(scored, name, kept) for name in parts},
-        "score": {
-            "all": {
-                "mean": float(known.mean()),
-                "min": float(known.min()),
-                "max": float(known.max()),
-            },
-            "kept": {
-                "mean": float(score[kept].mean()),
-                "min": float(score[kept].min()),
-                "max": float(score[kept].max()),
-            },
+    kept, pairs = applied.kept, columns.pairs
+    scored, left = columns.score[~np.isnan(columns.score)], columns.score[kept]
+    return Audit(
+        key=key,
+        seed=seed,
+        pairs_in=len(columns),
+        kept=len(kept),
+        weight=Weights(float(applied.weight.sum()), *_spread(applied.weight[kept])),
+        rules=tuple(
+            _record(columns, rule, alive, outcome)
+            for rule, (alive, outcome) in zip(rules, applied.steps, strict=True)
+        ),
+        overlap=overlap_matrix(columns, rules),
+        losses={
+            name: _loss(pairs, name, kept)
+            for name in ("group", "source")
+            if not texts.is_empty(pairs, name)
         },
-        "histogram": {
-            "edges": [round(float(edge), 6) for edge in edges],
-            "kept": kept_counts.tolist(),
-            "dropped": (all_counts - kept_counts).tolist(),
-        },
-    }
+        score=Scores(_score_range(scored), _score_range(left)),
+        histogram=_histogram(scored, left),
+    )

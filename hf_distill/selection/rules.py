@@ -1,74 +1,98 @@
-"""The rules: each a pure function of columns to a mask. Reading them from a recipe."""
+"""The selection rules, each a pure function of columns to a mask, and how a recipe's text becomes
+one of them.
+
+Add a rule of your own with `@rule` and name it in the recipe, as in
+`selection: [my_package.my_module:short=4:weight=0.5]`:
+
+    @rule(low=1, whole=True)
+    def short(columns: Columns, rule: Rule) -> Outcome:
+        words = [
+            len(text.split())
+            for batch in columns.pairs.batches("document")
+            for text in batch["document"]
+        ]
+        return Outcome(np.array(words, dtype=np.int64) >= rule.number)
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset
 
+from hf_distill.data.collection import Pairs
 from hf_distill.errors import InputError
-from hf_distill.selection import texts
+from hf_distill.recipe.kinds import PLUGIN, RULES, load_kind
 
 BINS = 10
-"""Bins of equal width that `stratified` draws from evenly."""
+"""`stratified` draws evenly from so many bins of equal width."""
+
+COLUMNS = (
+    "rank", "margin", "group", "source", "long_enough", "overlap", "query", "document", "family",
+)  # fmt: skip
+"""The columns that a rule can need, beside the score. See `Columns`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What rules see, each of shape (n,). What no rule of a recipe needs is None.
+    """What rules see of n pairs.
 
     Attributes:
-        score: float64, the teacher's score; NaN where it has none.
-        order: int64, a seeded permutation of 0 to n - 1: it breaks ties, and it is what random
-            draws go by.
-        rank: int32, and margin: float32, of a teacher that embeds (see
-            `hf_distill.scoring.ranking.Signals`).
-        group, source: int64, equal for pairs of one group or source.
-        long_enough: bool, at least the characters that the paper asks for.
-        overlap: float32, the share of the document's word bigrams that the query has.
-        query, document: uint64, equal for texts that are equal up to case, punctuation and spacing.
-        family: int64, equal for pairs that near-duplicates connect.
+        pairs: The pairs, for rules that read texts: `pairs.batches("query", "document")`.
+        score: (n,) float64, the teacher's score; NaN where it has none.
+        order: (n,) int64, a seeded permutation of 0 to n - 1. It breaks ties, and random draws
+            follow it.
+        needed: The columns that the rules of the recipe need, each (n,):
+            `rank` (int32) and `margin` (float32): see `hf_distill.scoring.ranking.Ranking`;
+            `group` and `source` (int64): equal for pairs of one group or source;
+            `long_enough` (bool): the texts have at least the characters that the paper requires;
+            `overlap` (float32): the share of the document's word bigrams that the query has, too;
+            `query` and `document` (uint64): equal for texts that differ at most in case,
+            punctuation and spacing;
+            `family` (int64): equal for pairs that near-duplicates connect.
     """
 
+    pairs: Pairs
     score: np.ndarray
     order: np.ndarray
-    rank: np.ndarray | None = None
-    margin: np.ndarray | None = None
-    group: np.ndarray | None = None
-    source: np.ndarray | None = None
-    long_enough: np.ndarray | None = None
-    overlap: np.ndarray | None = None
-    query: np.ndarray | None = None
-    document: np.ndarray | None = None
-    family: np.ndarray | None = None
+    needed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.score)
 
-    def take(self, rows: np.ndarray) -> Columns:
-        """The columns of the pairs `rows` (m,); their `order` is a permutation of 0 to m - 1
-        again.
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A needed column (n,).
+
+        Raises:
+            InputError: The rule that reads it does not say that it needs it.
         """
-        parts: dict[str, Any] = {
-            name: None if values is None else values[rows] for name, values in vars(self).items()
-        }
+        if name not in self.needed:
+            raise InputError(
+                f"a selection rule reads the column {name!r} without saying so; add it to the "
+                f"rule's decorator: @rule(needs=({name!r},))"
+            )
+        return self.needed[name]
+
+    def take(self, rows: np.ndarray) -> Columns:
+        """The columns of the pairs `rows` (m,). Their `order` is a permutation of 0 to m - 1."""
         order = np.empty(len(rows), dtype=np.int64)
         order[np.argsort(self.order[rows])] = np.arange(len(rows))
-        return Columns(**{**parts, "order": order})
+        needed = {name: values[rows] for name, values in self.needed.items()}
+        return Columns(self.pairs.take(rows), self.score[rows], order, needed)
 
 
 class Outcome(NamedTuple):
     """What a rule says of n pairs.
 
     keep: (n,) bool.
-    threshold: The number it compares with, if there is one for all pairs.
+    threshold: The number that all pairs are compared with, if there is one.
     above: (n,) float: how far each pair is on the keeping side of its threshold, in the unit of
-        `column`; None without one.
-    column: Which column it compares; None if none.
+        `column`; None without a threshold.
+    column: `score` or the name of the column that is compared; None if there is none.
     """
 
     keep: np.ndarray
@@ -77,409 +101,406 @@ class Outcome(NamedTuple):
     column: str | None = None
 
 
-def _exactly(number: float) -> str:
-    """The shortest text that is read as `number` again: rules are known by their text."""
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
 @dataclass(frozen=True)
-class Rule:
-    """A rule of a recipe, e.g. `percentile=80:by=group`: its name, its value if it takes one, and
-    its options.
+class RuleKind:
+    """What a rule does and how it is written. `rule` makes one of a function.
 
     Attributes:
-        by: Apply it within each `group` or `source`.
-        on: What `stratified` makes bins of: `score` or `margin`.
-        weight: Instead of being dropped, pairs weigh so much (times what earlier rules made them
-            weigh) in the objective.
-    """
-
-    name: str
-    value: float | None = None
-    by: str | None = None
-    on: str | None = None
-    weight: float | None = None
-
-    def __str__(self) -> str:
-        text = self.name if self.value is None else f"{self.name}={_exactly(self.value)}"
-        options = {
-            "by": self.by,
-            "on": self.on,
-            "weight": None if self.weight is None else _exactly(self.weight),
-        }
-        return text + "".join(
-            f":{key}={value}" for key, value in options.items() if value is not None
-        )
-
-
-def _have(values: np.ndarray | None) -> np.ndarray:
-    assert values is not None, "rule_columns makes every column that a rule needs"
-    return values
-
-
-def unscored(columns: Columns, _: Rule) -> Outcome:
-    """Drop pairs that the teacher has no score for. Applied first, unasked, where there are any."""
-    return Outcome(~np.isnan(columns.score))
-
-
-def invalid(columns: Columns, _: Rule) -> Outcome:
-    """Drop pairs that the paper's extraction rule would not make (query under 6 or document under
-    11 characters), and NaN scores.
-    """
-    return Outcome(_have(columns.long_enough) & np.isfinite(columns.score))
-
-
-def echo(columns: Columns, _: Rule) -> Outcome:
-    """Drop pairs whose document is their query (up to case, punctuation and spacing): score 1.0,
-    and nothing to learn.
-    """
-    return Outcome(_have(columns.query) != _have(columns.document))
-
-
-def near_echo(columns: Columns, rule: Rule) -> Outcome:
-    """Drop pairs whose query has at least the share `value` of the document's word bigrams: the
-    document adds little to the query.
-
-    Word n-gram containment is Broder's (1997); leaving such pairs out follows the data set's own
-    observation that the teacher's best scores are echoes and near-copies.
-    """
-    above = (rule.value or 0.0) - _have(columns.overlap).astype(np.float64)
-    return Outcome(above > 0, rule.value, above, "overlap")
-
-
-def _first(keys: Sequence[np.ndarray], at_most: int = 1) -> np.ndarray:
-    """(n,) bool: whether no more than `at_most - 1` rows before have the same keys."""
-    order = np.lexsort(tuple(keys))  # stable: equal rows stay in the order of the data
-    new = np.zeros(len(order), dtype=bool)
-    new[:1] = True
-    for key in keys:
-        new[1:] |= key[order][1:] != key[order][:-1]
-    starts = np.flatnonzero(new)
-    keep = np.zeros(len(order), dtype=bool)
-    keep[order] = (
-        np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order)))) < at_most
-    )
-    return keep
-
-
-def duplicate(columns: Columns, _: Rule) -> Outcome:
-    """Keep the first of the pairs that are the same (query, document) up to case, punctuation and
-    spacing.
-    """
-    return Outcome(_first([_have(columns.query), _have(columns.document)]))
-
-
-def near_duplicate(columns: Columns, rule: Rule) -> Outcome:
-    """Keep the first `value` (default: 1) of the pairs that near-duplicates connect: MinHash
-    (Broder 1997), then exact Jaccard of trigrams.
-
-    That training on fewer near-copies loses nothing is Lee et al. 2021 (arXiv:2107.06499), for
-    language models.
-    """
-    return Outcome(_first([_have(columns.family)], int(rule.value or 1)))
-
-
-def _part(columns: Columns, rule: Rule) -> np.ndarray:
-    """(n,) int64: the group or source that the rule works within; all the same without `by`."""
-    return (
-        np.zeros(len(columns), dtype=np.int64)
-        if rule.by is None
-        else _have(getattr(columns, rule.by))
-    )
-
-
-def percentile(columns: Columns, rule: Rule) -> Outcome:
-    """Keep scores at or above the `value`-th percentile (linear interpolation, as numpy and the
-    paper: 80 keeps the top 20%).
-
-    With `by`, each group or source has a percentile of its own, so that none is left without a
-    pair.
-    """
-    part = _part(columns, rule)
-    order = np.lexsort((columns.score, part))
-    starts = np.flatnonzero(np.append(True, part[order][1:] != part[order][:-1]))
-    sizes = np.diff(np.append(starts, len(order)))
-    places = (sizes - 1) * ((rule.value or 0.0) / 100)
-    low = np.floor(places).astype(np.int64)
-    below, over = (
-        columns.score[order][starts + np.minimum(low + step, sizes - 1)] for step in (0, 1)
-    )
-    share = places - low
-    # As numpy interpolates, so that its percentile is ours to the last bit.
-    cuts = np.where(
-        share < 0.5, below + (over - below) * share, over - (over - below) * (1 - share)
-    )
-    cut = np.empty(len(columns))
-    cut[order] = np.repeat(cuts, sizes)
-    return Outcome(
-        columns.score >= cut,
-        float(cuts[0]) if rule.by is None else None,
-        columns.score - cut,
-        "score",
-    )
-
-
-def threshold(columns: Columns, rule: Rule) -> Outcome:
-    """Keep scores at or above `value`."""
-    above = columns.score - (rule.value or 0.0)
-    return Outcome(above >= 0, rule.value, above, "score")
-
-
-def top_k(columns: Columns, rule: Rule) -> Outcome:
-    """Keep the `value` highest scores, with `by` of each group or source; ties are broken by the
-    seed.
-    """
-    count = int(rule.value or 0)
-    part = _part(columns, rule)
-    order = np.lexsort((columns.order, -columns.score, part))
-    starts = np.flatnonzero(np.append(True, part[order][1:] != part[order][:-1]))
-    sizes = np.diff(np.append(starts, len(order)))
-    keep = np.zeros(len(columns), dtype=bool)
-    keep[order] = np.arange(len(order)) - np.repeat(starts, sizes) < count
-    cuts = columns.score[order][starts + np.minimum(count, sizes) - 1]
-    cut = np.empty(len(columns))
-    cut[order] = np.repeat(cuts, sizes)
-    return Outcome(keep, float(cuts[0]) if rule.by is None else None, columns.score - cut, "score")
-
-
-def rank(columns: Columns, rule: Rule) -> Outcome:
-    """Keep pairs whose document is among the teacher's `value` best of the pool for its query (E5,
-    arXiv:2212.03533: 2 of a million).
-    """
-    above = (rule.value or 0.0) - _have(columns.rank).astype(np.float64)
-    return Outcome(above >= 0, rule.value, above, "rank")
-
-
-def margin(columns: Columns, rule: Rule) -> Outcome:
-    """Keep pairs whose document scores at least `value` above the best other one of the pool.
-    Without another, a pair is kept.
-
-    The margin to the positive is what NV-Retriever (arXiv:2407.15831) tells negatives from missed
-    positives by.
-    """
-    above = _have(columns.margin).astype(np.float64) - (rule.value or 0.0)
-    return Outcome((above >= 0) | np.isnan(above), rule.value, above, "margin")
-
-
-def random(columns: Columns, rule: Rule) -> Outcome:
-    """Keep a seeded random share `value` of the pairs: the control that any other rule should beat
-    at equal size.
-    """
-    return Outcome(columns.order < round((rule.value or 0.0) * len(columns)))
-
-
-def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
-    """How many of each bin of `sizes` (b,) make `total` as evenly as they can: what a small bin
-    cannot give, the others do. (b,) int64.
-    """
-    order = np.argsort(sizes, kind="stable")
-    given = np.zeros(len(sizes), dtype=np.int64)
-    for done, place in enumerate(order):
-        given[place] = min(int(sizes[place]), (total - int(given.sum())) // (len(sizes) - done))
-    return given
-
-
-def stratified(columns: Columns, rule: Rule) -> Outcome:
-    """Keep a share `value` of the pairs, drawn evenly from ten bins of equal width of the score, or
-    with `on=margin` of the margin.
-
-    Sampling evenly over the range of the teacher's margin is TAS-Balanced's (Hofstaetter et al.
-    2021, arXiv:2104.06967). Pairs without a margin are a bin of their own.
-    """
-    values = columns.score if rule.on != "margin" else _have(columns.margin).astype(np.float64)
-    bins = np.full(len(values), BINS)
-    known = ~np.isnan(values)
-    if known.any():
-        edges = np.linspace(values[known].min(), values[known].max(), BINS + 1)[1:-1]
-        bins[known] = np.searchsorted(edges, values[known], side="right")
-    sizes = np.bincount(bins, minlength=BINS + 1)
-    wanted = quotas(sizes, round((rule.value or 0.0) * len(values)))
-    order = np.lexsort((columns.order, bins))
-    keep = np.zeros(len(values), dtype=bool)
-    keep[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes) < np.repeat(
-        wanted, sizes
-    )
-    return Outcome(keep)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How a rule is written: whether it needs a value, the value's bounds, its options; and which
-    columns it needs.
+        apply: The function. It never sees an empty set of pairs.
+        low, high: The least and the greatest value; `low` None: the rule takes no value.
+        whole: The value is a whole number.
+        optional: The value may be left out.
+        options: What may follow the value: each option with its choices. Every rule also takes
+            `:weight=W`, which weighs what it would drop.
+        needs: The columns of `COLUMNS` that the function reads. A chosen option that is the name of
+            a column, as in `by=group`, counts too.
     """
 
     apply: Callable[[Columns, Rule], Outcome]
     low: float | None = None
-    high: float = float("inf")
+    high: float = math.inf
     whole: bool = False
     optional: bool = False
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
-    def form(self, name: str) -> str:
-        value = "" if self.low is None else "[=...]" if self.optional else "=..."
-        return (
-            name
-            + value
-            + "".join(f"[:{key}={'|'.join(values)}]" for key, values in self.options.items())
+    @property
+    def values(self) -> str:
+        """Which values it takes, for an error."""
+        number, low = "a whole number" if self.whole else "a number", self.low or 0.0
+        if math.isfinite(self.high):
+            return f"{number} between {low:g} and {self.high:g}"
+        return f"{number} of at least {low:g}" if math.isfinite(low) else number
+
+
+def rule(
+    low: float | None = None,
+    high: float = math.inf,
+    whole: bool = False,
+    optional: bool = False,
+    options: Mapping[str, tuple[str, ...]] | None = None,
+    needs: tuple[str, ...] = (),
+) -> Callable[[Callable[[Columns, Rule], Outcome]], RuleKind]:
+    """Decorate a function to make it a `RuleKind`; the arguments are explained there.
+
+    Raises:
+        InputError: `needs` names something that is not a column.
+    """
+    unknown = sorted(set(needs) - set(COLUMNS))
+    if unknown:
+        raise InputError(
+            f"@rule(needs=...): {unknown[0]!r} is not a column; the columns are "
+            f"{', '.join(COLUMNS)}"
         )
+    return lambda apply: RuleKind(apply, low, high, whole, optional, options or {}, needs)
 
 
-UNSCORED = "unscored"
-_BY = {"by": ("group", "source")}
+def _exactly(number: float) -> str:
+    """The shortest text that is read as `number` again."""
+    return str(int(number)) if number.is_integer() else repr(number)
 
-KINDS: Mapping[str, _Kind] = {
-    UNSCORED: _Kind(unscored),
-    "invalid": _Kind(invalid, needs=("long_enough",)),
-    "echo": _Kind(echo, needs=("query", "document")),
-    "near_echo": _Kind(near_echo, 0, 1, needs=("overlap",)),
-    "duplicate": _Kind(duplicate, needs=("query", "document")),
-    "near_duplicate": _Kind(near_duplicate, 1, whole=True, optional=True, needs=("family",)),
-    "percentile": _Kind(percentile, 0, 100, options=_BY),
-    "threshold": _Kind(threshold, float("-inf")),
-    "top_k": _Kind(top_k, 1, whole=True, options=_BY),
-    "rank": _Kind(rank, 1, whole=True, needs=("rank",)),
-    "margin": _Kind(margin, float("-inf"), needs=("margin",)),
-    "stratified": _Kind(stratified, 0, 1, options={"on": ("score", "margin")}),
-    "random": _Kind(random, 0, 1),
-}
-"""Name of each rule -> what it is. Every rule also takes `:weight=W`, which weighs what it would
-drop.
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of a recipe, e.g. `percentile=80:by=group`. Its text identifies it.
+
+    Attributes:
+        name: As the recipe writes it.
+        kind: What it does.
+        value: Its value; None if it has none.
+        options: The chosen options, e.g. {"by": "group"}.
+        weight: Pairs are not dropped: their weight in the objective is multiplied by this.
+    """
+
+    name: str
+    kind: RuleKind = field(repr=False)
+    value: float | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    weight: float | None = None
+
+    @property
+    def number(self) -> float:
+        """The value, for rules that always have one (else 0)."""
+        return self.value or 0.0
+
+    def __str__(self) -> str:
+        text = self.name if self.value is None else f"{self.name}={_exactly(self.value)}"
+        text += "".join(f":{option}={choice}" for option, choice in self.options.items())
+        return text if self.weight is None else f"{text}:weight={_exactly(self.weight)}"
+
+
+def _runs(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of rows with equal `keys` start, and their lengths, both (r,) int64."""
+    new = np.ones(len(keys[0]), dtype=bool)
+    new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    starts = np.flatnonzero(new)
+    return starts, np.diff(np.append(starts, len(new)))
+
+
+def _first(order: np.ndarray, runs: tuple[np.ndarray, np.ndarray], most: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a row is among the first of its run, in `order` (n,); `most` is how many
+    of each run (r,).
+    """
+    starts, sizes = runs
+    keep = np.zeros(len(order), dtype=bool)
+    keep[order] = np.arange(len(order)) - np.repeat(starts, sizes) < np.repeat(most, sizes)
+    return keep
+
+
+def _part(columns: Columns, rule: Rule) -> np.ndarray:
+    """(n,) int64: the group or source that the rule works within; without `by`, one for all."""
+    by = rule.options.get("by")
+    return np.zeros(len(columns), dtype=np.int64) if by is None else columns[by]
+
+
+def _at_or_above(columns: Columns, rule: Rule, order: np.ndarray, cuts: np.ndarray) -> Outcome:
+    """Keep scores at or above the cut of their group or source; `cuts` (n,) are in `order`."""
+    cut = np.empty(len(columns))
+    cut[order] = cuts
+    threshold = None if "by" in rule.options else float(cuts[0])
+    return Outcome(columns.score >= cut, threshold, columns.score - cut, "score")
+
+
+def _is_scored(columns: Columns, _: Rule) -> Outcome:
+    return Outcome(~np.isnan(columns.score))
+
+
+UNSCORED = Rule("unscored", RuleKind(_is_scored))
+"""Drops pairs without a teacher's score. It comes first where there are any; a recipe cannot name
+it.
 """
 
 
-def _read_value(text: str, name: str, value: str) -> float | None:
-    kind = KINDS[name]
-    if kind.low is None:
-        if value:
-            raise InputError(f"the selection rule {name} takes no value, found {text!r}")
-        return None
-    if not value and kind.optional:
+@rule(needs=("long_enough",))
+def invalid(columns: Columns, _: Rule) -> Outcome:
+    """Drop pairs that the paper's extraction rule would not make (query under 6 or document under
+    11 characters), and scores that are not finite.
+    """
+    return Outcome(columns["long_enough"] & np.isfinite(columns.score))
+
+
+@rule(needs=("query", "document"))
+def echo(columns: Columns, _: Rule) -> Outcome:
+    """Drop pairs whose document is their query, up to case, punctuation and spacing. Their score is
+    1.0, and they teach nothing.
+    """
+    return Outcome(columns["query"] != columns["document"])
+
+
+@rule(low=0, high=1, needs=("overlap",))
+def near_echo(columns: Columns, rule: Rule) -> Outcome:
+    """Drop pairs whose query has at least the share `value` of the document's word bigrams: such a
+    document adds little to the query.
+
+    Word n-gram containment is from Broder (1997). The rule exists because the teacher's best scores
+    on QReCC are echoes and near-copies.
+    """
+    above = rule.number - columns["overlap"].astype(np.float64)
+    return Outcome(above > 0, rule.value, above, "overlap")
+
+
+@rule(needs=("query", "document"))
+def duplicate(columns: Columns, _: Rule) -> Outcome:
+    """Keep the first of the pairs that are the same (query, document) up to case, punctuation and
+    spacing.
+    """
+    keys = columns["query"], columns["document"]
+    order = np.lexsort(keys)  # stable: equal pairs stay in the order of the data
+    runs = _runs(*(key[order] for key in keys))
+    return Outcome(_first(order, runs, np.ones_like(runs[1])))
+
+
+@rule(low=1, whole=True, optional=True, needs=("family",))
+def near_duplicate(columns: Columns, rule: Rule) -> Outcome:
+    """Keep the first `value` (default: 1) of the pairs that near-duplicates connect: MinHash
+    (Broder 1997) proposes them, the exact Jaccard similarity of trigrams decides.
+
+    Lee et al. 2021 (arXiv:2107.06499) find that language models lose nothing by training on fewer
+    near-copies.
+    """
+    order = np.argsort(columns["family"], kind="stable")
+    runs = _runs(columns["family"][order])
+    return Outcome(_first(order, runs, np.full_like(runs[1], int(rule.value or 1))))
+
+
+@rule(low=0, high=100, options={"by": ("group", "source")})
+def percentile(columns: Columns, rule: Rule) -> Outcome:
+    """Keep scores at or above the `value`-th percentile (linear interpolation, as in numpy and the
+    paper: 80 keeps the top 20%).
+
+    With `by`, each group or source has its own percentile, so each keeps at least one pair.
+    """
+    part = _part(columns, rule)
+    order = np.lexsort((columns.score, part))
+    starts, sizes = _runs(part[order])
+    places = (sizes - 1) * (rule.number / 100)
+    low = np.floor(places).astype(np.int64)
+    below, over = (
+        columns.score[order][starts + np.minimum(low + step, sizes - 1)] for step in (0, 1)
+    )
+    share = places - low
+    # numpy interpolates like this; the result is equal to its percentile to the last bit.
+    cut = np.where(share < 0.5, below + (over - below) * share, over - (over - below) * (1 - share))
+    return _at_or_above(columns, rule, order, np.repeat(cut, sizes))
+
+
+@rule(low=-math.inf)
+def threshold(columns: Columns, rule: Rule) -> Outcome:
+    """Keep scores at or above `value`."""
+    above = columns.score - rule.number
+    return Outcome(above >= 0, rule.value, above, "score")
+
+
+@rule(low=1, whole=True, options={"by": ("group", "source")})
+def top_k(columns: Columns, rule: Rule) -> Outcome:
+    """Keep the `value` highest scores, with `by` those of each group or source. The seed breaks
+    ties.
+    """
+    part = _part(columns, rule)
+    order = np.lexsort((columns.order, -columns.score, part))
+    starts, sizes = _runs(part[order])
+    most = np.minimum(int(rule.number), sizes)
+    last = columns.score[order][starts + most - 1]
+    outcome = _at_or_above(columns, rule, order, np.repeat(last, sizes))
+    return outcome._replace(keep=_first(order, (starts, sizes), most))
+
+
+@rule(low=1, whole=True, needs=("rank",))
+def rank(columns: Columns, rule: Rule) -> Outcome:
+    """Keep pairs whose document is among the teacher's `value` best of the pool for its query (E5,
+    arXiv:2212.03533, keeps the best 2 of a million).
+    """
+    above = rule.number - columns["rank"].astype(np.float64)
+    return Outcome(above >= 0, rule.value, above, "rank")
+
+
+@rule(low=-math.inf, needs=("margin",))
+def margin(columns: Columns, rule: Rule) -> Outcome:
+    """Keep pairs whose document scores at least `value` above the best other one of the pool, and
+    pairs for which the pool has no other.
+
+    NV-Retriever (arXiv:2407.15831) tells negatives from missed positives by this margin.
+    """
+    above = columns["margin"].astype(np.float64) - rule.number
+    return Outcome((above >= 0) | np.isnan(above), rule.value, above, "margin")
+
+
+@rule(low=0, high=1)
+def random(columns: Columns, rule: Rule) -> Outcome:
+    """Keep a random share `value` of the pairs, drawn with the seed. It is the control: any other
+    rule should beat it at equal size.
+    """
+    return Outcome(columns.order < round(rule.number * len(columns)))
+
+
+def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
+    """How many to take of each bin of `sizes` (b,), so that they add up to `total` as evenly as
+    possible: the other bins make up for what a small bin lacks. (b,) int64.
+    """
+    order = np.argsort(sizes, kind="stable")
+    quota = np.zeros(len(sizes), dtype=np.int64)
+    for done, place in enumerate(order):
+        quota[place] = min(int(sizes[place]), (total - int(quota.sum())) // (len(sizes) - done))
+    return quota
+
+
+@rule(low=0, high=1, options={"on": ("score", "margin")})
+def stratified(columns: Columns, rule: Rule) -> Outcome:
+    """Keep a share `value` of the pairs, drawn evenly from ten bins of equal width of the score, or
+    with `on=margin` of the margin. Pairs without a margin are a bin of their own.
+
+    TAS-Balanced (Hofstaetter et al. 2021, arXiv:2104.06967) samples evenly over the range of the
+    teacher's margin.
+    """
+    on_margin = rule.options.get("on") == "margin"
+    values = columns["margin"].astype(np.float64) if on_margin else columns.score
+    bins = np.full(len(values), BINS)
+    finite = ~np.isnan(values)
+    if finite.any():
+        edges = np.linspace(values[finite].min(), values[finite].max(), BINS + 1)[1:-1]
+        bins[finite] = np.searchsorted(edges, values[finite], side="right")
+    sizes = np.bincount(bins, minlength=BINS + 1)
+    most = quotas(sizes, round(rule.number * len(values)))
+    order = np.lexsort((columns.order, bins))
+    return Outcome(_first(order, (np.cumsum(sizes) - sizes, sizes), most))
+
+
+def _name_of(text: str) -> str:
+    """What a rule's text begins with: a name of `RULES`, or `package.module:name`."""
+    name = re.split("[=:]", text, maxsplit=1)[0]
+    own = PLUGIN.match(text)
+    if name in RULES or own is None or text[own.end() : own.end() + 1] not in ("", "=", ":"):
+        return name
+    # A misspelt name with an option, as in `ecko:weight=2`, is not the function `weight` of a
+    # module `ecko`.
+    misspelt = own.group() in (f"{name}:{option}" for option in ("by", "on", "weight"))
+    return name if misspelt else own.group()
+
+
+def _read_value(text: str, name: str, kind: RuleKind, value: str) -> float | None:
+    """The number of `value`, e.g. `=80`; None if there is none, and none is needed."""
+    if kind.low is None and value:
+        raise InputError(f"{text}: {name} takes no value")
+    if kind.low is None or (kind.optional and not value):
         return None
     try:
-        number = float(value)
+        number = float(value.removeprefix("="))
     except ValueError:
-        raise InputError(
-            f"the selection rule {name} needs a number, as in {name}=..., found {text!r}"
-        ) from None
-    if not kind.low <= number <= kind.high or (kind.whole and number % 1):
-        what = (
-            "a whole number of at least 1"
-            if kind.whole
-            else f"between {kind.low:g} and {kind.high:g}"
-        )
-        raise InputError(f"{text}: the value of {name} must be {what}")
+        raise InputError(f"{text}: {name} needs a number, as in {name}=...") from None
+    if not (kind.low <= number <= kind.high and math.isfinite(number)) or (
+        kind.whole and number % 1
+    ):
+        raise InputError(f"{text}: the value of {name} must be {kind.values}")
     return number
 
 
-def _read_option(text: str, rule: Rule, option: str) -> Rule:
-    key, _, value = option.partition("=")
-    if key == "weight":
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = -1.0
-        if not 0 < weight < float("inf"):
-            raise InputError(
-                f"{text}: weight must be a number above 0 (a rule without it drops), found {value!r}"
-            )
-        return dataclasses.replace(rule, weight=weight)
-    allowed = KINDS[rule.name].options
-    if value not in allowed.get(key, ()):
-        known = [f"{name}={choice}" for name, choices in allowed.items() for choice in choices] + [
-            "weight=W"
-        ]
+def _read_weight(text: str, value: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
         raise InputError(
-            f"{text}: {option!r} is no option of {rule.name}; it takes {', '.join(known)}"
+            f"{text}: weight must be a number above 0, found {value!r}; a rule without a weight "
+            "drops pairs"
         )
-    return (
-        dataclasses.replace(rule, by=value) if key == "by" else dataclasses.replace(rule, on=value)
-    )
+    return weight
 
 
-def parse_rules(rules: Sequence[str]) -> list[Rule]:
-    """Read rules such as `echo`, `percentile=80`, `percentile=80:by=group` and `rank=2:weight=0.2`.
+def _read_rule(text: str, key: str) -> Rule:
+    shown, name = f"--{key} {text}", _name_of(text)
+    kind = load_kind(name, RULES, key)
+    if not isinstance(kind, RuleKind):
+        raise InputError(
+            f"{shown}: {name} is a {type(kind).__name__}, not a rule; write @rule(...) of "
+            "hf_distill.selection.rules above the function"
+        )
+    value, *rest = text[len(name) :].split(":")
+    number = _read_value(shown, name, kind, value)
+    weight: float | None = None
+    chosen: dict[str, str] = {}
+    for option in rest:
+        left, _, right = option.partition("=")
+        if left == "weight":
+            weight = _read_weight(shown, right)
+        elif right in kind.options.get(left, ()):
+            chosen[left] = right
+        else:
+            allowed = [f"{o}={choice}" for o, choices in kind.options.items() for choice in choices]
+            raise InputError(
+                f"{shown}: {name} has no option {option!r}; it takes "
+                f"{', '.join([*allowed, 'weight=W'])}"
+            )
+    options = {option: chosen[option] for option in kind.options if option in chosen}
+    return Rule(name, kind, number, options, weight)
+
+
+def parse_rules(texts: Sequence[str], key: str = "selection") -> list[Rule]:
+    """Read rules such as `echo`, `percentile=80:by=group`, `rank=2:weight=0.2` and
+    `my_package.my_module:my_rule=3`.
+
+    Args:
+        texts: One rule each.
+        key: The recipe's key or the command's option, for errors.
 
     Raises:
-        InputError: An unknown rule or option, a value missing, left over, not a number, or out of
-            its range.
+        InputError: An unknown rule or option; a module that cannot be imported; a value that is
+            missing, not wanted, not a number, or out of its range.
     """
-    parsed = []
-    for text in rules:
-        head, *options = text.split(":")
-        name, equals, value = head.partition("=")
-        if name not in KINDS or (equals and not value and KINDS[name].optional):
-            raise InputError(
-                f"unknown selection rule {text!r}; the rules are {', '.join(kind.form(k) for k, kind in KINDS.items())}"
-            )
-        rule = Rule(name, _read_value(text, name, value if equals else ""))
-        for option in options:
-            rule = _read_option(text, rule, option)
-        parsed.append(rule)
-    return parsed
+    return [_read_rule(text, key) for text in texts]
 
 
 def needed_columns(rules: Sequence[Rule]) -> set[str]:
-    """The columns, beside the score, that `rules` compare."""
-    by_name = {column for rule in rules for column in KINDS[rule.name].needs}
-    return (
-        by_name
-        | {rule.by for rule in rules if rule.by}
-        | {"margin" for rule in rules if rule.on == "margin"}
-    )
-
-
-def rule_columns(scored: Dataset, rules: Sequence[Rule], seed: int) -> Columns:
-    """The columns of `scored` that `rules` need, read in batches.
-
-    Args:
-        scored: Pairs with `teacher_score`, and what else the rules compare.
-        rules: What is going to be applied.
-        seed: Seeds the order that breaks ties and that random draws go by.
-
-    Raises:
-        InputError: A rule needs a signal that this teacher does not give, or a column that the data
-            does not have.
-    """
-    wanted = needed_columns(rules)
-    made: dict[str, np.ndarray] = {}
-    for name in sorted(wanted & {"rank", "margin"}):
-        if name not in scored.column_names:
-            raise InputError(
-                "the selection rules rank and margin need a teacher that embeds texts; this one scores pairs only"
-            )
-        made[name] = texts.numbers(scored, name)
-    for name in sorted(wanted & {"group", "source"}):
-        if texts.is_empty(scored, name):
-            hint = "; name it by --source_column" if name == "source" else ""
-            raise InputError(f"a selection rule says by={name}, but the pairs have no {name}{hint}")
-        made[name] = texts.codes(scored, name)
-    if "long_enough" in wanted:
-        made["long_enough"] = texts.long_enough(scored)
-    if "overlap" in wanted:
-        made["overlap"] = texts.overlap(scored)
-    if "query" in wanted:
-        made["query"], made["document"] = texts.text_keys(scored)
-    if "family" in wanted:
-        made["family"] = texts.near_duplicate_families(scored)
-    score = texts.numbers(scored, "teacher_score").astype(np.float64)
-    return Columns(score, np.random.default_rng(seed).permutation(len(score)), **made)
+    """The names of `COLUMNS` that `rules` need."""
+    named = {name for rule in rules for name in (*rule.kind.needs, *rule.options.values())}
+    return named & set(COLUMNS)
 
 
 def apply_rule(columns: Columns, rule: Rule) -> Outcome:
-    """What `rule` says of the pairs of `columns`, of which there may be none."""
-    return (
-        KINDS[rule.name].apply(columns, rule) if len(columns) else Outcome(np.ones(0, dtype=bool))
-    )
+    """What `rule` says of the pairs of `columns`; there may be none.
+
+    Raises:
+        InputError: The rule's answer is not one bool a pair.
+    """
+    if not len(columns):
+        return Outcome(np.ones(0, dtype=bool))
+    outcome = rule.kind.apply(columns, rule)
+    keep = np.asarray(outcome.keep)
+    if keep.shape != (len(columns),) or keep.dtype != bool:
+        raise InputError(
+            f"the selection rule {rule} says {keep.dtype} of shape {keep.shape} for {len(columns)} "
+            "pairs; its Outcome must keep one bool a pair"
+        )
+    return outcome
 
 
 class Applied(NamedTuple):
-    """What rules, one after another, made of n pairs.
+    """What rules, one after another, did to n pairs.
 
-    dropped_by: (n,) int64, the place of the rule that dropped each pair, -1 for those kept.
-    weight: (n,) float32, what each kept pair weighs: 1 unless a rule with a weight touched it; 0
-        for those dropped.
-    steps: For each rule the pairs that came to it (m,) and what it said of them.
+    dropped_by: (n,) int64, the place of the rule that dropped each pair; -1 for those kept.
+    weight: (n,) float32, the product of the weights that rules gave a kept pair, else 1; 0 for
+        those dropped.
+    steps: For each rule the pairs that it saw (m,) and what it said of them.
     """
 
     dropped_by: np.ndarray
@@ -493,8 +514,8 @@ class Applied(NamedTuple):
 
 
 def apply_rules(columns: Columns, rules: Sequence[Rule]) -> Applied:
-    """Apply `rules` in order, each to what those before it have left."""
-    dropped_by = np.full(len(columns), -1)
+    """Apply `rules` in order, each to the pairs that those before it kept."""
+    dropped_by = np.full(len(columns), -1, dtype=np.int64)
     weight = np.ones(len(columns), dtype=np.float32)
     steps = []
     for number, rule in enumerate(rules):

@@ -1,144 +1,216 @@
-"""Selective distillation: which scored pairs are trained on, by named rules, with an audit of what
-each dropped.
+"""Selective distillation: named rules choose the pairs that are trained on, and an audit says what
+each rule dropped.
 
-Rules are applied in the order given, each to what the rules before it have left. A rule is a pure
-function of columns to a mask; no more than a batch of the texts is held at a time.
+Rules are applied in the order given, each to the pairs that those before it kept.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, Features, Value
 
-from hf_distill.data.collection import map_rows
+from hf_distill.data.collection import Pairs
 from hf_distill.errors import InputError
-from hf_distill.run.folder import (
-    RunFolder,
-    fingerprint,
-    read_json_if_current,
-    write_json,
-)
-from hf_distill.selection.audit import make_audit
+from hf_distill.recipe.kinds import PLUGIN
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import sha256_of, stage, written_whole
+from hf_distill.selection import texts
+from hf_distill.selection.audit import Audit, make_audit
 from hf_distill.selection.rules import (
     UNSCORED,
     Applied,
     Columns,
     Rule,
     apply_rules,
-    parse_rules,
-    rule_columns,
+    needed_columns,
 )
 
-__all__ = [
-    "Applied",
-    "Columns",
-    "Rule",
-    "SelectedPairs",
-    "apply_rules",
-    "parse_rules",
-    "rule_columns",
-    "select_pairs",
-    "with_outcome",
-]
+if TYPE_CHECKING:  # selecting needs no model
+    from hf_distill.scoring.ranking import Ranking
 
 
 @dataclass(frozen=True)
-class SelectedPairs:
-    """The outcome of selection.
+class SelectionInputs:
+    """What selections choose from. Each column is computed once, when a rule first needs it.
 
     Attributes:
-        all: Every scored training pair, with `dropped_by` (the rule that dropped it, or null), and,
-            where a rule gives weights, `weight` (float32; 0 for a dropped pair).
-        selected: Those that no rule dropped.
-        audit: What `selection.json` holds.
-        key: The fingerprint of what the selection depends on.
+        pairs: The n training pairs.
+        scores: (n,) float32, the teacher's; NaN where it has none.
+        ranking: Of the training pairs; None if the teacher embeds no texts.
+        key: The fingerprint of all this.
     """
 
-    all: Dataset
-    selected: Dataset
-    audit: Mapping[str, Any]
+    pairs: Pairs
+    scores: np.ndarray
+    ranking: Ranking | None
     key: str
+    _columns: dict[str, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def column(self, name: str, rule: Rule) -> np.ndarray:
+        """(n,) the column `name` of `hf_distill.selection.rules.COLUMNS`, which `rule` needs.
+
+        Raises:
+            InputError: It needs a ranking that this teacher does not give, or a group or source
+                that the pairs do not have.
+        """
+        if name not in self._columns:
+            self._columns[name] = self._make(name, rule)
+        return self._columns[name]
+
+    def _make(self, name: str, rule: Rule) -> np.ndarray:
+        if name in ("rank", "margin"):
+            if self.ranking is None:
+                raise InputError(
+                    f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
+                    "pair's document in a pool; this teacher only scores pairs. Remove the rule"
+                )
+            return self.ranking.rank if name == "rank" else self.ranking.margin
+        if name in ("group", "source") and texts.is_empty(self.pairs, name):
+            raise InputError(
+                f"the selection rule {rule} needs a {name}, but the pairs have none; name its "
+                f"column with --{name}_column"
+            )
+        return texts.COLUMNS[name](self.pairs)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of n training pairs are trained on.
+
+    Attributes:
+        audit: What each rule did.
+        dropped_by: (n,) int64, the place in `audit.rules` of the rule that dropped each pair; -1
+            for those kept.
+        weight: (n,) float32, the weight of each pair, 0 for those dropped; None if no rule gives
+            weights.
+    """
+
+    audit: Audit
+    dropped_by: np.ndarray
+    weight: np.ndarray | None
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of what the selection depends on."""
+        return self.audit.key
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """(k,) int64, ascending: the places of the kept pairs among the training pairs."""
+        return np.flatnonzero(self.dropped_by < 0)
 
     def summary(self) -> str:
         """What each rule dropped, for a terminal."""
-        rules = [
-            f"{rule['rule']} "
-            + (f"weighs {rule['weighted']:,}" if rule["weighted"] else f"-{rule['dropped']:,}")
-            + (
-                f" (at {rule['threshold']:.4f})"
-                if rule["threshold"] is not None and rule["column"] == "score"
-                else ""
-            )
-            for rule in self.audit["rules"]
-        ]
-        return f"Selected {self.audit['kept']:,} of {self.audit['pairs_in']:,} training pairs: {', '.join(rules) or 'no rule'}"
+        audit, said = self.audit, []
+        for rule in audit.rules:
+            what = f"weighs {rule.weighted:,}" if rule.weighted else f"-{rule.dropped:,}"
+            on_score = rule.threshold is not None and rule.column == "score"
+            at = f" (at {rule.threshold:.4f})" if on_score else ""
+            said.append(f"{rule.rule} {what}{at}")
+        return (
+            f"Selected {audit.kept:,} of {audit.pairs_in:,} training pairs: "
+            f"{', '.join(said) or 'no rule'}"
+        )
 
 
-def with_outcome(scored: Dataset, rules: Sequence[Rule], applied: Applied) -> Dataset:
-    """`scored` with `dropped_by` (the rule, as written, or null), and with `weight`, if a rule
-    gives any.
+def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> Columns:
+    """The columns that `rules` need.
+
+    Args:
+        inputs: The pairs, with their scores and ranking.
+        rules: What will be applied.
+        seed: Of the order that breaks ties and that random draws follow.
+
+    Raises:
+        InputError: See `SelectionInputs.column`.
     """
-    names = [*map(str, rules), None]  # -1, the last, is for those kept
-    weighted = any(rule.weight is not None for rule in rules)
-    features = Features(
-        {
-            **scored.features,
-            "dropped_by": Value("string"),
-            **({"weight": Value("float32")} if weighted else {}),
-        }
+    needed = {
+        name: inputs.column(name, rule) for rule in rules for name in sorted(needed_columns([rule]))
+    }
+    order = np.random.default_rng(seed).permutation(len(inputs.pairs))
+    return Columns(inputs.pairs, inputs.scores.astype(np.float64), order, needed)
+
+
+def _nothing_left(columns: Columns, rules: Sequence[Rule], applied: Applied) -> InputError:
+    counts = np.bincount(applied.dropped_by, minlength=len(rules))
+    worst = int(counts.argmax())
+    cut = applied.steps[worst][1].threshold
+    return InputError(
+        f"--selection keeps none of {len(columns)} pairs; {rules[worst]} dropped most of them "
+        f"({counts[worst]}{'' if cut is None else f', at threshold {cut:.4f}'}). The teacher's "
+        f"scores are between {np.nanmin(columns.score):.4f} and {np.nanmax(columns.score):.4f}; "
+        "relax that rule"
     )
 
-    def add(_: dict[str, Any], indices: list[int]) -> dict[str, Any]:
-        made: dict[str, Any] = {"dropped_by": [names[i] for i in applied.dropped_by[indices]]}
-        return {**made, "weight": applied.weight[indices]} if weighted else made
 
-    return map_rows(scored, add, features)
+def make_selection(columns: Columns, rules: Sequence[Rule], seed: int, key: str) -> Selection:
+    """Apply `rules` to the pairs of `columns`, after dropping those without a score.
+
+    Args:
+        columns: As from `rule_columns`.
+        rules: What to apply, in order.
+        seed: What `columns.order` was drawn with, for the audit.
+        key: The selection's key.
+
+    Raises:
+        InputError: No pair is left.
+    """
+    if np.isnan(columns.score).any():
+        rules = [UNSCORED, *rules]
+    applied = apply_rules(columns, rules)
+    if not len(applied.kept):
+        raise _nothing_left(columns, rules, applied)
+    weighted = any(rule.weight is not None for rule in rules)
+    return Selection(
+        make_audit(columns, rules, applied, seed, key),
+        applied.dropped_by,
+        applied.weight if weighted else None,
+    )
+
+
+def _identity(rule: Rule) -> list[str]:
+    """A rule of this package is its text; another one is also the file that holds it."""
+    if PLUGIN.fullmatch(rule.name):
+        return [str(rule), sha256_of(Path(inspect.getfile(rule.kind.apply)))]
+    return [str(rule)]
 
 
 def select_pairs(
-    scored: Dataset, rules: Sequence[Rule], seed: int, folder: RunFolder, scores_key: str
-) -> SelectedPairs:
-    """Apply `rules` to the scored training pairs and write `selection.json`.
+    inputs: SelectionInputs, rules: Sequence[Rule], seed: int, folder: RunFolder
+) -> Selection:
+    """Apply `rules` to the training pairs. A stage: `selection.json`, with the arrays of each pair
+    in `cache/selection.npz`.
 
     Args:
-        scored: Pairs with `teacher_score`.
+        inputs: The scored training pairs.
         rules: What to apply, in order.
-        seed: Seeds random draws, and how ties are broken.
+        seed: Of random draws and ties.
         folder: The run's folder.
-        scores_key: The fingerprint of the scores and signals.
 
     Raises:
         InputError: No pair is left, or a rule needs a column that is not there.
     """
-    key = fingerprint(scores_key, [str(rule) for rule in rules], seed)
-    columns = rule_columns(scored, rules, seed)
-    score = columns.score
-    if np.isnan(score).any():
-        rules = [Rule(UNSCORED), *rules]
-    applied = apply_rules(columns, rules)
-    if not len(applied.kept):
-        counts = np.bincount(applied.dropped_by, minlength=len(rules))
-        worst = int(counts.argmax())
-        cut = applied.steps[worst][1].threshold
-        raise InputError(
-            f"the selection leaves none of {len(score)} pairs; most fell to {rules[worst]} ({counts[worst]}"
-            + (f", threshold {cut:.4f}" if cut is not None else "")
-            + f"; the teacher's scores lie between {np.nanmin(score):.4f} and {np.nanmax(score):.4f})"
-        )
-    audit = json.loads(
-        json.dumps({"fingerprint": key, **make_audit(scored, columns, rules, applied, seed)})
+    arrays = folder.cache / "selection.npz"
+
+    def make(key: str) -> Audit:
+        selection = make_selection(rule_columns(inputs, rules, seed), rules, seed, key)
+        weight = np.empty(0, dtype=np.float32) if selection.weight is None else selection.weight
+        folder.selection.unlink(missing_ok=True)  # it would speak of the arrays before these
+        with written_whole(arrays) as temporary:
+            np.savez(temporary, dropped_by=selection.dropped_by, weight=weight)
+        return selection.audit
+
+    audit = stage(
+        folder.selection, Audit, [inputs.key, [*map(_identity, rules)], seed], make, [arrays]
     )
-    everything = with_outcome(scored, rules, applied)
-    if read_json_if_current(folder.selection, key) != audit:
-        write_json(folder.selection, audit)
-    return SelectedPairs(
-        all=everything,
-        selected=everything.select(applied.kept).flatten_indices(),
-        audit=audit,
-        key=key,
-    )
+    with np.load(arrays) as held:
+        weight = held["weight"]
+        return Selection(audit, held["dropped_by"], weight if len(weight) else None)

@@ -1,19 +1,17 @@
-"""What rules see of the texts: small numbers for each pair, computed in batches, so that no more
-than a batch of texts is ever held.
-"""
+"""What rules see of texts, groups and sources: a few bytes a pair, read in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from hf_distill.data.collection import text_number
+from hf_distill.data.collection import Pairs, text_number
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
@@ -22,37 +20,56 @@ from hf_distill.data.near_duplicates import (
     text_key,
     word_trigrams,
 )
-from hf_distill.data.sources.qrecc import (
-    MIN_DOCUMENT_CHARACTERS,
-    MIN_QUERY_CHARACTERS,
-)
+from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
+from hf_distill.teachers.base import TextKind
 
 _BATCH = 1000
 
 
-def _batches(pairs: Dataset, columns: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
-    with tqdm(
-        total=len(pairs), desc=what, unit=" pairs", unit_scale=True, delay=3, leave=False
-    ) as bar:
-        for table in (
-            pairs.select_columns(list(columns)).with_format("arrow").iter(_BATCH)
-        ):  # Arrow: several times as fast as rows
-            yield {name: table[name].to_pylist() for name in columns}
-            bar.update(len(table))
+def _progress(total: int, what: str) -> Any:
+    return tqdm(total=total, desc=what, unit_scale=True, delay=3, leave=False)
 
 
-def numbers(pairs: Dataset, column: str) -> np.ndarray:
-    """(n,) the numbers of a column, NaN where there is none."""
-    values: np.ndarray = pairs.select_columns([column]).with_format("arrow")[:][column].to_numpy()
-    return values
+def _per_text(
+    pairs: Pairs, side: TextKind, measure: Callable[[str], Any], dtype: type, what: str
+) -> np.ndarray:
+    """(n,) of `dtype`: `measure` of each pair's query or document. It sees each text once."""
+    of = pairs.collection
+    numbers, read = (
+        (pairs.queries, of.query_texts) if side == "query" else (pairs.documents, of.document_texts)
+    )
+    unique, place = np.unique(numbers, return_inverse=True)
+    values: np.ndarray = np.empty(len(unique), dtype=dtype)
+    with _progress(len(unique), what) as bar:
+        for start in range(0, len(unique), _BATCH):
+            texts = read(unique[start : start + _BATCH])
+            values[start : start + len(texts)] = [measure(text) for text in texts]
+            bar.update(len(texts))
+    return values[place]
+
+
+def _texts(pairs: Pairs, what: str) -> Iterator[list[tuple[str, str]]]:
+    """The (query, document) texts of `pairs`, a batch at a time."""
+    with _progress(len(pairs), what) as bar:
+        for batch in pairs.batches("query", "document", size=_BATCH):
+            yield list(zip(batch["query"], batch["document"], strict=True))
+            bar.update(len(batch["query"]))
+
+
+def long_enough(pairs: Pairs) -> np.ndarray:
+    """(n,) bool: both texts have at least the characters of the paper's extraction rule."""
+    queries = _per_text(pairs, "query", len, np.int64, "Text lengths")
+    documents = _per_text(pairs, "document", len, np.int64, "Text lengths")
+    enough: np.ndarray = (queries >= MIN_QUERY_CHARACTERS) & (documents >= MIN_DOCUMENT_CHARACTERS)
+    return enough
 
 
 def ngram_overlap(query: str, document: str, n: int = 2) -> float:
     """The share of the document's word n-grams that its query has, too: 1.0 for an echo, 0.0 for a
-    document that says it otherwise.
+    document in entirely other words.
 
     Texts are compared by `text_key`. A document of fewer than n words counts as one n-gram of all
-    of them.
+    its words.
     """
     words, own = text_key(document).split(), text_key(query).split()
     n = min(n, max(1, len(words)))
@@ -61,71 +78,50 @@ def ngram_overlap(query: str, document: str, n: int = 2) -> float:
     return sum(gram in theirs for gram in grams) / len(grams)
 
 
-def long_enough(pairs: Dataset) -> np.ndarray:
-    """(n,) bool: at least the characters that the paper's extraction rule asks for."""
-    return np.array(
-        [
-            len(query) >= MIN_QUERY_CHARACTERS and len(document) >= MIN_DOCUMENT_CHARACTERS
-            for batch in _batches(pairs, ["query", "document"], "Measuring texts")
-            for query, document in zip(batch["query"], batch["document"], strict=True)
-        ],
-        dtype=bool,
-    )
+def overlap(pairs: Pairs) -> np.ndarray:
+    """(n,) float32: `ngram_overlap` of each pair."""
+    shares = [ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch]
+    return np.array(shares, dtype=np.float32)
 
 
-def overlap(pairs: Dataset) -> np.ndarray:
-    """(n,) float32: :func:`ngram_overlap` of each pair."""
-    return np.array(
-        [
-            ngram_overlap(query, document)
-            for batch in _batches(pairs, ["query", "document"], "Looking for echoes")
-            for query, document in zip(batch["query"], batch["document"], strict=True)
-        ],
-        dtype=np.float32,
-    )
+def text_keys(pairs: Pairs, side: TextKind) -> np.ndarray:
+    """(n,) uint64: equal for queries (or documents) of equal `text_key`."""
+    return _per_text(pairs, side, lambda text: text_number(text_key(text)), np.uint64, "Duplicates")
 
 
-def text_keys(pairs: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Two (n,) uint64 arrays: a key of each query and of each document, equal for texts of equal
-    `text_key`.
+def _column(pairs: Pairs, name: str) -> pa.ChunkedArray:
+    table: pa.Table = pairs.collection.judgements.select_columns([name]).with_format("arrow")[:]
+    return table[name].take(pa.array(pairs.rows))
+
+
+def is_empty(pairs: Pairs, column: str) -> bool:
+    """Whether `group` or `source` is missing in every one of the pairs, of which there are some."""
+    return len(pairs) > 0 and _column(pairs, column).null_count == len(pairs)
+
+
+def codes(pairs: Pairs, column: str) -> np.ndarray:
+    """(n,) int64 from 0: equal where `group` or `source` is. Missing values have a code of their
+    own.
+
+    The codes follow the hashes of the values and not the order of the data, so the audit's choice
+    among groups of one size favours neither the beginning nor the end.
     """
-    keys: tuple[list[int], list[int]] = ([], [])
-    for batch in _batches(pairs, ["query", "document"], "Looking for duplicates"):
-        for found, texts in zip(keys, (batch["query"], batch["document"]), strict=True):
-            found += [text_number(text_key(text)) for text in texts]
-    return np.array(keys[0], dtype=np.uint64), np.array(keys[1], dtype=np.uint64)
+    if not len(pairs):
+        return np.empty(0, dtype=np.int64)
+    values = _column(pairs, column).dictionary_encode(null_encoding="encode").combine_chunks()
+    numbers = [text_number(str(value)) for value in values.dictionary.to_pylist()]
+    order = np.argsort(np.array(numbers, dtype=np.uint64))
+    code: np.ndarray = np.empty(len(order), dtype=np.int64)
+    code[order] = np.arange(len(order))
+    coded: np.ndarray = code[values.indices.to_numpy()]
+    return coded
 
 
-def is_empty(pairs: Dataset, column: str) -> bool:
-    """Whether there is no such column, or nothing but null in it."""
-    if column not in pairs.column_names:
-        return True
-    return len(pairs) > 0 and all(
-        value is None
-        for batch in _batches(pairs, [column], f"Reading {column}")
-        for value in batch[column]
-    )
+def _joined(texts: list[tuple[str, str]]) -> list[str]:
+    return [f"{query}\n{document}" for query, document in texts]
 
 
-def codes(pairs: Dataset, column: str) -> np.ndarray:
-    """(n,) int64 from 0: equal where the texts in `column` are equal."""
-    keys = [
-        text_number(str(value))
-        for batch in _batches(pairs, [column], f"Reading {column}")
-        for value in batch[column]
-    ]
-    inverse: np.ndarray = np.unique(np.array(keys, dtype=np.uint64), return_inverse=True)[1]
-    return inverse.astype(np.int64)
-
-
-def _joined(batch: dict[str, Any]) -> list[str]:
-    return [
-        f"{query}\n{document}"
-        for query, document in zip(batch["query"], batch["document"], strict=True)
-    ]
-
-
-def _band_keys(pairs: Dataset) -> np.ndarray:
+def _band_keys(pairs: Pairs) -> np.ndarray:
     """(n, b) uint64: pairs that share a key in a column may be near-duplicates (locality-sensitive
     hashing of MinHash signatures).
     """
@@ -134,21 +130,20 @@ def _band_keys(pairs: Dataset) -> np.ndarray:
     keys = np.empty((len(pairs), bands), dtype=np.uint64)
     mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     place = 0
-    for batch in _batches(pairs, ["query", "document"], "Looking for near-duplicates"):
+    for batch in _texts(pairs, "Near-duplicates"):
         signatures = np.array(
             [minhash(word_trigrams(text)).hashvalues for text in _joined(batch)], dtype=np.uint64
         )
-        mixed = (
-            signatures[:, : bands * rows].reshape(len(signatures), bands, rows) * mixer
-        )  # modulo 2**64: a hash of the band
+        by_band = signatures[:, : bands * rows].reshape(len(signatures), bands, rows)
+        mixed = by_band * mixer  # modulo 2**64: their sum is a hash of the band
         keys[place : place + len(signatures)] = mixed.sum(axis=2, dtype=np.uint64)
         place += len(signatures)
     return keys
 
 
 def _candidates(keys: np.ndarray) -> np.ndarray:
-    """(m, 2) int64: of the pairs with one key in a band, each with the first of them and with the
-    one before it.
+    """(m, 2) int64: each pair that shares a key in a band with others, beside the first of them and
+    beside the one before it.
     """
     edges = [np.empty((0, 2), dtype=np.int64)]
     for band in keys.T:
@@ -163,31 +158,41 @@ def _candidates(keys: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(edges), axis=0)
 
 
-def near_duplicate_families(pairs: Dataset) -> np.ndarray:
-    """(n,) int64: equal for pairs that are connected by near-duplicates.
+def near_duplicate_families(pairs: Pairs) -> np.ndarray:
+    """(n,) int64: equal for pairs that near-duplicates connect.
 
     Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
-    similarity of at least `NEAR_DUPLICATE_JACCARD`: MinHash (Broder 1997, through `datasketch`)
-        proposes, the trigrams themselves decide. One just above the
-    threshold can be missed.
+    similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997, through `datasketch`)
+    proposes them, the trigrams themselves decide. A pair just above the threshold can be missed.
     """
-    edges = _candidates(_band_keys(pairs)) if len(pairs) else np.empty((0, 2), dtype=np.int64)
+    if not len(pairs):
+        return np.empty(0, dtype=np.int64)
+    edges = _candidates(_band_keys(pairs))
     near = np.zeros(len(edges), dtype=bool)
-    texts = pairs.select_columns(["query", "document"])
     for start in range(0, len(edges), _BATCH):
         block = edges[start : start + _BATCH]
         rows = np.unique(block)
-        trigrams = dict(
-            zip(rows.tolist(), map(word_trigrams, _joined(texts[rows.tolist()])), strict=True)
-        )
-        near[start : start + _BATCH] = [
+        (batch,) = pairs.take(rows).batches("query", "document", size=len(rows))
+        texts = _joined(list(zip(batch["query"], batch["document"], strict=True)))
+        trigrams = dict(zip(rows.tolist(), map(word_trigrams, texts), strict=True))
+        near[start : start + len(block)] = [
             jaccard(trigrams[a], trigrams[b]) >= NEAR_DUPLICATE_JACCARD for a, b in block.tolist()
         ]
     left, right = edges[near].T
     graph = coo_array(
         (np.ones(len(left), dtype=bool), (left, right)), shape=(len(pairs), len(pairs))
     )
-    labels: np.ndarray = (
-        connected_components(graph, directed=False)[1] if len(pairs) else np.empty(0)
-    )
+    labels: np.ndarray = connected_components(graph, directed=False)[1]
     return labels.astype(np.int64)
+
+
+COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
+    "group": lambda pairs: codes(pairs, "group"),
+    "source": lambda pairs: codes(pairs, "source"),
+    "long_enough": long_enough,
+    "overlap": overlap,
+    "query": lambda pairs: text_keys(pairs, "query"),
+    "document": lambda pairs: text_keys(pairs, "document"),
+    "family": near_duplicate_families,
+}
+"""The columns of `hf_distill.selection.rules.Columns` that come from the pairs themselves."""

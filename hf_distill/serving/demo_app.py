@@ -1,9 +1,9 @@
-"""Teacher and student side by side, as a Gradio app: of `hf-distill demo`, and, run as a script, a
-Space.
+"""Teacher and student side by side, as a Gradio app: of `hf-distill demo`, and, run as a script, of
+a Space.
 
-A Space reads `demo.json` in its own folder: the title, and for each model its name, where to load
-it from, its prompt for queries and the file of its document embeddings; and `documents.parquet`,
-the texts. Imports nothing of the project it comes from.
+A Space reads two files in its own folder. `demo.json` holds the title, and for each model its name,
+where to load it from, the prompt of its queries and the file of its document embeddings.
+`documents.parquet` holds the texts. This script imports nothing of hf_distill.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
 TOP = 5
+"""Documents that each model shows."""
 
 
-def cosines(asked: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+def cosines(query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
     """Cosines (N,) of a question's embedding (d,) and `embeddings` (N, d) of unit length."""
-    found: np.ndarray = embeddings @ (asked / max(float(np.linalg.norm(asked)), 1e-12))
-    return found
+    scores: np.ndarray = embeddings @ (query / max(float(np.linalg.norm(query)), 1e-12))
+    return scores
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model: `embed` maps a question to (d,), `score` that and the documents' `embeddings` (N,
-    d) to (N,), higher is nearer.
+    """One model.
+
+    Attributes:
+        name: How the page calls it.
+        embed: Maps a question to its embedding (d,).
+        embeddings: (N, d) of the documents.
+        score: Maps a question's embedding and `embeddings` to scores (N,); higher is nearer.
     """
 
     name: str
@@ -42,24 +48,26 @@ class Side:
 
 
 def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> str:
-    """What `side` finds, as HTML in which every text is escaped, with the time that embedding and
-    search took.
+    """The documents that `side` ranks first, as HTML in which every text is escaped, and how long
+    embedding and search took.
     """
     if not question.strip():
         return ""
     start = time.perf_counter()
-    asked = side.embed(question)
+    query = side.embed(question)
     embedded = time.perf_counter()
-    scores = side.score(asked, side.embeddings)
+    scores = side.score(query, side.embeddings)
     best = np.argsort(-scores, kind="stable")[:TOP]
     end = time.perf_counter()
     rows = "".join(
-        f"<li><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code><br>{html.escape(texts[i])}</li>"
+        f"<li><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code><br>"
+        f"{html.escape(texts[i])}</li>"
         for i in map(int, best)
     )
     return (
-        f"<h3>{html.escape(side.name)}</h3><p>question embedded in {1000 * (embedded - start):.1f} ms, {len(texts):,} documents searched "
-        f"in {1000 * (end - embedded):.1f} ms</p><ol>{rows}</ol>"
+        f"<h3>{html.escape(side.name)}</h3>"
+        f"<p>question embedded in {1000 * (embedded - start):.1f} ms, {len(texts):,} documents "
+        f"searched in {1000 * (end - embedded):.1f} ms</p><ol>{rows}</ol>"
     )
 
 
@@ -75,30 +83,27 @@ def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
             embedding: np.ndarray = model.encode(question, prompt=prompt, show_progress_bar=False)
             return embedding
 
-        sides.append(
-            Side(entry["name"], embed, np.load(folder / entry["embeddings"]).astype(np.float32))
-        )
-    return (
-        settings["title"],
-        sides,
-        table.column("id").to_pylist(),
-        table.column("text").to_pylist(),
-    )
+        embeddings = np.load(folder / entry["embeddings"]).astype(np.float32)
+        sides.append(Side(entry["name"], embed, embeddings))
+    ids, texts = (table.column(name).to_pylist() for name in ("id", "text"))
+    return settings["title"], sides, ids, texts
 
 
 def build(title: str, sides: list[Side], ids: list[str], texts: list[str]) -> Any:
-    """The app over what `load` gives, not yet served."""
-    import gradio  # noqa: PLC0415  (an extra)
+    """The app for what `load` returns. It is not served yet."""
+    import gradio  # noqa: PLC0415  # an extra
 
     for side in sides:
-        side.embed("warm up")  # the first call pays for set-up
+        side.embed("warm up")  # the first call is slow
     with gradio.Blocks(title=title) as app:
         gradio.Markdown(f"# {html.escape(title)}")
-        question = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
+        box = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
         with gradio.Row():
-            boxes = [gradio.HTML() for _ in sides]
-        question.submit(
-            lambda asked: [answer_html(side, asked, ids, texts) for side in sides], question, boxes
+            answers = [gradio.HTML() for _ in sides]
+        box.submit(
+            lambda question: [answer_html(side, question, ids, texts) for side in sides],
+            box,
+            answers,
         )
     return app
 

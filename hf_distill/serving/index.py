@@ -1,5 +1,5 @@
-"""A corpus embedded once and searched many times: what `hf-distill search` and `hf-distill demo`
-ask.
+"""A corpus that is embedded once and searched many times: what `hf-distill search` and `hf-distill
+demo` ask.
 """
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,25 +18,57 @@ import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from hf_distill.compute.encode import encode
-from hf_distill.compute.models import digest_of_weights
+from hf_distill.compute.encode import Advance, encode
+from hf_distill.compute.models import digest_of_weights, load_sentence_transformer
 from hf_distill.compute.search import search
-from hf_distill.data.collection import PairData
-from hf_distill.data.sources.pydocs import read_pydocs
+from hf_distill.data.collection import Collection, text_id
+from hf_distill.data.sources.pydocs import harvest
 from hf_distill.errors import InputError
-from hf_distill.finished_run import FinishedRun
-from hf_distill.run.folder import (
-    fingerprint,
-    written_whole,
-)
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import stage, written_whole
 
 DEPTH = 10
+"""Documents that a question gets by default."""
+
+
+def student_of(run_or_model: str) -> str:
+    """What `run_or_model` names: the student's folder of a run, or the model itself (a folder or a
+    Hub id).
+
+    Raises:
+        InputError: The run has no student yet.
+    """
+    folder = RunFolder(Path(run_or_model))
+    if folder.student.is_dir():
+        return str(folder.student)
+    if folder.recipe.is_file():
+        raise InputError(
+            f"the run in {run_or_model} has no student yet; run it to its end: hf-distill train "
+            f"{folder.recipe} --run_dir {run_or_model} --until release"
+        )
+    return run_or_model
+
+
+def load_student(run_or_model: str) -> SentenceTransformer:
+    """Load what `student_of` names.
+
+    Raises:
+        InputError: There is no such model, or it cannot be loaded.
+    """
+    try:
+        return load_sentence_transformer(student_of(run_or_model), "model")
+    except InputError as error:  # the commands take it without a flag
+        raise InputError(str(error).removeprefix("--model ")) from error
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to search. `ids` say where a text is from; `key` is the fingerprint of what they
-    depend on.
+    """Documents to search.
+
+    Attributes:
+        ids: Where each text is from.
+        texts: Each text once.
+        key: The fingerprint of what they depend on.
     """
 
     ids: list[str]
@@ -44,122 +76,149 @@ class Corpus:
     key: str
 
 
+def corpus_of_run(collection: Collection) -> Corpus:
+    """Every document of a run's collection, held out or not. Its id is that of the first pair that
+    has it, or a digest of the text if it is in no pair.
+    """
+    texts = collection.document_texts(np.arange(len(collection.documents)))
+    numbers, rows = np.unique(collection.document_numbers, return_index=True)
+    names = collection.every_pair().take(rows).column("pair_id")
+    of_pairs = dict(zip(numbers.tolist(), names, strict=True))
+    ids = [of_pairs.get(i) or text_id(text) for i, text in enumerate(texts)]
+    return Corpus(ids, texts, collection.key)
+
+
+@dataclass(frozen=True)
+class PythonRecord:
+    """`python.json`: how many documents the installed packages have."""
+
+    key: str
+    documents: int
+
+
+def python_identity() -> list[str]:
+    """What `corpus_of_python` depends on: the Python version and the installed packages."""
+    packages = {f"{d.metadata['Name']} {d.version}" for d in importlib.metadata.distributions()}
+    return [sys.version, *sorted(packages)]
+
+
+def user_cache() -> Path:
+    """Where an index is kept that does not belong to a run."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "hf_distill" / "search"
+
+
+def corpus_of_python() -> Corpus:
+    """The documentation of the installed Python packages, for a model without a run. It is read
+    once, and kept in `user_cache()`.
+    """
+    table = user_cache() / "python.parquet"
+
+    def make(key: str) -> PythonRecord:
+        first: dict[str, str] = {}
+        for row in harvest(None, None, 0).rows:
+            first.setdefault(row["document"], row["pair_id"])
+        with written_whole(table) as temporary:
+            columns = {"id": list(first.values()), "text": list(first)}
+            pq.write_table(pa.table(columns), temporary)
+        return PythonRecord(key, len(first))
+
+    path = table.with_suffix(".json")
+    record = stage(path, PythonRecord, [python_identity()], make, files=[table])
+    content = pq.read_table(table)
+    return Corpus(content["id"].to_pylist(), content["text"].to_pylist(), record.key)
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """The embeddings of a corpus, (documents, dimension) float32 in a file beside this one."""
+
+    key: str
+    documents: int
+    dimension: int
+
+
+def embedded(
+    corpus: Corpus,
+    identity: Sequence[Any],
+    embed: Callable[[list[str], Advance], np.ndarray],
+    path: Path,
+) -> np.ndarray:
+    """The embeddings (N, d) float32 of a corpus, memory-mapped, as kept at `path` or made.
+
+    Args:
+        corpus: The documents.
+        identity: What the embeddings depend on beside the corpus.
+        embed: Maps texts to embeddings, and reports its progress.
+        path: Files without their suffix: `.npy` holds the embeddings, `.json` an `IndexRecord`.
+
+    Raises:
+        InputError: The corpus is empty.
+    """
+    if not corpus.texts:
+        raise InputError("there is no document to search")
+    array = path.with_suffix(".npy")
+
+    def make(key: str) -> IndexRecord:
+        total = len(corpus.texts)
+        with tqdm(total=total, desc="Embedding", unit=" documents", leave=False) as bar:
+
+            def advance(texts: int, _tokens: int) -> None:
+                bar.update(texts)
+
+            vectors = embed(corpus.texts, advance)
+        with written_whole(array) as temporary:
+            np.save(temporary, vectors)
+        return IndexRecord(key, *vectors.shape)
+
+    inputs = [corpus.key, *identity]
+    stage(path.with_suffix(".json"), IndexRecord, inputs, make, files=[array])
+    embeddings: np.ndarray = np.load(array, mmap_mode="c")
+    return embeddings
+
+
 @dataclass(frozen=True)
 class Hit:
-    """A document that was found: its cosine to the question, where it is from, its text."""
+    """A document: its cosine to the question, where it is from, its text."""
 
     score: float
     id: str
     text: str
 
 
-def _unique(rows: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Ids and texts, each text once."""
-    first: dict[str, str] = {}
-    for name, text in rows:
-        first.setdefault(text, name)
-    return list(first.values()), list(first)
-
-
-def corpus_of_run(run: FinishedRun) -> Corpus:
-    """Every document of a run's data, held out or not."""
-    data: PairData = run.data
-
-    def rows() -> Iterator[tuple[str, str]]:
-        for split in (data.train, data.validation, data.test, data.leaked):
-            yield from zip(split["pair_id"], split["document"], strict=True)
-        yield from zip(data.corpus["document_id"], data.corpus["document"], strict=True)
-
-    return Corpus(*_unique(rows()), key=data.key)
-
-
-def python_key() -> str:
-    """The fingerprint of what `corpus_of_python` depends on: the installed packages."""
-    return fingerprint(
-        sys.version,
-        sorted(f"{d.metadata['Name']} {d.version}" for d in importlib.metadata.distributions()),
-    )
-
-
-def corpus_of_python() -> Corpus:
-    """The documentation of the Python packages installed here, for a model without a run."""
-    with tempfile.TemporaryDirectory() as cache:
-        pairs = read_pydocs(None, None, 0, Path(cache)).pairs
-        ids, texts = _unique(zip(pairs["pair_id"], pairs["document"], strict=True))
-    return Corpus(ids, texts, python_key())
-
-
-def user_cache() -> Path:
-    """Where an index is kept that belongs to no run."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_distill" / "search"
-    )
-
-
 @dataclass(frozen=True)
 class Index:
-    """A corpus embedded by a model: `embeddings` (N, d) float32, memory-mapped, of unit length."""
+    """A corpus embedded by a model: `embeddings` (N, d) float32 of unit length."""
 
     model: SentenceTransformer
-    ids: list[str]
-    texts: list[str]
+    corpus: Corpus
     embeddings: np.ndarray
 
     def ask(self, question: str, depth: int = DEPTH) -> list[Hit]:
         """The `depth` documents nearest to `question`, best first."""
-        asked = self.model.encode_query(
+        query = self.model.encode_query(
             [question], normalize_embeddings=True, show_progress_bar=False
         )
-        scores, places = search(asked, self.embeddings, depth)
+        scores, places = search(query, self.embeddings, depth)
         return [
-            Hit(float(score), self.ids[i], self.texts[i])
+            Hit(float(score), self.corpus.ids[i], self.corpus.texts[i])
             for score, i in zip(scores[0], places[0], strict=True)
         ]
 
 
-def index_key(model: SentenceTransformer, corpus_key: str) -> str:
-    """What an index depends on: the model's weights, prompts and length, and the corpus."""
-    return fingerprint(
-        digest_of_weights(model), dict(model.prompts), model.max_seq_length, corpus_key
-    )
-
-
-def find_index(model: SentenceTransformer, corpus_key: str, folder: Path) -> Index | None:
-    """The index of this model and corpus, if `build_index` has left it in `folder`."""
-    path = folder / f"{index_key(model, corpus_key)}.npy"
-    table = path.with_suffix(".parquet")
-    if not path.is_file() or not table.is_file():
-        return None
-    columns = pq.read_table(table)
-    embeddings = np.load(path, mmap_mode="c")
-    if len(embeddings) != columns.num_rows:
-        return None  # two processes made it at once, from different data: it is made again
-    return Index(
-        model, columns.column("id").to_pylist(), columns.column("text").to_pylist(), embeddings
-    )
-
-
-def build_index(model: SentenceTransformer, corpus: Corpus, folder: Path) -> Index:
-    """Embed `corpus` and keep it in `folder`.
+def index_of(model: SentenceTransformer, corpus: Corpus, path: Path) -> Index:
+    """The index of `corpus` by `model`, as kept at `path` (see `embedded`) or made.
 
     Raises:
-        InputError: An empty corpus.
+        InputError: The corpus is empty.
     """
-    if not corpus.texts:
-        raise InputError("there is no document to search")
     prompt = model.prompts.get("document") or ""
-    with tqdm(
-        total=len(corpus.texts), desc="Embedding the corpus", unit=" documents", leave=False
-    ) as bar:
 
-        def advance(texts: int, _: int) -> None:
-            bar.update(texts)
+    def embed(texts: list[str], advance: Advance) -> np.ndarray:
+        vectors = encode(model, [prompt + text for text in texts], advance=advance).numpy()
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+        return unit
 
-        made = encode(model, [prompt + text for text in corpus.texts], advance=advance).numpy()
-    made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-    path = folder / f"{index_key(model, corpus.key)}.npy"
-    with written_whole(path.with_suffix(".parquet")) as temporary:
-        pq.write_table(pa.table({"id": corpus.ids, "text": corpus.texts}), temporary)
-    with written_whole(path) as temporary:  # last: from here on it counts
-        np.save(temporary, made)
-    return Index(model, corpus.ids, corpus.texts, np.load(path, mmap_mode="c"))
+    identity = [digest_of_weights(model), dict(model.prompts), model.max_seq_length]
+    return Index(model, corpus, embedded(corpus, identity, embed, path))

@@ -5,46 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.scoring.scores import EmbeddingTable
+from hf_distill.scoring.embeddings import Vectors
+
+_BLOCK = 8192
 
 
-def principal_components(embeddings: np.ndarray, dimension: int) -> np.ndarray:
-    """The `dimension` leading principal components of `embeddings`, as rows: (dimension, d),
+def principal_components(embeddings: np.ndarray | Vectors, dimension: int) -> np.ndarray:
+    """The `dimension` leading principal components of `embeddings`, as rows: (dimension, d)
     float32, orthonormal.
 
-    Eigenvectors of the uncentred second moment: of all projections to `dimension` they keep most of
-        the dot products. Each
-    component's sign is fixed (its largest entry is positive), so that equal input gives equal
-    output.
+    These are eigenvectors of the uncentred second moment: among all projections to `dimension`
+    they keep most of the dot products. Each component's largest entry is positive, so that equal
+    input gives equal output.
 
     Args:
-        embeddings: (n, d), any float type; read in blocks, so it may be memory-mapped.
+        embeddings: (n, d), any float type. They are read in blocks, from a file or from memory.
         dimension: At most d.
 
     Raises:
-        InputError: `dimension` above d.
+        InputError: `dimension` is above d.
     """
-    d = embeddings.shape[1]
+    d = embeddings[:1].shape[1]
     if dimension > d:
         raise InputError(
-            f"--student_init pca: {dimension} components of {d}-dimensional teacher embeddings; student_dim can be {d} at most"
+            f"--student_dim {dimension}: the teacher's embeddings have {d} dimensions, so there "
+            f"are at most {d} principal components; take --student_dim {d} or less, or "
+            "--student_init random"
         )
     moment = np.zeros((d, d))
-    for start in range(0, len(embeddings), 8192):
-        block = np.asarray(embeddings[start : start + 8192], dtype=np.float64)
+    for start in range(0, len(embeddings), _BLOCK):
+        block = np.asarray(embeddings[start : start + _BLOCK], dtype=np.float64)
         moment += block.T @ block
     _, vectors = np.linalg.eigh(moment)
     components = vectors[:, ::-1][:, :dimension].T
     signs = np.sign(components[np.arange(dimension), np.abs(components).argmax(axis=1)])
     return np.ascontiguousarray(components * signs[:, None], dtype=np.float32)
-
-
-def teacher_components(embeddings: EmbeddingTable | None, student_dim: int) -> np.ndarray | None:
-    """`principal_components` of the teacher's embeddings, as many as the student has dimensions or
-    the teacher can give; None without.
-    """
-    return (
-        None
-        if embeddings is None
-        else principal_components(embeddings.rows, min(student_dim, embeddings.rows.shape[1]))
-    )

@@ -1,6 +1,4 @@
-"""Which layers of the backbone the student keeps: named, or found by the search that asks which
-keep most of the teacher's ranking.
-"""
+"""Which layers of the backbone the student keeps: named ones, or those that a search chooses."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ from hf_distill.errors import InputError
 SEARCH = "search="
 
 EXHAUSTIVE = 120
-"""Up to so many subsets, the search looks at each; above, it goes from an even spread to the best
-neighbour until none is better.
+"""Up to this many subsets the search tries each one. Above, it starts from an even spread and goes
+to the best neighbour until none is better.
 """
 
 
 def parse_layers(text: str, available: int) -> list[int]:
-    """Read kept layers such as `0,2,5`, or `every=2` for each second one from the first.
+    """Read the layers to keep: `0,2,5`, or `every=2` for each second one, starting with the first.
 
     Raises:
-        InputError: Not whole numbers in ascending order, or a layer that the backbone does not
-            have.
+        InputError: These are not whole numbers in ascending order, or the backbone does not have
+            one of the layers.
     """
     if text.startswith("every="):
         return list(range(0, available, _number(text, available)))
@@ -40,19 +38,22 @@ def parse_layers(text: str, available: int) -> list[int]:
             f"--student_layers {text!r}: name layers by number, e.g. 0,2,5, or every=2, or search=3"
         ) from None
     if layers != sorted(set(layers)) or layers[0] < 0:
-        raise InputError(f"--student_layers {text!r}: each layer once, in ascending order")
+        raise InputError(
+            f"--student_layers {text!r}: name each layer once, in ascending order, e.g. 0,2,5"
+        )
     if layers[-1] >= available:
         raise InputError(
-            f"--student_layers {text!r}: the backbone has {available} layers, 0 to {available - 1}"
+            f"--student_layers {text!r}: the backbone has {available} layers; name numbers from 0 "
+            f"to {available - 1}"
         )
     return layers
 
 
 def parse_search(text: str, available: int) -> int:
-    """How many layers `search=K` is to find.
+    """How many layers `search=K` keeps.
 
     Raises:
-        InputError: K is no whole number from 1 to `available`.
+        InputError: K is not a whole number from 1 to `available`.
     """
     return _number(text, available)
 
@@ -60,22 +61,23 @@ def parse_search(text: str, available: int) -> int:
 def _number(text: str, available: int) -> int:
     kind, _, number = text.partition("=")
     if not number.isdecimal() or not 1 <= int(number) <= available:
-        what = "step" if kind == "every" else "number of layers"
         raise InputError(
-            f"--student_layers {text!r}: the {what} is a whole number from 1 to the backbone's {available} layers"
+            f"--student_layers {text!r}: {kind}= takes a whole number from 1 to {available}, the "
+            "backbone's number of layers"
         )
     return int(number)
 
 
 def _layer_stack(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the backbone's layers, the name it holds them under, and the layers."""
+    """The module that holds the backbone's layers, the name of its attribute, and the layers."""
     for holder in model.modules():
         for name in ("layer", "layers", "h", "block"):
             stack = getattr(holder, name, None)
             if isinstance(stack, nn.ModuleList) and len(stack) > 0:
                 return holder, name, stack
     raise InputError(
-        f"--student_layers: {type(model).__name__} keeps its layers in a place that is not known here; leave the key out"
+        f"--student_layers: hf_distill does not know where a {type(model).__name__} keeps its "
+        "layers; set --student_layers none"
     )
 
 
@@ -91,7 +93,8 @@ def keep_layers(backbone: PreTrainedModel, kept: list[int]) -> None:
     config = backbone.config
     if config.num_hidden_layers != len(stack):
         raise InputError(
-            f"--student_layers: the backbone's configuration says {config.num_hidden_layers} layers, it has {len(stack)}"
+            f"--student_layers: the backbone has {len(stack)} layers, but its configuration says "
+            f"{config.num_hidden_layers}; set --student_layers none"
         )
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None):
@@ -100,7 +103,7 @@ def keep_layers(backbone: PreTrainedModel, kept: list[int]) -> None:
 
 @contextmanager
 def only_layers(backbone: PreTrainedModel, kept: list[int]) -> Iterator[None]:
-    """`backbone` with the layers `kept` alone, for a while."""
+    """Within the context, `backbone` has only the layers `kept`."""
     holder, name, stack = _layer_stack(backbone)
     types = getattr(backbone.config, "layer_types", None)
     number = backbone.config.num_hidden_layers
@@ -120,15 +123,15 @@ def search_layers(
     """Look for the `number` of `available` layers with the highest `quality`.
 
     Returns:
-        The quality of every subset that was looked at, the best one first; of equals, the one with
-        the lower layers.
+        The quality of every subset that was tried, the best one first. Of equal ones, the one with
+        the lower layers comes first.
     """
-    found: dict[tuple[int, ...], float] = {}
+    tried: dict[tuple[int, ...], float] = {}
 
     def look(subsets: list[tuple[int, ...]], bar: tqdm[Any]) -> None:
         for subset in subsets:
-            if subset not in found:
-                found[subset] = quality(list(subset))
+            if subset not in tried:
+                tried[subset] = quality(list(subset))
                 bar.update()
 
     with tqdm(desc=f"Layers, {number} of {available}", unit=" subsets", leave=False) as bar:
@@ -144,8 +147,8 @@ def search_layers(
                     tuple(sorted({*here} - {out} | {into})) for out in here for into in others
                 ]
                 look(neighbours, bar)
-                best = max(neighbours, key=found.__getitem__)
-                if found[best] <= found[here]:
+                best = max(neighbours, key=tried.__getitem__)
+                if tried[best] <= tried[here]:
                     break
                 here = best
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(tried.items(), key=lambda item: (-item[1], item[0])))

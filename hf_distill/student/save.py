@@ -1,16 +1,15 @@
-"""The on-disk layout that a student is served from: the portable sentence-transformers layout.
+"""Saving a student in the portable sentence-transformers layout.
 
 sentence-transformers >= 5.4 writes class paths and pooling settings that text-embeddings-inference
-and its own older versions cannot read. The layout written here is the one they know: 3.4, 5.1 and
-6.2 load it with identical embeddings (`benchmarks/layouts.py`). 2.7 does not: it reads a Dense head
-from a pickle only, and none is written here.
+and its own older versions cannot read. They do read the layout written here: 3.4, 5.1 and 6.2 load
+it with identical embeddings (`benchmarks/layouts.py`). Version 2.7 does not, because it reads a
+Dense head from a pickle only, and a student has no pickles.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, StaticEmbedding
 from torch import nn
+
+from hf_distill.run.stage import folder_written_whole
 
 _POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -28,21 +29,22 @@ _POOLING_KEYS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 
-_KNOWN = (Transformer, StaticEmbedding, Pooling, Dense, Normalize)
+_MODULES = (Transformer, StaticEmbedding, Pooling, Dense, Normalize)
 
 
 def _portable_config(module: nn.Module) -> dict[str, Any] | None:
-    """The module's configuration file in the portable layout; None if it has none."""
+    """The module's configuration in the portable layout; None if it has no configuration."""
     if isinstance(module, Pooling):
         config: dict[str, Any] = {"word_embedding_dimension": module.embedding_dimension}
         config |= {key: module.pooling_mode == mode for mode, key in _POOLING_KEYS.items()}
         return config | {"include_prompt": module.include_prompt}
     if isinstance(module, Dense):
+        activation = type(module.activation_function)
         return {
             "in_features": module.in_features,
             "out_features": module.out_features,
             "bias": module.bias,
-            "activation_function": f"{type(module.activation_function).__module__}.{type(module.activation_function).__name__}",
+            "activation_function": f"{activation.__module__}.{activation.__name__}",
         }
     return None
 
@@ -53,19 +55,19 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def save_student(student: SentenceTransformer, path: str | Path) -> None:
-    """Save `student` to the folder `path` in the portable layout: safetensors only, no Dropout,
-    replaced as a whole.
+    """Save `student` to the folder `path` in the portable layout: safetensors only, no Dropout. An
+    existing folder is replaced as a whole.
 
     Raises:
-        ValueError: A module other than Transformer, Pooling, Dense, Dropout, StaticEmbedding and
-            Normalize.
+        ValueError: The student has a module other than Transformer, Pooling, Dense, Dropout,
+            StaticEmbedding and Normalize.
     """
-    path = Path(path)
     modules = [module for module in student if not isinstance(module, Dropout)]
-    strangers = [type(module).__name__ for module in modules if not isinstance(module, _KNOWN)]
-    if strangers:
+    others = [type(module).__name__ for module in modules if not isinstance(module, _MODULES)]
+    if others:
         raise ValueError(
-            f"a student is made of {', '.join(kind.__name__ for kind in _KNOWN)}; this one holds {', '.join(strangers)}"
+            f"a student consists of {', '.join(kind.__name__ for kind in _MODULES)}; this one has "
+            f"{', '.join(others)}"
         )
     plain = SentenceTransformer(
         modules=modules,
@@ -76,31 +78,27 @@ def save_student(student: SentenceTransformer, path: str | Path) -> None:
     static = isinstance(modules[0], StaticEmbedding)
     if not static:
         plain.max_seq_length = student.max_seq_length
-    # Encoding leaves the last batch's padding and truncation in the tokenizer; they do not belong
-    # in the saved file.
+    # Encoding leaves the last batch's padding and truncation in the tokenizer, and they do not
+    # belong in the saved file.
     tokenizer = getattr(plain.tokenizer, "backend_tokenizer", None)
     if tokenizer is not None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        made = Path(temporary) / path.name
-        plain.save_pretrained(str(made), create_model_card=False)
-        names = [
-            "" if i == 0 else f"{i}_{type(module).__name__}" for i, module in enumerate(modules)
-        ]
+    names = ["" if i == 0 else f"{i}_{type(module).__name__}" for i, module in enumerate(modules)]
+    with folder_written_whole(Path(path)) as folder:
+        plain.save_pretrained(str(folder), create_model_card=False)
         for module, name in zip(modules, names, strict=True):
             if (config := _portable_config(module)) is not None:
-                _write_json(made / name / "config.json", config)
+                _write_json(folder / name / "config.json", config)
             elif isinstance(module, Normalize):
-                shutil.rmtree(made / name, ignore_errors=True)
+                shutil.rmtree(folder / name, ignore_errors=True)
         if not static:
             _write_json(
-                made / "sentence_bert_config.json",
+                folder / "sentence_bert_config.json",
                 {"max_seq_length": plain.max_seq_length, "do_lower_case": False},
             )
         _write_json(
-            made / "modules.json",
+            folder / "modules.json",
             [
                 {
                     "idx": i,
@@ -111,6 +109,3 @@ def save_student(student: SentenceTransformer, path: str | Path) -> None:
                 for i, (module, name) in enumerate(zip(modules, names, strict=True))
             ],
         )
-        if path.exists():
-            shutil.rmtree(path)
-        made.replace(path)

@@ -1,7 +1,7 @@
-"""The student's vocabulary: cut down to what the training texts use, and a vector for each token
-without any transformer.
+"""The student's vocabulary: cutting it down to what the training texts use, and one vector for each
+token instead of a transformer.
 
-Half of a small student's weights are rows of a table for tokens that its texts never use.
+Half of a small student's weights belong to tokens that its texts never use.
 """
 
 from __future__ import annotations
@@ -29,82 +29,86 @@ _BATCH = 512
 
 
 def tokenizer_of(model: SentenceTransformer | Transformer) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model for texts.
+    """The tokenizer of `model`.
 
     Raises:
-        InputError: It has none.
+        InputError: The model reads texts without a tokenizer of transformers.
     """
     tokenizer = model.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"the backbone reads its texts by a {type(tokenizer).__name__}, which is no tokenizer of transformers"
+            f"--student_backbone: the model reads texts with a {type(tokenizer).__name__}, and a "
+            "student needs a tokenizer of transformers; name another backbone"
         )
     return tokenizer
 
 
 def count_tokens(
-    tokenizer: PreTrainedTokenizerBase, batches: Iterable[list[str]], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterable[tuple[list[str], np.ndarray]],
+    max_length: int,
 ) -> np.ndarray:
     """How often each token occurs: (vocabulary,) int64.
 
     Args:
-        tokenizer: Whose ids are counted.
-        batches: The texts, some at a time: memory does not grow with their number.
-        max_length: Tokens of each text that count.
+        tokenizer: The tokenizer whose ids are counted.
+        batches: Some texts, and how often each of them counts (n,). Memory grows with the size of
+            a batch, not with the number of texts.
+        max_length: Count only this many tokens of a text, its special tokens included.
     """
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    for texts in batches:
-        for ids in tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]:
-            np.add.at(counts, ids, 1)
+    for texts, times in batches:
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        for ids, number in zip(encoded, times, strict=True):
+            np.add.at(counts, ids, number)
     return counts
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], list[str]]:
-    """The tokenizer as its `tokenizer.json` says it, and the vocabulary of its model in order of
-    id.
-    """
+    """The content of `tokenizer.json`, and the vocabulary of its model in order of id."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"--student_vocabulary used: {type(tokenizer).__name__} has no tokenizer.json to be cut"
+            f"--student_vocabulary used: a {type(tokenizer).__name__} has no tokenizer.json that "
+            "could be cut; set --student_vocabulary all"
         )
-    said: dict[str, Any] = json.loads(backend.to_str())
-    model = said["model"]
+    content: dict[str, Any] = json.loads(backend.to_str())
+    model = content["model"]
     if model["type"] == "WordPiece":
-        return said, sorted(model["vocab"], key=model["vocab"].__getitem__)
+        return content, sorted(model["vocab"], key=model["vocab"].__getitem__)
     if model["type"] == "Unigram":
-        return said, [piece for piece, _ in model["vocab"]]
+        return content, [piece for piece, _ in model["vocab"]]
     raise InputError(
-        f"--student_vocabulary used: the tokenizer is a {model['type']} model, whose tokens are built from each other; WordPiece and "
-        "Unigram vocabularies can be cut. Leave the key out"
+        f"--student_vocabulary used: the tokenizer is a {model['type']} model, whose tokens are "
+        "merged from each other. Only WordPiece and Unigram vocabularies can be cut; set "
+        "--student_vocabulary all"
     )
 
 
 def kept_tokens(tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> np.ndarray:
-    """Ids to keep, ascending: tokens that occur, special tokens, and single characters (and bytes),
-    so that any other word can be spelled.
+    """The ids to keep, ascending: tokens that occur, special tokens, and single characters and
+    bytes, which spell any other word.
 
     Texts whose tokens all occur are tokenised as before: WordPiece takes the longest piece that
-        fits, Unigram the likeliest pieces, and
-    both find the same ones among fewer.
+    fits, Unigram the likeliest pieces, and both choose the same pieces among fewer.
 
     Raises:
-        InputError: A tokenizer that cannot be cut.
+        InputError: The tokenizer cannot be cut.
     """
-    said, pieces = _pieces(tokenizer)
-    prefix = said["model"].get("continuing_subword_prefix") or "▁"
+    content, pieces = _pieces(tokenizer)
+    prefix = content["model"].get("continuing_subword_prefix") or "▁"
     single = [
         len(piece.removeprefix(prefix)) <= 1 or (piece.startswith("<0x") and piece.endswith(">"))
         for piece in pieces
     ]
     keep = counts > 0
     keep[: len(pieces)] |= np.array(single)
-    keep[[token["id"] for token in said["added_tokens"]]] = True
+    keep[[token["id"] for token in content["added_tokens"]]] = True
     return np.flatnonzero(keep)
 
 
 def _renumbered(post_processor: Any, new: dict[int, int]) -> Any:
-    """The post-processor with its special tokens' ids renumbered."""
+    """The post-processor with new ids for its special tokens."""
     if not isinstance(post_processor, dict):
         return post_processor
     changed = dict(post_processor)
@@ -122,24 +126,26 @@ def _renumbered(post_processor: Any, new: dict[int, int]) -> Any:
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: np.ndarray) -> PreTrainedTokenizerBase:
-    """A tokenizer with the tokens `kept` (ascending ids) alone, numbered anew in their order."""
-    said, pieces = _pieces(tokenizer)
+    """A tokenizer with only the tokens `kept` (ascending ids), numbered in this order."""
+    content, pieces = _pieces(tokenizer)
     new = {int(old): i for i, old in enumerate(kept)}
-    model = said["model"]
+    model = content["model"]
     if model["type"] == "WordPiece":
         model["vocab"] = {pieces[old]: i for old, i in new.items() if old < len(pieces)}
     else:
         model["vocab"] = [model["vocab"][old] for old in new if old < len(pieces)]
         model["unk_id"] = None if model.get("unk_id") is None else new[model["unk_id"]]
-    said["added_tokens"] = [{**token, "id": new[token["id"]]} for token in said["added_tokens"]]
-    said["post_processor"] = _renumbered(said["post_processor"], new)
-    said["padding"] = said["truncation"] = None
+    content["added_tokens"] = [
+        {**token, "id": new[token["id"]]} for token in content["added_tokens"]
+    ]
+    content["post_processor"] = _renumbered(content["post_processor"], new)
+    content["padding"] = content["truncation"] = None
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for path in Path(folder).iterdir():
             if path.name not in ("tokenizer_config.json", "special_tokens_map.json"):
-                path.unlink()  # vocab.txt and the like say the old vocabulary
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")
+                path.unlink()  # vocab.txt and the like hold the old vocabulary
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
         settings = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -169,26 +175,19 @@ def trim_vocabulary(transformer: Transformer, kept: np.ndarray) -> None:
 
 @torch.inference_mode()
 def token_embeddings(model: SentenceTransformer, kept: np.ndarray) -> np.ndarray:
-    """What `model` makes of each token alone, between its special tokens: (len(kept), d) float32
-    (as Model2Vec begins, Minish Lab 2024).
+    """The embedding by `model` of each token alone, between its special tokens: (len(kept), d)
+    float32. Model2Vec begins in the same way (Minish Lab, 2024).
     """
     around = tokenizer_of(model)("")["input_ids"]
     before, after = around[:1], around[1:]
-    made = []
-    for start in tqdm(
-        range(0, len(kept), _BATCH), desc=f"Vectors of {len(kept):,} tokens", leave=False
-    ):
-        ids = torch.tensor(
-            [[*before, int(token), *after] for token in kept[start : start + _BATCH]],
-            device=model.device,
-        )
-        made.append(
-            model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})["sentence_embedding"]
-            .float()
-            .cpu()
-            .numpy()
-        )
-    return np.concatenate(made)
+    parts = []
+    starts = range(0, len(kept), _BATCH)
+    for start in tqdm(starts, desc=f"Vectors of {len(kept):,} tokens", leave=False):
+        rows = [[*before, int(token), *after] for token in kept[start : start + _BATCH]]
+        ids = torch.tensor(rows, device=model.device)
+        output = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        parts.append(output["sentence_embedding"].float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def static_vectors(
@@ -196,13 +195,13 @@ def static_vectors(
 ) -> np.ndarray:
     """The first vector of each token of a static student: (V, dimension) float32.
 
-    A text's embedding is the mean of its tokens' vectors, so frequent tokens are weighted down by
-    smooth inverse frequency.
+    A text's embedding is the mean of its tokens' vectors. Smooth inverse frequency weighs frequent
+    tokens down.
 
     Args:
-        embeddings: (V, d) of each token alone.
-        counts: (V,) how often each occurs.
-        components: (dimension, d) principal components of the teacher's embeddings of texts.
+        embeddings: (V, d), the embedding of each token alone.
+        counts: (V,), how often each token occurs.
+        components: (dimension, d), principal components of the teacher's embeddings of texts.
     """
     share = counts / max(1, counts.sum())
     vectors: np.ndarray = (embeddings @ components.T) * (SIF / (SIF + share))[:, None]

@@ -1,12 +1,16 @@
-"""What scoring needs of a teacher: texts it embeds, or pairs it scores, on a scale that it
-declares.
+"""What a teacher is: it embeds texts or scores pairs, on a scale that it declares.
+
+A kind of teacher is a function of the recipe that returns a `Teacher`. To add one, write the
+function and its class, and give it a line in `hf_distill.recipe.kinds.TEACHERS`; or name it in the
+recipe as `package.module:name`.
 """
 
 from __future__ import annotations
 
 import abc
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +20,8 @@ from torch import Tensor
 
 from hf_distill.compute.encode import Advance
 from hf_distill.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 TextKind = Literal["query", "document"]
 
@@ -28,10 +34,11 @@ class Scale:
     """What a teacher's scores mean.
 
     Attributes:
-        similarity: `cosine`, `dot`, `euclidean` or `manhattan` (the last two negated: higher is
-            nearer), `cross-encoder`, `given`, or how several were combined.
-        activation: What was applied to the raw output of a cross-encoder, else None.
-        low, high: The least and the greatest score there can be.
+        similarity: How two embeddings are compared, a key of `SCALES` (distances are negated, so
+            that higher is nearer); or, without embeddings, where the scores come from:
+            `cross-encoder`, `given`, `weighted mean of quantiles`.
+        activation: What was applied to the raw scores; None if nothing was.
+        low, high: The lowest and the highest score that is possible.
     """
 
     similarity: str
@@ -41,35 +48,36 @@ class Scale:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the scores lie within [-1, 1], so that a cosine can be regressed on them."""
+        """Whether scores lie in [-1, 1], as cosines do, so that a cosine can be regressed on
+        them.
+        """
         return self.low >= -1 and self.high <= 1
 
     def check(self, scores: np.ndarray, teacher: str) -> np.ndarray:
-        """`scores` (n,), clipped to the range where only rounding took them out of it. NaN, for a
-        pair not scored, stays.
+        """`scores` (n,), clipped if they leave the range by no more than `TOLERANCE`. NaN, for a
+        pair without a score, stays.
 
         Raises:
             InputError: A score lies outside the range.
         """
-        if ((scores < self.low - TOLERANCE) | (scores > self.high + TOLERANCE)).any():
-            outside = np.flatnonzero(
-                (scores < self.low - TOLERANCE) | (scores > self.high + TOLERANCE)
-            )
+        outside = (scores < self.low - TOLERANCE) | (scores > self.high + TOLERANCE)
+        if outside.any():
             raise InputError(
-                f"{teacher}: {len(outside)} of {len(scores)} scores lie outside the declared range [{self.low:g}, {self.high:g}], e.g. "
-                f"{scores[outside[0]]:.4f}. If these are a cross-encoder's logits, use --teacher_activation sigmoid; if they are on "
-                "another scale, declare it with --score_range LOW HIGH"
+                f"{teacher}: {int(outside.sum())} of {len(scores)} scores lie outside the declared "
+                f"range [{self.low:g}, {self.high:g}], e.g. {scores[outside.argmax()]:.4f}. For "
+                "logits of a cross-encoder, set --teacher_activation sigmoid; for precomputed "
+                "scores on another scale, declare it with --score_range LOW HIGH"
             )
         return np.asarray(np.clip(scores, self.low, self.high))
 
     def record(self) -> dict[str, Any]:
-        """For a manifest: JSON knows no infinities, so a missing bound is null."""
+        """As JSON, which has no infinities: a bound that does not exist is null."""
         bounds = [bound if np.isfinite(bound) else None for bound in (self.low, self.high)]
         return {"similarity": self.similarity, "activation": self.activation, "range": bounds}
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Scale:
-        """The scale that `record` wrote."""
+        """The scale of which `record` is the record."""
         low, high = record["range"]
         return cls(
             record["similarity"],
@@ -78,18 +86,11 @@ class Scale:
             np.inf if high is None else high,
         )
 
-    def key(self) -> dict[str, Any]:
-        """For a fingerprint."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        through = f" through {self.activation}" if self.activation else ""
-        bounds = (
-            f"in [{self.low:g}, {self.high:g}]"
-            if np.isfinite([self.low, self.high]).all()
-            else "unbounded"
-        )
-        return f"{self.similarity}{through}, {bounds}"
+        activation = f" through {self.activation}" if self.activation else ""
+        has_bounds = np.isfinite([self.low, self.high]).all()
+        bounds = f"in [{self.low:g}, {self.high:g}]" if has_bounds else "unbounded"
+        return f"{self.similarity}{activation}, {bounds}"
 
 
 SCALES = {
@@ -101,35 +102,28 @@ SCALES = {
 """The scale of each similarity of embeddings."""
 
 
-def similarity(measure: str, left: Tensor, right: Tensor) -> Tensor:
-    """Similarities (n, m) of float embeddings `left` (n, d) and `right` (m, d); `measure` is a key
-    of `SCALES`.
-
-    For `cosine` the embeddings are L2-normalised already, as the teachers return them.
+def similarity(name: str, left: Tensor, right: Tensor) -> Tensor:
+    """Similarities (n, m) of float embeddings `left` (n, d) and `right` (m, d), by the similarity
+    `name`, a key of `SCALES`. For `cosine` they are L2-normalised already, as teachers return them.
     """
-    if measure in ("cosine", "dot"):
+    if name in ("cosine", "dot"):
         return left @ right.T
-    result: Tensor = SimilarityFunction.to_similarity_fn(measure)(left, right)
+    result: Tensor = SimilarityFunction.to_similarity_fn(name)(left, right)
     return result
 
 
-def pair_similarity(measure: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Similarities (n,), float32, of row i of `left` and row i of `right`, both (n, d) of any float
-    type.
+def pair_similarity(name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Similarities (n,), float32, of row i of `left` and row i of `right`, both (n, d) floats, by
+    the similarity `name`, a key of `SCALES`.
     """
-    one, other = (
-        torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in (left, right)
-    )
-    function = SimilarityFunction.to_similarity_pairwise_fn(
-        "cosine" if measure == "cosine" else measure
-    )
-    scores: np.ndarray = function(one, other).numpy()
+    ours, theirs = (torch.from_numpy(np.asarray(x, dtype=np.float32)) for x in (left, right))
+    scores: np.ndarray = SimilarityFunction.to_similarity_pairwise_fn(name)(ours, theirs).numpy()
     return scores
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands before each query and each document, for the teacher and its student."""
+    """The text before each query and each document, for the teacher and its student."""
 
     query: str = ""
     document: str = ""
@@ -140,22 +134,24 @@ class Prompts:
 
 
 class Teacher:
-    """What every teacher says of itself. Nobody asks for its class: what it can do stands here.
+    """What every teacher says of itself. Subclass `EmbeddingTeacher` or `PairTeacher`.
 
-    Subclass `EmbeddingTeacher` or `PairTeacher`.
+    Nobody looks at a teacher's class: its attributes say what it can do.
 
     Attributes:
-        name: Hub id, folder or file name, for the cards.
-        identity: Everything that its scores depend on: digests, settings. JSON can hold it.
-        precision: float32, bfloat16, float16, or `unknown` where it runs elsewhere.
+        name: Hub id, folder or file, for the cards.
+        identity: Everything that its scores depend on, such as digests and settings, as JSON. Equal
+            identities stand for equal scores.
+        precision: `float32`, `bfloat16` or `float16`; `unknown` if it runs elsewhere.
         scale: What its scores mean.
-        prompts: What stands before the texts.
-        embeds: It embeds texts (`embed`, `dimension`); a pair's score is the similarity of its two
-            embeddings.
-        embeds_new_texts: It embeds any text, and not only those that it was given.
+        prompts: The text before each query and document.
+        embeds: It embeds texts (`embed`, `dimension`), and a pair's score is the similarity of its
+            two embeddings.
+        embeds_new_texts: It can embed any text, and not just those it was given embeddings of.
         scores_pairs: It scores (query, document) pairs (`score`).
-        backbone: A model that a student can be cut from; None if there is none.
-        members: Teachers that it is a weighted mean of, and their weights; scoring lets each score.
+        backbone: The model that a student can be cut from, if there is one.
+        members: The teachers that it is a weighted mean of, with their weights. Scoring lets each
+            of them score.
     """
 
     name: str
@@ -171,7 +167,7 @@ class Teacher:
 
 
 class EmbeddingTeacher(Teacher, abc.ABC):
-    """Embeds texts; a pair's score is the similarity `scale.similarity` of its two embeddings.
+    """Embeds texts. A pair's score is the similarity `scale.similarity` of its two embeddings.
 
     Attributes:
         dimension: Dimensions of the embeddings.
@@ -183,9 +179,29 @@ class EmbeddingTeacher(Teacher, abc.ABC):
 
     @abc.abstractmethod
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
-        """Embeddings of `texts`, which carry their prompts already: (len(texts), dimension)
-        float32, L2-normalised if `scale.similarity` is `cosine`.
+        """Embeddings of `texts`, which have their prompts already: (len(texts), dimension) float32,
+        L2-normalised if `scale.similarity` is `cosine`.
         """
+
+    def checked(self, values: np.ndarray, texts: list[str], hint: str) -> np.ndarray:
+        """`values` (len(texts), d) as `embed` returns them: L2-normalised, in float32, if the
+        similarity is `cosine`.
+
+        Raises:
+            InputError: One of them is NaN or infinite: how many, for which text, and `hint`.
+        """
+        broken = ~np.isfinite(values).all(axis=1)
+        if broken.any():
+            raise InputError(
+                f"the teacher {self.name} returns NaN or infinite embeddings for "
+                f"{int(broken.sum())} of {len(texts)} texts, e.g. for "
+                f"{texts[int(broken.argmax())][:80]!r}. {hint}"
+            )
+        if self.scale.similarity != "cosine":
+            return values
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        normalised: np.ndarray = (values / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return normalised
 
 
 class PairTeacher(Teacher, abc.ABC):
@@ -195,4 +211,18 @@ class PairTeacher(Teacher, abc.ABC):
 
     @abc.abstractmethod
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
-        """Scores (len(pairs),) float32 of (query, document) pairs; NaN where it has none."""
+        """Scores (len(pairs),) float32 of (query, document) pairs, NaN for a pair without one. The
+        texts have no prompts yet.
+        """
+
+
+def reads(*options: str) -> Callable[[F], F]:
+    """Say which options of `TeacherArguments` a kind of teacher reads, so that any other one that
+    is set is refused instead of ignored. A kind that does not say it reads them all.
+    """
+
+    def declare(kind: F) -> F:
+        kind.reads = frozenset(options)  # type: ignore[attr-defined]  # functions take attributes
+        return kind
+
+    return declare

@@ -9,72 +9,58 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from hf_distill.compute.encode import (
-    Advance,
-    text_length,
-)
+from hf_distill.compute.encode import Advance, text_length
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import TeacherArguments
-from hf_distill.run.folder import fingerprint
-from hf_distill.teachers.base import (
-    SCALES,
-    Kind,
-    Scale,
-)
-from hf_distill.teachers.bi_encoder import (
-    check_finite,
-    normalised,
-)
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.teachers.base import SCALES, EmbeddingTeacher, Prompts, Scale, reads
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable that holds the endpoint's key. A local server mostly needs none."""
+"""The environment variable with the endpoint's key. A local server mostly needs none."""
+
+BATCH_SIZE = 32
+"""Texts in a request."""
+
+CONCURRENCY = 4
+"""Requests at a time."""
 
 RETRIES = 6
-"""Repeated requests (429, 408, 409, 5xx, a lost connection), with back-off or after the server's
-`Retry-After`.
+"""How often a request is repeated (429, 408, 409, 5xx, a lost connection), with back-off or after
+the server's `Retry-After`.
 """
 
 TIMEOUT = 300.0
-"""Seconds for an answer."""
+"""Seconds to wait for an answer."""
 
 
-@dataclass(frozen=True)
-class EndpointTeacher:
-    """Embeddings from `POST {url}/embeddings` (implements `EmbeddingTeacher`)."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EndpointTeacher(EmbeddingTeacher):
+    """Embeddings from `POST {url}/embeddings`."""
 
     client: OpenAI
     url: str
     name: str
-    query_prompt: str
-    document_prompt: str
-    batch_size: int
-    concurrency: int
-    dimension: int
-    fingerprint: str
-    scale: Scale = SCALES["cosine"]
-    precision: str = "unknown"
-
-    def prompted(self, text: str, kind: Kind) -> str:
-        """`text` behind the prompt of its kind."""
-        return (self.query_prompt if kind == "query" else self.document_prompt) + text
+    scale: Scale
+    prompts: Prompts
+    dimension: int = 0
+    identity: tuple[Any, ...] = ()
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
-        """See :meth:`EmbeddingTeacher.embed`. At most `concurrency` requests of `batch_size` texts
-        are under way.
+        """See :meth:`EmbeddingTeacher.embed`.
 
         Raises:
             InputError: The endpoint refuses, cannot be reached after `RETRIES`, or answers
                 something other than one finite embedding of the known dimension for each text.
         """
-        batches = [texts[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size)]
+        batches = [texts[i : i + BATCH_SIZE] for i in range(0, len(texts), BATCH_SIZE)]
         rows = []
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
             requests = [pool.submit(self._ask, batch) for batch in batches]
             try:
                 for batch, request in zip(batches, requests, strict=True):
@@ -83,17 +69,14 @@ class EndpointTeacher:
                     if advance:
                         advance(len(batch), tokens)
             except InputError:
+                # Requests may cost money, and these answers would be thrown away.
                 for request in requests:
-                    request.cancel()  # those that wait; an error is not paid for with further requests
+                    request.cancel()
                 raise
-        values = np.concatenate(rows)
-        check_finite(values, texts, self.name, "Nothing of this shard is kept; look at the server")
-        return normalised(values) if self.scale.measure == "cosine" else values
+        return self.checked(np.concatenate(rows), texts, "Look at the server")
 
     def _ask(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """Embeddings of one request, (n, dimension) float32, and the tokens that the server
-        counted.
-        """
+        """Embeddings (n, dimension) float32 of one request, and the server's count of tokens."""
         import openai  # noqa: PLC0415  (an extra: imported only where an endpoint is used)
 
         try:
@@ -111,8 +94,8 @@ class EndpointTeacher:
             hint = (
                 f"Set {KEY_VARIABLE}"
                 if error.status_code in (401, 403)
-                else f"The request held {len(texts)} texts, the longest of {longest:,} characters; see --endpoint_batch_size and, for "
-                "limits on length, the server's own truncation"
+                else f"The request had {len(texts)} texts, the longest of {longest:,} characters; "
+                "if that is too much, let the server truncate"
             )
             raise self._error(
                 f"answers {error.status_code}: {error.response.text[:300]!r}", hint
@@ -122,20 +105,22 @@ class EndpointTeacher:
                 f"answers something that is not JSON ({error})",
                 "Is --teacher_url the base, e.g. ending in /v1?",
             ) from error
+        return self._embeddings_in(body, len(texts)), _tokens_in(body)
+
+    def _embeddings_in(self, body: Any, count: int) -> np.ndarray:
+        """The `count` embeddings in an answer, (count, dimension) float32."""
         data = body.get("data") if isinstance(body, dict) else None
-        if not isinstance(data, list) or len(data) != len(texts):
-            found = (
-                f"{len(data)} embeddings"
-                if isinstance(data, list)
-                else f"no list of embeddings ({str(body)[:120]!r})"
-            )
+        if not isinstance(data, list):
             raise self._error(
-                f"answers {found} for {len(texts)} texts",
-                "Lower --endpoint_batch_size, or look at the server",
+                f"answers no list of embeddings but {str(body)[:120]!r}", "Look at the server"
+            )
+        if len(data) != count:
+            raise self._error(
+                f"answers {len(data)} embeddings for {count} texts", "Look at the server"
             )
         try:
             by_index = {int(item["index"]): item["embedding"] for item in data}
-            values = np.asarray([by_index[i] for i in range(len(texts))], dtype=np.float32)
+            values = np.asarray([by_index[i] for i in range(count)], dtype=np.float32)
         except (KeyError, TypeError, ValueError) as error:
             raise self._error(
                 f"answers embeddings in another form than OpenAI's ({error!r})",
@@ -143,55 +128,74 @@ class EndpointTeacher:
             ) from error
         if values.ndim != 2 or (self.dimension and values.shape[1] != self.dimension):
             raise self._error(
-                f"answers embeddings of {values.shape[-1]} dimensions, before it was {self.dimension}",
-                "Has its model been replaced?",
+                f"answers embeddings of {values.shape[-1]} dimensions, before it was "
+                f"{self.dimension}",
+                "Is it still the same model?",
             )
-        usage = body.get("usage")
-        return values, int(usage.get("total_tokens") or 0) if isinstance(usage, dict) else 0
+        return values
 
     def _error(self, what: str, hint: str) -> InputError:
+        message = (
+            f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Finished shards are "
+            "kept; run again to go on"
+        )
         key = os.environ.get(KEY_VARIABLE)
-        message = f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Shards that are done are kept; run again to go on"
         return InputError(message.replace(key, "[key]") if key else message)
 
 
-def load_endpoint(arguments: TeacherArguments) -> EndpointTeacher:
-    """Connect to the endpoint that `arguments` name, and ask it for one embedding.
+def _tokens_in(body: dict[str, Any]) -> int:
+    usage = body.get("usage")
+    return int(usage.get("total_tokens") or 0) if isinstance(usage, dict) else 0
+
+
+def _checked_url(url: str | None) -> str:
+    if url is None:
+        raise InputError(
+            "--teacher_kind endpoint needs --teacher_url, e.g. http://localhost:8080/v1"
+        )
+    address = urlsplit(url)
+    if address.username or address.password or address.query:
+        raise InputError(
+            "--teacher_url has a user, a password or a query, and the run's folder would show it; "
+            f"put the key into the environment variable {KEY_VARIABLE}"
+        )
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise InputError(
+            f"--teacher_url {url} is not an address; it looks like http://localhost:8080/v1"
+        )
+    return url.rstrip("/")
+
+
+@reads("teacher_url", "teacher_similarity", "query_prompt", "document_prompt")
+def load_endpoint(recipe: Recipe) -> EndpointTeacher:
+    """Connect to an endpoint, and ask it for one embedding.
 
     Raises:
-        InputError: The extra is not installed, or as `EndpointTeacher.embed`.
+        InputError: No usable `teacher_url`, the extra is not installed, or as
+            `EndpointTeacher.embed`.
     """
+    arguments = recipe.teacher
+    url = _checked_url(arguments.teacher_url)
     try:
         from openai import OpenAI  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise InputError(
-            "--teacher_kind endpoint needs the extra of that name: pip install 'hf_distill[endpoint]'"
+            "--teacher_kind endpoint needs an extra: pip install 'hf_distill[endpoint]'"
         ) from error
-    measure = (
-        "cosine" if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
-    )
-    url = str(arguments.teacher_url).rstrip("/")
-    client = OpenAI(
-        base_url=url,
-        api_key=os.environ.get(KEY_VARIABLE) or "none",
-        max_retries=RETRIES,
-        timeout=TIMEOUT,
-    )
+    declared = arguments.teacher_similarity == "declared"
+    similarity = "cosine" if declared else arguments.teacher_similarity
     teacher = EndpointTeacher(
-        client=client,
+        client=OpenAI(
+            base_url=url,
+            api_key=os.environ.get(KEY_VARIABLE) or "none",
+            max_retries=RETRIES,
+            timeout=TIMEOUT,
+        ),
         url=url,
         name=arguments.teacher,
-        query_prompt=arguments.query_prompt or "",
-        document_prompt=arguments.document_prompt or "",
-        batch_size=arguments.endpoint_batch_size,
-        concurrency=arguments.endpoint_concurrency,
-        dimension=0,
-        fingerprint="",
-        scale=SCALES[measure],
+        scale=SCALES[similarity],
+        prompts=Prompts(arguments.query_prompt or "", arguments.document_prompt or ""),
     )
     dimension = teacher.embed(["hf_distill"]).shape[1]
-    return replace(
-        teacher,
-        dimension=dimension,
-        fingerprint=fingerprint("endpoint", url, teacher.name, dimension, measure),
-    )
+    identity = ("endpoint", url, teacher.name, dimension, similarity, vars(teacher.prompts))
+    return replace(teacher, dimension=dimension, identity=identity)

@@ -1,99 +1,108 @@
-"""Several teachers as one: a weighted mean of their scores, each brought to one scale first."""
+"""Several teachers as one: the weighted mean of their scores, each brought to one scale first."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.run.folder import fingerprint
-from hf_distill.teachers.base import (
-    Scale,
-    Teacher,
-)
+from hf_distill.recipe.arguments import Recipe, TeacherArguments
+from hf_distill.recipe.kinds import PLUGIN, TEACHERS, load_kind
+from hf_distill.teachers.base import Prompts, Scale, Teacher
+from hf_distill.teachers.load import options_read, refuse_unread
 
-Normalization = Literal["none", "minmax", "quantile"]
+MEMBER_KINDS = tuple(kind for kind in TEACHERS if kind != "ensemble")
 
 
-def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray, how: Normalization) -> np.ndarray:
-    """Scores (n,) of one teacher brought to [0, 1] by what `fitted_on` (m,) shows; NaN in either is
-    left out, and stays.
-
-    `minmax`: linear from the least to the greatest score of `fitted_on`, clipped. `quantile`: the
-        share of `fitted_on` that is lower,
-    ties counted half. `none`: as they are.
+def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Quantiles in [0, 1] of one teacher's `scores` (n,) among its scores `fitted_on` (m,): the
+    share of these that is lower, equal ones counted half. NaN in `fitted_on` is left out; NaN in
+    `scores` stays.
     """
-    if how == "none":
-        return scores
-    known = np.sort(fitted_on[~np.isnan(fitted_on)])
-    if how == "minmax":
-        width = known[-1] - known[0]
-        scaled = (
-            (scores - known[0]) / width if width > 0 else np.where(np.isnan(scores), np.nan, 0.5)
-        )
-        return np.asarray(np.clip(scaled, 0.0, 1.0))
-    below = np.searchsorted(known, scores, side="left") + np.searchsorted(
-        known, scores, side="right"
-    )
-    return np.where(np.isnan(scores), np.nan, below / (2 * len(known)))
+    values = np.sort(fitted_on[~np.isnan(fitted_on)])
+    lower, not_higher = (np.searchsorted(values, scores, side) for side in ("left", "right"))
+    return np.where(np.isnan(scores), np.nan, (lower + not_higher) / (2 * len(values)))
 
 
 def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Weighted mean (n,) of several teachers' scores; NaN where any of them has none."""
+    """Weighted mean (n,) of several teachers' scores, NaN where one of them is NaN."""
     total = sum(weight * values for weight, values in zip(weights, scores, strict=True))
     return np.asarray(total / sum(weights))
 
 
-@dataclass(frozen=True)
-class EnsembleTeacher:
-    """Members and their weights. It is `hf_distill.scoring.scores` that lets each score, restartably, and
-    combines the scores.
-    """
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EnsembleTeacher(Teacher):
+    """Teachers with their weights. Scoring lets each of them score, shard by shard, and adds up."""
 
-    members: tuple[Teacher, ...]
-    weights: tuple[float, ...]
-    normalization: Normalization
-
-    def __post_init__(self) -> None:
-        unbounded = [member.name for member in self.members if not member.scale.is_bounded]
-        if self.normalization == "none" and unbounded:
-            raise InputError(
-                f"--ensemble_normalization none adds scores as they are, but those of {', '.join(unbounded)} are unbounded; "
-                "use quantile or minmax"
-            )
+    members: tuple[tuple[Teacher, float], ...]
+    prompts: Prompts
+    scale = Scale("weighted mean of quantiles", None, 0.0, 1.0)
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # follows from the members
         """The members' names with their weights."""
-        return " + ".join(
-            f"{weight:g} {member.name}"
-            for weight, member in zip(self.weights, self.members, strict=True)
-        )
+        return " + ".join(f"{weight:g} {member.name}" for member, weight in self.members)
 
     @property
-    def fingerprint(self) -> str:
-        """Of members, weights and normalisation."""
-        return fingerprint(
-            [member.fingerprint for member in self.members], self.weights, self.normalization
-        )
+    def identity(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """The members' identities and weights."""
+        return ("ensemble", *((member.identity, weight) for member, weight in self.members))
 
     @property
-    def precision(self) -> str:
-        """Of each member."""
-        return ", ".join(member.precision for member in self.members)
+    def precision(self) -> str:  # type: ignore[override]
+        """The precision of each member."""
+        return ", ".join(member.precision for member, _ in self.members)
 
-    @property
-    def scale(self) -> Scale:
-        """[0, 1] after a normalisation, else the widest of the members'."""
-        measure = f"weighted mean ({self.normalization})"
-        if self.normalization != "none":
-            return Scale(measure, None, 0.0, 1.0)
-        return Scale(
-            measure,
-            None,
-            min(m.scale.low for m in self.members),
-            max(m.scale.high for m in self.members),
+
+def parse_member(text: str) -> tuple[str, str, float]:
+    """Kind, teacher and weight of a member, written as `KIND:TEACHER=WEIGHT`. KIND is a name of
+    `MEMBER_KINDS` or a `package.module:name`.
+
+    Raises:
+        InputError: It is not of this form, or the weight is not above 0.
+    """
+    known = next((kind for kind in MEMBER_KINDS if text.startswith(f"{kind}:")), None)
+    plugin = PLUGIN.match(text)
+    kind = known or (plugin.group() if plugin else "")
+    teacher, _, weight = text.removeprefix(f"{kind}:").rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not text.startswith(f"{kind}:") or not kind or not teacher or not 0 < number < math.inf:
+        raise InputError(
+            f"--ensemble {text}: a member is KIND:TEACHER=WEIGHT with a weight above 0, as in "
+            "cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2=0.5; KIND is one of "
+            f"{', '.join(MEMBER_KINDS)}, or package.module:name of your own"
         )
+    return kind, teacher, number
+
+
+def load_ensemble(recipe: Recipe) -> EnsembleTeacher:
+    """Load every member with those options of the recipe that its kind reads.
+
+    Raises:
+        InputError: No members, one that cannot be read or loaded, or an option that none of them
+            reads.
+    """
+    arguments = recipe.teacher
+    if not arguments.ensemble:
+        raise InputError("--teacher_kind ensemble needs --ensemble KIND:TEACHER=WEIGHT ...")
+    members = []
+    every_option = {"ensemble"}
+    for kind_name, name, weight in map(parse_member, arguments.ensemble):
+        kind = load_kind(kind_name, TEACHERS, "ensemble")
+        options = options_read(kind)
+        every_option |= options
+        own = {option: getattr(arguments, option) for option in options - {"ensemble"}}
+        member = TeacherArguments(**own | {"teacher_kind": kind_name, "teacher": name})
+        members.append((kind, replace(recipe, teacher=member), weight))
+    refuse_unread(arguments, every_option)
+    return EnsembleTeacher(
+        members=tuple((kind(recipe), weight) for kind, recipe, weight in members),
+        prompts=Prompts(arguments.query_prompt or "", arguments.document_prompt or ""),
+    )

@@ -1,99 +1,52 @@
-"""Teachers: who scores the pairs. `load_teacher` gives the kind that a recipe names."""
+"""Load the teacher that a recipe names."""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Collection
+from typing import Any
 
-from hf_distill.compute.models import load_sentence_transformer
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    TeacherArguments,
-    parse_member,
-)
-from hf_distill.teachers.base import (
-    SCALES,
-    EmbeddingTeacher,
-    Kind,
-    PairTeacher,
-    Scale,
-    Teacher,
-    pair_similarity,
-    similarity,
-)
-from hf_distill.teachers.bi_encoder import (
-    BiEncoderTeacher,
-    load_bi_encoder,
-)
-from hf_distill.teachers.cross_encoder import (
-    CrossEncoderTeacher,
-    load_cross_encoder,
-)
-from hf_distill.teachers.endpoint import (
-    EndpointTeacher,
-    load_endpoint,
-)
-from hf_distill.teachers.ensemble import EnsembleTeacher
-from hf_distill.teachers.precomputed import (
-    PrecomputedEmbeddings,
-    PrecomputedScores,
-    load_precomputed,
-)
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe, TeacherArguments
+from hf_distill.recipe.kinds import TEACHERS, load_kind
+from hf_distill.teachers.base import Teacher
 
-__all__ = [
-    "SCALES",
-    "BiEncoderTeacher",
-    "CrossEncoderTeacher",
-    "EmbeddingTeacher",
-    "EndpointTeacher",
-    "EnsembleTeacher",
-    "Kind",
-    "PairTeacher",
-    "PrecomputedEmbeddings",
-    "PrecomputedScores",
-    "Scale",
-    "Teacher",
-    "load_sentence_transformer",
-    "load_teacher",
-    "pair_similarity",
-    "prompts_of",
-    "similarity",
-]
+_EVERY_KIND = {"teacher", "teacher_kind", "teacher_dtype", "teacher_cache"}
+"""Options that no kind refuses. Opening a run sets `teacher_dtype`, whatever the kind."""
 
 
-def prompts_of(teacher: Teacher) -> dict[str, str]:
-    """What stands before each `query` and `document`, for this teacher and its student; empty where
-    nothing does.
-    """
-    kinds: tuple[Kind, ...] = ("query", "document")
-    if isinstance(teacher, EmbeddingTeacher):
-        return {kind: teacher.prompted("", kind) for kind in kinds}
-    return {kind: getattr(teacher, f"{kind}_prompt", "") for kind in kinds}
+def options_read(kind: Any) -> frozenset[str]:
+    """The options that a kind of teacher reads (see `hf_distill.teachers.base.reads`)."""
+    return getattr(kind, "reads", frozenset(vars(TeacherArguments()))) | _EVERY_KIND
 
 
-def load_teacher(arguments: TeacherArguments, data: DataArguments, cache: Path) -> Teacher:
-    """Load the teacher that `arguments` describe.
+def refuse_unread(arguments: TeacherArguments, read: Collection[str]) -> None:
+    """Refuse options that are set, other than by default, and have no effect.
 
     Args:
-        arguments: Which kind, and what of it.
-        data: Names of the columns, for a precomputed teacher.
-        cache: Where files are prepared for reading.
+        arguments: The options.
+        read: Those that the kind of teacher reads.
 
     Raises:
-        InputError: As the loaders of each kind.
+        InputError: One of the others is set.
     """
-    if arguments.teacher_kind == "ensemble":
-        members, weights = [], []
-        for text in arguments.ensemble:
-            kind, name, weight = parse_member(text)
-            member = dataclasses.replace(arguments, teacher_kind=kind, teacher=name)
-            members.append(load_teacher(member, data, cache))
-            weights.append(weight)
-        return EnsembleTeacher(tuple(members), tuple(weights), arguments.ensemble_normalization)
-    if arguments.teacher_kind == "cross-encoder":
-        return load_cross_encoder(arguments)
-    if arguments.teacher_kind == "endpoint":
-        return load_endpoint(arguments)
-    if arguments.teacher_kind == "precomputed":
-        return load_precomputed(arguments, data, cache)
-    return load_bi_encoder(arguments)
+    defaults = vars(TeacherArguments())
+    for name, value in vars(arguments).items():
+        if name not in read and value != defaults[name]:
+            text = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise InputError(
+                f"--{name} {text} has no effect with --teacher_kind {arguments.teacher_kind}; "
+                "leave it out, or name another kind"
+            )
+
+
+def load_teacher(recipe: Recipe) -> Teacher:
+    """Load the teacher that `recipe` names.
+
+    Raises:
+        InputError: An unknown kind, an option that it does not read, or whatever the kind itself
+            refuses.
+    """
+    kind = load_kind(recipe.teacher.teacher_kind, TEACHERS, "teacher_kind")
+    refuse_unread(recipe.teacher, options_read(kind))
+    teacher: Teacher = kind(recipe)
+    return teacher

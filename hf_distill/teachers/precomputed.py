@@ -1,201 +1,199 @@
-"""Scores or embeddings that are there already, in a file: from another system, a person, or an
-earlier run.
-"""
+"""Scores or embeddings from a file: of another system, of people, or of an earlier run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import Advance
-from hf_distill.data.collection import (
-    pair_key,
-    text_number,
-)
+from hf_distill.data.collection import pair_number, text_number
 from hf_distill.data.sources.table import load_files
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    TeacherArguments,
-)
-from hf_distill.run.folder import fingerprint
-from hf_distill.teachers.base import (
-    SCALES,
-    Kind,
-    Scale,
-)
-from hf_distill.teachers.bi_encoder import (
-    check_finite,
-    normalised,
-)
+from hf_distill.recipe.arguments import Recipe, TeacherArguments
+from hf_distill.run.stage import sha256_of
+from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, reads
 
-TEXT_COLUMN, EMBEDDING_COLUMN = "text", "embedding"
+SCORE_COLUMN, TEXT_COLUMN, EMBEDDING_COLUMN = "teacher_score", "text", "embedding"
+
 _SAME = 1e-6
+"""How far apart two scores of one pair may be and still count as equal."""
+
+_READ = 1000
 
 
-@dataclass(frozen=True)
-class PrecomputedScores:
-    """Scores of (query, document) pairs, by their texts (implements `PairTeacher`). `keys` (n,)
-    uint64 ascending, `scores` (n,).
-    """
+def _find(keys: np.ndarray, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each of `wanted` (n,) in the ascending `keys`, and whether it is there."""
+    numbers = np.array(wanted, dtype=np.uint64)
+    places = np.minimum(np.searchsorted(keys, numbers), len(keys) - 1)
+    return places, keys[places] == numbers
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrecomputedScores(PairTeacher):
+    """Scores (n,) of pairs. `keys` (n,) uint64, ascending, are the `pair_number` of each."""
 
     name: str
+    identity: tuple[Any, ...]
+    scale: Scale
     keys: np.ndarray
     scores: np.ndarray
-    scale: Scale
-    fingerprint: str
-    precision: str = "unknown"
 
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
-        """See :meth:`PairTeacher.score`: NaN for a pair that the file does not hold."""
-        wanted = np.array([pair_key(query, document) for query, document in pairs], dtype=np.uint64)
-        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        """See :meth:`PairTeacher.score`: NaN for a pair that the file does not have."""
+        places, has = _find(self.keys, [pair_number(*pair) for pair in pairs])
         if advance:
             advance(len(pairs), 0)
-        found: np.ndarray = np.where(
-            self.keys[places] == wanted, self.scores[places], np.float32(np.nan)
-        )
-        return found
+        scores: np.ndarray = np.where(has, self.scores[places], np.float32(np.nan))
+        return scores
 
 
-@dataclass(frozen=True)
-class PrecomputedEmbeddings:
-    """Embeddings of texts, by the texts (implements `EmbeddingTeacher`). `keys` (n,) uint64
-    ascending; text i is row `rows[i]`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrecomputedEmbeddings(EmbeddingTeacher):
+    """Embeddings of some texts. `keys` (n,) uint64, ascending, are the `text_number` of each, and
+    `rows` (n,) where it stands in `table`. Prompts, if there were any, are in the embeddings.
     """
 
     name: str
+    identity: tuple[Any, ...]
+    scale: Scale
     keys: np.ndarray
     rows: np.ndarray
     table: Dataset
     dimension: int
-    scale: Scale
-    fingerprint: str
-    precision: str = "unknown"
-
-    def prompted(self, text: str, kind: Kind) -> str:
-        """`text`: whatever prompt there was is in the embedding."""
-        return text
+    embeds_new_texts = False
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
         """See :meth:`EmbeddingTeacher.embed`.
 
         Raises:
-            InputError: The file holds no embedding of a text, one of another dimension, or one that
+            InputError: The file has no embedding of a text, one of another dimension, or one that
                 is not finite.
         """
-        wanted = np.array([text_number(text) for text in texts], dtype=np.uint64)
-        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        missing = self.keys[places] != wanted
-        if missing.any():
+        places, has = _find(self.keys, [text_number(text) for text in texts])
+        if not has.all():
             raise InputError(
-                f"{self.name} has no embedding for {int(missing.sum())} of {len(texts)} texts, e.g. {texts[int(missing.argmax())][:70]!r}. "
-                "Every query and document of the pairs and the corpus needs one, under exactly its text"
+                f"{self.name} has no embedding for {int((~has).sum())} of {len(texts)} texts, e.g. "
+                f"{texts[int(has.argmin())][:70]!r}. Every query and document needs one, with "
+                "exactly its text"
             )
-        found = self.table[self.rows[places].tolist()][EMBEDDING_COLUMN]
-        sizes = {len(row) for row in found}
-        if sizes != {self.dimension}:
+        embeddings = self.table[self.rows[places].tolist()][EMBEDDING_COLUMN]
+        sizes = {len(row or ()) for row in embeddings}
+        if sizes - {self.dimension}:
             raise InputError(
-                f"{self.name}: embeddings have {sorted(sizes)} dimensions, the first row has {self.dimension}"
+                f"{self.name}: embeddings have {', '.join(map(str, sorted(sizes)))} dimensions, "
+                f"but the first row has {self.dimension}; all need the same"
             )
-        values = np.asarray(found, dtype=np.float32)
-        check_finite(values, texts, self.name, "Look at the file")
         if advance:
             advance(len(texts), 0)
-        return normalised(values) if self.scale.measure == "cosine" else values
+        return self.checked(np.asarray(embeddings, dtype=np.float32), texts, "Look at the file")
 
 
-def _file_key(path: Path) -> list[tuple[str, int, int]]:
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-
-
-def load_precomputed(
-    arguments: TeacherArguments, data: DataArguments, cache: Path
-) -> PrecomputedScores | PrecomputedEmbeddings:
-    """Read the file that `teacher` names: a column of scores beside query and document, or of
-    embeddings beside `text`.
+@reads("teacher_similarity", "teacher_activation", "score_range")
+def load_precomputed(recipe: Recipe) -> PrecomputedScores | PrecomputedEmbeddings:
+    """Read the file that `teacher` names. It has `teacher_score` beside the recipe's query and
+    document columns, or `embedding` beside `text`.
 
     Raises:
-        InputError: No such file, neither kind of columns, a score that is no number or outside the
-            declared range (with its row), or two scores for one pair.
+        InputError: There is no such file, it has none of these columns, a score is not a number or
+            lies outside the declared range (with its row), or one pair has two scores.
     """
-    path = Path(arguments.teacher)
-    table = load_files(path, cache, "teacher")
-    names = (data.query_column, data.document_column, arguments.score_column)
-    if set(names) <= set(table.column_names):
-        return _scores_of(table, names, arguments, path)
+    path = Path(recipe.teacher.teacher)
+    table = load_files(path, recipe.cache, "teacher")
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    digests = [sha256_of(file) for file in files]
+    pair_columns = [recipe.data.query_column, recipe.data.document_column]
+    if {*pair_columns, SCORE_COLUMN} <= set(table.column_names):
+        return _scores_of(table.select_columns([*pair_columns, SCORE_COLUMN]), recipe, digests)
     if {TEXT_COLUMN, EMBEDDING_COLUMN} <= set(table.column_names):
-        return _embeddings_of(table, arguments, path)
+        return _embeddings_of(table, recipe.teacher, digests)
     raise InputError(
-        f"--teacher {path} has the columns {', '.join(table.column_names)}; a precomputed teacher has {', '.join(names)} (scores; see "
-        f"--query_column, --document_column, --score_column) or {TEXT_COLUMN}, {EMBEDDING_COLUMN} (embeddings)"
+        f"--teacher {path} has the columns {', '.join(table.column_names)}; it needs "
+        f"{', '.join([*pair_columns, SCORE_COLUMN])} for scores (name the first two with "
+        f"--query_column and --document_column), or {TEXT_COLUMN}, {EMBEDDING_COLUMN} for "
+        "embeddings"
     )
 
 
-def _scores_of(
-    table: Dataset, names: tuple[str, str, str], arguments: TeacherArguments, path: Path
-) -> PrecomputedScores:
-    low, high = arguments.score_range or (-1.0, 1.0)
+def _scale_of(arguments: TeacherArguments) -> Scale:
+    """The scale of precomputed scores, after the activation."""
+    bounds = arguments.score_range
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise InputError(
+            f"--score_range {' '.join(map(str, bounds))}: give two numbers, the lower one first"
+        )
+    if arguments.teacher_activation == "sigmoid":
+        return Scale("given", "sigmoid", 0.0, 1.0)
     activation = None if arguments.teacher_activation == "auto" else arguments.teacher_activation
-    scale = (
-        Scale("given", activation, 0.0, 1.0)
-        if activation == "sigmoid"
-        else Scale("given", activation, low, high)
-    )
+    return Scale("given", activation, *(bounds or (-1.0, 1.0)))
+
+
+def _scores_of(table: Dataset, recipe: Recipe, digests: list[str]) -> PrecomputedScores:
+    path, scale, names = recipe.teacher.teacher, _scale_of(recipe.teacher), table.column_names
+    if not len(table):
+        raise InputError(f"--teacher {path} has no rows")
     keys = np.empty(len(table), dtype=np.uint64)
     scores = np.empty(len(table), dtype=np.float64)
-    for start in tqdm(range(0, len(table), 1000), desc="Reading scores", unit="k", delay=3):
-        block = table[start : start + 1000]
-        for i, (query, document, score) in enumerate(
-            zip(*(block[name] for name in names), strict=True), start
-        ):
+    for start in tqdm(range(0, len(table), _READ), desc="Reading scores", unit="k", delay=3):
+        block = table[start : start + _READ]
+        rows = zip(*(block[name] for name in names), strict=True)
+        for i, (query, document, score) in enumerate(rows, start):
             try:
-                keys[i] = pair_key((query or "").strip(), (document or "").strip())
+                keys[i] = pair_number((query or "").strip(), (document or "").strip())
                 scores[i] = np.nan if score is None else float(score)
             except (TypeError, ValueError, AttributeError):
                 raise InputError(
-                    f"{path}, row {i}: {names[2]} is {score!r}; a score is a number, query and document are texts"
+                    f"--teacher {path}, row {i}: {SCORE_COLUMN} is {score!r}; a score is a number, "
+                    "query and document are texts"
                 ) from None
-    if activation == "sigmoid":
+    if scale.activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
-    scores = scale.check(scores, str(path))
+    scores = scale.check(scores, path)
     order = np.argsort(keys, kind="stable")
     keys, scores = keys[order], scores[order]
     same = keys[1:] == keys[:-1]
-    if len(keys) == 0:
-        raise InputError(f"{path} holds no row")
-    if (contradiction := same & (np.abs(scores[1:] - scores[:-1]) > _SAME)).any():
-        i = int(contradiction.argmax())
+    contradicts = same & (np.abs(scores[1:] - scores[:-1]) > _SAME)
+    if contradicts.any():
+        i = int(contradicts.argmax())
         raise InputError(
-            f"{path} gives one pair two scores: row {order[i]} says {scores[i]:g}, row {order[i + 1]} says {scores[i + 1]:g} "
-            f"({int(contradiction.sum())} such pairs)"
+            f"--teacher {path} gives one pair two scores: row {order[i]} says {scores[i]:g}, row "
+            f"{order[i + 1]} says {scores[i + 1]:g} ({int(contradicts.sum())} such pairs); keep one"
         )
     first = np.concatenate([[True], ~same])
-    key = fingerprint("precomputed", _file_key(path), names, scale.key())
-    return PrecomputedScores(str(path), keys[first], scores[first].astype(np.float32), scale, key)
+    return PrecomputedScores(
+        name=path,
+        identity=("precomputed scores", digests, names, scale.record()),
+        scale=scale,
+        keys=keys[first],
+        scores=scores[first].astype(np.float32),
+    )
 
 
 def _embeddings_of(
-    table: Dataset, arguments: TeacherArguments, path: Path
+    table: Dataset, arguments: TeacherArguments, digests: list[str]
 ) -> PrecomputedEmbeddings:
-    if not len(table):
-        raise InputError(f"{path} holds no row")
-    measure = (
-        "cosine" if arguments.teacher_similarity == "declared" else arguments.teacher_similarity
-    )
+    path = arguments.teacher
+    dimension = len(table[0][EMBEDDING_COLUMN] or ()) if len(table) else 0
+    if not dimension:
+        raise InputError(f"--teacher {path} has no embedding in its first row; look at the file")
+    declared = arguments.teacher_similarity == "declared"
+    similarity = "cosine" if declared else arguments.teacher_similarity
     texts = table.select_columns([TEXT_COLUMN])
     keys = np.empty(len(table), dtype=np.uint64)
-    for start in tqdm(range(0, len(table), 1000), desc="Reading embeddings", unit="k", delay=3):
-        block = texts[start : start + 1000][TEXT_COLUMN]
+    for start in tqdm(range(0, len(table), _READ), desc="Reading embeddings", unit="k", delay=3):
+        block = texts[start : start + _READ][TEXT_COLUMN]
         keys[start : start + len(block)] = [text_number((text or "").strip()) for text in block]
     keys, rows = np.unique(keys, return_index=True)
-    dimension = len(table[0][EMBEDDING_COLUMN] or [])
-    if not dimension:
-        raise InputError(f"{path}, row 0: no embedding")
-    key = fingerprint("precomputed", _file_key(path), measure)
-    return PrecomputedEmbeddings(str(path), keys, rows, table, dimension, SCALES[measure], key)
+    return PrecomputedEmbeddings(
+        name=path,
+        identity=("precomputed embeddings", digests, similarity),
+        scale=SCALES[similarity],
+        keys=keys,
+        rows=rows,
+        table=table,
+        dimension=dimension,
+    )

@@ -1,13 +1,18 @@
-"""Training a transformer on a CPU without padding: the texts of a batch one after another, as one
-long text.
+"""Training a transformer on a CPU without padding: the texts of a batch stand one after another, as
+one long text.
 
-Matrix products, norms and activations then see all tokens at once, and nothing but tokens; only
-attention knows where a text ends. Where bfloat16 has matrix units, products are a tenth of a step
-that pads: the rest is many small operations, padding, and drawing dropout.
+Matrix products, norms and activations then see all tokens at once, and nothing but tokens. Only
+attention knows where a text ends. Where bfloat16 has matrix units, products take a tenth of a step
+that pads; many small operations, padding and drawing dropout take the rest.
+
+`Packer.of(model)` says how a model's texts are packed, and `fast_on_cpu(model)` lets it read them
+for a while. The model is unchanged afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +25,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 PACKED = "hf_distill_packed"
-"""The attention of transformers that is registered here. On padded texts it is PyTorch's own."""
+"""The name of the attention of packed texts among those of transformers. On padded texts it is
+PyTorch's own.
+"""
 
 PACKABLE = {
     "bert": False,
@@ -31,11 +38,13 @@ PACKABLE = {
     "distilbert": False,
 }
 """Backbones (`config.model_type`) whose tokens meet in full attention only, and that take positions
-as an argument; whether these begin after the padding token's number."""
+as an argument. The value says whether positions begin after the padding token's number.
+"""
 
 PADDING = 0.3
 """Texts attend side by side if the shortest of them lacks no more than this share of the longest
-one's tokens: attention is little of the work, and more buckets are more operations."""
+one's tokens. Attention is little of the work, and more buckets are more operations.
+"""
 
 _BUCKET_TOKENS = 4096
 """At most about as many tokens attend at a time."""
@@ -113,55 +122,101 @@ def packing_of(lengths: list[int]) -> Packing:
     return Packing(tuple(buckets), torch.cat(rows), torch.cat(places))
 
 
-def can_pack(model: BaseModel) -> bool:
-    """Whether the texts of a batch can stand one after another: with a backbone in `PACKABLE` that
-    looks both ways.
-    """
+def _backbone(model: BaseModel) -> PreTrainedModel | None:
+    """The transformer of a model that starts with one in PyTorch, else None."""
     first = model[0]
     if not isinstance(first, Transformer) or first.backend != "torch":
-        return False
-    config = _backbone(model).config
-    return config.model_type in PACKABLE and not getattr(config, "is_decoder", False)
-
-
-def _backbone(model: BaseModel) -> PreTrainedModel:
-    backbone: PreTrainedModel = model[0].auto_model  # type: ignore[assignment]  # a module's attributes have no types
+        return None
+    backbone: PreTrainedModel = first.auto_model
     return backbone
 
 
-def pack(features: dict[str, Any], first_position: int) -> tuple[dict[str, Any], Tensor]:
-    """Padded model inputs without their padding, as sentence-transformers' own modules read such:
-    the texts in order of length.
+@dataclass(frozen=True)
+class Packer:
+    """How a model's texts are packed. `first_position` is the position of a text's first token."""
 
-    Args:
-        features: `input_ids` and `attention_mask`, (n, length).
-        first_position: The position of a text's first token (`first_position_of`).
+    first_position: int
 
-    Returns:
-        `input_ids`, `position_ids`, `seq_idx` (1, T), `cu_seq_lens_q` (n + 1,) int32 and `packing`;
-        and (n,) int64, which text comes where.
+    @classmethod
+    def of(cls, model: BaseModel) -> Packer | None:
+        """The packer of a model whose backbone is in `PACKABLE` and looks both ways, else None."""
+        backbone = _backbone(model)
+        if backbone is None:
+            return None
+        config = backbone.config
+        if config.model_type not in PACKABLE or getattr(config, "is_decoder", False):
+            return None
+        return cls(int(config.pad_token_id) + 1 if PACKABLE[config.model_type] else 0)
+
+    def pack(self, features: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """Padded model inputs without their padding, in the form that the modules of
+        sentence-transformers read. The texts are put in order of length.
+
+        Args:
+            features: `input_ids` and `attention_mask`, (n, length).
+
+        Returns:
+            `input_ids`, `position_ids`, `seq_idx` (1, T), `cu_seq_lens_q` (n + 1,) int32 and
+            `packing`; and (n,) int64, which text comes where.
+        """
+        mask = features["attention_mask"].bool()
+        order = mask.sum(dim=1).argsort(stable=True)
+        mask, ids = mask[order], features["input_ids"][order]
+        lengths = mask.sum(dim=1)
+        ends = lengths.cumsum(0)
+        text = torch.arange(len(order)).repeat_interleave(lengths)
+        positions = torch.arange(int(ends[-1])) - (ends - lengths)[text]
+        packed = {
+            "input_ids": ids[mask][None],
+            "position_ids": (positions + self.first_position)[None],
+            "seq_idx": text[None],
+            "cu_seq_lens_q": torch.cat([ends.new_zeros(1), ends]).to(torch.int32),
+            "packing": packing_of(lengths.tolist()),
+        }
+        return packed, order
+
+
+@contextlib.contextmanager
+def fast_on_cpu(model: BaseModel) -> Iterator[None]:
+    """While this is open, the model's backbone trains on a CPU as fast as it can, and reads packed
+    texts if it has a `Packer`. Afterwards its modules and its configuration are what they were.
+
+    A backbone that is not packed gets attention of plain matrix products. In bfloat16 the backward
+    pass of PyTorch's fused attention takes half of a step on a CPU; in float32 the two take about
+    as long.
     """
-    mask = features["attention_mask"].bool()
-    order = mask.sum(dim=1).argsort(stable=True)
-    mask, ids = mask[order], features["input_ids"][order]
-    lengths = mask.sum(dim=1)
-    ends = lengths.cumsum(0)
-    text = torch.arange(len(order)).repeat_interleave(lengths)
-    positions = torch.arange(int(ends[-1])) - (ends - lengths)[text]
-    packed = {
-        "input_ids": ids[mask][None],
-        "position_ids": (positions + first_position)[None],
-        "seq_idx": text[None],
-        "cu_seq_lens_q": torch.cat([ends.new_zeros(1), ends]).to(torch.int32),
-        "packing": packing_of(lengths.tolist()),
-    }
-    return packed, order
+    backbone = _backbone(model)
+    packs = Packer.of(model) is not None
+    if backbone is None or backbone.config._attn_implementation == (PACKED if packs else "eager"):
+        yield  # nothing to change, or opened already
+        return
+    before = backbone.config._attn_implementation
+    AttentionInterface.register(PACKED, _attend)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    backbone.set_attn_implementation(PACKED if packs else "eager")
+    try:
+        with _fast_dropout(backbone) if packs else contextlib.nullcontext():
+            yield
+    finally:
+        backbone.set_attn_implementation(before)
 
 
-def first_position_of(model: BaseModel) -> int:
-    """The position of a text's first token: 0, or what follows the padding token's number."""
-    config = _backbone(model).config
-    return int(config.pad_token_id) + 1 if PACKABLE[config.model_type] else 0
+@contextlib.contextmanager
+def _fast_dropout(backbone: nn.Module) -> Iterator[None]:
+    """Put a `FastDropout` in the place of every `nn.Dropout`, for a while."""
+    places = [
+        (parent, name, child)
+        for parent in backbone.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Dropout
+    ]
+    for parent, name, child in places:
+        setattr(parent, name, FastDropout(child.p, child.inplace).train(child.training))
+    try:
+        yield
+    finally:
+        for parent, name, child in places:
+            setattr(parent, name, child.train(getattr(parent, name).training))
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -213,21 +268,23 @@ class FastDropout(nn.Dropout):
         return dropped
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How packed tokens attend: `scale` is the factor of the scores before the softmax."""
+
+    packing: Packing
+    scale: float
+    dropout: float
+
+
 class _Attention(torch.autograd.Function):
-    """Softmax attention of packed texts by plain matrix products, bucket by bucket; (T, H, d) each,
-    and the result.
+    """Softmax attention of packed texts by plain matrix products, bucket by bucket. Query, key,
+    value and the result are (T, H, d).
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        packing: Packing,
-        scale: float,
-        dropout: float,
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, form: _Form) -> Tensor:
+        packing, scale, dropout = form.packing, form.scale, form.dropout
         padded = [states.index_select(0, packing.rows) for states in (query, key, value)]
         padded[0].mul_(scale)
         out = torch.empty_like(padded[2])
@@ -245,68 +302,56 @@ class _Attention(torch.autograd.Function):
                 saved.append(_keep_mask(shares, dropout))
                 shares = _drop(shares, saved[-1])
             bucket.cut(out).copy_((shares @ v).transpose(1, 2))
-        ctx.packing, ctx.scale, ctx.dropout = packing, scale, dropout
+        ctx.form = form
         ctx.save_for_backward(*saved)
         packed = out.index_select(0, packing.places)
         return packed.mul_(1.0 / (1.0 - dropout)) if dropout else packed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        packing: Packing = ctx.packing
+        form: _Form = ctx.form
+        packing = form.packing
         of_out = gradient.new_zeros(len(packing.rows), *gradient.shape[1:]).index_copy_(
             0, packing.places, gradient
         )
-        if ctx.dropout:
-            of_out.mul_(1.0 / (1.0 - ctx.dropout))
+        if form.dropout:
+            of_out.mul_(1.0 / (1.0 - form.dropout))
         of_query, of_key, of_value = (torch.empty_like(of_out) for _ in range(3))
         saved = iter(ctx.saved_tensors)
         for bucket in packing.buckets:
             q, k, v, shares = (next(saved) for _ in range(4))
             own = bucket.heads(of_out)
             of_shares, dropped = own @ v.transpose(-1, -2), shares
-            if ctx.dropout:
+            if form.dropout:
                 mask = next(saved)
                 of_shares, dropped = _drop(of_shares, mask), _drop(shares, mask)
             of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
             bucket.cut(of_value).copy_((dropped.transpose(-1, -2) @ own).transpose(1, 2))
             bucket.cut(of_query).copy_((of_scores @ k).transpose(1, 2))
             bucket.cut(of_key).copy_((of_scores.transpose(-1, -2) @ q).transpose(1, 2))
-        of_query.mul_(ctx.scale)
-        return (
-            *(states.index_select(0, packing.places) for states in (of_query, of_key, of_value)),
-            None,
-            None,
-            None,
-        )
+        of_query.mul_(form.scale)
+        gradients = (of_query, of_key, of_value)
+        return (*(states.index_select(0, packing.places) for states in gradients), None)
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, packing: Packing | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (1, H, T, d) each, the result (1, T, H, d)."""
+    packing = rest.pop("packing", None)
     if packing is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **rest
         )
+        return padded
+    scale = rest.get("scaling") or query.shape[-1] ** -0.5
+    form = _Form(packing, scale, rest.get("dropout", 0.0))
     tokens = [states[0].transpose(0, 1) for states in (query, key, value)]
     with torch.autocast(device_type="cpu", enabled=False):
-        out: Tensor = _Attention.apply(
-            *tokens, packing, scaling or query.shape[-1] ** -0.5, dropout
-        )  # type: ignore[no-untyped-call]  # the same
+        out: Tensor = _Attention.apply(*tokens, form)  # type: ignore[no-untyped-call]  # the same
     return out[None], None
-
-
-AttentionInterface.register(PACKED, _attend)
-AttentionMaskInterface.register(PACKED, sdpa_mask)
-
-
-def prepare_to_pack(model: BaseModel) -> None:
-    """Let the backbone attend to packed texts, and its dropout cost little, in place. Padded texts
-    are encoded as before.
-    """
-    backbone = _backbone(model)
-    backbone.set_attn_implementation(PACKED)
-    for module in backbone.modules():
-        if type(module) is nn.Dropout:
-            module.__class__ = FastDropout

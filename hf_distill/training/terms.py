@@ -1,246 +1,201 @@
-"""The hybrid objective: a weighted sum of named terms over similarity matrices. Pure functions, no
-model inside.
+"""The terms of the objective. Each is a pure function of a batch and the config.
 
-S is the student's (B, N) matrix of cosines, T the teacher's (NaN where unknown), `positives` (B,)
-the column of each row's own document, `ignore` (B, N) cells that are no negatives. Every term is a
-mean over rows or cells, so that its size does not depend on the batch.
+The objective is their weighted sum. A field `<name>_weight` of `DistillationConfig` stands for the
+function `<name>` of this module. `terms` adds functions of any other module. Every term is a mean
+over rows, cells or texts, which does not grow with the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.training.collator import InBatch
+from hf_distill.errors import InputError
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.recipe.kinds import PLUGIN, load_object
+from hf_distill.training.in_batch import InBatch, Matrices
 
-TERMS = ("contrastive", "regression", "distribution", "margin", "alignment")
+Term = Callable[[InBatch, DistillationConfig], Tensor]
+"""A scalar with a gradient, of what `InBatch` holds."""
 
-RegressionLoss = Literal["mse", "mae", "huber"]
+_SUFFIX = "_weight"
 
-HUBER_DELTA = 0.1
-"""Where the Huber loss turns from squared to linear, in units of the score."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weight of each of `TERMS` (0 leaves it out), and their settings.
-
-    Attributes:
-        regression_on: The scores of the pairs, or every known cell of the matrix.
-        regression_loss: Squared, absolute or Huber error.
-        temperature: Of the contrastive term and, of the student's scores, of the distribution term.
-        teacher_temperature: Of the teacher's scores in the distribution term; None: `temperature`.
-    """
-
-    contrastive: float = 1.0
-    regression: float = 0.1
-    regression_on: Literal["diagonal", "matrix"] = "diagonal"
-    regression_loss: RegressionLoss = "mse"
-    distribution: float = 0.0
-    margin: float = 0.0
-    alignment: float = 0.0
-    temperature: float = 0.1
-    teacher_temperature: float | None = None
-
-    def towards(self, end: Mapping[str, float], progress: float) -> Weights:
-        """The weights at `progress` (0 to 1) on a straight line from these to those of `end`; terms
-        it does not name stay.
-        """
-        moved = {
-            name: (1 - progress) * getattr(self, name) + progress * value
-            for name, value in end.items()
-        }
-        return dataclasses.replace(self, **moved)
+TERMS = tuple(
+    field.name.removesuffix(_SUFFIX)
+    for field in dataclasses.fields(DistillationConfig)
+    if field.name.endswith(_SUFFIX)
+)
+"""The terms of this module."""
 
 
 def _weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
     """`errors` (B, ...) times the `weight` (B,) of the pairs, if they have any. Means stay over all
-    rows: N processes train like one.
+    rows, so that N processes train like one.
     """
     return errors if weight is None else errors * weight.view(-1, *[1] * (errors.ndim - 1))
 
 
-def contrastive(
-    student: Tensor,
-    positives: Tensor,
-    ignore: Tensor,
-    temperature: float,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """InfoNCE (van den Oord et al., 2018) over the rows: -log softmax(S / temperature) at the
-    positive, ignored cells left out.
+def contrastive(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018): -log softmax(S / temperature) at the positive, without
+    the ignored cells, averaged over the rows.
+
+    With `contrastive_symmetric` it is the mean of both directions: each document, too, has to find
+    its query (as in CLIP, Radford et al. 2021, arXiv:2103.00020).
     """
-    logits = (student / temperature).masked_fill(ignore, -torch.inf)
-    return _weighted(F.cross_entropy(logits, positives, reduction="none"), weight).mean()
+
+    def info_nce(of: Matrices) -> Tensor:
+        logits = (of.student / config.temperature).masked_fill(of.ignore, -torch.inf)
+        losses = F.cross_entropy(logits, of.positives, reduction="none")
+        return _weighted(losses, of.weight).mean()
+
+    if batch.reverse is None:
+        return info_nce(batch)
+    return (info_nce(batch) + info_nce(batch.reverse)) / 2
 
 
-def regression(
-    student: Tensor,
-    teacher: Tensor,
-    positives: Tensor,
-    on: Literal["diagonal", "matrix"],
-    loss: RegressionLoss = "mse",
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Mean error to the teacher's scores: at the positives (the paper, squared), or at every known
-    cell of the matrix.
-
-    `huber` is half the squared error below `HUBER_DELTA`, and linear with slope `HUBER_DELTA` above
-    (Huber 1964).
+def regression(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """Mean squared error to the teacher's scores: at the positives (the paper), or with
+    `regression_on: matrix` at every known cell.
     """
-    if on == "diagonal":
-        rows = torch.arange(len(positives), device=student.device)
-        student, teacher = student[rows, positives], teacher[rows, positives]
+    student, teacher = batch.student, batch.teacher
+    if config.regression_on == "diagonal":
+        own = batch.positives[:, None]
+        student, teacher = student.gather(1, own), teacher.gather(1, own)
     known = ~teacher.isnan()
-    difference = (student - teacher).masked_fill(~known, 0.0)
-    if loss == "mae":
-        errors = difference.abs()
-    elif loss == "huber":
-        errors = F.huber_loss(
-            difference, torch.zeros_like(difference), reduction="none", delta=HUBER_DELTA
-        )
-    else:
-        errors = difference.square()
-    return _weighted(errors, weight).sum() / known.sum().clamp(min=1)
+    errors = (student - teacher).masked_fill(~known, 0.0).square()
+    return _weighted(errors, batch.weight).sum() / known.sum().clamp(min=1)
 
 
-def margin(
-    student: Tensor, teacher: Tensor, positives: Tensor, weight: Tensor | None = None
-) -> Tensor:
-    """MarginMSE (Hofstaetter et al., 2020, arXiv:2010.02666): mean squared error of each other
+def margin(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """MarginMSE (Hofstaetter et al. 2020, arXiv:2010.02666): mean squared error of each other
     document's margin to the row's own.
 
-    The margin of column j in row i is S[i, positive] - S[i, j]; over known cells, the positives
-    left out. A row whose own score is unknown has no margins.
+    The margin of column j in row i is S[i, positive] - S[i, j], over known cells. A row whose own
+    score is unknown has no margins.
     """
-    own = positives[:, None]
-    errors = (student.gather(1, own) - student) - (teacher.gather(1, own) - teacher)
-    known = ~errors.isnan()
-    known.scatter_(1, own, False)
-    return _weighted(errors.masked_fill(~known, 0.0).square(), weight).sum() / known.sum().clamp(
-        min=1
-    )
+    own = batch.positives[:, None]
+    of_student = batch.student.gather(1, own) - batch.student
+    errors = of_student - (batch.teacher.gather(1, own) - batch.teacher)
+    known = (~errors.isnan()).scatter(1, own, False)
+    squared = errors.masked_fill(~known, 0.0).square()
+    return _weighted(squared, batch.weight).sum() / known.sum().clamp(min=1)
 
 
-def distribution(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float,
-    teacher_temperature: float | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """KL(teacher || student) between the softmaxes of each row, over known cells; the teacher's at
-    its own temperature, if it has one.
+def kl(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """KL(teacher || student) between the softmaxes of each row, over known cells. The teacher has
+    its own temperature, if one is set.
 
-    Rows with fewer than two known cells have no distribution and are left out. (In-batch
-    distillation after Hinton et al., 2015; for retrieval Hofstaetter et al., 2021.)
+    A row with fewer than two known cells has no distribution and is left out. (In-batch
+    distillation after Hinton et al. 2015; for retrieval Hofstaetter et al. 2021.)
     """
-    known = ~teacher.isnan()
+    known = ~batch.teacher.isnan()
     rows = known.sum(dim=1) >= 2
-    log_q = (student / temperature).masked_fill(~known, -torch.inf)[rows].log_softmax(dim=1)
-    log_p = (
-        (teacher / (teacher_temperature or temperature))
-        .masked_fill(~known, -torch.inf)[rows]
-        .log_softmax(dim=1)
-    )
     known = known[rows]
-    difference = (log_p - log_q).masked_fill(~known, 0.0)
-    return _weighted(
-        log_p.exp() * difference, None if weight is None else weight[rows]
-    ).sum() / rows.sum().clamp(min=1)
+
+    def log_shares(scores: Tensor, temperature: float) -> Tensor:
+        return (scores[rows] / temperature).masked_fill(~known, -torch.inf).log_softmax(dim=1)
+
+    log_q = log_shares(batch.student, config.temperature)
+    log_p = log_shares(batch.teacher, config.teacher_temperature or config.temperature)
+    divergence = log_p.exp() * (log_p - log_q).masked_fill(~known, 0.0)
+    weight = None if batch.weight is None else batch.weight[rows]
+    return _weighted(divergence, weight).sum() / rows.sum().clamp(min=1)
 
 
-def truncate(embeddings: Tensor, dimension: int) -> Tensor:
-    """The first `dimension` dimensions of embeddings (M, d), again of unit length: what a
-    Matryoshka student is served with.
-    """
-    return (
-        embeddings
-        if dimension == embeddings.shape[1]
-        else F.normalize(embeddings[:, :dimension], dim=1)
-    )
-
-
-def alignment(student: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of 1 - cosine between student embeddings and targets, both (M, d).
-
-    `weight` is that of the B pairs whose texts these are: B queries, B documents, then the further
-        texts of each pair in turn (hard
-    negatives, augmented ones), as many of each.
-    """
-    if weight is not None:
-        further = len(student) // len(weight) - 2
-        weight = torch.cat([weight, weight, weight.repeat_interleave(further)])
-    return _weighted(1.0 - F.cosine_similarity(student, target, dim=1), weight).mean()
-
-
-def hybrid(
-    student: Tensor,
-    batch: InBatch,
-    weights: Weights,
-    embeddings: Tensor | None = None,
-    targets: Tensor | None = None,
-    reverse: tuple[Tensor, InBatch] | None = None,
-) -> dict[str, Tensor]:
-    """The weighted terms of the objective by name; their sum is the loss.
-
-    Args:
-        student: (B, N) student cosines.
-        batch: The teacher's matrices.
-        weights: What counts how much. A term of weight 0 is not computed.
-        embeddings: (M, d) student embeddings, for the alignment term.
-        targets: (M, d) what they are aligned to.
-        reverse: (B, P) student cosines of each document with the queries, and the matrices of
-            these. Given, the contrastive term is the mean of both directions: each document, too,
-                has to find its query (as in CLIP, Radford et al. 2021, arXiv:2103.00020).
+def alignment(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """Mean of 1 - cosine between the student's embedding of each text and its target.
 
     Raises:
-        ValueError: A shape that does not fit, with the shapes; or alignment without embeddings and
-            targets.
+        InputError: There are no targets, or they have other dimensions than the student.
     """
-    if batch.teacher.shape != student.shape or batch.ignore.shape != student.shape:
-        raise ValueError(
-            f"the student's matrix is {tuple(student.shape)}, the teacher's {tuple(batch.teacher.shape)}, "
-            f"ignore {tuple(batch.ignore.shape)}"
+    if batch.targets is None:
+        raise InputError(
+            f"--alignment_weight {config.alignment_weight}: the training rows carry no teacher "
+            "embeddings to align with; set it to 0, or take a teacher that embeds texts"
         )
-    terms: dict[str, Tensor] = {}
-    if weights.contrastive:
-        term = contrastive(
-            student, batch.positives, batch.ignore, weights.temperature, batch.weight
+    if batch.targets.shape != batch.texts.shape:
+        raise InputError(
+            f"--alignment_weight {config.alignment_weight}: the student's embeddings are "
+            f"{tuple(batch.texts.shape)} and their targets {tuple(batch.targets.shape)}; pass as "
+            "many `components` as the student has dimensions"
         )
-        if reverse is not None:
-            matrix, of = reverse
-            term = (
-                term + contrastive(matrix, of.positives, of.ignore, weights.temperature, of.weight)
-            ) / 2
-        terms["contrastive"] = weights.contrastive * term
-    if weights.regression:
-        terms["regression"] = weights.regression * regression(
-            student,
-            batch.teacher,
-            batch.positives,
-            weights.regression_on,
-            weights.regression_loss,
-            batch.weight,
-        )
-    if weights.distribution:
-        terms["distribution"] = weights.distribution * distribution(
-            student, batch.teacher, weights.temperature, weights.teacher_temperature, batch.weight
-        )
-    if weights.margin:
-        terms["margin"] = weights.margin * margin(
-            student, batch.teacher, batch.positives, batch.weight
-        )
-    if weights.alignment:
-        if embeddings is None or targets is None:
-            raise ValueError(
-                "the alignment term needs student embeddings and the teacher's, and this teacher gives none"
+    distances = 1.0 - F.cosine_similarity(batch.texts, batch.targets, dim=1)
+    return _weighted(distances, batch.text_weight).mean()
+
+
+def _weight_of(text: str, flag: str) -> float:
+    """A weight, read and checked."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise InputError(f"{flag}: the weight {text!r} is not a number of at least 0")
+    return weight
+
+
+def parse_terms(config: DistillationConfig) -> dict[str, tuple[float, Term]]:
+    """Weight and function of each term that has a weight, by name.
+
+    Raises:
+        InputError: A weight that is not a number of at least 0, a term of your own that cannot be
+            read or loaded, two terms of the same name, or no term at all.
+    """
+    terms: dict[str, tuple[float, Term]] = {}
+    for name in TERMS:
+        value = getattr(config, name + _SUFFIX)
+        terms[name] = (_weight_of(str(value), f"--{name}{_SUFFIX}"), globals()[name])
+    for text in config.terms:
+        where, _, weight = text.rpartition("=")
+        if not PLUGIN.fullmatch(where):
+            raise InputError(
+                f"--terms {text}: it must read package.module:name=WEIGHT, e.g. "
+                "my_package.my_module:my_term=0.5"
             )
-        terms["alignment"] = weights.alignment * alignment(embeddings, targets, batch.weight)
-    return terms
+        name = where.partition(":")[2]
+        if name in terms:
+            raise InputError(f"--terms {text}: there is a term {name} already; rename the function")
+        function = load_object(where, "terms")
+        if not callable(function):
+            raise InputError(f"--terms {text}: it is a {type(function).__name__}, not a function")
+        terms[name] = (_weight_of(weight, f"--terms {text}"), function)
+    used = {name: term for name, term in terms.items() if term[0]}
+    if not used:
+        raise InputError(
+            f"every weight of the objective is 0 ({', '.join(name + _SUFFIX for name in terms)}), "
+            "so there is nothing to train on; set one above 0"
+        )
+    return used
+
+
+def weighted_terms(
+    batches: Sequence[InBatch],
+    terms: Mapping[str, tuple[float, Term]],
+    config: DistillationConfig,
+) -> dict[str, Tensor]:
+    """Each term times its weight, by name; their sum is the loss.
+
+    Args:
+        batches: One for each dimension that the embeddings are cut to. The objective is the mean
+            over them (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147).
+        terms: As `parse_terms` returns them.
+        config: Passed on to the terms.
+
+    Raises:
+        ValueError: A term did not return a scalar.
+    """
+    weighted = {}
+    for name, (weight, term) in terms.items():
+        values = [term(batch, config) for batch in batches]
+        if values[0].ndim:
+            raise ValueError(
+                f"the term {name} returned a tensor of shape {tuple(values[0].shape)}; a term is "
+                "a scalar, e.g. the mean over the rows"
+            )
+        weighted[name] = weight * torch.stack(values).mean()
+    return weighted

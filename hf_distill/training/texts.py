@@ -1,30 +1,32 @@
-"""Texts made of the training texts, for the student to be aligned on beside them.
+"""The pool: texts that the student is aligned on beside the pairs.
 
-The teacher has an embedding for any text, not only for those of the training domain, and a student
-that is aligned on none but these forgets what the others say. So passages of the training texts are
-taken, with some of their words exchanged for others of the student's vocabulary: their words are
-the whole vocabulary's, in sentences of the domain. No text of another domain is needed.
+The teacher has an embedding for any text, and not only for those of the training domain. A student
+that is aligned on these alone forgets the rest. The pool holds passages of the training texts, half
+of them with some words exchanged for others of the student's vocabulary: words of the whole
+vocabulary in sentences of the domain. No text of another domain is needed.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value
-from datasets import Sequence as ListOf
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.data.collection import (
-    map_rows,
-    text_id,
-)
+from hf_distill.data.collection import Pairs, text_id, write_table
 from hf_distill.errors import InputError
-from hf_distill.teachers.base import (
-    EmbeddingTeacher,
-    Kind,
-)
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.stage import stage, written_whole
+from hf_distill.scoring.embeddings import Vectors, embed_texts
+from hf_distill.teachers.base import EmbeddingTeacher, TextKind
 
 SHORTEST, LONGEST = 3, 40
 """Words in a passage; fewer where its text has fewer."""
@@ -32,38 +34,47 @@ MOST_EXCHANGED = 0.6
 """Half of the passages stay as they are. In each other one every word is exchanged with a chance,
 drawn for the passage, of up to this.
 """
+LARGEST = 200_000
+"""A pool is not larger than this, unless one epoch alone draws more."""
+
+FEATURES = Features({"text": Value("string"), "kind": Value("string")})
 
 _LETTERS = 3
 _FIRST_WORDS = ("▁", "Ġ")
+_READ = 1000
+_TRIES = 10
+"""So many passages are drawn, at most, for each one that is wanted."""
+
+_log = logging.getLogger(__name__)
 
 
 def vocabulary_words(pieces: Iterable[str]) -> list[str]:
-    """The words among the `pieces` of a vocabulary, sorted: of at least three letters and nothing
-    else, and not the rest of a word.
+    """The words among the `pieces` of a vocabulary, sorted: whole words of at least three letters
+    and nothing else.
 
     Where pieces are marked as the beginning of a word (by `▁` in Unigram, `Ġ` in byte-level BPE),
-    only these are; else all that have no `##` (WordPiece).
+    only these count; else all that have no `##` (WordPiece).
     """
-    known = list(pieces)
+    every = list(pieces)
     for mark in _FIRST_WORDS:
-        if any(piece.startswith(mark) for piece in known):
-            known = [piece.removeprefix(mark) for piece in known if piece.startswith(mark)]
+        if any(piece.startswith(mark) for piece in every):
+            every = [piece.removeprefix(mark) for piece in every if piece.startswith(mark)]
             break
-    return sorted({piece for piece in known if len(piece) >= _LETTERS and piece.isalpha()})
+    return sorted({piece for piece in every if len(piece) >= _LETTERS and piece.isalpha()})
 
 
 def student_words(student: SentenceTransformer) -> list[str]:
     """`vocabulary_words` of the student's tokenizer.
 
     Raises:
-        InputError: It has none, or no words.
+        InputError: It has no vocabulary, or no words in it.
     """
     tokenizer = student.tokenizer
     words = vocabulary_words(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else []
     if not words:
         raise InputError(
-            f"augmented_texts_per_pair needs words of the student's vocabulary, and its {type(tokenizer).__name__} has no piece that is "
-            "a word; set augmented_texts_per_pair: 0"
+            "--texts_per_pair exchanges words for others of the student's vocabulary, but its "
+            f"{type(tokenizer).__name__} has no piece that is a word; set it to 0"
         )
     return words
 
@@ -73,8 +84,8 @@ def passage(text: str, words: Sequence[str], seed: str) -> str:
     for the same arguments.
 
     Args:
-        text: What the passage is of. Words are what stands between its blanks.
-        words: What they are exchanged for, each as likely.
+        text: Words are what stands between its blanks.
+        words: What they are exchanged for, each with the same chance.
         seed: Draws the passage, how many words are exchanged, and which.
     """
     draw = random.Random(seed)
@@ -88,58 +99,162 @@ def passage(text: str, words: Sequence[str], seed: str) -> str:
     )
 
 
-def kind_of(number: int) -> Kind:
-    """What the augmented text of this number is made of, and prompted as: by turns the document and
-    the query.
+def _endless(numbers: np.ndarray, seed: Sequence[int]) -> Iterator[int]:
+    """All of `numbers` in a random order, then all of them in another one, and so on."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from rng.permutation(numbers)
+
+
+def make_pool(
+    pairs: Pairs, size: int, words: Sequence[str], seed: int
+) -> Iterator[tuple[str, TextKind]]:
+    """Up to `size` different passages of the pairs' texts, each with the kind of its text, in a
+    random order. Queries and documents take turns.
+
+    There are fewer if `_TRIES` passages for each one wanted do not give as many different ones,
+    because the texts are few and short.
     """
-    return "query" if number % 2 else "document"
-
-
-def with_augmented_texts(
-    pairs: Dataset, number: int, words: Sequence[str], teacher: EmbeddingTeacher
-) -> Dataset:
-    """`pairs` with `augmented`, `number` texts a row, and `augmented_ids`, the keys of their
-    embeddings by `teacher`.
-
-    They are made of other pairs: text i of a row of the pair so many rows further on, as drawn for
-        i. In a batch, which is drawn from
-    all rows, they are of as many pairs as there are texts; made of the row's own pair, they would
-    only say again what that says.
-    """
-    further_on = [random.Random(i).randrange(len(pairs)) for i in range(number)]
-    source = pairs.select_columns(["pair_id", "query", "document"])
-
-    def column(i: int, rows: list[int]) -> list[str]:
-        """Text i of each of `rows`."""
-        others = source[[(row + further_on[i]) % len(source) for row in rows]]
-        return [
-            passage(text, words, f"{name} {i}")
-            for name, text in zip(others["pair_id"], others[kind_of(i)], strict=True)
-        ]
-
-    def attach(_: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-        made = [
-            list(texts) for texts in zip(*(column(i, rows) for i in range(number)), strict=True)
-        ]
-        ids = [
-            [text_id(teacher.prompted(text, kind_of(i))) for i, text in enumerate(texts)]
-            for texts in made
-        ]
-        return {"augmented": made, "augmented_ids": ids}
-
-    lists = {
-        name: ListOf(Value("string"), length=number) for name in ("augmented", "augmented_ids")
+    read = {
+        "query": pairs.collection.query_texts,
+        "document": pairs.collection.document_texts,
     }
-    return map_rows(pairs, attach, Features({**pairs.features, **lists}), batch_size=256)
+    numbers = {
+        "query": _endless(np.unique(pairs.queries), (seed, 0)),
+        "document": _endless(np.unique(pairs.documents), (seed, 1)),
+    }
+    kinds: tuple[TextKind, ...] = ("query", "document")
+    seen: set[str] = set()
+
+    def passages(kind: TextKind, start: int) -> list[tuple[str, TextKind]]:
+        texts = read[kind](np.fromiter(islice(numbers[kind], _READ), np.int64, _READ))
+        return [
+            (passage(text, words, f"{seed} {kind} {start + i}"), kind)
+            for i, text in enumerate(texts)
+        ]
+
+    for start in range(0, math.ceil(_TRIES * size / len(kinds)), _READ):
+        drawn = zip(*(passages(kind, start) for kind in kinds), strict=True)
+        for text, kind in chain.from_iterable(drawn):
+            if len(seen) == size:
+                return
+            key = text_id(text)
+            if text and key not in seen:
+                seen.add(key)
+                yield text, kind
 
 
-def one_by_one(pairs: Dataset) -> Dataset:
-    """The `augmented` texts of `pairs`, a row each: columns `text` and `kind`."""
-
-    def flatten(batch: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        texts = [(text, kind_of(i)) for row in batch["augmented"] for i, text in enumerate(row)]
-        return {"text": [text for text, _ in texts], "kind": [kind for _, kind in texts]}
-
-    return map_rows(
-        pairs, flatten, Features({"text": Value("string"), "kind": Value("string")}), batch_size=256
+def pool_size(pairs: int, config: DistillationConfig) -> int:
+    """How many texts the pool of a training on so many pairs holds: all that it will draw, but no
+    more than `LARGEST` or what one epoch draws, whichever is more.
+    """
+    each = config.texts_per_pair
+    step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    examples = (
+        config.max_steps * step
+        if config.max_steps > 0
+        else math.ceil(config.num_train_epochs * pairs)
     )
+    return each * min(examples, max(LARGEST // each, pairs)) if each else 0
+
+
+def pool_places(rows: np.ndarray, epoch: int, pairs: int, each: int, size: int) -> np.ndarray:
+    """Which texts of a pool of `size` stand beside which pair: (m, each) int64.
+
+    The pool is drawn from front to back, epoch after epoch, and then again from the front. Its
+    order is random.
+
+    Args:
+        rows: (m,) int64, which of the `pairs` pairs.
+        epoch: From 0 on.
+        pairs: How many the training has.
+        each: Texts beside a pair.
+        size: Texts in the pool.
+    """
+    first = (epoch * pairs + rows) * each
+    places: np.ndarray = (first[:, None] + np.arange(each)) % size
+    return places
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Texts to be aligned beside the pairs.
+
+    Attributes:
+        texts: Columns `text` and `kind` (query or document: which prompt stands before it).
+        vectors: The teacher's embeddings, a row for each text.
+    """
+
+    texts: Dataset
+    vectors: Vectors
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, places: np.ndarray) -> tuple[list[str], list[TextKind], np.ndarray]:
+        """The texts at `places` (m,), their kinds, and their embeddings (m, D) float16."""
+        rows: dict[str, Any] = self.texts[places]
+        return rows["text"], rows["kind"], self.vectors[places]
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """`pool/manifest.json`: the key of what the pool depends on, and its texts."""
+
+    key: str
+    texts: int
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What a pool is made of.
+
+    Attributes:
+        pairs: The selected pairs.
+        key: The fingerprint of what they depend on.
+        size: How many texts are wanted.
+        words: What words are exchanged for.
+        seed: Draws the passages.
+    """
+
+    pairs: Pairs
+    key: str
+    size: int
+    words: Sequence[str]
+    seed: int
+
+
+def load_pool(plan: PoolPlan, teacher: EmbeddingTeacher, folder: Path, shards: Path) -> Pool:
+    """The pool that is planned, made unless it is there already, and embedded by all processes
+    together.
+
+    Args:
+        plan: What it is made of.
+        teacher: Embeds its texts.
+        folder: Of the pool.
+        shards: Folder of the embeddings, which several runs may share.
+
+    Raises:
+        InputError: The training texts hold no words.
+    """
+    path = folder / "texts.arrow"
+
+    def make(key: str) -> PoolRecord:
+        texts = make_pool(plan.pairs, plan.size, plan.words, plan.seed)
+        with written_whole(path) as temporary:
+            write_table(({"text": text, "kind": kind} for text, kind in texts), FEATURES, temporary)
+        count = len(Dataset.from_file(str(path)))
+        if count < plan.size:
+            _log.warning(
+                "--texts_per_pair draws %s different texts, but the training texts are so few or "
+                "so short that %s passages of them gave %s; these are drawn more than once",
+                f"{plan.size:,}", f"{_TRIES * plan.size:,}", f"{count:,}",
+            )  # fmt: skip
+        return PoolRecord(key, count)
+
+    inputs = [plan.key, plan.size, plan.seed, list(plan.words)]
+    record = stage(folder / "manifest.json", PoolRecord, inputs, make, [path])
+    if not record.texts:
+        raise InputError("--texts_per_pair: the training texts hold no words; set it to 0")
+    texts = Dataset.from_file(str(path))
+    return Pool(texts, embed_texts(texts, teacher, shards))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.nn.functional as distributed
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
@@ -18,56 +16,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_distill.errors import InputError
-from hf_distill.teachers.base import (
-    SCALES,
-    Scale,
-)
-from hf_distill.training.collator import (
-    SIDE_COLUMNS,
-    DistillationCollator,
-    InBatch,
-    in_batch_matrices,
-    reversed_roles,
-)
-from hf_distill.training.packing import (
-    can_pack,
-    first_position_of,
-    prepare_to_pack,
-)
-from hf_distill.training.terms import (
-    Weights,
-    hybrid,
-    truncate,
-)
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.teachers.base import SCALES, Scale
+from hf_distill.training.collator import DistillationCollator
+from hf_distill.training.in_batch import in_batches
+from hf_distill.training.packing import Packer, fast_on_cpu
+from hf_distill.training.rows import Lookup
+from hf_distill.training.terms import parse_terms, weighted_terms
 
-
-def _gather(tensor: Tensor) -> Tensor:
-    """`tensor` of every process, in order of rank, with gradients to all of them where it carries
-    any.
-    """
-    if tensor.requires_grad:
-        return torch.cat(distributed.all_gather(tensor))  # type: ignore[no-untyped-call]  # torch gives this module no types
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
-
-
-def _by_pair(further: Sequence[Tensor], pairs: int) -> list[Tensor]:
-    """Embeddings (B, n, d) or (B * n, d) of several kinds of further texts as one (B * N, d), those
-    of each pair in turn; or none.
-    """
-    together = (
-        torch.cat([part.reshape(pairs, -1, part.shape[-1]) for part in further], dim=1)
-        if further
-        else torch.empty(pairs, 0, 0)
-    )
-    return [together.flatten(0, 1)] if together.shape[1] else []
+_PACKED_GROUP, _CACHED_GROUP, _PADDED_GROUP = 512, 64, 16
+"""Texts of a group on a CPU: packed, a whole batch of common size; with GradCache, what it holds at
+a time; padded, few, which waste little padding and stay in the caches.
+"""
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins: whose turn it is of the augmented texts, also where a
-    training goes on.
-    """
+    """Tells the collator which epoch begins, also where a training goes on from a checkpoint."""
 
     def __init__(self, collator: DistillationCollator) -> None:
         self._collator = collator
@@ -75,120 +39,70 @@ class _TellEpoch(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Called by the Trainer."""
-        self._collator.epoch = int(state.epoch or 0)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Student embeddings of a batch, (B, d) of this process and (P or N, d) of all, and the
-    teacher's view of both directions.
-    """
-
-    queries: Tensor
-    documents: Tensor
-    every_query: Tensor
-    every_document: Tensor
-    matrices: InBatch
-    reverse: InBatch | None
-
-    def terms(
-        self, dimension: int, weights: Weights, embeddings: Tensor | None, targets: Tensor | None
-    ) -> dict[str, Tensor]:
-        """The objective's terms on embeddings cut to `dimension`."""
-        reverse = None
-        if self.reverse is not None:
-            reverse = (
-                truncate(self.documents, dimension) @ truncate(self.every_query, dimension).T,
-                self.reverse,
-            )
-        if embeddings is not None and targets is not None:
-            # The target's dimensions are principal components, the largest first: its beginning is
-            # what the student's should say.
-            embeddings, targets = embeddings[:, :dimension], targets[:, :dimension]
-        student = truncate(self.queries, dimension) @ truncate(self.every_document, dimension).T
-        return hybrid(student, self.matrices, weights, embeddings, targets, reverse)
+        """Called by the Trainer, before the data loader reads ahead."""
+        self._collator.epoch.fill_(int(state.epoch or 0))
 
 
 class DistillationTrainer(SentenceTransformerTrainer):
-    """Trains a student on rows that carry the teacher's scores and embeddings (see
-    :class:`DistillationCollator`).
+    """Trains a student on a teacher's scores and embeddings (see `hf_distill.training.rows` for the
+    rows).
 
     Everything of `SentenceTransformerTrainer` works: evaluation, checkpoints, resume, mixed
-        precision, several processes.
-    Under several processes every query is contrasted with the documents of all of them, so that N
-    processes with batches of B train like one with N * B.
+    precision, several processes. Every query is compared with the documents of all processes, so
+    that N processes with batches of B train like one with N * B.
 
     Args:
-        weights: The objective, as it begins.
-        final_weights: Terms and what their weights have become, in a straight line, by the last
-            step.
-        components: (student dimension, teacher dimension) orthonormal rows; the alignment term's
-            target is the teacher's embedding in these coordinates. Needed only if that term has a
-            weight.
-        scale: What the teacher's scores mean. Regression is refused where they are no numbers that
-            a cosine could take.
-        false_negative_margin: See `hf_distill.in_batch_matrices`. The share of cells that are so
-            ignored is logged.
-        false_negative_groups: Pairs of a `group` are no negatives of each other; counted in the
-            same share.
-        grad_cache: Hold the activations of one group of texts at a time instead of the whole
-            batch's, at the price of a second forward pass: batches of thousands of pairs in little
-            memory, with the same gradients.
-        symmetric: Contrast documents with the batch's queries, too (see `hf_distill.hybrid`).
-        matryoshka_dims: The objective is the mean of itself over embeddings cut to these many
-            dimensions and over the whole ones (Kusupati et al. 2022, arXiv:2205.13147), so that a
-            user may cut them, too.
-        augmented_each: How many of the rows' `augmented` texts, which are aligned alone, stand
-            beside a pair at a time.
-        log_gradient_norms: Log, as `<term>_gradient`, the norm of each weighted term's gradient by
-            the embeddings of the batch.
-        **trainer: As for `SentenceTransformerTrainer`, less `loss`.
+        model: The student, trained in place.
+        args: The objective, and how it is trained.
+        train_dataset: The rows.
+        components: (student dimension, teacher dimension) orthonormal rows: the alignment's targets
+            are the teacher's embeddings in these coordinates. None: the embeddings as they are.
+        scale: What the teacher's scores mean. Regression is refused where a cosine could not take
+            their values.
+        lookup: Where rows by number find their texts and embeddings, and the pool of texts. Rows
+            that carry their texts need none.
+        **trainer: As for `SentenceTransformerTrainer`, but `loss`.
+
+    Raises:
+        InputError: `args` is not a `DistillationConfig`, a term cannot be read, or the scores lie
+            outside the scale.
     """
 
     data_collator_class = DistillationCollator
+    training_args_class = DistillationConfig
+    args: DistillationConfig
 
     def __init__(
         self,
-        *,
-        weights: Weights,
-        final_weights: Mapping[str, float] | None = None,
-        components: Tensor | None = None,
+        model: SentenceTransformer | None = None,
+        args: DistillationConfig | None = None,
+        train_dataset: Dataset | None = None,
+        components: Tensor | np.ndarray | None = None,
         scale: Scale = SCALES["cosine"],
-        false_negative_margin: float | None = None,
-        false_negative_groups: bool = False,
-        symmetric: bool = False,
-        matryoshka_dims: Sequence[int] = (),
-        log_gradient_norms: bool = False,
-        grad_cache: bool = False,
-        augmented_each: int = 0,
+        lookup: Lookup | None = None,
         **trainer: Any,
     ) -> None:
-        self._measure = scale.measure if scale.measure in SCALES else "cosine"
-        self._false_negative_margin = false_negative_margin
-        self._false_negative_groups = false_negative_groups
-        self._symmetric = symmetric
-        self._matryoshka_dims = tuple(matryoshka_dims)
-        self._log_gradient_norms = log_gradient_norms
-        self._grad_cache = grad_cache
-        self._augmented_each = augmented_each
-        self._final_weights = dict(final_weights or {})
-        check_scale(weights.towards(self._final_weights, 0.5), scale, "the training rows")
-        super().__init__(**trainer)
-        for rows in (self.train_dataset, self.eval_dataset):
-            if isinstance(rows, Dataset):
-                scale.check(
-                    np.asarray(rows.with_format("numpy")["teacher_score"]),
-                    "teacher_score of the training rows",
-                )
-        if augmented_each and isinstance(self.data_collator, DistillationCollator):
+        if not isinstance(args, DistillationConfig):
+            raise InputError(
+                f"args is a {type(args).__name__}, but DistillationTrainer reads the objective "
+                "from its args; pass a DistillationConfig, which takes the same arguments and more"
+            )
+        self.terms = parse_terms(args)
+        check_scale(args, scale, "the training rows")
+        for rows in (train_dataset, trainer.get("eval_dataset")):
+            if isinstance(rows, Dataset) and "teacher_score" in rows.column_names:
+                scores = np.asarray(rows.with_format("numpy")["teacher_score"])
+                scale.check(scores, "teacher_score of the training rows")
+        self.lookup = lookup or Lookup()
+        self.components = None if components is None else torch.as_tensor(components)
+        self._measure = scale.similarity if scale.similarity in SCALES else "cosine"
+        self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
+        if isinstance(self.data_collator, DistillationCollator):
             self.add_callback(_TellEpoch(self.data_collator))
-        self.weights = weights
-        self.components = components
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
         # by a token count.
         self.model_accepts_loss_kwargs = False
-        self._distributed = self.args.world_size > 1 and torch.distributed.is_initialized()
 
     def get_default_loss(self, model: BaseModel) -> nn.Module:
         """The student, held where the parent looks for what to optimise; `compute_loss` is the
@@ -201,35 +115,35 @@ class DistillationTrainer(SentenceTransformerTrainer):
     ) -> DistillationCollator:
         """The collator, with the student's own prompts."""
         on_cpu = args.device.type == "cpu"
-        packs = on_cpu and can_pack(model)
-        if packs:
-            prepare_to_pack(model)
-            group_size = (
-                64 if self._grad_cache else 512
-            )  # texts: what GradCache holds at a time, else a whole batch of common size
-        else:
-            # Small groups waste little padding and stay in a CPU's caches; a GPU would rather have
-            # few large ones, and a static student has no padding to waste.
-            group_size = (
-                16
-                if on_cpu and isinstance(model[0], Transformer)
-                else max(16, args.train_batch_size)
-            )
+        packer = Packer.of(model) if on_cpu else None
+        if packer is not None:
+            group_size = _CACHED_GROUP if args.grad_cache else _PACKED_GROUP
+        elif on_cpu and isinstance(model[0], Transformer):
+            group_size = _PADDED_GROUP
+        else:  # a GPU prefers few large groups, and a static student has no padding to waste
+            group_size = max(_PADDED_GROUP, args.train_batch_size)
         return DistillationCollator(
             preprocess_fn=model.preprocess,
             query_prompt=model.prompts.get("query") or "",
             document_prompt=model.prompts.get("document") or "",
-            measure=self._measure,
-            false_negative_margin=self._false_negative_margin,
-            false_negative_groups=self._false_negative_groups,
-            augmented_each=self._augmented_each,
             group_size=group_size,
-            first_position=first_position_of(model) if packs else None,
+            packer=packer,
+            lookup=self.lookup,
+            texts_per_pair=args.texts_per_pair,
+            pairs=self._pairs,
+        )
+
+    def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
+        """The stock samplers, which see the two texts alone: `no_duplicates` compares all columns
+        that there are.
+        """
+        return super().get_batch_sampler(
+            dataset.select_columns(["query", "document"]), *args, **kwargs
         )
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """None: the release writes the card, from measured results and without printing training
-        rows.
+        """No callback: the release writes the card, from measured results and without printing
+        training rows.
         """
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -239,59 +153,32 @@ class DistillationTrainer(SentenceTransformerTrainer):
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
 
-    def in_batch(
-        self, inputs: dict[str, Tensor], queries: Tensor, documents: Tensor, negatives: Tensor
-    ) -> _Batch:
-        """What this process's queries and documents are compared with: those of all processes, in
-        order of rank.
-        """
-        rows = {name: inputs[name] for name in SIDE_COLUMNS if name in inputs}
-        if not self._distributed:
-            local = InBatch(
-                inputs["teacher_matrix"],
-                inputs["positives"],
-                inputs["ignore"],
-                inputs.get("weight"),
-            )
-            every_query, every_document, columns, offset = (
-                queries,
-                torch.cat([documents, negatives]),
-                rows,
-                0,
-            )
-        else:
-            columns = {name: _gather(value) for name, value in rows.items()}
-            offset = torch.distributed.get_rank() * len(queries)
-            # Column by column, then together: documents of all ranks come before negatives of all
-            # ranks.
-            every_document = (
-                torch.cat([_gather(documents), _gather(negatives)])
-                if len(negatives)
-                else _gather(documents)
-            )
-            every_query = _gather(queries) if self._symmetric else queries
-            local = in_batch_matrices(
-                rows, columns, offset, self._measure, self._false_negative_margin
-            )
-        reverse = None
-        if self._symmetric:
-            reverse = in_batch_matrices(
-                reversed_roles(rows),
-                reversed_roles(columns),
-                offset,
-                self._measure,
-                self._false_negative_margin,
-            )
-        return _Batch(queries, documents, every_query, every_document, local, reverse)
+    def _fast(self) -> contextlib.AbstractContextManager[None]:
+        """What makes the student fast on this device, for as long as it is open."""
+        if self.args.device.type != "cpu":
+            return contextlib.nullcontext()
+        return fast_on_cpu(self.model)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer does. The student's modules are the same before and after."""
+        with self._fast():
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer does."""
+        with self._fast():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            return metrics
 
     def _embed(self, model: nn.Module, group: dict[str, Tensor]) -> Tensor:
         """Embeddings (n, d) of a group of tokenised texts, float32."""
 
         def forward(features: dict[str, Tensor]) -> Tensor:
-            embeddings: Tensor = model(features)["sentence_embedding"]
+            with self._fast():  # here, because GradCache calls this again while it goes backward
+                embeddings: Tensor = model(features)["sentence_embedding"]
             return embeddings.float()
 
-        if self._grad_cache and torch.is_grad_enabled():
+        if self.args.grad_cache and torch.is_grad_enabled():
             # GradCache (Gao et al. 2021, arXiv:2101.06983): forward for the loss alone, and once
             # more, group by group, to go backward.
             embeddings: Tensor = checkpoint(forward, group, use_reentrant=False)
@@ -312,54 +199,14 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """
         groups, _ = self.collect_features(inputs)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
-        pairs = len(inputs["query_key"])
-        negatives_each = inputs["negative_key"].shape[1] if "negative_key" in inputs else 0
-        queries, documents, negatives, augmented = texts.tensor_split(
-            [pairs, 2 * pairs, (2 + negatives_each) * pairs]
-        )
-        with torch.autocast(device_type=queries.device.type, enabled=False):
-            batch = self.in_batch(inputs, queries, documents, negatives)
-            embeddings, targets = None, None
-            weights = self.weights
-            if self._final_weights and self.model.training:
-                progress = self.state.global_step / max(1, self.state.max_steps - 1)
-                weights = weights.towards(self._final_weights, min(1.0, progress))
-            elif self._final_weights:
-                weights = weights.towards(
-                    self._final_weights, 1.0
-                )  # validation losses are compared with each other
-            if (
-                weights.alignment
-                and self.components is not None
-                and "teacher_query_embedding" in inputs
-            ):
-                further = [
-                    inputs[name]
-                    for name in ("teacher_negative_embedding", "teacher_augmented_embedding")
-                    if name in inputs
-                ]
-                parts = [
-                    inputs["teacher_query_embedding"],
-                    inputs["teacher_document_embedding"],
-                    *_by_pair(further, pairs),
-                ]
-                teacher = torch.cat(parts).float()
-                embeddings = torch.cat(
-                    [queries, documents, *_by_pair([negatives, augmented], pairs)]
-                )
-                targets = teacher @ self.components.to(teacher.device).T
-            dimensions = sorted({*self._matryoshka_dims, texts.shape[1]})
-            cuts = [
-                batch.terms(dimension, weights, embeddings, targets) for dimension in dimensions
-            ]
-            terms = {name: torch.stack([cut[name] for cut in cuts]).mean() for name in cuts[0]}
+        if self.components is not None:
+            self.components = self.components.to(texts.device)
+        with torch.autocast(device_type=texts.device.type, enabled=False):
+            batches = in_batches(texts, inputs, self.components, self._measure, self.args)
+            terms = weighted_terms(batches, self.terms, self.args)
         logged = dict(terms)
-        if self._false_negative_margin is not None or self._false_negative_groups:
-            logged["ignored_cells"] = batch.matrices.ignore.float().mean()
-        if self._log_gradient_norms and texts.requires_grad:
-            for name, term in terms.items():
-                (gradient,) = torch.autograd.grad(term, texts, retain_graph=True)
-                logged[f"{name}_gradient"] = gradient.norm()
+        if self.args.false_negative_margin is not None:
+            logged["ignored_cells"] = batches[0].ignore.float().mean()
         self.track_loss_components(logged)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -369,19 +216,21 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 if not torch.isfinite(value)
             }
             raise FloatingPointError(
-                f"step {self.state.global_step}: the objective is not finite ({broken}). The last checkpoint is kept; try a lower "
-                "learning_rate, or fp32 (--bf16 false --fp16 false)"
+                f"step {self.state.global_step}: the objective is not finite ({broken}). The last "
+                "checkpoint is kept; try a lower --learning_rate, or float32 (--bf16 false --fp16 "
+                "false)"
             )
         return (loss, {}) if return_outputs else loss
 
 
-def check_scale(weights: Weights, scale: Scale, of: str) -> None:
-    """Raise InputError if cosines are to be regressed on scores `of` something that are not within
-    [-1, 1].
+def check_scale(config: DistillationConfig, scale: Scale, of: str) -> None:
+    """Raise InputError if the objective regresses cosines on scores `of` something that are not
+    within [-1, 1].
     """
-    if weights.regression and not scale.is_bounded:
+    if config.regression_weight and not scale.is_bounded:
         raise InputError(
-            f"regression_weight is {weights.regression}, but the scores of {of} are {scale}: a student's cosine, in [-1, 1], cannot "
-            "follow them. Bring them to that scale (teacher_activation: sigmoid for a cross-encoder, teacher_similarity: cosine for "
-            "embeddings), or set regression_weight: 0"
+            f"--regression_weight {config.regression_weight}: the scores of {of} are {scale}, and "
+            "a student's cosine, in [-1, 1], cannot follow them. Bring them to that scale "
+            "(--teacher_activation sigmoid for a cross-encoder, --teacher_similarity cosine for "
+            "embeddings), or set --regression_weight 0"
         )

@@ -9,24 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_distill.data.collection import (
-    CORPUS_FEATURES,
-    PAIR_FEATURES,
-    TEST_FEATURES,
-    Source,
-    SourcePairs,
-    dataset_of,
-    is_unicode,
-    text_id,
-)
+from hf_distill.data.collection import Source, SourcePairs, is_unicode
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe
 
 
 def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
-    """`_id` -> the non-empty `fields` of each line, joined by a space."""
+    """`_id` -> the non-empty `fields` of each line, joined by a space.
+
+    Raises:
+        InputError: The file is missing, a line is not a text with an id, or an id comes twice.
+    """
     if not path.is_file():
         raise InputError(
-            f"no {path.name} in {path.parent}; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
+            f"there is no {path.name} in {path.parent}; a BEIR folder holds corpus.jsonl, "
+            "queries.jsonl and qrels/"
         )
     texts: dict[str, str] = {}
     with path.open(encoding="utf-8") as lines:
@@ -44,7 +41,8 @@ def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
             name = str(record["_id"])
             if not is_unicode(f"{name} {record['text']} {record.get('title') or ''}"):
                 raise InputError(
-                    f"{path}, line {number}: text that is no valid Unicode (a lone surrogate); mend or remove the line"
+                    f"{path}, line {number}: invalid Unicode (a lone surrogate); mend or remove "
+                    "the line"
                 )
             if name in texts:
                 raise InputError(f"{path}, line {number}: the id {name!r} appears a second time")
@@ -55,7 +53,11 @@ def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(query id, document id, grade) of each line below the header."""
+    """(query id, document id, grade) of each line below the header.
+
+    Raises:
+        InputError: A line of another form.
+    """
     with path.open(encoding="utf-8", newline="") as lines:
         for number, row in enumerate(csv.reader(lines, delimiter="\t"), 1):
             well_formed = len(row) == 3 and row[2].lstrip("-").isdigit()
@@ -63,71 +65,70 @@ def read_qrels(path: Path) -> Iterator[tuple[str, str, int]]:
                 continue  # the header
             if not well_formed:
                 raise InputError(
-                    f"{path}, line {number}: expected query id, document id and an integer grade, found {row}"
+                    f"{path}, line {number}: expected query id, document id and an integer grade, "
+                    f"found {row}"
                 )
             yield row[0], row[1], int(row[2])
 
 
-def read_beir(folder: Path, cache: Path) -> SourcePairs:
-    """Read a BEIR folder: training pairs from `qrels/train.tsv`, judgements from `qrels/test.tsv`,
-    the whole corpus.
+def read_beir(recipe: Recipe) -> SourcePairs:
+    """The BEIR folder `dataset_path`: `qrels/train.tsv` to train on, `qrels/test.tsv` to test with,
+    and the whole corpus to search in. `group` is the query.
 
-    With only one of the two, its pairs are split by query and searched in the whole corpus all the
-    same. `group` is the query.
+    If only one of the two files is there, its pairs are split by query.
 
     Raises:
-        InputError: A missing or malformed file (with the line), an id that appears twice, no usable
-            judgement.
+        InputError: A missing or malformed file (with the line), an id that appears twice, or a
+            test.tsv without a usable judgement.
     """
+    if recipe.data.dataset_path is None:
+        raise InputError("--dataset beir needs --dataset_path, a BEIR folder")
+    folder = Path(recipe.data.dataset_path)
     documents = read_texts(folder / "corpus.jsonl", ("title", "text"))
     queries = read_texts(folder / "queries.jsonl", ("text",))
-    qrels = {name: folder / "qrels" / f"{name}.tsv" for name in ("train", "test")}
-    present = {name: path for name, path in qrels.items() if path.is_file()}
-    if not present:
+    # Test first: a pair that is in both files keeps its id there.
+    files = [folder / "qrels" / name for name in ("test.tsv", "train.tsv")]
+    files = [file for file in files if file.is_file()]
+    if not files:
         raise InputError(
-            f"no train.tsv or test.tsv in {folder / 'qrels'}; a BEIR folder keeps its judgements there"
+            f"there is no train.tsv or test.tsv in {folder / 'qrels'}; a BEIR folder keeps its "
+            "judgements there"
         )
     counts: Counter[str] = Counter()
 
-    def rows(name: str) -> Iterator[dict[str, Any]]:
-        for query_id, document_id, grade in read_qrels(present[name]):
+    def pairs(file: Path, split: str | None) -> Iterator[dict[str, Any]]:
+        for query_id, document_id, grade in read_qrels(file):
             counts["judgements found"] += 1
-            if grade <= 0:
-                reason = "judged not relevant"
-            elif not queries.get(query_id):
-                reason = "unknown or empty query"
-            elif not documents.get(document_id):
-                reason = "unknown or empty document"
+            if grade > 0 and not queries.get(query_id):
+                counts["unknown or empty query"] += 1
+            elif grade > 0 and not documents.get(document_id):
+                counts["unknown or empty document"] += 1
             else:
-                reason = "kept"
                 yield {
                     "pair_id": f"{query_id}_{document_id}",
-                    "query": queries[query_id],
-                    "document": documents[document_id],
+                    "query": queries.get(query_id),
+                    "document": documents.get(document_id),
+                    "grade": grade,
                     "group": query_id,
-                    **({"relevance": grade} if name == "test" and "train" in present else {}),
+                    "split": split,
                 }
-            counts[reason] += 1
 
-    training = "train" if "train" in present else "test"
-    pairs = dataset_of(rows(training), PAIR_FEATURES, cache, "beir")
-    judged = (
-        dataset_of(rows("test"), TEST_FEATURES, cache, "beir-judged") if len(present) == 2 else None
+    def rows() -> Iterator[dict[str, Any]]:
+        *test, training = files
+        for file in test:
+            usable = 0
+            for row in pairs(file, "test"):
+                usable += row["grade"] > 0
+                yield row
+            if not usable:
+                raise InputError(
+                    f"{file} holds no judgement above 0 of a query and a document with text, so "
+                    "there is nothing to test with; mend it, or remove it to split train.tsv"
+                )
+        yield from pairs(training, None)
+
+    about = Source(
+        name=folder.resolve().name,
+        description=f"A BEIR folder of {len(queries)} queries and {len(documents)} documents.",
     )
-    unique = {text_id(text): text for text in documents.values() if text}
-    corpus = dataset_of(
-        ({"document_id": i, "document": text} for i, text in unique.items()),
-        CORPUS_FEATURES,
-        cache,
-        "beir-corpus",
-    )
-    return SourcePairs(
-        pairs=pairs,
-        counts=dict(counts),
-        source=Source(
-            name=folder.resolve().name,
-            description=f"A BEIR folder of {len(queries)} queries and {len(documents)} documents.",
-        ),
-        judged=judged,
-        corpus=corpus,
-    )
+    return SourcePairs(about, rows(), corpus=documents.values(), counts=counts)

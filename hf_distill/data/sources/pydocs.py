@@ -1,8 +1,8 @@
 """Pairs from the documentation that is already on this machine: the docstrings of installed Python
 packages.
 
-A docstring's summary is the query, what follows it is the document. Files are parsed with `ast`,
-never imported.
+The summary of a docstring is the query, the text after it is the document. Files are parsed with
+`ast`, never imported.
 """
 
 from __future__ import annotations
@@ -15,42 +15,27 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from hf_distill.data.collection import (
-    PAIR_FEATURES,
-    Source,
-    SourcePairs,
-    dataset_of,
-)
-from hf_distill.data.near_duplicates import (
-    NearDuplicates,
-    text_key,
-)
+from hf_distill.data.collection import Source, SourcePairs
+from hf_distill.data.near_duplicates import NearDuplicates, text_key
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe
 
 PASSAGE_CHARACTERS = 200
-"""A document is a passage: the rest of the docstring up to about this length, cut at a space. Every
-system sees the same.
+"""A document is a passage: the text after the summary, cut at a space near this length. It is short
+enough for every system to read whole.
 """
 
 _SUMMARY_CHARACTERS = (15, 200)
 _MIN_SUMMARY_WORDS = 3
 _MIN_PASSAGE_CHARACTERS = 60
-_SKIPPED_FOLDERS = frozenset(
-    {
-        "__pycache__",
-        "site-packages",
-        "dist-packages",
-        "test",
-        "tests",
-        "testing",
-        "_vendor",
-        "vendor",
-        "idlelib",
-    }
-)
+_SKIPPED_FOLDERS = frozenset((
+    "__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "_vendor",
+    "vendor", "idlelib",
+))  # fmt: skip
 
 
 def installed_roots() -> list[Path]:
@@ -98,7 +83,7 @@ def passage(text: str) -> str:
 
 
 def _parse(file: Path) -> ast.Module | None:
-    """The file's syntax tree; None if it is no Python that this interpreter reads."""
+    """The file's syntax tree; None if this interpreter cannot read it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
@@ -108,7 +93,7 @@ def _parse(file: Path) -> ast.Module | None:
 
 
 class _Sieve:
-    """Lets a pair through that is long enough and that repeats none it has let through before."""
+    """Rejects pairs that are too short, and pairs that repeat one it has let through."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -117,7 +102,7 @@ class _Sieve:
         self._near = NearDuplicates()
 
     def rejects(self, name: str, query: str, document: str) -> str | None:
-        """Why the pair is left out, or None: it is taken."""
+        """Why the pair is left out; None if it is taken."""
         query_key, document_key = text_key(query), text_key(document)
         low, high = _SUMMARY_CHARACTERS
         checks: tuple[tuple[str, Callable[[], bool]], ...] = (
@@ -142,71 +127,76 @@ class _Sieve:
         return None
 
 
-def read_pydocs(root: Path | None, max_pairs: int | None, seed: int, cache: Path) -> SourcePairs:
-    """Harvest (summary, rest) pairs from docstrings.
+def read_pydocs(recipe: Recipe) -> SourcePairs:
+    """At most `max_pairs` pairs from the source tree `dataset_path`, or without it from what is
+    installed.
+
+    Raises:
+        InputError: As `harvest`.
+    """
+    path = recipe.data.dataset_path
+    root = None if path is None else Path(path)
+    return harvest(root, recipe.data.max_pairs, recipe.seed)
+
+
+def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
+    """(Summary, text) pairs of docstrings. No summary, passage or near-duplicate of a passage comes
+    twice. `group` is the module, `source` the package.
 
     Args:
         root: A source tree to read instead of the installed packages.
-        max_pairs: Stop once this many pairs are found. Files are read in an order seeded by `seed`,
-            so that what is read is a sample of modules, not the first packages of the alphabet.
-        seed: Seeds that order.
-        cache: Folder for the resulting memory-mapped table.
-
-    Returns:
-        Pairs whose `group` is their module. A summary, a passage or a near-duplicate of a passage
-        appears once.
+        max_pairs: Stop after so many pairs. None reads everything.
+        seed: Seeds the order in which files are read. With it the first pairs come from many
+            packages, not from the first ones of the alphabet.
 
     Raises:
         InputError: `root` does not exist or holds no Python file.
     """
     if root is not None and not root.is_dir():
         raise InputError(
-            f"--dataset_path {root} is no folder; pydocs reads a folder of Python files (or none: what is installed)"
+            f"--dataset_path {root}: there is no such folder; pydocs reads a folder of Python "
+            "files, or without the key what is installed"
         )
     roots = [root] if root is not None else installed_roots()
     files = sorted(
         {(_module_name(file, base), file) for base in roots for file in _python_files(base)}
     )
     if not files:
-        raise InputError(f"no .py file below {', '.join(map(str, roots))}")
+        raise InputError(f"there is no .py file in {', '.join(map(str, roots))}")
     files.sort(key=lambda entry: hashlib.sha256(f"{seed} {entry[0]}".encode()).digest())
     counts: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, str]]:
-        sieve = _Sieve()
+    def rows() -> Iterator[dict[str, Any]]:
+        sieve, taken = _Sieve(), 0
         with tqdm(total=max_pairs, unit=" pairs", desc="Reading docstrings", leave=False) as bar:
             for module, file in files:
-                if max_pairs is not None and counts["kept"] >= max_pairs:
+                if max_pairs is not None and taken >= max_pairs:
                     return
                 tree = _parse(file)
                 counts["files read" if tree else "files that do not parse"] += 1
                 for name, text in _docstrings(tree, module) if tree else ():
                     head, _, rest = text.partition("\n\n")
                     query, document = " ".join(head.split()), passage(rest)
-                    reason = sieve.rejects(name, query, document)
                     counts["docstrings found"] += 1
-                    counts[reason or "kept"] += 1
-                    if reason is None:
-                        bar.update()
-                        yield {
-                            "pair_id": name,
-                            "query": query,
-                            "document": document,
-                            "group": module,
-                            "source": module.split(".", 1)[0],
-                        }
+                    reason = sieve.rejects(name, query, document)
+                    if reason is not None:
+                        counts[reason] += 1
+                        continue
+                    taken += 1
+                    bar.update()
+                    yield {
+                        "pair_id": name,
+                        "query": query,
+                        "document": document,
+                        "group": module,
+                        "source": module.split(".", 1)[0],
+                    }
 
-    pairs = dataset_of(rows(), PAIR_FEATURES, cache, "pydocs")
-    where = (
-        "the Python packages installed on this machine"
-        if root is None
-        else f"the Python files of {root.name}"
+    installed = "the Python packages installed on this machine"
+    where = installed if root is None else f"the Python files of {root.name}"
+    about = Source(
+        name="pydocs",
+        description=f"Docstrings of {where}: the summary is the query, the text after it is the "
+        "document.",
     )
-    return SourcePairs(
-        pairs=pairs,
-        counts=dict(counts),
-        source=Source(
-            name="pydocs",
-            description=f"Docstrings of {where}: the summary is the query, the text after it is the document.",
-        ),
-    )
+    return SourcePairs(about, rows(), counts=counts)

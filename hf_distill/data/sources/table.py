@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset
 
-from hf_distill.data.collection import (
-    PAIR_FEATURES,
-    Source,
-    SourcePairs,
-    dataset_of,
-)
-from hf_distill.data.near_duplicates import text_key
+from hf_distill.data.collection import Source, SourcePairs
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments
+from hf_distill.recipe.arguments import DataArguments, Recipe
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
 def _files(path: Path, key: str) -> list[Path]:
     if not path.exists():
-        raise InputError(f"no file or folder at {path} (--{key})")
-    found = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
-    kinds = {BUILDERS.get(p.suffix) for p in found}
-    if not found or None in kinds:
+        raise InputError(f"--{key} {path}: there is no such file or folder")
+    files = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"--{key} {path}: the folder holds no {', '.join(BUILDERS)} file")
+    kinds = {BUILDERS.get(file.suffix) for file in files}
+    if None in kinds:
         raise InputError(
-            f"{path}: --{key} is read from {', '.join(BUILDERS)} files"
-            + ("; the folder holds none" if not found else f", not {path.suffix or 'this'}")
+            f"--{key} {path}: {path.suffix or 'a name without an ending'} cannot be read; "
+            f"bring a {', '.join(BUILDERS)} file"
         )
     if len(kinds) > 1:
         raise InputError(
-            f"{path} mixes {', '.join(sorted({p.suffix for p in found}))}; keep one kind in a folder"
+            f"--{key} {path} mixes {', '.join(sorted({file.suffix for file in files}))}; keep one "
+            "kind in a folder"
         )
-    return found
+    return files
 
 
 def _check_json_lines(file: Path) -> None:
@@ -52,17 +49,18 @@ def _check_json_lines(file: Path) -> None:
                 ) from error
             if not isinstance(record, dict):
                 raise InputError(
-                    f"{file}, line {number}: a {type(record).__name__}, but a row is an object with a query and a document"
+                    f"{file}, line {number}: a {type(record).__name__}, but a row is an object "
+                    "with a query and a document"
                 )
 
 
 def load_files(path: Path, cache: Path, key: str) -> Dataset:
-    """The rows of a JSON, JSONL, CSV or Parquet file, or of a folder of one kind of them;
+    """The rows of a JSON, JSONL, CSV or Parquet file, or of a folder with one kind of them;
     memory-mapped.
 
     Args:
         path: File or folder.
-        cache: Where they are prepared for reading.
+        cache: Where `datasets` prepares them for reading.
         key: The recipe's key that names `path`, for errors.
 
     Raises:
@@ -71,13 +69,13 @@ def load_files(path: Path, cache: Path, key: str) -> Dataset:
     """
     files = _files(path, key)
     if empty := [file for file in files if file.stat().st_size == 0]:
-        raise InputError(f"{empty[0]} (--{key}) is empty")
+        raise InputError(f"--{key} {path}: {empty[0].name} is empty")
     builder = BUILDERS[files[0].suffix]
     options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
     try:
         return datasets.load_dataset(
             builder,
-            data_files=[str(f) for f in files],
+            data_files=[str(file) for file in files],
             split="train",
             cache_dir=str(cache),
             **options,
@@ -87,84 +85,74 @@ def load_files(path: Path, cache: Path, key: str) -> Dataset:
             for file in files:
                 _check_json_lines(file)
         raise InputError(
-            f"{path} cannot be read as {builder}: {error.__cause__ or error}"
+            f"--{key} {path} cannot be read as {builder}: {error.__cause__ or error}"
         ) from error
 
 
-def _load_files(arguments: DataArguments, cache: Path) -> tuple[Dataset, Source]:
-    path = Path(str(arguments.dataset_path))
-    return load_files(path, cache, "dataset_path"), Source(
-        name=path.stem, description=f"Pairs from {path.name}."
-    )
-
-
-def _load_hub(arguments: DataArguments) -> tuple[Dataset, Source]:
-    name = str(arguments.dataset_name)
-    try:
-        table = datasets.load_dataset(name, arguments.dataset_config, split=arguments.dataset_split)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise InputError(
-            f"the data set {name!r} (split {arguments.dataset_split!r}) cannot be loaded: {error}"
-        ) from error
-    return table, Source(
-        name=name,
-        url=f"https://huggingface.co/datasets/{name}",
-        description=f"Pairs from the data set {name} on the Hugging Face Hub.",
-    )
-
-
-def read_table(arguments: DataArguments, cache: Path) -> SourcePairs:
-    """Read pairs from `query_column` and `document_column`. `group` is `group_column`, else the
-    query itself.
-
-    Rows without a query or a document are left out and counted.
-
-    Raises:
-        InputError: No such file or data set, an unreadable one (with the line, where it is JSONL),
-            a missing column, or a column that is not text.
-    """
-    table, source = (
-        _load_files(arguments, cache) if arguments.dataset == "files" else _load_hub(arguments)
-    )
-    keys = [
-        key
-        for key in ("query_column", "document_column", "group_column", "source_column")
-        if getattr(arguments, key)
-    ]
-    columns = [str(getattr(arguments, key)) for key in keys]
-    for key, column in zip(keys, columns, strict=True):
+def _pairs_of(table: Dataset, about: Source, data: DataArguments) -> SourcePairs:
+    """The pairs of a table, once its columns are checked."""
+    keys = ("query_column", "document_column", "group_column", "source_column")
+    given = {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
+    for key, column in given.items():
         if column not in table.column_names:
             raise InputError(
-                f"{source.name} has no column {column!r} (--{key}); its columns are {', '.join(table.column_names)}"
+                f"--{key} {column}: {about.name} has no such column; its columns are "
+                f"{', '.join(table.column_names)}"
             )
-    for column in columns[:2]:
-        dtype = getattr(table.features[column], "dtype", "a nested type")
-        if dtype not in ("string", "large_string", "null"):
+        dtype = getattr(table.features[column], "dtype", "nested")
+        is_text = dtype in ("string", "large_string", "null")
+        if key in ("query_column", "document_column") and not is_text:
             raise InputError(
-                f"the column {column!r} of {source.name} is {dtype}, but queries and documents are text"
+                f"--{key} {column}: this column of {about.name} is {dtype}, but queries and "
+                "documents are text"
             )
-    counts: Counter[str] = Counter()
+    columns = {key.removesuffix("_column"): column for key, column in given.items()}
 
-    def rows() -> Iterator[dict[str, str | None]]:
-        for number, row in enumerate(table.select_columns(columns)):
-            counts["rows found"] += 1
-            query, document = ((row[column] or "").strip() for column in columns[:2])
-            reason = "no query" if not query else "no document" if not document else "kept"
-            counts[reason] += 1
-            if reason == "kept":
-                group = (
-                    str(row[arguments.group_column]) if arguments.group_column else text_key(query)
-                )
-                yield {
-                    "pair_id": str(number),
-                    "query": query,
-                    "document": document,
-                    "group": group,
-                    "source": str(row[arguments.source_column])
-                    if arguments.source_column
-                    else None,
-                }
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in table.select_columns(list(dict.fromkeys(given.values()))):
+            yield {name: row[column] for name, column in columns.items()}
 
-    return SourcePairs(
-        pairs=dataset_of(rows(), PAIR_FEATURES, cache, "pairs"), counts=dict(counts), source=source
+    return SourcePairs(about, rows())
+
+
+def read_files(recipe: Recipe) -> SourcePairs:
+    """The columns `query_column` and `document_column` of the files at `dataset_path`. `group` is
+    `group_column`, else the query; `source` is `source_column`.
+
+    Raises:
+        InputError: As `load_files`; a missing column, or one that is not text.
+    """
+    data = recipe.data
+    if data.dataset_path is None:
+        raise InputError(
+            f"--dataset files needs --dataset_path, a {', '.join(BUILDERS)} file or a folder"
+        )
+    path = Path(data.dataset_path)
+    table = load_files(path, recipe.cache, "dataset_path")
+    return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
+
+
+def read_hub(recipe: Recipe) -> SourcePairs:
+    """The same columns of the split `dataset_split` of the data set `dataset_name` on the Hub.
+
+    Raises:
+        InputError: The data set cannot be loaded; a missing column, or one that is not text.
+    """
+    data = recipe.data
+    if data.dataset_name is None:
+        raise InputError("--dataset hub needs --dataset_name, the id of a data set on the Hub")
+    try:
+        table = datasets.load_dataset(
+            data.dataset_name, data.dataset_config, split=data.dataset_split
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(
+            f"--dataset_name {data.dataset_name} (split {data.dataset_split!r}) cannot be loaded: "
+            f"{error}"
+        ) from error
+    about = Source(
+        data.dataset_name,
+        url=f"https://huggingface.co/datasets/{data.dataset_name}",
+        description=f"Pairs from the data set {data.dataset_name} on the Hugging Face Hub.",
     )
+    return _pairs_of(table, about, data)

@@ -2,31 +2,30 @@
 `evaluate.Metric`.
 """
 
-# One module a line: `evaluate.load` reads the imports by a pattern.
+# One module per line: `evaluate.load` reads the imports by a pattern.
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import evaluate
-import ir_measures
-import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import (
-    figure,
-    mean,
-)
+from hf_distill.evaluation.intervals import estimate, mean
+from hf_distill.evaluation.retrieval import parse_measures, per_query
 
-_DESCRIPTION = """Retrieval by any measure that ir-measures knows. Every query given counts: one whose ranking is empty, or holds nothing
-relevant, counts with what the measure gives it, usually 0."""
+_DESCRIPTION = """Retrieval by any measure that ir-measures has. Every query counts: one whose
+ranking is empty or holds nothing relevant counts as what the measure gives it, usually 0."""
 _INPUTS = """
 Args:
-    predictions: one a query: {"documents": ids, "scores": numbers}; a higher score ranks earlier.
-    references: one a query, in the same order: {"documents": judged ids, "grades": integers, above 0 if relevant}.
+    predictions: one per query: {"documents": ids, "scores": numbers}; a higher score ranks earlier.
+    references: one per query, in the same order: {"documents": judged ids, "grades": integers,
+        above 0 if relevant}.
     measures: names as ir-measures has them; nDCG@10, R@100 and RR@10 if not given.
     seed: seeds the bootstrap intervals; 0 if not given.
 Returns:
-    the mean of each measure over the queries; intervals: the same with its 95% interval; per_query: the values, in the order of queries.
+    the mean of each measure over the queries; intervals: the same with its 95% interval;
+    per_query: the values, in the order of the queries.
 Examples:
     >>> from hf_distill.evaluation.metrics import Retrieval
     >>> ranking = {"documents": ["d1", "d2"], "scores": [0.9, 0.4]}
@@ -43,11 +42,13 @@ def _table(rows: list[dict[str, Any]], column: str, what: str) -> dict[str, dict
         names, values = row["documents"], row[column]
         if len(names) != len(values):
             raise InputError(
-                f"{what} {i} has {len(names)} documents and {len(values)} {column}; give one for each document"
+                f"{what} {i} has {len(names)} documents and {len(values)} {column}; give one for "
+                "each document"
             )
         if len(set(names)) != len(names):
             raise InputError(
-                f"{what} {i} names {len(names) - len(set(names))} of its {len(names)} documents twice; name each once"
+                f"{what} {i} names {len(names) - len(set(names))} of its {len(names)} documents "
+                "twice; name each once"
             )
         table[str(i)] = dict(zip(names, values, strict=True))
     return table
@@ -94,23 +95,16 @@ class Retrieval(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
         unjudged = [query for query, grades in qrels.items() if not grades]
         if unjudged:
             raise InputError(
-                f"{len(unjudged)} of {len(qrels)} queries have no judgement (first: reference {unjudged[0]}); leave them out"
+                f"{len(unjudged)} of {len(qrels)} queries have no judgement (first: reference "
+                f"{unjudged[0]}); leave them out"
             )
-        try:
-            parsed = [ir_measures.parse_measure(name) for name in measures]
-        except (NameError, ValueError, SyntaxError) as error:
-            raise InputError(
-                f"ir-measures does not know one of the measures {', '.join(measures)}: {error}"
-            ) from error
-        values = {str(measure): np.zeros(len(qrels)) for measure in parsed}
-        # A query without a ranking has no row in what ir-measures returns, and stays 0.
-        for metric in ir_measures.iter_calc(
-            parsed, qrels, {query: ranking for query, ranking in run.items() if ranking}
-        ):
-            values[str(metric.measure)][int(metric.query_id)] = metric.value
-        intervals = {name: figure(mean, [array], seed) for name, array in values.items()}
+        parsed = parse_measures(measures)
+        values = per_query(run, qrels, parsed)
+        intervals = {name: estimate(mean, [array], seed) for name, array in values.items()}
         return {
-            **{name: interval["value"] for name, interval in intervals.items()},
-            "intervals": intervals,
+            **{name: interval.value for name, interval in intervals.items()},
+            "intervals": {
+                name: dataclasses.asdict(interval) for name, interval in intervals.items()
+            },
             "per_query": {name: array.tolist() for name, array in values.items()},
         }

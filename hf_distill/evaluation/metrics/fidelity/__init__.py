@@ -1,1 +1,0 @@
-"""The metric `fidelity`; `evaluate.load` takes this folder."""

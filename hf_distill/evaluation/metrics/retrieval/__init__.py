@@ -1,1 +1,0 @@
-"""The metric `retrieval`; `evaluate.load` takes this folder."""

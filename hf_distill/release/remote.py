@@ -1,0 +1,201 @@
+"""A repository on the Hub: what it holds, what a release changes in it, and the one commit that
+makes the change.
+
+Everything that a repository is to hold goes into one `create_commit`. Large files are stored first,
+where no branch shows them, and the commit that names them is made as a whole or not at all.
+(`upload_folder` splits a push into several commits when it uses Xet, so an interruption leaves a
+part of it on `main`. A branch that is merged afterwards would give `main` another commit than the
+one that was checked.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from hf_distill.errors import InputError
+from hf_distill.release.access import HTTP_ERROR, PublishingError, patiently, shown
+
+_RESULTS = ".eval_results"
+_OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected)/")
+_OWN_FILES = re.compile(
+    r"config\.json|sentence_bert_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|vocab\.(txt|json)|merges\.txt|(sentencepiece\.bpe|spiece|tokenizer)\.model"
+)
+"""Files of a student in the root of its repository. One that an earlier release left there would be
+read as part of a student that does not have it.
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What one repository is to hold.
+
+    Attributes:
+        repo: OWNER/NAME.
+        kind: Model, data set or Space.
+        folder: Its files.
+        instead: Path in the repository -> content that replaces the file's own.
+    """
+
+    repo: str
+    kind: Literal["model", "dataset", "space"]
+    folder: Path
+    instead: Mapping[str, bytes] = field(default_factory=dict)
+
+    def files(self) -> dict[str, Path | bytes]:
+        """Path in the repository -> file, or content. Hidden files (a killed call leaves some half
+        written) are not published, except for the evaluation results.
+        """
+        files: dict[str, Path | bytes] = {}
+        for file in sorted(self.folder.rglob("*")):
+            path = file.relative_to(self.folder)
+            parts = path.parts[1:] if path.parts[0] == _RESULTS else path.parts
+            if file.is_file() and not any(part.startswith(".") for part in parts):
+                files[path.as_posix()] = file
+        return {**files, **self.instead}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a repository holds: its last commit, the digest of each file (SHA-256, or Git's SHA-1 of
+    a small file), and tag -> commit.
+    """
+
+    commit: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def remote_state(api: HfApi, release: Release) -> Remote:
+    """What the repository of `release` holds now; an empty `Remote` if it does not exist."""
+    try:
+        commit = str(api.repo_info(release.repo, repo_type=release.kind).sha)
+    except RepositoryNotFoundError:
+        return Remote()
+    tree = api.list_repo_tree(release.repo, repo_type=release.kind, revision=commit, recursive=True)
+    digests = {
+        entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
+        for entry in tree
+        if isinstance(entry, RepoFile)
+    }
+    tags = {
+        tag.name: tag.target_commit
+        for tag in api.list_repo_refs(release.repo, repo_type=release.kind).tags
+    }
+    return Remote(commit, digests, tags)
+
+
+def digest_of(content: Path | bytes) -> str:
+    """SHA-256 of a file or of content, in hex."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _has_digest(content: Path | bytes, digest: str) -> bool:
+    if len(digest) == 64:
+        return digest_of(content) == digest
+    # Git's own digest, which only small files have.
+    small = content if isinstance(content, bytes) else content.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest() == digest
+
+
+def changes(release: Release, remote: Remote) -> tuple[list[str], list[str]]:
+    """Files to send, and files of an earlier release to remove.
+
+    Removed are files that this release does not have, in a release's own folders and among the
+    configuration, tokenizer and weights of a student. Whatever others added stays.
+    """
+    files = release.files()
+    send = [
+        name
+        for name, content in files.items()
+        if not (name in remote.digests and _has_digest(content, remote.digests[name]))
+    ]
+    model = release.kind == "model"
+    own = [
+        name
+        for name in remote.digests
+        if _OWN_FOLDERS.match(name) or (model and _OWN_FILES.fullmatch(name))
+    ]
+    return send, [name for name in own if name not in files]
+
+
+def tag_of(release: Release, remote: Remote, wanted: str | None) -> str:
+    """The tag that the release gets: `wanted`, or the next of v1, v2, ...
+
+    Raises:
+        InputError: Another commit has the tag `wanted` already.
+    """
+    changed = any(changes(release, remote))
+    if wanted is not None:
+        if wanted in remote.tags and (changed or remote.tags[wanted] != remote.commit):
+            raise InputError(
+                f"{release.repo} has a tag {wanted} already, at commit "
+                f"{remote.tags[wanted][:10]}, which holds something else; choose another tag with "
+                "--revision (of a recipe: --hub_revision)"
+            )
+        return wanted
+    numbers = {
+        int(name[1:]): commit for name, commit in remote.tags.items() if re.fullmatch(r"v\d+", name)
+    }
+    here = [number for number, commit in numbers.items() if commit == remote.commit and not changed]
+    return f"v{max(here) if here else max(numbers, default=0) + 1}"
+
+
+def _story(error: BaseException) -> str:
+    """The messages of `error` and its causes: the client calls a 403 "error while uploading"."""
+    return str(error) + (f" ({_story(error.__cause__)})" if error.__cause__ else "")
+
+
+def commit_release(api: HfApi, release: Release) -> str:
+    """Bring `main` to hold `release`: in one commit, or in none if it does so already.
+
+    Each attempt first asks what the repository holds, and sends only what differs. So a call that
+    was interrupted goes on, and one whose answer was lost recognises its own commit.
+
+    Returns:
+        The commit.
+
+    Raises:
+        PublishingError: The Hub refuses it.
+    """
+
+    def attempt() -> str:
+        remote = remote_state(api, release)
+        send, remove = changes(release, remote)
+        if not send and not remove:
+            return str(remote.commit)
+        files = release.files()
+        commit = api.create_commit(
+            release.repo,
+            [
+                *(CommitOperationAdd(name, files[name]) for name in send),
+                *(CommitOperationDelete(name, is_folder=False) for name in remove),
+            ],
+            commit_message="Release by hf_distill",
+            repo_type=release.kind,
+            # If somebody commits in between, the Hub answers 412, and the next attempt compares
+            # with their commit.
+            parent_commit=remote.commit,
+        )
+        return str(commit.oid)
+
+    try:
+        return patiently(f"committing to {release.repo}", attempt)
+    except (HTTP_ERROR, RuntimeError, ValueError) as error:
+        raise PublishingError(
+            f"{release.repo} could not be published: {shown(_story(error), api)}\n"
+            "Run it again: it goes on from what the Hub holds"
+        ) from error

@@ -1,0 +1,195 @@
+"""The teacher's embeddings: each unique text is embedded once and stored once, in shards that are
+memory-mapped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from hf_distill.compute.encode import Advance
+from hf_distill.data.collection import Collection
+from hf_distill.errors import InputError
+from hf_distill.run.stage import fingerprint, main_makes, written_whole
+from hf_distill.scoring.items import Items, work_once
+from hf_distill.scoring.shards import Shards
+from hf_distill.teachers.base import EmbeddingTeacher, Prompts
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows of memory-mapped tables. Only the rows that are asked for are copied.
+
+    Attributes:
+        parts: The tables, each (m_i, dimension) float16.
+        places: (n,) uint32: place of each row in the concatenation of `parts`.
+        dimension: Columns of each.
+    """
+
+    parts: tuple[np.ndarray, ...]
+    places: np.ndarray
+    dimension: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """A copy of the rows (m, dimension), float16, in the order given. Each part is read from
+        front to back.
+        """
+        places = self.places[rows]
+        order = np.argsort(places)
+        places = places[order]
+        cuts = np.searchsorted(places, self._starts)
+        result = np.empty((len(places), self.dimension), dtype=np.float16)
+        for i in np.flatnonzero(np.diff(cuts)):
+            here = slice(cuts[i], cuts[i + 1])
+            result[order[here]] = self.parts[i][places[here] - self._starts[i]]
+        return result
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """The teacher's embeddings of a collection.
+
+    Attributes:
+        vectors: One row for each unique text with its prompt, by ascending key.
+        queries: (queries,) int64: row of each query of the collection.
+        documents: (documents,) int64: row of each document of the collection.
+        parts: Names of the files that hold them.
+    """
+
+    vectors: Vectors
+    queries: np.ndarray
+    documents: np.ndarray
+    parts: tuple[str, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """Dimensions of the embeddings."""
+        return self.vectors.dimension
+
+    def of_queries(self, numbers: np.ndarray | slice) -> np.ndarray:
+        """Embeddings (m, dimension), float16, of queries by number."""
+        return self.vectors[self.queries[numbers]]
+
+    def of_documents(self, numbers: np.ndarray | slice) -> np.ndarray:
+        """Embeddings (m, dimension), float16, of documents by number."""
+        return self.vectors[self.documents[numbers]]
+
+
+def _embed(teacher: EmbeddingTeacher, texts: list[str], advance: Advance) -> np.ndarray:
+    """The teacher's embeddings as float16, checked."""
+    values = teacher.embed(texts, advance)
+    if values.shape != (len(texts), teacher.dimension):
+        raise InputError(
+            f"the teacher {teacher.name} returned embeddings of shape {values.shape} for "
+            f"{len(texts)} texts, expected dimension {teacher.dimension}"
+        )
+    with np.errstate(over="ignore"):
+        stored: np.ndarray = values.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise InputError(
+            f"the teacher {teacher.name} returned embeddings with values up to "
+            f"{np.abs(values).max():.3g}, more than float16 holds (65,504); compare them with "
+            "--teacher_similarity cosine"
+        )
+    return stored
+
+
+def _stored(
+    texts: Items[str], keys: np.ndarray, teacher: EmbeddingTeacher, folder: Path
+) -> tuple[Vectors, np.ndarray, tuple[str, ...]]:
+    """Embeddings by ascending key, the row (count,) of each text in them, and names of the
+    files.
+    """
+    shards = Shards(folder, fingerprint(teacher.identity))
+    stored = work_once(texts, keys, shards, lambda batch, advance: _embed(teacher, batch, advance))
+    values = tuple(part.values for part in stored.parts)
+    names = tuple(part.path.name for part in stored.parts)
+    return Vectors(values, stored.places, teacher.dimension), stored.unique, names
+
+
+def _texts_of(collection: Collection, prompts: Prompts) -> Items[str]:
+    """The collection's queries, then its documents, with their prompts."""
+    queries = len(collection.queries)
+
+    def read(places: np.ndarray) -> list[str]:
+        is_query = places < queries
+        texts = np.empty(len(places), dtype=object)
+        for here, prompt, batch in (
+            (is_query, prompts.query, collection.query_texts(places[is_query])),
+            (~is_query, prompts.document, collection.document_texts(places[~is_query] - queries)),
+        ):
+            texts[here] = np.array([prompt + text for text in batch], dtype=object)
+        return list(texts)
+
+    return Items(queries + len(collection.documents), read, "text")
+
+
+def _keys_of(texts: Items[str], path: Path) -> np.ndarray:
+    """The keys of `texts`, kept at `path`: to hash millions of texts takes seconds."""
+
+    def make() -> None:
+        keys = texts.keys()
+        with written_whole(path) as temporary:
+            np.save(temporary, keys)
+
+    main_makes(path, make, Path.is_file)
+    keys: np.ndarray = np.load(path)
+    return keys
+
+
+def embed_collection(
+    collection: Collection, teacher: EmbeddingTeacher, folder: Path, cache: Path
+) -> EmbeddingTable:
+    """The teacher's embeddings of every query and document; only what no shard holds is embedded.
+
+    Args:
+        collection: Whose texts.
+        teacher: Who embeds.
+        folder: Of the shards. Several runs may share it.
+        cache: Folder for working files of this run.
+
+    Raises:
+        InputError: Embeddings that float16 cannot hold, or of another dimension than declared.
+    """
+    texts = _texts_of(collection, teacher.prompts)
+    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts))
+    keys = _keys_of(texts, cache / f"text_keys-{name}.npy")
+    vectors, rows, parts = _stored(texts, keys, teacher, folder)
+    queries = len(collection.queries)
+    return EmbeddingTable(vectors, rows[:queries], rows[queries:], parts)
+
+
+def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: Path) -> Vectors:
+    """The teacher's embeddings of further texts, in the order of the rows of `texts`.
+
+    Args:
+        texts: Columns `text` and `kind` (`query` or `document`, whose prompt the text gets).
+        teacher: Who embeds.
+        folder: Of the shards. Several runs may share it. What it holds is not embedded again.
+
+    Raises:
+        InputError: As `embed_collection`.
+    """
+
+    def read(places: np.ndarray) -> list[str]:
+        rows = texts[places]
+        return [
+            teacher.prompts.of(kind) + text
+            for kind, text in zip(rows["kind"], rows["text"], strict=True)
+        ]
+
+    items = Items(len(texts), read, "text")
+    vectors, rows, _ = _stored(items, items.keys(), teacher, folder)
+    return dataclasses.replace(vectors, places=vectors.places[rows])

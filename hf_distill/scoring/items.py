@@ -1,0 +1,107 @@
+"""Items that a teacher works on (texts it embeds, pairs it scores), each unique one once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from hf_distill.compute.encode import Advance, text_length
+from hf_distill.data.collection import pair_number, text_number
+from hf_distill.scoring.progress import Progress
+from hf_distill.scoring.shards import Part, Shards, locate, shard_size
+
+_READ = 1000
+
+Item = TypeVar("Item", str, tuple[str, str])
+"""A text that carries its prompt, or a (query, document) pair."""
+
+
+@dataclass(frozen=True)
+class Items(Generic[Item]):
+    """Items in tables on disk, read when they are needed.
+
+    Attributes:
+        count: How many there are; some may be equal.
+        read: The items at some places (m,), in that order.
+        what: `text` or `pair`.
+    """
+
+    count: int
+    read: Callable[[np.ndarray], list[Item]]
+    what: str
+
+    def keys(self) -> np.ndarray:
+        """(count,) uint64: equal items, equal key."""
+        keys = np.empty(self.count, dtype=np.uint64)
+        starts = range(0, self.count, _READ)
+        for start in tqdm(starts, desc="Looking for equal items", unit="k", delay=3, leave=False):
+            places = np.arange(start, min(start + _READ, self.count))
+            keys[places] = [
+                text_number(item) if isinstance(item, str) else pair_number(*item)
+                for item in self.read(places)
+            ]
+        return keys
+
+    def lengths(self, places: np.ndarray) -> np.ndarray:
+        """(m,) int32: characters of the items at `places` (m,)."""
+        blocks = [places[start : start + _READ] for start in range(0, len(places), _READ)]
+        lengths = (text_length(item) for block in blocks for item in self.read(block))
+        return np.fromiter(lengths, dtype=np.int32, count=len(places))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the teacher's values of some items are.
+
+    Attributes:
+        parts: The shards.
+        places: (m,) uint32: place of each unique item, by ascending key, in their concatenation.
+        unique: (count,) int64: which of the unique items each item is.
+    """
+
+    parts: list[Part]
+    places: np.ndarray
+    unique: np.ndarray
+
+
+def work_once(
+    items: Items[Item],
+    keys: np.ndarray,
+    shards: Shards,
+    work: Callable[[list[Item], Advance], np.ndarray],
+) -> Stored:
+    """Let the teacher work on every unique item that no shard holds yet, the longest first.
+
+    So a batch needs little padding, and memory runs out at once or never. All processes share the
+    work.
+
+    Args:
+        items: The items.
+        keys: Their keys (count,).
+        shards: What is done already, and where to put the rest.
+        work: Makes the values of some items, (n,) float32 or (n, d) float16.
+    """
+    state = PartialState()
+    unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    todo = np.sort(first[~np.isin(unique, shards.known())])
+    lengths = items.lengths(todo)
+    progress = Progress(items.what, len(todo), int(lengths.sum()))
+
+    def make(shard: np.ndarray) -> np.ndarray:
+        batch = items.read(first[np.searchsorted(unique, shard)])
+        return work(batch, progress.shard(len(batch), sum(map(text_length, batch))))
+
+    shards.complete(
+        keys[todo][np.lexsort((keys[todo], -lengths))],
+        shard_size(len(unique)),
+        make,
+        state.process_index,
+        state.num_processes,
+    )
+    progress.close()
+    return Stored(*locate(shards.parts(), unique), inverse)

@@ -1,0 +1,224 @@
+"""What the training data decide about a student before it is trained: the head's principal
+components, the layers that a search chooses, and how often each token is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sentence_transformers.base.modules import Transformer
+
+from hf_distill.compute.encode import encode
+from hf_distill.data.collection import Collection
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import stage
+from hf_distill.scoring.scores import Scores
+from hf_distill.student.build import (
+    STATIC,
+    Initialisation,
+    backbone_identity,
+    build_student,
+    load_backbone,
+)
+from hf_distill.student.head import principal_components
+from hf_distill.student.layers import (
+    SEARCH,
+    count_layers,
+    only_layers,
+    parse_search,
+    search_layers,
+)
+from hf_distill.student.vocabulary import count_tokens, tokenizer_of
+from hf_distill.teachers.base import Prompts, Teacher, similarity
+
+__all__ = ["Initialisation", "LayerSearch", "Subset", "TokenCounts", "initialise"]
+
+SEARCH_QUERIES, SEARCH_DOCUMENTS, TOP = 256, 1024, 10
+"""The layer search: queries, documents that they search, and how many of the best count."""
+
+_READ = 1000
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some layers, and the mean share of the teacher's best documents that they find."""
+
+    layers: list[int]
+    overlap: float
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """`layer_search.json`: how each subset of layers does, the best first.
+
+    Attributes:
+        key: The fingerprint of what the search depends on.
+        queries, documents: How many there were in the sample.
+        top: How many of the best documents of each query are compared.
+        subsets: Every subset that was tried.
+    """
+
+    key: str
+    queries: int
+    documents: int
+    top: int
+    subsets: list[Subset]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How often the training texts use each token of the backbone, by token id."""
+
+    key: str
+    counts: list[int]
+
+
+def _unique(numbers: np.ndarray) -> np.ndarray:
+    """Each of `numbers` once, in the order of its first occurrence."""
+    return np.array(list(dict.fromkeys(numbers.tolist())), dtype=np.int64)
+
+
+def search(
+    recipe: Recipe,
+    teacher: Teacher,
+    collection: Collection,
+    scores: Scores,
+    initialisation: Initialisation,
+    key: str,
+) -> LayerSearch:
+    """Find the layers of the backbone that rank most as the teacher does, before any training.
+
+    Each subset gets the student's head and ranks the documents of a sample of training pairs for
+    some of their queries. Its overlap is the share of the teacher's `TOP` best documents that are
+    among its own `TOP` best, averaged over these queries.
+
+    Args:
+        recipe: What the student is made from, and the seed of the sample.
+        teacher: Gives the backbone, if the recipe says so.
+        collection: Only its training pairs are read.
+        scores: Hold the teacher's embeddings.
+        initialisation: The head's components.
+        key: The key of the result.
+
+    Raises:
+        InputError: A teacher that does not embed texts, and so cannot rank documents.
+    """
+    arguments, wanted = recipe.student, str(recipe.student.student_layers)
+    if scores.embeddings is None:
+        raise InputError(
+            f"--student_layers {wanted}: the search compares with the teacher's ranking, and the "
+            f"teacher {teacher.name} does not embed texts; name the layers, e.g. 0,2,5"
+        )
+    pairs = collection.pairs("train")
+    order = np.random.default_rng(recipe.seed).permutation(len(pairs))
+    sample = pairs.take(order[:SEARCH_DOCUMENTS])
+    query_numbers, document_numbers = _unique(sample.queries), _unique(sample.documents)
+    query_numbers = query_numbers[:SEARCH_QUERIES]
+    top = min(TOP, len(document_numbers))
+    best_of_teacher = (
+        similarity(
+            scores.scale.similarity,
+            torch.from_numpy(scores.embeddings.of_queries(query_numbers)).float(),
+            torch.from_numpy(scores.embeddings.of_documents(document_numbers)).float(),
+        )
+        .topk(top)
+        .indices
+    )
+    whole = dataclasses.replace(
+        arguments, student_layers=None, student_vocabulary="all", head_dropout=0.0
+    )
+    student = build_student(whole, teacher, initialisation, recipe.seed)
+    transformer = student[0]
+    assert isinstance(transformer, Transformer)
+    backbone = transformer.auto_model
+    prompts = teacher.prompts
+    queries = [prompts.query + text for text in collection.query_texts(query_numbers)]
+    documents = [prompts.document + text for text in collection.document_texts(document_numbers)]
+
+    def overlap(kept: list[int]) -> float:
+        with only_layers(backbone, kept):
+            cosines = encode(student, queries) @ encode(student, documents).T
+        best = cosines.topk(top).indices
+        return float((best[:, :, None] == best_of_teacher[:, None, :]).any(dim=2).float().mean())
+
+    available = count_layers(backbone)
+    subsets = search_layers(available, parse_search(wanted, available), overlap)
+    return LayerSearch(
+        key=key,
+        queries=len(queries),
+        documents=len(documents),
+        top=top,
+        subsets=[Subset(list(kept), round(share, 4)) for kept, share in subsets.items()],
+    )
+
+
+def _training_texts(
+    collection: Collection, prompts: Prompts
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The unique texts of the training pairs behind their prompts, some at a time, and in how many
+    pairs each occurs.
+    """
+    pairs = collection.pairs("train")
+    for prompt, numbers, texts_of in (
+        (prompts.query, pairs.queries, collection.query_texts),
+        (prompts.document, pairs.documents, collection.document_texts),
+    ):
+        unique, times = np.unique(numbers, return_counts=True)
+        for start in range(0, len(unique), _READ):
+            part = slice(start, start + _READ)
+            yield [prompt + text for text in texts_of(unique[part])], times[part]
+
+
+def initialise(
+    recipe: Recipe, teacher: Teacher, collection: Collection, scores: Scores, folder: RunFolder
+) -> Initialisation:
+    """What the training pairs decide about the student.
+
+    What takes time is kept: the layer search in `layer_search.json`, the token counts among the
+    working files.
+
+    Raises:
+        InputError: As `search` and `load_backbone`.
+    """
+    arguments, embeddings = recipe.student, scores.embeddings
+    components = None
+    if embeddings is not None:
+        components = principal_components(
+            embeddings.vectors, min(arguments.student_dim, embeddings.dimension)
+        )
+    initialisation = Initialisation(components)
+    identity = backbone_identity(arguments)
+    if (arguments.student_layers or "").startswith(SEARCH):
+        result = stage(
+            folder.layer_search,
+            LayerSearch,
+            [scores.key, dataclasses.asdict(arguments), identity, recipe.seed],
+            lambda key: search(recipe, teacher, collection, scores, initialisation, key),
+        )
+        initialisation = dataclasses.replace(initialisation, layers=tuple(result.subsets[0].layers))
+    static = arguments.student_backbone == STATIC
+    if static or arguments.student_vocabulary == "used":
+        backbone = "teacher" if static else arguments.student_backbone
+        length = arguments.student_max_length
+
+        def count(key: str) -> TokenCounts:
+            tokenizer = tokenizer_of(load_backbone(backbone, teacher))
+            texts = _training_texts(collection, teacher.prompts)
+            return TokenCounts(key, count_tokens(tokenizer, texts, length).tolist())
+
+        counted = stage(
+            folder.cache / "token_counts.json",
+            TokenCounts,
+            [scores.key, backbone, identity, length],
+            count,
+        )
+        initialisation = dataclasses.replace(
+            initialisation, token_counts=np.array(counted.counts, dtype=np.int64)
+        )
+    return initialisation

@@ -1,0 +1,179 @@
+"""Does selection help? The same student is trained for the same number of examples on what
+different rules keep, with several seeds.
+
+Each selection is compared with two controls. Random pairs of the same number: only a better choice
+of pairs beats those. And all pairs: a selection that does not beat them is not worth having. All
+students see the same number of examples, because fewer pairs would also mean less training.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from hf_distill.data.collection import text_id
+from hf_distill.errors import InputError
+from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
+from hf_distill.pipeline import Run
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.stage import stage, write_json, written_whole
+from hf_distill.selection.select import rule_columns, select_pairs
+from hf_distill.study.arms import Arm, matched_recipe, parse_selections, plan_arms
+from hf_distill.study.compare import ArmResult, compare
+from hf_distill.study.measure import measure
+from hf_distill.study.page import Study, markdown, plot
+from hf_distill.training.train import check_batch
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Trains and measures students in the folder `out` of a run.
+
+    Attributes:
+        run: The run whose pairs, scores and initialisation all students share.
+        task: What they are measured on.
+        examples: Training examples of each.
+        out: Where results are kept.
+    """
+
+    run: Run
+    task: HeldOutTask
+    examples: int
+    out: Path
+
+    def result(self, arm: Arm, seed: int) -> ArmResult:
+        """Train and measure a student, unless its result is there."""
+        run = self.run
+        trial = run.with_recipe(matched_recipe(run.recipe, self.examples, seed))
+        # A seed changes what is drawn in training, not what is shared.
+        trial.ranking, trial.initialisation = run.ranking, run.initialisation
+        name = f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', arm.name)[:60]}-{text_id(arm.name)[:8]}-{seed}"
+        selection = select_pairs(
+            run.selection_inputs, arm.rules, seed, RunFolder(self.out / "selections" / name)
+        )
+
+        def make(key: str) -> ArmResult:
+            start, checkpoints = time.perf_counter(), self.out / "checkpoints"
+            student, training = trial.student_on(selection, checkpoints, key)
+            shutil.rmtree(
+                checkpoints, ignore_errors=True
+            )  # the Trainer makes it and leaves it empty
+            measured = measure(student, self.task)
+            return ArmResult(
+                key=key,
+                arm=arm.name,
+                seed=seed,
+                pairs=len(selection.kept),
+                steps=training.steps,
+                examples=training.examples,
+                precision=training.precision,
+                training_seconds=training.seconds,
+                seconds=round(time.perf_counter() - start, 1),
+                measured=measured,
+            )
+
+        inputs = [run.collection.key, *trial.training_inputs(selection)]
+        path = self.out / "results" / f"{name}.json"
+        return stage(path, ArmResult, inputs, make, together=True)
+
+    def results(self, wanted: Sequence[tuple[Arm, int]]) -> list[ArmResult]:
+        """The result of each arm and seed, with a line for each on the terminal."""
+        results: list[ArmResult] = []
+        start, trained = time.perf_counter(), 0
+        for number, (arm, seed) in enumerate(wanted, 1):
+            before = time.perf_counter()
+            result = self.result(arm, seed)
+            results.append(result)
+            trained += time.perf_counter() - before > 1
+            left = (time.perf_counter() - start) / max(1, trained) * (len(wanted) - number) / 60
+            PartialState().print(
+                f"{number}/{len(wanted)} {arm.name}, seed {seed}: nDCG@10 "
+                f"{np.mean(result.measured.ndcg):.4f} ({result.seconds} s)"
+                + (f", about {left:.0f} min left" if trained and number < len(wanted) else ""),
+                flush=True,
+            )
+        return results
+
+
+def _open(recipe: Recipe) -> tuple[Run, Path]:
+    """The run, with its pairs and scores, and the folder of its study."""
+    run, say = Run.open(recipe), PartialState().print
+    out = run.folder.path / "study"
+    say(run.collection.summary(), flush=True)
+    if PartialState().is_main_process:
+        if not run.folder.recipe.exists():  # else it says how the run's own student was made
+            save_recipe(run.recipe, run.folder)
+        save_recipe(run.recipe, RunFolder(out))
+    say(run.scores.summary(), flush=True)
+    return run, out
+
+
+def _write(study: Study, out: Path) -> None:
+    write_json(out / "study.json", study)
+    text = markdown(study)
+    with written_whole(out / "study.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    with written_whole(out / "study.svg") as temporary:
+        plot(study.arms).savefig(
+            temporary, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None}
+        )
+    print(f"\n{text}\nStudy: {out}")
+
+
+def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: int) -> Study:
+    """Train and measure every arm with every seed that has no result yet, and write `study.json`,
+    `study.md`, `study.svg` and `recipe.yaml` into the folder `study` of the run.
+
+    Each result is written as soon as it is there. A second call goes on, and more seeds or
+    selections train only their own students. Seeds are the outer loop: a study that is stopped has
+    compared all arms on the seeds that are done.
+
+    Args:
+        recipe: What to train; its own `selection` is not used.
+        selections: Lists of rules, each as one text.
+        examples: Training examples of each student.
+        seeds: How many, from the recipe's seed on. A seed also draws random pairs and breaks ties.
+
+    Raises:
+        InputError: No examples, seeds or selections, a bad rule, fewer pairs than a batch, and
+            whatever a run refuses.
+    """
+    if examples < 1 or seeds < 1:
+        raise InputError(f"--examples {examples} --seeds {seeds}: both must be at least 1")
+    parsed = parse_selections(selections)  # refuse what can be refused before writing anything
+    run, out = _open(recipe)
+    seed = run.recipe.seed
+    every_rule = [rule for rules in parsed.values() for rule in rules]
+    columns = rule_columns(run.selection_inputs, every_rule, seed)
+    arms = plan_arms(parsed, columns)
+    matched = matched_recipe(run.recipe, examples, seed).training
+    for arm in arms:
+        pairs = len(arm.rows(columns))
+        check_batch(pairs, matched)
+        PartialState().print(
+            f"  {arm.name}: {pairs:,} pairs, {examples / pairs:.1f} epochs", flush=True
+        )
+    task, every_seed = held_out_task(run.collection), range(seed, seed + seeds)
+    trials = _Trials(run, task, examples, out)
+    results = trials.results([(arm, each) for each in every_seed for arm in arms])
+    teacher_scores = run.scores.of(run.collection.rows("test")).astype(np.float64)
+    study = Study(
+        examples=results[0].examples,
+        seeds=tuple(every_seed),
+        queries=len(task.queries),
+        documents=len(task.documents),
+        pairs=int((~np.isnan(teacher_scores)).sum()),
+        training_pairs=len(columns),
+        arms=compare(arms, results, teacher_scores, seed),
+    )
+    if PartialState().is_main_process:
+        _write(study, out)
+    return study

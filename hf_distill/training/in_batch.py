@@ -1,0 +1,274 @@
+"""What the terms of the objective see of a batch. It is built here and nowhere else, in the same
+way with one process and with several.
+
+A batch is B pairs on each process. Their queries are compared with N documents: those of the pairs
+of all processes, in order of rank, then the hard negatives of each of these pairs in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.teachers.base import similarity
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherView:
+    """What the teacher says of B rows (queries, or documents) against N columns.
+
+    Attributes:
+        teacher: (B, N) float32, the teacher's scores; NaN where it has not scored the cell.
+        positives: (B,) int64, the column of each row's own document.
+        ignore: (B, N) bool, cells that are not the positive and do not count as negatives either.
+        weight: (B,) float32, how much each row counts; None: all the same.
+    """
+
+    teacher: Tensor
+    positives: Tensor
+    ignore: Tensor
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrices(TeacherView):
+    """The same with the student's cosines: `student` (B, N) float32."""
+
+    student: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(matrix.shape) for matrix in (self.student, self.teacher, self.ignore)]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"the student's matrix is {shapes[0]}, the teacher's {shapes[1]}, and the ignored "
+                f"cells are {shapes[2]}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBatch(Matrices):
+    """All that a term of the objective can read: queries against documents, and every text of this
+    process.
+
+    Attributes:
+        texts: (M, d) float32, student embeddings: of the B queries, the B documents, the hard
+            negatives of each pair in turn, and the texts of the pool beside each pair in turn.
+        targets: (M, d) what they are aligned to; None if the rows carry no teacher embeddings.
+        text_weight: (M,) float32, the weight of the pair that each text belongs to; None: all the
+            same.
+        reverse: Documents against the queries of all processes; None unless `contrastive_symmetric`
+            is set.
+    """
+
+    texts: Tensor
+    targets: Tensor | None = None
+    text_weight: Tensor | None = None
+    reverse: Matrices | None = None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What stands beside the texts of B pairs with k hard negatives each. The collator makes it;
+    embeddings are the teacher's, of any float type.
+
+    Attributes:
+        teacher_score: (B,) float32.
+        query_key, document_key: (B,) int64; equal texts have equal keys.
+        weight: (B,) float32, how much each pair counts in the objective.
+        negative_key, negative_score: (B, k) int64 and float32.
+        query_embedding, document_embedding, negative_embedding: (B, D), (B, D) and (B, k, D).
+    """
+
+    teacher_score: Tensor
+    query_key: Tensor
+    document_key: Tensor
+    weight: Tensor | None = None
+    negative_key: Tensor | None = None
+    negative_score: Tensor | None = None
+    query_embedding: Tensor | None = None
+    document_embedding: Tensor | None = None
+    negative_embedding: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Tensor]) -> Sides:
+        """The side columns among the entries of a batch."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: batch[name] for name in names if name in batch})
+
+    def columns(self) -> dict[str, Tensor]:
+        """Those that are there, by name: entries of a batch."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def gathered(self) -> Sides:
+        """Those of all processes, in order of rank."""
+        return Sides.of({name: gather(value) for name, value in self.columns().items()})
+
+    def reversed(self) -> Sides:
+        """Queries and documents exchanged. A hard negative has no query, so these are left out."""
+        return Sides(
+            teacher_score=self.teacher_score,
+            query_key=self.document_key,
+            document_key=self.query_key,
+            weight=self.weight,
+            query_embedding=self.document_embedding,
+            document_embedding=self.query_embedding,
+        )
+
+    @property
+    def negatives_each(self) -> int:
+        """k, hard negatives of each pair."""
+        return 0 if self.negative_key is None else self.negative_key.shape[1]
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """`tensor` (B, ...) of every process, in order of rank. If it carries a gradient, each process
+    gets its share of it.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    if tensor.requires_grad:
+        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]  # torch gives this module no types
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def truncate(embeddings: Tensor, dimension: int) -> Tensor:
+    """The first `dimension` dimensions of embeddings (M, d), scaled to unit length again, as a
+    Matryoshka student is used.
+    """
+    if dimension == embeddings.shape[1]:
+        return embeddings
+    return F.normalize(embeddings[:, :dimension], dim=1)
+
+
+def teacher_view(
+    rows: Sides, columns: Sides, offset: int, measure: str, false_negative_margin: float | None
+) -> TeacherView:
+    """The teacher's matrix, and which of its cells are negatives.
+
+    Off the diagonal the teacher's score is the similarity of its two embeddings. A teacher without
+    embeddings leaves NaN there. A cell does not count as a negative if
+
+    - its document has the text of the row's own document, or
+    - its document belongs to a pair whose query has the row's text (it answers this one, too), or
+    - the teacher scores it above the row's own document less `false_negative_margin`: it is
+      probably an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still used.
+
+    Args:
+        rows: This process's B pairs.
+        columns: The pairs of all processes, in order of rank.
+        offset: Where this process's pairs begin among the columns.
+        measure: The teacher's similarity, a key of `hf_distill.teachers.base.SCALES`.
+        false_negative_margin: None: no score makes a cell ignored.
+    """
+    pairs, each = len(columns.document_key), columns.negatives_each
+    own = torch.arange(len(rows.query_key), device=rows.query_key.device)
+    positives = own + offset
+    keys, documents = columns.document_key, columns.document_embedding
+    if columns.negative_key is not None:
+        keys = torch.cat([keys, columns.negative_key.flatten()])
+        if documents is not None and columns.negative_embedding is not None:
+            documents = torch.cat([documents, columns.negative_embedding.flatten(0, 1)])
+
+    if rows.query_embedding is None or documents is None:
+        teacher = torch.full((len(own), len(keys)), torch.nan, device=own.device)
+    else:
+        teacher = similarity(measure, rows.query_embedding.float(), documents.float())
+    teacher[own, positives] = rows.teacher_score.float()
+    if rows.negative_score is not None:
+        first = pairs + positives[:, None] * each
+        of_own = first + torch.arange(each, device=own.device)
+        teacher[own[:, None], of_own] = rows.negative_score.float()
+
+    ignore = rows.document_key[:, None] == keys
+    ignore[:, :pairs] |= rows.query_key[:, None] == columns.query_key
+    if false_negative_margin is not None:
+        near = teacher.gather(1, positives[:, None]) - false_negative_margin
+        ignore |= teacher > near  # False where either is unknown
+    ignore[own, positives] = False
+    return TeacherView(teacher=teacher, positives=positives, ignore=ignore, weight=rows.weight)
+
+
+def in_batches(
+    texts: Tensor,
+    batch: Mapping[str, Tensor],
+    components: Tensor | None,
+    measure: str,
+    config: DistillationConfig,
+) -> list[InBatch]:
+    """What the terms see, once for each dimension that the objective is computed at: those of
+    `matryoshka_dims`, and all of them.
+
+    Everything but the student's matrices and the cut texts is computed once.
+
+    Args:
+        texts: (M, d) student embeddings of unit length, in the order of `InBatch.texts`.
+        batch: `Sides`, and where the rows carry embeddings `pool_embedding` (B, a, D).
+        components: (d, D) orthonormal rows: a text's target is its teacher embedding in these
+            coordinates. None: the teacher embedding itself.
+        measure: The teacher's similarity.
+        config: The objective.
+    """
+    rows = Sides.of(batch)
+    columns = rows.gathered()
+    pairs, each = len(rows.query_key), rows.negatives_each
+    offset = pairs * dist.get_rank() if len(columns.query_key) > pairs else 0
+    view = teacher_view(rows, columns, offset, measure, config.false_negative_margin)
+
+    queries, documents, negatives, _ = texts.tensor_split([pairs, 2 * pairs, (2 + each) * pairs])
+    # Column by column, then together: the documents of all ranks stand before all hard negatives.
+    every_document = gather(documents)
+    if each:
+        every_document = torch.cat([every_document, gather(negatives)])
+    every_query, other_view = None, None
+    if config.contrastive_symmetric:
+        every_query = gather(queries)
+        other_view = teacher_view(
+            rows.reversed(), columns.reversed(), offset, measure, config.false_negative_margin
+        )
+    targets = _targets(rows, batch.get("pool_embedding"), components)
+    text_weight = None
+    if rows.weight is not None:
+        further = len(texts) // pairs - 2 - each
+        text_weight = torch.cat(
+            [rows.weight.repeat(2)]
+            + [rows.weight.repeat_interleave(number) for number in (each, further)]
+        )
+
+    def cut_to(dimension: int) -> InBatch:
+        def cosines(left: Tensor, right: Tensor) -> Tensor:
+            return truncate(left, dimension) @ truncate(right, dimension).T
+
+        reverse = None
+        if every_query is not None:
+            reverse = Matrices(**vars(other_view), student=cosines(documents, every_query))
+        return InBatch(
+            **vars(view),
+            student=cosines(queries, every_document),
+            texts=truncate(texts, dimension),
+            # Principal components stand in order of size, so a cut student aligns with the first.
+            targets=None if targets is None else targets[:, :dimension],
+            text_weight=text_weight,
+            reverse=reverse,
+        )
+
+    return [cut_to(dimension) for dimension in sorted({*config.matryoshka_dims, texts.shape[1]})]
+
+
+def _targets(rows: Sides, pool: Tensor | None, components: Tensor | None) -> Tensor | None:
+    """What the texts are aligned to, (M, d) float32."""
+    if rows.query_embedding is None or rows.document_embedding is None:
+        return None
+    parts = [rows.query_embedding, rows.document_embedding]
+    parts += [part.flatten(0, 1) for part in (rows.negative_embedding, pool) if part is not None]
+    teacher = torch.cat([part.float() for part in parts])
+    return teacher if components is None else teacher @ components.T

@@ -1,0 +1,283 @@
+"""What one does with a finished run: publish, search, export, show. Against a Hub on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Said, call
+from hf_distill.release.hub import releases_of
+from hub_server import TOKEN, Hub, card_errors, running_hub
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from hf_distill.commands import search as search_command
+from hf_distill.commands.main import main
+from hf_distill.errors import InputError
+from hf_distill.pipeline import finished
+from hf_distill.release.model_card import write_model_card
+from hf_distill.serving import demo, demo_app
+from hf_distill.serving.demo import local_demo, write_space
+from hf_distill.serving.index import Corpus, python_identity
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+PUSH = ("--push_to_hub", "true", "--hub_model_id", "you/student", "--hub_dataset_id", "you/pairs")
+
+
+def hub_environment(hub: Hub, home: Path) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+
+def train(tiny: Path, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the Hub's address is read when huggingface_hub is imported."""
+    command = [sys.executable, "-m", "hf_distill", str(tiny), "--run_dir", str(folder), *PUSH]
+    environment = {**os.environ, **env}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def run(*line: object) -> Said:
+    return call(line, main)
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+
+
+def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
+        _, files = hub.files("models", "you/student") or ("", {})
+        weights = copied / "student_model_sd" / "model.safetensors"
+        assert files["model.safetensors"] == weights.read_bytes()
+        assert b"datasets:\n- you/pairs" in files["README.md"]
+        for kind, repo in (("datasets", "you/pairs"), ("models", "you/student")):
+            assert hub.commits(kind, repo) == 1
+            assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
+            card = (hub.files(kind, repo) or ("", {}))[1]["README.md"].decode()
+            assert not card_errors(card, kind[:-1])
+        commit = hub.repos["models", "you/student"].tags["v1"]
+        code = (
+            "from sentence_transformers import SentenceTransformer\n"
+            "from datasets import load_dataset\n"
+            f"for revision in (None, 'v1', '{commit}'):\n"
+            "    student = SentenceTransformer('you/student', device='cpu', revision=revision)\n"
+            "    print(student.encode('a cat').tolist())\n"
+            "print(len(load_dataset('you/pairs', 'selected', split='train')))"
+        )
+        env = {**os.environ, **hub_environment(hub, tmp_path / "fresh")}
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
+    *fresh, pairs = printed.stdout.splitlines()
+    for line in fresh:
+        assert json.loads(line) == pytest.approx(local.tolist(), abs=1e-6)
+    assert int(pairs) == json.loads((copied / "selection.json").read_text())["kept"]
+    for file in copied.rglob("*"):
+        holds_token = file.is_file() and TOKEN.encode() in file.read_bytes()
+        assert not holds_token, f"the token is in {file}"
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_flipped_byte_on_the_hub_is_noticed(tiny: Path, copied: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        hub.corrupt = True
+        done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
+        tagged = any(repo.tags for repo in hub.repos.values())
+    assert done.returncode == 1
+    assert not tagged, "what was not loaded back is not tagged"
+    assert re.search(r"error: you/student.*model\.safetensors", done.stderr)
+
+
+def test_a_dry_run_shows_what_would_be_sent(copied: Path) -> None:
+    line = ("publish", copied, "--model", "you/student", "--dataset", "you/pairs")
+    said = run(*line, "--license", "mit", "--dry_run")
+    assert said.code == 0
+    assert "model you/student: would be created" in said.out
+    assert ".eval_results/retrieval.yaml" in said.out
+    assert "nothing was sent" in said.out
+    assert "private" not in said.out
+    assert "license: mit" in card_of(copied)
+    assert not card_errors(card_of(copied), "model")
+    linked = releases_of(finished(copied, *PUSH))[0].instead["README.md"].decode()
+    assert not card_errors(linked, "dataset")
+    assert 'load_dataset("you/pairs", "selected"' in linked
+    assert "https://huggingface.co/you/student" in linked
+    with (copied / "recipe.yaml").open("a") as file:
+        file.write("hub_private_repo: true\nhub_revision: first\n")
+    said = run(*line, "--dry_run")
+    assert said.out.count("would be created, private") == 2, "the recipe of the run is heard"
+    assert said.out.count("tagged first\n") == 2
+    said = run("publish", copied.parent, "--model", "you/student")
+    assert (said.code, "recipe.yaml" in said.err) == (2, True)
+
+
+def test_the_card_says_what_selected_and_what_is_kept(copied: Path) -> None:
+    results = finished(copied)
+
+    def card(layers: list[int] | None = None, negatives: int = 0, **student: Any) -> str:
+        training = dataclasses.replace(
+            results.recipe.training,
+            hard_negatives_per_pair=negatives,
+            texts_per_pair=2 * negatives,
+        )
+        changed = dataclasses.replace(
+            results,
+            recipe=dataclasses.replace(
+                results.recipe,
+                student=dataclasses.replace(results.recipe.student, **student),
+                training=training,
+            ),
+            training=dataclasses.replace(results.training, layers=layers),
+        )
+        write_model_card(changed)
+        return card_of(copied)
+
+    searched = card([0, 2], 2, student_layers="search=2")
+    assert "| `percentile=20` |" in searched
+    assert "| `hard_negatives_per_pair` | 2 |" in searched
+    assert "| `texts_per_pair` | 4 |" in searched
+    assert "layers 0, 2 of the teacher's backbone" in searched
+    static = card(student_backbone="static")
+    assert "pickle" not in static
+    assert "_per_pair" not in static
+    assert "1 in 2 layers" in card(student_layers="every=2")
+
+
+def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Path) -> None:
+    said = run("export", copied)
+    assert said.code == 0, said.err
+    assert "held-out queries" in said.out
+    measured = json.loads((copied / "onnx.json").read_text())
+    assert abs(measured["variants"]["float32"]["minus_student"]["value"]) < 1e-3
+    write_model_card(finished(copied))
+    blocks = re.findall(r"```python\n(.*?)```", card_of(copied), re.DOTALL)
+    libraries = ("sentence_transformers", "langchain_huggingface", "onnxruntime", "transformers")
+    names = [next(name for name in libraries if name in block) for block in blocks]
+    assert sorted(names) == sorted(libraries)
+    cosines = []
+    for block in blocks:
+        if "langchain" in block and importlib.util.find_spec("langchain_huggingface") is None:
+            continue
+        values: dict[str, Any] = {}
+        exec(block.replace("path/to/this/folder", str(copied / "student_model_sd")), values)
+        cosines.append((np.asarray(values["queries"]) @ np.asarray(values["documents"]).T).item())
+    assert len(cosines) >= 3
+    np.testing.assert_allclose(cosines, cosines[0], atol=1e-5)
+
+
+def test_searching_a_runs_documents(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, pairs_file: Path
+) -> None:
+    first = run("search", copied, "a", "cat", "--top", "3")
+    assert first.code == 0, first.err
+    student = SentenceTransformer(str(copied / "student_model_sd"), device="cpu")
+    documents = [json.loads(line)["document"] for line in pairs_file.read_text().splitlines()]
+    cosines = student.encode_document(documents) @ student.encode_query("a cat")
+    assert documents[int(cosines.argmax())] in first.out.splitlines()[1]
+    assert "3 of 200 documents" in first.err
+    index = {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n\nthe moon\n"))
+    again = run("search", copied, "--top", "3").out
+    assert again.startswith(first.out), "asked again, it answers the same"
+    assert len(again.splitlines()) == 12
+    assert {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()} == index
+    said = run("search", copied, "x", "--top", "0")
+    assert (said.code, "--top 0" in said.err) == (2, True)
+
+
+def test_searching_python_with_a_model_alone(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    texts = ["Return a reader.", "escape \x1b[31m sequence"]
+    few = Corpus(["csv.reader", "evil"], texts, python_identity())
+    monkeypatch.setattr(search_command, "corpus_of_python", lambda: few)
+    said = run("search", copied / "student_model_sd", "escape")
+    assert "csv.reader" in said.out
+    assert "\x1b" not in said.out, "a document does not command the terminal"
+    assert list((tmp_path / "cache" / "hf_distill" / "search").iterdir())
+
+
+def test_the_demo_answers_for_both_models_and_escapes(copied: Path, teacher_dir: Path) -> None:
+    title, sides, ids, texts = local_demo(finished(copied))
+    assert title == "tiny: teacher and student"
+    assert [side.name for side in sides] == ["teacher: teacher", "student: tiny"]
+    assert len(texts) == 200
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    best = texts[int((teacher.encode(texts) @ teacher.encode("a cat")).argmax())]
+    page = demo_app.answer_html(sides[0], "a cat", ids, texts)
+    assert page.index(best) < page.index("</li>")
+    evil = "<script>alert(1)</script>"
+    assert "<script" not in demo_app.answer_html(sides[1], evil, [evil] * 200, [evil] * 200)
+    assert demo_app.answer_html(sides[1], " ", ids, texts) == ""
+
+
+def test_the_demos_teacher_is_the_runs(
+    copied: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {
+        "teacher_pooling": "cls",
+        "teacher_max_length": 4,
+        "teacher_similarity": "euclidean",
+        "query_prompt": "ask ",
+        "regression_weight": 0.0,
+    }
+    content = yaml.safe_load((copied / "recipe.yaml").read_text())
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, **changed}))
+    results = finished(copied)
+    _, (side, _), _, texts = local_demo(results)
+    teacher = SentenceTransformer(str(teacher_dir), device="cpu")
+    teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
+    teacher.max_seq_length = 4
+    expected = -np.linalg.norm(teacher.encode(texts) - teacher.encode("ask a cat"), axis=1)
+    scores = side.score(side.embed("a cat"), side.embeddings)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    with pytest.raises(InputError, match="Space"):
+        write_space(results, tmp_path / "space", "you/student")
+    monkeypatch.setattr(demo, "hub_id", str)
+    with pytest.raises(InputError, match="teacher_pooling cls, teacher_max_length 4"):
+        write_space(results, tmp_path / "space", "you/student")
+    assert not (tmp_path / "space").exists()
+
+
+def test_a_space_loads_what_the_demo_here_shows(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = finished(copied)
+    monkeypatch.setattr(demo, "hub_id", str)
+    write_space(results, tmp_path, str(results.folder.student))
+    _, here, *documents = local_demo(results)
+    title, sides, *loaded = demo_app.load(tmp_path)
+    assert loaded == documents
+    for local, side in zip(here, sides, strict=True):
+        expected = local.score(local.embed("a cat"), local.embeddings)
+        scores = side.score(side.embed("a cat"), side.embeddings)
+        np.testing.assert_allclose(scores, expected, atol=2e-3)
+    front = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert front["title"] == title
+    assert (tmp_path / "app.py").read_text() == Path(demo_app.__file__).read_text()
+
+
+def test_the_demo_is_a_gradio_app(copied: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    assert isinstance(demo_app.build(*local_demo(finished(copied))), gradio.Blocks)

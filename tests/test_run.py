@@ -1,0 +1,173 @@
+"""The run's folder, and the one way to make, keep and reuse a result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import recipe_of
+
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import Recipe
+from hf_distill.run.folder import open_run_folder, save_recipe
+from hf_distill.run.stage import (
+    fingerprint,
+    folder_written_whole,
+    read_json,
+    stage,
+    write_json,
+    written_whole,
+)
+
+
+@dataclass(frozen=True)
+class Sum:
+    key: str
+    total: float
+    parts: dict[str, list[float]]
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-4\n")
+    return path
+
+
+@pytest.fixture
+def recipe(mine: Path, tmp_path: Path) -> Recipe:
+    return recipe_of(mine, run_dir=tmp_path / "run")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.json"
+
+    def fail_halfway() -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("no space left")
+
+    with pytest.raises(RuntimeError, match="no space left"):
+        fail_halfway()
+    assert list(path.parent.iterdir()) == []
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}, "a failed write leaves what was there"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "student"
+
+    def write(name: str, fail: bool = False) -> None:
+        with folder_written_whole(path) as new:
+            (new / name).touch()
+            if fail:
+                raise RuntimeError("no space left")
+
+    write("one")
+    with pytest.raises(RuntimeError, match="no space left"):
+        write("two", fail=True)
+    assert [file.name for file in path.iterdir()] == ["one"]
+    write("three")
+    assert [file.name for file in path.iterdir()] == ["three"]
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_fingerprint_is_of_values_not_of_their_order() -> None:
+    one, other = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+    assert fingerprint(one) == fingerprint(other) != fingerprint({"a": 1, "b": 3})
+
+
+def test_a_stage_is_made_once_and_again_when_an_input_changes(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def make(key: str) -> Sum:
+        calls.append(key)
+        (tmp_path / "beside").touch()
+        return Sum(key, np.float32(0.5), {"x": np.array([1.0, 2.0])})  # type: ignore[arg-type,dict-item]
+
+    path, files = tmp_path / "sum.json", [tmp_path / "beside"]
+    first = stage(path, Sum, [1, {"a": None}], make, files)
+    assert first == Sum(calls[0], 0.5, {"x": [1.0, 2.0]})
+    assert stage(path, Sum, [1, {"a": None}], make, files) == first
+    assert len(calls) == 1
+    stage(path, Sum, [2, {"a": None}], make, files)
+    assert len(calls) == 2
+    files[0].unlink()
+    stage(path, Sum, [2, {"a": None}], make, files, together=True)
+    assert len(calls) == 3, "what belongs to it was gone"
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sum.json"
+    path.write_text("{half")
+    with pytest.raises(InputError, match=r"sum\.json"):
+        stage(path, Sum, [], lambda key: Sum(key, 0, {}))
+    path.write_text('{"key": "k", "total": "many", "parts": {}}')
+    with pytest.raises(InputError, match=r"sum\.json.*total"):
+        read_json(path, Sum)
+
+
+def test_a_folder_is_reopened_by_its_own_recipe_alone(
+    recipe: Recipe, mine: Path, tmp_path: Path
+) -> None:
+    folder = open_run_folder(recipe)
+    assert not folder.path.exists(), "opening writes nothing"
+    save_recipe(recipe, folder)
+    saved = yaml.safe_load(folder.recipe.read_text())
+    assert saved["learning_rate"] == 1e-4
+    assert saved["environment"]["recipe"] == "mine"
+    assert saved["environment"]["packages"]["torch"]
+    assert open_run_folder(recipe) == folder
+    with pytest.raises(InputError, match="teacher is 'sentence-.*'another/teacher' here"):
+        open_run_folder(recipe_of(mine, run_dir=folder.path, teacher="another/teacher"))
+    tuned = recipe_of(mine, run_dir=folder.path, learning_rate=1e-3)
+    assert open_run_folder(tuned) == folder, "what only changes later stages may change"
+
+
+def test_a_folder_that_is_not_a_run_is_refused(recipe: Recipe) -> None:
+    recipe.run_dir.mkdir()
+    (recipe.run_dir / "thesis.docx").touch()
+    with pytest.raises(InputError, match=r"1 files.*thesis\.docx"):
+        open_run_folder(recipe)
+
+
+def test_a_folder_of_version_0_1_0_is_refused_and_stays_as_it_is(recipe: Recipe) -> None:
+    recipe.run_dir.mkdir()
+    old = {
+        "dataset": "pydocs",
+        "environment": {"recipe": "mine", "packages": {"hf_distill": "0.1.0"}},
+    }
+    (recipe.run_dir / "recipe.yaml").write_text(yaml.safe_dump(old))
+    (recipe.run_dir / ".evaluation.json.k1.json").touch()
+    before = {p: p.stat().st_mtime_ns for p in recipe.run_dir.rglob("*")}
+    with pytest.raises(InputError, match=r"0\.1\.0.*--run_dir"):
+        open_run_folder(recipe)
+    assert {p: p.stat().st_mtime_ns for p in recipe.run_dir.rglob("*")} == before
+
+
+def test_no_token_is_ever_saved(mine: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(mine, run_dir=tmp_path / "run", hub_token="hf_secretsecretsecret")
+    save_recipe(recipe, open_run_folder(recipe))
+    assert "secret" not in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_leftovers_of_a_killed_call_are_removed(recipe: Recipe) -> None:
+    folder = open_run_folder(recipe)
+    save_recipe(recipe, folder)
+    for name in (
+        "evaluation.json", ".evaluation.json.k1.json", "soft_labels/.scores.npy.k1.npy",
+        "cache/.tokens.npy.k1.npy", ".dataset.k1/dataset/README.md",
+        ".student_model_sd.k1/student_model_sd/model.safetensors", "student_model_sd/modules.json",
+    ):  # fmt: skip
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).touch()
+    open_run_folder(recipe)
+    left = {path.name for path in folder.path.rglob("*") if path.is_file()}
+    assert left == {"recipe.yaml", "evaluation.json", "modules.json"}
+    assert not list(folder.path.glob(".*")), "folders too"

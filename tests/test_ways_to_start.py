@@ -1,0 +1,76 @@
+"""Every way to start a run, as a user would: one short run each, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import hf_distill
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+HF_DISTILL = "import sys; from hf_distill.commands.main import main; sys.exit(main())"
+WAYS = {
+    "train.py": (sys.executable, str(ROOT / "train.py")),
+    "accelerate launch train.py": (
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1",
+        str(ROOT / "train.py"),
+    ),
+    "accelerate launch -m hf_distill": (
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m",
+        "hf_distill",
+    ),
+    "hf-distill train": (sys.executable, "-c", HF_DISTILL, "train"),
+}  # fmt: skip
+
+
+def start(*command: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == check, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_can_be_started_by(way: str, tiny: Path, tmp_path: Path) -> None:
+    done = start(*WAYS[way], tiny, "--run_dir", tmp_path / "run", "--until", "select")
+    assert "Selected" in done.stdout
+    assert (tmp_path / "run" / "selection.json").is_file()
+    refused = start(*WAYS[way], "nowhere", check=1 if "accelerate" in way else 2)
+    assert "nowhere" in refused.stderr
+
+
+def test_a_run_can_be_started_from_python(tiny: Path, tmp_path: Path) -> None:
+    results = hf_distill.train(
+        str(tiny),
+        run_dir=tmp_path / "run",
+        max_steps=2,
+        save_strategy="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+    )
+    assert results.training.steps == 2
+    assert (results.folder.student / "modules.json").is_file()
+
+
+def test_two_processes_run_through(
+    tiny: Path, tmp_path: Path, finished_run: tuple[Path, str]
+) -> None:
+    folder = tmp_path / "two"
+    batch = ("--per_device_train_batch_size", "8")
+    start(sys.executable, *TORCHRUN, ROOT / "train.py", tiny, "--run_dir", folder, *batch)
+    assert json.loads((folder / "training.json").read_text())["processes"] == 2
+    assert (folder / "report.html").is_file()
+    labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished_run[0])]
+    assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
