@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,13 +307,15 @@ def save_selection_plot(audit: Audit, path: Path) -> None:
         _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
 
 
-def plot_losses(training: TrainingRecord) -> Picture:
-    """The training loss, its weighted terms, and the validation loss, step by step."""
+def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Picture:
+    """The training loss, its weighted terms, and the validation loss, step by step. `own_terms`:
+    names of terms that are not of this package.
+    """
     plot, axes = _plot(5.4, 3.0)
     faint: dict[str, Any] = {"alpha": 0.6}
     curves: dict[str, tuple[str, dict[str, Any]]] = {
         "loss": ("loss", {"color": BLUE, "linewidth": 1.8}),
-        **{name: (name, faint) for name in TERMS},
+        **{name: (name, faint) for name in (*TERMS, *own_terms)},
         "eval_loss": ("validation loss", {"color": ORANGE, "marker": "o"}),
     }
     for key, (label, style) in curves.items():
