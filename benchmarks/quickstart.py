@@ -60,7 +60,7 @@ def main() -> None:
             "accelerate",
             "launch",
             str(ROOT / "train.py"),
-            str(ROOT / "recipes" / "quickstart.yaml"),
+            "quickstart",
             "--run_dir",
             str(run),
         ]
@@ -82,7 +82,7 @@ def main() -> None:
         "peak_gb": round(memory["peak_gb"], 2),
         "cores": len(os.sched_getaffinity(0)),
         "precision": training["precision"],
-        "ndcg_ratio": round(evaluation["retrieval"]["student_over_teacher"]["nDCG@10"]["value"], 4),
+        "ndcg_ratio": round(evaluation["retrieval"]["student_over_teacher"]["value"], 4),
         "teacher_ndcg": round(systems["teacher"]["nDCG@10"]["value"], 4),
         "student_ndcg": round(systems["student"]["nDCG@10"]["value"], 4),
         "pearson": round(evaluation["fidelity"]["pearson"]["value"], 4),

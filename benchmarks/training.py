@@ -33,28 +33,21 @@ from sentence_transformers.sentence_transformer import losses
 from transformers import TrainerCallback
 
 from hf_distill.compute.device import (
-    bfloat16_is_faster,
     cpu_cores,
     device_type,
+    fast_precision,
     keep_freed_memory,
     use_all_cores,
 )
 from hf_distill.compute.models import QUICKSTART_TEACHER
-from hf_distill.data.load import load_pair_data
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    StudentArguments,
-    TeacherArguments,
-)
-from hf_distill.run.folder import RunFolder
-from hf_distill.student.build import (
-    Blueprint,
-    build_student,
-)
+from hf_distill.data.sources.pydocs import harvest
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.recipe.read import read_recipe
+from hf_distill.student.build import build_student
 from hf_distill.student.head import principal_components
-from hf_distill.teachers.bi_encoder import load_bi_encoder
-from hf_distill.training.terms import Weights
-from hf_distill.training.train import use_plain_attention
+from hf_distill.student.initialise import Initialisation
+from hf_distill.teachers.load import load_teacher
+from hf_distill.training.packing import fast_on_cpu
 from hf_distill.training.trainer import DistillationTrainer
 
 WARM_UP = 3

@@ -25,6 +25,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.kinds import digests_of_plugins
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
 from hf_distill.release.hub import check_publishing, publish_run
@@ -45,6 +46,7 @@ from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rows import training_rows
+from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
@@ -54,8 +56,8 @@ from hf_distill.training.train import (
 )
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_SHARED = ("teacher", "collection", "scores")
-"""Results that do not depend on what a study changes."""
+_SHARED = ("teacher", "collection", "scores", "ranking")
+"""Results that do not depend on what a study changes: selection, student, objective, training."""
 
 
 def with_precision(recipe: Recipe) -> Recipe:
@@ -109,6 +111,7 @@ class Run:
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
+        parse_terms(recipe.training)
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
         return run
@@ -223,8 +226,8 @@ class Run:
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
         recipe = self.recipe
-        identity = backbone_identity(recipe.student)
-        return [selection.key, vars(recipe.student), identity, recipe.training_keys()]
+        identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
+        return [selection.key, vars(recipe.student), identities, recipe.training_keys()]
 
     def checkpoints(self, key: str) -> Path:
         """The folder of a training's checkpoints: another training has nothing to go on from."""
@@ -354,11 +357,12 @@ def finished(path: Path, *line: str) -> RunResults:
         raise InputError(
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
+    # The precision it was trained in is no wish for this machine, which may not have it.
+    recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
     results = RunResults(
-        # The precision it was trained in is no wish for this machine, which may not have it.
-        recipe=read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line]),
+        recipe=recipe,
         folder=folder,
-        collection=open_collection(folder),
+        collection=open_collection(folder, recipe.data.dataset_license),
         soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
         audit=read_json(folder.selection, Audit),
         training=read_json(folder.training, TrainingRecord),

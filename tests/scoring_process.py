@@ -27,6 +27,7 @@ from hf_distill.scoring import shards
 from hf_distill.scoring.scores import score_collection
 from hf_distill.teachers.base import EmbeddingTeacher, Prompts
 
+NO_PROMPTS = Prompts()
 TABLES = ("queries", "documents", "judgements")
 
 
@@ -62,16 +63,14 @@ def read_collection(path: Path) -> Collection:
 class TinyTeacher(EmbeddingTeacher):
     """A SentenceTransformer in a folder."""
 
-    def __init__(self, folder: Path, prompts: Prompts = Prompts(), seconds: float = 0) -> None:  # noqa: B008
+    def __init__(self, folder: Path, prompts: Prompts = NO_PROMPTS) -> None:
         self.model = SentenceTransformer(str(folder), device="cpu")
         self.name, self.identity, self.prompts = "tiny", ("tiny", "float32"), prompts
         self.dimension = int(self.model.get_embedding_dimension() or 0)
-        self.seconds = seconds
         self.calls: list[int] = []
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
         self.calls.append(len(texts))
-        time.sleep(self.seconds)
         return encode(self.model, texts, advance=advance).numpy()
 
 

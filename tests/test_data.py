@@ -1,24 +1,27 @@
-import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import REAL_DATA, recipe_of
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_distill.data.collection import (
-    PAIR_FEATURES,
+    JUDGEMENT_FEATURES,
+    SPLITS,
+    Collection,
     Source,
     SourcePairs,
-    dataset_of,
+    is_unicode,
     text_id,
+    write_table,
 )
-from hf_distill.data.load import (
-    load_pair_data,
-    read_source,
-    split_pairs,
-)
+from hf_distill.data.load import load_collection, open_collection, write_collection
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     NearDuplicates,
@@ -26,41 +29,62 @@ from hf_distill.data.near_duplicates import (
     text_key,
     word_trigrams,
 )
-from hf_distill.data.sources.pydocs import (
-    PASSAGE_CHARACTERS,
-    passage,
-    read_pydocs,
-)
-from hf_distill.data.sources.qrecc import (
-    extract_pair,
-    read_qrecc,
-)
+from hf_distill.data.read import open_tables
+from hf_distill.data.sources.beir import read_beir
+from hf_distill.data.sources.pydocs import PASSAGE_CHARACTERS, harvest, passage, read_pydocs
+from hf_distill.data.sources.qrecc import extract_pair, read_qrecc
+from hf_distill.data.sources.table import read_files, read_hub
 from hf_distill.data.split import (
-    HeldOut,
-    count_leaks,
-    split_groups,
+    LEAKED,
+    LEAKS,
+    NOT_USED,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    PairNumbers,
+    arrange,
+    deal_groups,
+    find_leaks,
+    leaks_left,
+    seeded_order,
+    split_pairs,
+    within_limit,
 )
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments
+from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.run.folder import RunFolder
 
 
-def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
-    data = Dataset.from_dict(
-        {
-            "pair_id": [str(i) for i in range(len(rows))],
-            "query": [r[0] for r in rows],
-            "document": [r[1] for r in rows],
-            "group": [r[2] for r in rows],
-            "source": [None] * len(rows),
-        },
-        features=PAIR_FEATURES,
+def recipe_at(path: Path, **keys: Any) -> Recipe:
+    """A recipe whose data keys are the defaults unless given, with its run below `path`."""
+    defaults = {"max_pairs": None, "test_fraction": 0.1, "validation_fraction": 0.05, "seed": 0}
+    return recipe_of(**{**defaults, "run_dir": path / "run", **keys})
+
+
+def load(path: Path, **keys: Any) -> Collection:
+    return load_collection(recipe_at(path, **keys), RunFolder(path / "run"))
+
+
+def collect(
+    path: Path, rows: Iterable[dict], corpus: Iterable[str] | None = None, **keys: Any
+) -> Collection:
+    """The collection that some rows become. By default half of the groups are tested on."""
+    data = DataArguments(**{"test_fraction": 0.5, "validation_fraction": 0.0, **keys})
+    folder = RunFolder(path / "run")
+    record = write_collection(SourcePairs(Source("rows"), rows, corpus), data, 0, folder, "key")
+    return open_tables(folder.pairs, record)
+
+
+def texts_of(collection: Collection, split: Any) -> list[tuple[str, str]]:
+    pairs = collection.pairs(split)
+    queries, documents = (
+        collection.query_texts(pairs.queries),
+        collection.document_texts(pairs.documents),
     )
-    return SourcePairs(pairs=data, counts={"kept": len(rows)}, source=Source("made"))
+    return list(zip(queries, documents, strict=True))
 
 
 # --- QReCC
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,7 +118,7 @@ def pairs_of(rows: list[tuple[str, str, str]]) -> SourcePairs:
         ({"Rewrite": "who is", "Answer": "  "}, ("who is", "", "no answer")),
         (
             {"Rewrite": "who is", "Answer": "12345 \ud800 12345"},
-            ("who is", "12345 \ud800 12345", "text that is no valid Unicode"),
+            ("who is", "12345 \ud800 12345", "invalid Unicode"),
         ),
         ({"Rewrite": "who is", "Answer": None}, ("who is", "", "no answer")),
     ],
@@ -104,7 +128,6 @@ def test_the_papers_extraction_rule(turn: dict, expected: tuple) -> None:
 
 
 def test_real_qrecc_counts_equal_the_rule_by_hand(qrecc_train: Path, tmp_path: Path) -> None:
-    read = read_qrecc(qrecc_train, tmp_path)
     turns = json.loads(qrecc_train.read_text(encoding="utf-8"))
     by_hand = [
         (q, a)
@@ -112,60 +135,66 @@ def test_real_qrecc_counts_equal_the_rule_by_hand(qrecc_train: Path, tmp_path: P
         if len(q := (t["Rewrite"].strip() or t["Question"].strip())) > 5
         and len(a := t["Answer"].strip()) > 10
     ]
-    assert list(zip(read.pairs["query"], read.pairs["document"], strict=True)) == by_hand
-    assert (
-        read.counts["turns found"]
-        == 2711
-        == sum(n for reason, n in read.counts.items() if reason != "turns found")
-    )
-    assert read.counts["kept"] == len(by_hand)
-    assert len(set(read.pairs["pair_id"])) == len(by_hand)
-    assert set(read.pairs["group"]) <= {str(t["Conversation_no"]) for t in turns}
+    pairs = read_qrecc(recipe_at(tmp_path, dataset="qrecc", dataset_path=qrecc_train))
+    assert [(row["query"], row["document"]) for row in pairs.rows] == by_hand
+    collection = load(tmp_path, dataset="qrecc", dataset_path=qrecc_train)
+    read = dict(collection.record.read)
+    assert read.pop("turns found") == 2711 == sum(read.values())
+    assert read["kept"] == len(by_hand)
 
 
 def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> None:
-    arguments = DataArguments(dataset="qrecc", dataset_path=str(qrecc_train))
-    read = read_source(arguments, 0, tmp_path)
-    data = split_pairs(read, arguments, 0, tmp_path)
-    assert data.counts["leaks"]["left"] == 0
-    assert sum(data.counts["leaks"]["removed"].values()) > 0, (
-        'answers such as "I don\'t know." are shared by conversations'
+    collection = load(tmp_path, dataset="qrecc", dataset_path=qrecc_train)
+    # Conversations share answers such as "I don't know."
+    assert sum(collection.record.leaks_removed.values()) == len(collection.pairs("leaked")) > 0
+    assert collection.record.leaks_left == 0
+    ids = collection.every_pair().column("pair_id")
+    assert len(set(ids)) == len(ids) == collection.record.read["kept"]
+    train, validation, test = (
+        set(collection.pairs(split).column("group")) for split in ("train", "validation", "test")
     )
-    ids = [
-        i
-        for split in (data.train, data.validation, data.test, data.leaked)
-        for i in split["pair_id"]
-    ]
-    assert sorted(ids) == sorted(read.pairs["pair_id"])
-    conversations = [set(split["group"]) for split in (data.train, data.validation, data.test)]
-    assert not conversations[0] & conversations[2]
-    assert not conversations[1] & conversations[2]
-    assert not conversations[0] & conversations[1]
+    assert train.isdisjoint(validation | test)
+    assert validation.isdisjoint(test)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("{not json", "line 1, column 2"),
-        ('{"a": 1}', "holds a JSON dict, but QReCC is a list"),
+        ('{"a": 1}', "JSON dict"),
         ("[1]", "turn 0 is a int"),
-        ('[{"Question": "x"}]', "turn 0 has no 'Conversation_no'; its keys are Question"),
+        ('[{"Question": "x"}]', "turn 0 .*'Conversation_no'.* Question"),
     ],
 )
-def test_a_bad_qrecc_file_is_said(tmp_path: Path, content: str, says: str) -> None:
+def test_a_bad_qrecc_file_is_refused_with_the_place(
+    tmp_path: Path, content: str, says: str
+) -> None:
     path = tmp_path / "bad.json"
     path.write_text(content)
     with pytest.raises(InputError, match=says):
-        read_qrecc(path, tmp_path)
+        read_qrecc(recipe_at(tmp_path, dataset="qrecc", dataset_path=path))
 
 
-def test_a_missing_qrecc_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no QReCC file at .*nowhere.json"):
-        read_qrecc(tmp_path / "nowhere.json", tmp_path)
+def test_a_missing_qrecc_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--dataset_path .*nowhere.json"):
+        read_qrecc(recipe_at(tmp_path, dataset="qrecc", dataset_path=tmp_path / "nowhere.json"))
+
+
+@pytest.mark.parametrize(
+    ("read", "key"),
+    [
+        (read_qrecc, "dataset_path"),
+        (read_beir, "dataset_path"),
+        (read_files, "dataset_path"),
+        (read_hub, "dataset_name"),
+    ],
+)
+def test_a_source_without_its_key_is_refused(tmp_path: Path, read: Any, key: str) -> None:
+    with pytest.raises(InputError, match=f"needs --{key}"):
+        read(recipe_at(tmp_path))
 
 
 # --- docstrings
-# ------------------------------------------------------------------------------------------------------
 
 MODULE = '''
 """Tools for reading tables.
@@ -176,20 +205,20 @@ This module reads tables from files of comma separated values and gives them bac
 def read(path):
     """Read a table from a file.
 
-    The file is opened, parsed line by line and closed again; the result is a list of rows of strings.
+    The file is opened, parsed line by line and closed again; the result is a list of text rows.
     """
 
 class Table:
     def read_again(self):
         """Read a table from a file!
 
-        The very same summary as above, up to its punctuation, with a text that is another one altogether, on purpose.
+        The very same summary as above, up to its punctuation, with a text that is another one.
         """
 
     def write(self):
         """Write this table to disk.
 
-        The file is opened, parsed line by line and closed again; the result is a list of rows of string.
+        The file is opened, parsed line by line and closed again; the result is a list of text row.
         """
 
     def close(self):
@@ -198,18 +227,37 @@ class Table:
 
 
 def test_pydocs_finds_pairs_and_counts_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "tables.py").write_text(MODULE)
-    (tmp_path / "broken.py").write_text("def (")
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "tables.py").write_text(MODULE)
-    read = read_pydocs(tmp_path, None, 0, tmp_path / "cache")
-    assert read.pairs["pair_id"] == ["tables", "tables.read"]
-    assert read.pairs["query"] == ["Tools for reading tables.", "Read a table from a file."]
-    assert set(read.pairs["group"]) == {"tables"}
-    assert read.counts == {
-        "files read": 1, "files that do not parse": 1, "docstrings found": 5, "kept": 2, "repeated summary": 1,
+    tree = tmp_path / "tree"
+    (tree / "tests").mkdir(parents=True)
+    (tree / "tables.py").write_text(MODULE)
+    (tree / "broken.py").write_text("def (")
+    (tree / "tests" / "tables.py").write_text(MODULE)
+    pairs = read_pydocs(recipe_at(tmp_path, dataset_path=tree))
+    rows = list(pairs.rows)
+    assert [row["pair_id"] for row in rows] == ["tables", "tables.read"]
+    assert [row["query"] for row in rows] == [
+        "Tools for reading tables.",
+        "Read a table from a file.",
+    ]
+    assert {(row["group"], row["source"]) for row in rows} == {("tables", "tables")}
+    assert pairs.counts == {
+        "files read": 1, "files that do not parse": 1, "docstrings found": 5, "repeated summary": 1,
         "near-duplicate text": 1, "summary only": 1,
     }  # fmt: skip
+
+
+def test_pydocs_stops_at_the_first_file_after_max_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    for i in range(5):
+        number = f"{i}" * 20
+        (tmp_path / f"m{i}.py").write_text(
+            f'"""Summary of module {number}.\n\n{" ".join(number + str(j) for j in range(9))}\n"""'
+        )
+    pairs = harvest(tmp_path, 2, 0)
+    assert len(list(pairs.rows)) == 2 == pairs.counts["files read"]
+    assert len(list(harvest(tmp_path, None, 0).rows)) == 5
 
 
 def test_a_passage_ends_at_a_space_within_its_limit() -> None:
@@ -220,15 +268,14 @@ def test_a_passage_ends_at_a_space_within_its_limit() -> None:
     assert passage("x" * 1000) == "x" * PASSAGE_CHARACTERS
 
 
-def test_pydocs_of_nothing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no \.py file below"):
-        read_pydocs(tmp_path, None, 0, tmp_path)
-    with pytest.raises(InputError, match="is no folder"):
-        read_pydocs(tmp_path / "nowhere", None, 0, tmp_path)
+def test_pydocs_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \.py file"):
+        harvest(tmp_path, None, 0)
+    with pytest.raises(InputError, match=r"--dataset_path .*nowhere"):
+        harvest(tmp_path / "nowhere", None, 0)
 
 
 # --- BEIR, files
-# -----------------------------------------------------------------------------------------------------
 
 
 def beir_folder(path: Path, splits: dict[str, list[tuple[str, str, int]]]) -> Path:
@@ -254,20 +301,26 @@ def test_beir_keeps_its_test_queries_and_searches_its_whole_corpus(tmp_path: Pat
     folder = beir_folder(
         tmp_path / "b",
         {
-            "train": [(f"q{i}", f"d{i}", 1) for i in range(20)],
+            "train": [*((f"q{i}", f"d{i}", 1) for i in range(20)), ("q25", "d3", 1)],
             "test": [("q25", "d25", 2), ("q26", "d26", 1), ("q26", "d1", 0), ("q99", "d1", 1)],
         },
     )
-    arguments = DataArguments(dataset="beir", dataset_path=str(folder), validation_fraction=0.1)
-    data = split_pairs(read_source(arguments, 0, tmp_path), arguments, 0, tmp_path)
-    assert data.test["query"] == ["what is thing 25", "what is thing 26"]
-    assert data.test["relevance"] == [2, 1]
-    assert len(data.corpus) == 30
-    assert data.corpus["document"][0] == "title 0 text about thing number 0 and nothing else 0"
-    assert (len(data.train), len(data.validation)) == (18, 2)
-    assert data.counts["source"] == {
-        "judgements found": 24,
-        "kept": 22,
+    collection = load(tmp_path, dataset="beir", dataset_path=folder, validation_fraction=0.1)
+    assert [query for query, _ in texts_of(collection, "test")] == [
+        "what is thing 25",
+        "what is thing 26",
+    ]
+    assert collection.pairs("test").column("grade") == [2, 1]
+    assert collection.pairs("test").column("pair_id") == ["q25_d25", "q26_d26"]
+    corpus = collection.document_texts(collection.searched)
+    assert corpus == [
+        f"title {i} text about thing number {i} and nothing else {i}" for i in range(30)
+    ]
+    # A training pair of a test query is not used.
+    assert (len(collection.pairs("train")), len(collection.pairs("validation"))) == (18, 2)
+    assert collection.record.read == {
+        "judgements found": 25,
+        "kept": 23,
         "judged not relevant": 1,
         "unknown or empty query": 1,
     }
@@ -275,51 +328,54 @@ def test_beir_keeps_its_test_queries_and_searches_its_whole_corpus(tmp_path: Pat
 
 def test_beir_with_one_qrels_file_splits_by_query(tmp_path: Path) -> None:
     folder = beir_folder(tmp_path / "b", {"test": [(f"q{i}", f"d{i}", 1) for i in range(30)]})
-    arguments = DataArguments(dataset="beir", dataset_path=str(folder), test_fraction=0.2)
-    data = split_pairs(read_source(arguments, 0, tmp_path), arguments, 0, tmp_path)
-    assert len(set(data.test["query"])) == 6
-    assert len(data.corpus) == 30
-    assert not set(data.test["query"]) & set(data.train["query"])
+    collection = load(tmp_path, dataset="beir", dataset_path=folder, test_fraction=0.2)
+    test = set(collection.pairs("test").queries)
+    assert len(test) == 6
+    assert len(collection.searched) == 30
+    assert test.isdisjoint(collection.pairs("train").queries)
+
+
+def test_beir_with_test_judgements_of_nothing_is_refused(tmp_path: Path) -> None:
+    folder = beir_folder(
+        tmp_path / "b",
+        {"train": [(f"q{i}", f"d{i}", 1) for i in range(9)], "test": [("q9", "d99", 1)]},
+    )
+    with pytest.raises(InputError, match=r"test\.tsv"):
+        load(tmp_path, dataset="beir", dataset_path=folder)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{oops\n', r"corpus.jsonl, line 2: not JSON"),
-        (
-            "corpus.jsonl",
-            '{"_id": "a", "text": "x \\ud800"}\n',
-            "line 1: text that is no valid Unicode",
-        ),
-        ("corpus.jsonl", '{"_id": "a"}\n', "line 1: expected an object with _id and text"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{oops\n', r"corpus.jsonl, line 2: .*JSON"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x \\ud800"}\n', "line 1: .*Unicode"),
+        ("corpus.jsonl", '{"_id": "a"}\n', "line 1: .*_id and text"),
         (
             "queries.jsonl",
             '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n',
-            "line 2: the id 'a' appears a second time",
+            "line 2: .*'a'",
         ),
-        ("qrels/test.tsv", "q1\td1\n", "line 1: expected query id"),
-        (
-            "qrels/test.tsv",
-            "query-id\tcorpus-id\tscore\nq1\td1\thigh\n",
-            "line 2: expected query id",
-        ),
+        ("qrels/test.tsv", "q1\td1\n", r"test.tsv, line 1: .*\['q1', 'd1'\]"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\thigh\n", "line 2: .*'high'"),
     ],
 )
-def test_a_bad_beir_folder_is_said_with_the_line(
+def test_a_bad_beir_folder_is_refused_with_the_line(
     tmp_path: Path, file: str, content: str, says: str
 ) -> None:
     folder = beir_folder(tmp_path / "b", {"test": [("q1", "d1", 1)]})
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=says):
-        read_source(DataArguments(dataset="beir", dataset_path=str(folder)), 0, tmp_path)
+        list(read_beir(recipe_at(tmp_path, dataset="beir", dataset_path=folder)).rows)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet", ".json"])
 def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -> None:
-    import pandas as pd
-
     frame = pd.DataFrame(
-        {"q": ["one", None, "  two "], "d": ["first", "second", "third"], "topic": [7, 7, 8]}
+        {
+            "q": ["one", None, "  two ", "three"],
+            "d": ["first", "second", "third", "fourth"],
+            "topic": ["x", "x", "y", None],
+        }
     )
     path = tmp_path / f"pairs{suffix}"
     if suffix == ".jsonl":
@@ -330,51 +386,149 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
         frame.to_parquet(path)
     else:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
-    arguments = DataArguments(
-        dataset="files",
-        dataset_path=str(path),
-        query_column="q",
-        document_column="d",
-        group_column="topic",
-    )
-    read = read_source(dataclasses.replace(arguments, source_column="topic"), 0, tmp_path / "cache")
-    assert read.pairs.to_list() == [
-        {"pair_id": "0", "query": "one", "document": "first", "group": "7", "source": "7"},
-        {"pair_id": "2", "query": "two", "document": "third", "group": "8", "source": "8"},
+    columns = {"query_column": "q", "document_column": "d"}
+    keys = {**columns, "group_column": "topic", "source_column": "topic", "dataset": "files"}
+    pairs = read_files(recipe_at(tmp_path, dataset_path=path, **keys))
+    collection = collect(tmp_path, pairs.rows)
+    names = ("pair_id", "query", "document", "group", "source")
+    rows = [
+        dict(zip(names, row, strict=True))
+        for batch in collection.every_pair().batches(*names)
+        for row in zip(*batch.values(), strict=True)
     ]
-    assert read.counts == {"rows found": 3, "kept": 2, "no query": 1}
+    assert sorted(rows, key=lambda row: row["pair_id"]) == [
+        {"pair_id": "0", "query": "one", "document": "first", "group": "x", "source": "x"},
+        {"pair_id": "2", "query": "two", "document": "third", "group": "y", "source": "y"},
+        # Rows without a group do not share one.
+        {"pair_id": "3", "query": "three", "document": "fourth", "group": "three", "source": None},
+    ]
+    assert collection.record.read == {"rows found": 4, "kept": 3, "no query": 1}
 
 
 @pytest.mark.parametrize(
-    ("content", "options", "says"),
+    ("content", "keys", "says"),
     [
-        ('{"query": "a", "document": "b"}\n{"query": \n', {}, r"pairs.jsonl, line 2: not JSON"),
+        ('{"query": "a", "document": "b"}\n{"query": \n', {}, r"pairs.jsonl, line 2: .*JSON"),
         (
             '{"query": "a", "document": "b"}\n',
             {"query_column": "question"},
-            "no column 'question'.*columns are query, document",
+            "--query_column question.*query, document",
         ),
-        ('{"query": 1, "document": "b"}\n', {}, "column 'query' of pairs is int64"),
+        ('{"query": 1, "document": "b"}\n', {}, "--query_column query.*int64"),
         (
             '{"query": "a", "document": "b"}\n',
             {"dataset_path": "nowhere.jsonl"},
-            "no file or folder at nowhere.jsonl",
+            "--dataset_path nowhere.jsonl",
         ),
+        ("", {}, r"--dataset_path .*pairs\.jsonl is empty"),
     ],
 )
-def test_a_bad_table_is_said(tmp_path: Path, content: str, options: dict, says: str) -> None:
+def test_a_bad_table_is_refused(tmp_path: Path, content: str, keys: dict, says: str) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(content)
     with pytest.raises(InputError, match=says):
-        read_source(
-            DataArguments(**{"dataset": "files", "dataset_path": str(path), **options}),
-            0,
-            tmp_path / "cache",
+        read_files(recipe_at(tmp_path, **{"dataset": "files", "dataset_path": path, **keys}))
+
+
+# --- what a source hands over
+
+
+def test_what_cannot_be_used_is_counted_by_its_reason(tmp_path: Path) -> None:
+    good = [{"query": f"query {i}", "document": f"document {i} {i}"} for i in range(4)]
+    rows = [
+        *good,
+        {"query": " ", "document": "a document"},
+        {"query": "a query"},
+        {"query": "a query", "document": "lone \ud800 surrogate"},
+        {"query": "a query", "document": "another document", "source": "\ud800"},
+        {"query": "a query", "document": "a document", "grade": 0},
+    ]
+    collection = collect(tmp_path, rows)
+    read = dict(collection.record.read)
+    assert read.pop("rows found") == 9 == sum(read.values())
+    assert read == {
+        "kept": 4, "no query": 1, "no document": 1, "invalid Unicode": 2, "judged not relevant": 1,
+    }  # fmt: skip
+    assert len(collection.queries) == 4
+
+
+def test_reasons_of_the_source_and_of_the_reader_add_up(tmp_path: Path) -> None:
+    counts = {"lines found": 5, "comment": 1, "no query": 1}
+    rows = [{"query": "one", "document": "first"}, {"query": "two", "document": "second"}, {}]
+    pairs = SourcePairs(Source("lines"), rows, counts=counts)
+    data = DataArguments(test_fraction=0.5, validation_fraction=0.0)
+    record = write_collection(pairs, data, 0, RunFolder(tmp_path), "key")
+    assert record.read == {"lines found": 5, "comment": 1, "no query": 2, "kept": 2}
+    assert counts == {"lines found": 5, "comment": 1, "no query": 1}
+
+
+def test_a_pair_id_that_comes_again_gets_a_suffix(tmp_path: Path) -> None:
+    ids = ["a", "a", "a.2", "a", None, "4"]
+    rows = [
+        {"pair_id": name, "query": f"query {i}", "document": f"text number {i} {i} {i}"}
+        for i, name in enumerate(ids)
+    ]
+    collection = collect(tmp_path, rows)
+    by_query = dict(
+        zip(
+            collection.query_texts(collection.every_pair().queries),
+            collection.every_pair().column("pair_id"),
+            strict=True,
         )
+    )
+    assert [by_query[f"query {i}"] for i in range(6)] == ["a", "a.2", "a.2.2", "a.3", "4", "4.2"]
 
 
-# --- cleaning and splits
-# ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"query": 7, "document": "b"}, r"the query of row 1 of rows is a int \(7\)"),
+        ({"query": "a", "document": ["b"]}, r"the document of row 1 of rows is a list"),
+        ({"query": "a", "document": "b", "grade": "high"}, "the grade of row 1 of rows is 'high'"),
+    ],
+)
+def test_a_row_that_is_not_a_pair_of_texts_is_refused(tmp_path: Path, row: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        collect(tmp_path, [{"query": "a", "document": "b"}, row])
+
+
+def test_each_text_is_written_once_and_searched_documents_come_first(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q1", "document": "shared", "split": "train"},
+        {"query": "q2", "document": "alone", "split": None},
+        {"query": "q2", "document": "in the corpus too"},
+        {"query": "q3", "document": "tested", "split": "test", "grade": 2},
+        {"query": "q3", "document": "shared", "split": "test"},
+    ]
+    corpus = ["in the corpus too", "only in the corpus", "", "in the corpus too"]
+    collection = collect(tmp_path, rows, corpus)
+    assert collection.document_texts(collection.searched) == [
+        "in the corpus too",
+        "only in the corpus",
+        "tested",
+        "shared",
+    ]
+    assert list(collection.documents["text"]) == [
+        "in the corpus too", "only in the corpus", "tested", "shared", "alone",
+    ]  # fmt: skip
+    assert list(collection.queries["text"]) == ["q2", "q3", "q1"]
+    assert texts_of(collection, "train") == [("q2", "alone"), ("q2", "in the corpus too")]
+    assert texts_of(collection, "test") == [("q3", "tested"), ("q3", "shared")]
+    assert texts_of(collection, "leaked") == [("q1", "shared")]
+    assert collection.pairs("leaked").column("reason") == ["same document"]
+    assert collection.pairs("test").column("grade") == [2, 1]
+    assert collection.record.split == {
+        "pairs": 5, "groups": 2, "train": 2, "validation": 0, "test": 2, "leaked": 1,
+        "test queries": 1, "corpus documents": 4,
+    }  # fmt: skip
+
+
+def test_an_empty_table_can_be_written_and_read(tmp_path: Path) -> None:
+    write_table([], JUDGEMENT_FEATURES, tmp_path / "none.arrow")
+    assert Dataset.from_file(str(tmp_path / "none.arrow")).to_list() == []
+
+
+# --- near-duplicates and splits
 
 
 def test_text_key_and_trigrams() -> None:
@@ -384,9 +538,11 @@ def test_text_key_and_trigrams() -> None:
     assert (len(a), len(b), jaccard(a, b)) == (3, 3, 2 / 4)
     assert text_id("a") != text_id("b")
     text_id("\ud800")  # a lone surrogate has an id, too
+    assert is_unicode("naïve 🙂")
+    assert not is_unicode("a \udfff")
 
 
-def test_near_duplicates_are_found_and_strangers_are_not() -> None:
+def test_near_duplicates_are_reported_and_strangers_are_not() -> None:
     words = [f"w{i}" for i in range(60)]
     index = NearDuplicates([" ".join(words)])
     assert index.has(" ".join(words[:-3]))
@@ -408,95 +564,197 @@ texts = st.lists(st.sampled_from([f"word{i}" for i in range(12)]), min_size=1, m
 def test_nothing_is_shared_and_nothing_is_lost(
     tmp_path_factory: pytest.TempPathFactory, rows: list, seed: int
 ) -> None:
-    arguments = DataArguments(test_fraction=0.3, validation_fraction=0.2)
-    cache = tmp_path_factory.mktemp("cache")
-    if len({group for _, _, group in rows}) < 3:
-        with pytest.raises(InputError, match="groups cannot be split"):
-            split_pairs(pairs_of(rows), arguments, seed, cache)
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    data = DataArguments(test_fraction=0.3, validation_fraction=0.2)
+    names = ("query", "document", "group")
+    pairs = SourcePairs(Source("drawn"), [dict(zip(names, row, strict=True)) for row in rows])
+    if (count := len({group for _, _, group in rows})) < 3:
+        with pytest.raises(InputError, match=f"{count} groups"):
+            write_collection(pairs, data, seed, folder, "key")
         return
     try:
-        data = split_pairs(pairs_of(rows), arguments, seed, cache)
+        record = write_collection(pairs, data, seed, folder, "key")
     except InputError:  # every training pair shared something with a held-out one
         return
-    splits = {name: getattr(data, name) for name in ("train", "validation", "test", "leaked")}
-    assert sorted(i for split in splits.values() for i in split["pair_id"]) == sorted(
-        str(i) for i in range(len(rows))
-    )
+    collection = open_tables(folder.pairs, record)
+    everything = collection.every_pair()
+    whole = {
+        pair_id: row
+        for batch in everything.batches("pair_id", *names)
+        for pair_id, *row in zip(*batch.values(), strict=True)
+    }
+    assert whole == {str(i): list(row) for i, row in enumerate(rows)}
+    assert everything.column("split") == [
+        split for split in SPLITS for _ in range(len(collection.pairs(split)))
+    ]
+    assert sorted(collection.queries["text"]) == sorted({query for query, _, _ in rows})
+    assert sorted(collection.documents["text"]) == sorted({document for _, document, _ in rows})
     for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        a, b = splits[left], splits[right]
-        assert not set(a["group"]) & set(b["group"])
-        assert not set(map(text_key, a["query"])) & set(map(text_key, b["query"]))
-        assert not set(map(text_key, a["document"])) & set(map(text_key, b["document"]))
-        # far above the threshold, locality-sensitive hashing misses practically nothing
-        worst = [
-            jaccard(word_trigrams(x), word_trigrams(y))
-            for x in a["document"]
-            for y in b["document"]
-        ]
+        groups = [set(collection.pairs(split).column("group")) for split in (left, right)]
+        assert not groups[0] & groups[1]
+        a, b = texts_of(collection, left), texts_of(collection, right)
+        for side in (0, 1):
+            assert not {text_key(x[side]) for x in a} & {text_key(x[side]) for x in b}
+        # Far above the threshold, locality-sensitive hashing misses practically nothing.
+        worst = [jaccard(word_trigrams(x), word_trigrams(y)) for _, x in a for _, y in b]
         assert max(worst, default=0) < NEAR_DUPLICATE_JACCARD + 0.2
 
 
-def test_a_leak_is_counted_by_its_first_reason(tmp_path: Path) -> None:
-    held_out = HeldOut()
-    held_out.add(pairs_of([("who is it", "the long text of a document on a subject", "g1")]).pairs)
-    others = pairs_of(
-        [
-            ("another", "other", "g1"),
-            ("Who is it?", "other", "g2"),
-            ("another", "The long text of a document, on a subject.", "g2"),
-            ("another", "other", "g2"),
-        ]
-    ).pairs
-    assert count_leaks(others, held_out) == {
-        "same group": 1,
-        "same query": 1,
-        "same document": 1,
-        "near-duplicate document": 0,
-    }
+def test_a_leak_is_counted_by_its_first_reason() -> None:
+    documents = [
+        "the long text of a document on a subject",
+        "other",
+        "other",
+        "the long text of a document on a subject",
+        "the long text of a document on a subject indeed",
+        "strange",
+    ]
+    keys = np.array([(1, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1), (2, 2, 3), (2, 2, 4)])
+    split = np.array([TEST, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN])
+    leaks = find_leaks(keys, split, lambda places: [documents[i] for i in places])
+    assert [LEAKS[leak] if leak >= 0 else None for leak in leaks] == [
+        None, "same group", "same query", "same document", "near-duplicate document", None,
+    ]  # fmt: skip
+    assert leaks_left(keys, split) == 3
+    assert leaks_left(keys, np.where(leaks < 0, split, LEAKED)) == 0
 
 
-def test_too_few_groups_is_said() -> None:
-    with pytest.raises(InputError, match="2 groups cannot be split"):
-        split_groups(["a", "b", "a"], 0.1, 0.1, 0)
+def test_train_gives_way_to_validation_and_validation_to_test() -> None:
+    # The second pair leaves validation for the test's query; then train may keep its document.
+    keys = np.array([(0, 0, 0), (1, 0, 1), (2, 2, 2), (3, 3, 1), (4, 4, 2)])
+    split = np.array([TEST, VALIDATION, VALIDATION, TRAIN, TRAIN])
+    leaks = find_leaks(keys, split, lambda places: [f"d{keys[i, 2]}" * 3 for i in places])
+    assert [LEAKS[leak] if leak >= 0 else None for leak in leaks] == [
+        None, "same query", None, None, "same document",
+    ]  # fmt: skip
 
 
-def test_a_group_keeps_its_split_order_under_another_seed() -> None:
-    groups = [str(i) for i in range(50)]
-    first, again, other = (split_groups(groups, 0.2, 0.1, seed) for seed in (1, 1, 2))
+def test_a_text_is_looked_up_once_however_many_pairs_hold_it() -> None:
+    asked: list[int] = []
+
+    def documents(places: np.ndarray) -> Iterator[str]:
+        asked.extend(places.tolist())
+        return (f"document {keys[i, 2]} of these" for i in places)
+
+    keys = np.array([(0, 0, 0), *((i, i, 1) for i in range(1, 50))])
+    split = np.array([TEST, *[TRAIN] * 49])
+    find_leaks(keys, split, documents)
+    assert sorted(asked) == [0, 1]
+
+
+def test_too_few_groups_are_refused() -> None:
+    with pytest.raises(InputError, match="2 groups"):
+        deal_groups(2, 0.1, 0.1)
+    assert deal_groups(2, 0.1, 0.0).tolist() == [TEST, TRAIN]
+    assert deal_groups(10, 0.2, 0.1).tolist() == [TEST] * 2 + [VALIDATION] + [TRAIN] * 7
+
+
+def test_the_order_of_groups_depends_on_the_seed_and_each_name_alone() -> None:
+    names = [str(i) for i in range(50)]
+    first, again, other = (seeded_order(names, seed).tolist() for seed in (1, 1, 2))
     assert first == again != other
-    assert sum(split == "test" for split in first.values()) == 10
+    fewer = [name for name in names if name != "7"]
+    assert [fewer[i] for i in seeded_order(fewer, 1)] == [names[i] for i in first if i != 7]
 
 
-def test_pairs_are_read_once(
-    tmp_path: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import hf_distill.data as module
+def test_whole_groups_are_taken_up_to_the_limit() -> None:
+    groups = np.array([0, 1, 1, 2, 2, 2])
+    order = np.array([1, 2, 0])
+    assert within_limit(groups, order, 2).tolist() == [False, True, True, False, False, False]
+    assert within_limit(groups, order, 3).tolist() == [False, True, True, True, True, True]
+    assert within_limit(groups, order, None).all()
 
-    folder, arguments = (
-        RunFolder(tmp_path / "run"),
-        DataArguments(dataset="files", dataset_path=str(pairs_file), group_column="topic"),
+
+def test_a_group_that_the_source_holds_out_is_not_trained_on() -> None:
+    groups = np.array([0, 1, 2, 2, 3, 4])
+    held_out = np.array([False, False, False, True, True, False])
+    split = split_pairs(groups, np.array([4, 3, 2, 1, 0]), held_out, 0.1, 0.3)
+    assert split.tolist() == [TRAIN, TRAIN, NOT_USED, TEST, TEST, VALIDATION]
+
+
+def test_leaked_pairs_of_train_stand_before_those_of_validation() -> None:
+    # Group 0 is held out; of the others the first in order is validation.
+    names = [str(i) for i in range(4)]
+    validation, *train = (group for group in seeded_order(names, 0).tolist() if group != 0)
+    keys = np.array(
+        [(validation, 9, 1), (train[0], 9, 2), (0, 9, 3), (train[0], 4, 4), (validation, 5, 5)]
     )
-    first = load_pair_data(arguments, 0, folder)
-    monkeypatch.setattr(module, "read_source", lambda *_: pytest.fail("the pairs were read again"))
-    again = load_pair_data(arguments, 0, folder)
-    assert again.train.to_list() == first.train.to_list()
-    assert again.counts == first.counts
-    assert len(again.leaked) == 0
-    with pytest.raises(pytest.fail.Exception):  # another seed, another split
-        load_pair_data(arguments, 1, folder)
+    pairs = PairNumbers(keys, keys[:, 0] == 0, names)
+    data = DataArguments(validation_fraction=0.5)
+    result = arrange(pairs, data, 0, lambda rows: [f"{keys[i, 2]}" * 9 for i in rows])
+    assert result.rows.tolist() == [3, 4, 2, 1, 0]
+    assert result.split.tolist() == [TRAIN, VALIDATION, TEST, LEAKED, LEAKED]
+    assert [LEAKS[i] for i in result.leaks if i >= 0] == ["same query"] * 2
+    assert (result.groups, result.leaks_left) == (2, 0)
+
+
+# --- the stage
+
+
+def faq(recipe: Recipe) -> SourcePairs:
+    """A source from outside the package."""
+    lines = Path(str(recipe.data.dataset_path)).read_text().splitlines()
+    rows = (
+        dict(zip(("query", "document", "group"), line.split("|"), strict=True)) for line in lines
+    )
+    return SourcePairs(Source("FAQ", license="mit"), rows)
+
+
+def test_a_source_from_outside_is_named_by_module_and_function(tmp_path: Path) -> None:
+    path = tmp_path / "faq.txt"
+    path.write_text("".join(f"question {i}|answer number {i} {i}|{i % 5}\n" for i in range(20)))
+    collection = load(tmp_path, dataset=f"{__name__}:faq", dataset_path=path)
+    assert collection.record.read == {"rows found": 20, "kept": 20}
+    assert collection.source == Source("FAQ", license="mit")
+    with pytest.raises(InputError, match=f"--dataset {__name__}:fap"):
+        load(tmp_path, dataset=f"{__name__}:fap", dataset_path=path)
+
+
+def test_pairs_are_read_again_only_when_an_input_changed(tmp_path: Path, pairs_file: Path) -> None:
+    keys = {"dataset": "files", "group_column": "topic"}
+    first = load(tmp_path, dataset_path=pairs_file, **keys)
+    manifest = tmp_path / "run" / "pairs" / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+    again = load(tmp_path, dataset_path=pairs_file, dataset_license="mit", language="de", **keys)
+    assert manifest.stat().st_mtime_ns == written
+    assert again.source.license == "mit"
+    assert first.source.license is None
+    assert again.key == first.key == open_collection(RunFolder(tmp_path / "run")).key
+    assert again.judgements.to_list() == first.judgements.to_list()
+    other = load(tmp_path, dataset_path=pairs_file, seed=1, **keys)
+    assert other.key != first.key
+    assert other.pairs("test").column("pair_id") != first.pairs("test").column("pair_id")
+    (tmp_path / "run" / "pairs" / "queries.arrow").unlink()
+    assert len(load(tmp_path, dataset_path=pairs_file, seed=1, **keys).queries) == 200
 
 
 def test_a_refused_source_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_text('{"query": "", "document": "b"}\n')
-    with pytest.raises(
-        InputError, match=r"no valid \(query, document\) pair \(rows found: 1, no query: 1\)"
-    ):
-        load_pair_data(
-            DataArguments(dataset="files", dataset_path=str(path)), 0, RunFolder(tmp_path / "run")
-        )
+    with pytest.raises(InputError, match=r"rows found: 1, no query: 1"):
+        load(tmp_path, dataset="files", dataset_path=path)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_table_can_be_written_and_read(tmp_path: Path) -> None:
-    assert dataset_of([], PAIR_FEATURES, tmp_path, "none").to_list() == []
+def test_a_refused_change_leaves_the_pairs_as_they_were(tmp_path: Path, pairs_file: Path) -> None:
+    load(tmp_path, dataset="files", dataset_path=pairs_file)
+    pairs = tmp_path / "run" / "pairs"
+    before = {path.name: path.read_bytes() for path in pairs.iterdir()}
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"query": "a", "document": "b"}\n')
+    with pytest.raises(InputError, match="1 groups"):
+        load(tmp_path, dataset="files", dataset_path=path)
+    assert {path.name: path.read_bytes() for path in pairs.iterdir()} == before
+    assert [path for path in pairs.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["scifact", "vaswani"])
+def test_real_beir_folders_are_read_whole(tmp_path: Path, name: str) -> None:
+    if not (REAL_DATA / name).is_dir():
+        pytest.skip(f"the real data set {name} is not here")
+    collection = load(tmp_path, dataset="beir", dataset_path=REAL_DATA / name)
+    read = dict(collection.record.read)
+    assert read.pop("judgements found") == sum(read.values())
+    assert len(collection.pairs("test")) > 0
+    assert collection.record.leaks_left == 0
+    assert len(set(collection.documents["text"])) == len(collection.documents)

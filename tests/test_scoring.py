@@ -9,7 +9,7 @@ from conftest import sentences
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring_process import TinyTeacher, read_collection, recipe, write_collection
+from scoring_process import NO_PROMPTS, TinyTeacher, read_collection, recipe, write_collection
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection, pair_number, text_number
@@ -43,7 +43,7 @@ class LengthTeacher(PairTeacher):
 
     name, identity, scale = "length", ("length",), Scale("given", None, 0.0, 1000.0)
 
-    def __init__(self, unknown: str = "", prompts: Prompts = Prompts()) -> None:  # noqa: B008
+    def __init__(self, unknown: str = "", prompts: Prompts = NO_PROMPTS) -> None:
         self.unknown, self.prompts = unknown, prompts
         self.calls: list[int] = []
 
@@ -295,6 +295,14 @@ def test_scores_outside_the_declared_scale_are_refused_and_not_kept(
     with pytest.raises(InputError, match=r"length: 200 of 200 scores .* \[-1, 1\]"):
         score_collection(collection, teacher, recipe(), folder)
     assert not list(folder.soft_labels.rglob("*.arrow"))
+
+
+def test_scores_of_another_shape_are_refused(
+    collection: Collection, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LengthTeacher, "score", lambda self, pairs, _: np.zeros((len(pairs), 2)))
+    with pytest.raises(InputError, match=r"shape \(200, 2\) for 200 pairs"):
+        score_collection(collection, LengthTeacher(), recipe(), folder)
 
 
 def test_a_teacher_that_knows_no_test_pair_is_refused(folder: RunFolder, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from hf_distill.data.read import TABLES, open_tables, read_pairs
 from hf_distill.data.split import LEAKS, TEST, Arrangement, PairNumbers, arrange
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
-from hf_distill.recipe.kinds import SOURCES, load_kind
+from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, read_json, stage
 
@@ -66,7 +66,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         stage(
             folder.pairs / "manifest.json",
             CollectionRecord,
-            [settings, recipe.seed, _content(data)],
+            [settings, recipe.seed, _content(data), digests_of_plugins([data.dataset])],
             make,
             files=[folder.pairs / f"{name}.arrow" for name in TABLES],
         )
@@ -74,16 +74,15 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         if not existed:
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    collection = open_collection(folder)
-    if data.dataset_license is None:
-        return collection
-    source = dataclasses.replace(collection.source, license=data.dataset_license)
-    record = dataclasses.replace(collection.record, source=source)
-    return dataclasses.replace(collection, record=record)
+    return open_collection(folder, data.dataset_license)
 
 
-def open_collection(folder: RunFolder) -> Collection:
+def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Collection:
     """The collection that a run has read.
+
+    Args:
+        folder: The run's folder.
+        dataset_license: Replaces the licence that the source states.
 
     Raises:
         InputError: There is none, or it is damaged.
@@ -91,7 +90,11 @@ def open_collection(folder: RunFolder) -> Collection:
     manifest = folder.pairs / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
-    return open_tables(folder.pairs, read_json(manifest, CollectionRecord))
+    record = read_json(manifest, CollectionRecord)
+    if dataset_license is not None:
+        source = dataclasses.replace(record.source, license=dataset_license)
+        record = dataclasses.replace(record, source=source)
+    return open_tables(folder.pairs, record)
 
 
 def _content(data: DataArguments) -> list[Any]:

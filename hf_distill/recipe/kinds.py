@@ -8,10 +8,13 @@ that what this package brings and what others bring are loaded in the same way.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hf_distill.errors import InputError
@@ -123,3 +126,16 @@ def load_object(where: str, key: str) -> Any:
     if not hasattr(module, name):
         raise InputError(f"--{key} {where}: the module {module_name} has no {name}")
     return getattr(module, name)
+
+
+def digests_of_plugins(texts: Iterable[str]) -> list[str]:
+    """SHA-256 of the files of the modules behind those of `texts` that begin with a
+    `package.module:name`: what they gave is made again when their code changes.
+    """
+    digests = []
+    for text in texts:
+        plugin = PLUGIN.match(text)
+        spec = importlib.util.find_spec(plugin[0].split(":")[0]) if plugin else None
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            digests.append(hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest())
+    return digests

@@ -179,10 +179,18 @@ def stage(
     def is_current(path: Path) -> bool:
         return _key_of(path) == key and all(file.exists() for file in files)
 
-    if together and not is_current(path):
+    def make_and_write() -> None:
+        path.unlink(missing_ok=True)  # an old result must not stand beside new files after a kill
+        write_json(path, make(key))
+
+    if not together:
+        main_makes(path, make_and_write, is_current)
+    elif not is_current(path):
+        main = PartialState().is_main_process
+        if main:
+            path.unlink(missing_ok=True)
         result = make(key)
-        if PartialState().is_main_process:
+        if main:
             write_json(path, result)
         return result
-    main_makes(path, lambda: write_json(path, make(key)), is_current)
     return read_json(path, kind)

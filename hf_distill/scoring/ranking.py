@@ -204,7 +204,6 @@ def rank_in_pool(
         pairs = RankedPairs(train.queries, train.documents, scores.of(train.rows))
         pool = document_pool(train.documents, POOL_SIZE, recipe.seed)
         ranking = rank_pairs(pairs, table, scores.scale.similarity, pool, k, key)
-        path.unlink(missing_ok=True)  # from here on the old ranking is no longer whole
         with written_whole(arrays_path) as temporary:
             np.savez(temporary, **{name: getattr(ranking, name) for name in _ARRAYS})
         return RankingRecord(key, ranking.pool, k)

@@ -187,6 +187,11 @@ def _by_pairs(collection: Collection, teacher: PairTeacher, store: _Store) -> _S
 
     def score(pairs: list[tuple[str, str]], advance: Advance) -> np.ndarray:
         values = teacher.score(pairs, advance)
+        if values.shape != (len(pairs),):
+            raise InputError(
+                f"the teacher {teacher.name} returned scores of shape {values.shape} for "
+                f"{len(pairs)} pairs, expected one score a pair"
+            )
         return teacher.scale.check(values, teacher.name).astype(np.float32)
 
     pairs = Items(len(collection.judgements), read, "pair")
@@ -284,8 +289,9 @@ def score_collection(
         folder: The run's folder.
 
     Raises:
-        InputError: Embeddings that are not finite or change shape, scores outside the declared
-            scale, or no score at all for the training or the test pairs.
+        InputError: Embeddings that are not finite, embeddings or scores of another shape than
+            declared, scores outside the declared scale, or no score at all for the training or the
+            test pairs.
     """
     began = time.perf_counter()
     store = _Store(folder, recipe.teacher.teacher_cache)
@@ -318,7 +324,6 @@ def score_collection(
             parts=scored.parts,
         )
         if PartialState().is_main_process:
-            path.unlink(missing_ok=True)  # from here on the old scores are no longer whole
             with written_whole(scores_path) as temporary:
                 np.save(temporary, values)
             write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)

@@ -85,9 +85,9 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
     return BiEncoderTeacher(
         backbone=model.to(dtype),
         name=arguments.teacher,
+        # Prompts are not part of it: scores are known by the prompted texts.
         identity=(
             "bi-encoder", digests, arguments.teacher_pooling, model.max_seq_length, precision, name,
-            vars(prompts),
         ),
         precision=precision,
         scale=SCALES[name],
