@@ -171,7 +171,7 @@ def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> Calibrat
     its expected error.
 
     The student's scores are cut into `BINS` bins of equally many pairs (Nguyen & O'Connor, 2015).
-    The interval resamples pairs in these bins. The error is never below 0, so that even a perfectly
+    The interval resamples pairs in these bins. The error is never below 0: even a perfectly
     calibrated student has one above 0 by chance, the more so the fewer pairs there are.
     """
     bins = quantile_bins(student)
@@ -233,8 +233,8 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def decide(teacher: np.ndarray, student: np.ndarray, quantile: float, seed: int) -> Decision:
     """The student as a classifier of "the teacher scores this pair at or above its `quantile`".
 
-    F1 cuts the student at the teacher's threshold, so that it depends on calibration too; ROC-AUC
-    and average precision depend on the order only. Compare average precision with the share of
+    F1 cuts the student at the teacher's threshold, which makes it depend on calibration too;
+    ROC-AUC and average precision depend on the order only. Compare average precision with the share of
     positives, which a random order reaches.
     """
     threshold = float(np.quantile(teacher, quantile))

@@ -117,7 +117,8 @@ def index_size(
     half, quarter = max(1, d // 2), max(1, d // 4)
 
     def search_first(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-        return search(*(_cut(x, dimensions, similarity) for x in (queries, documents)), K)
+        left, right = (_cut(x, dimensions, similarity) for x in (queries, documents))
+        return search(left, right, K)
 
     answers = {
         "float32": (4 * d, search(queries, documents, K)),

@@ -1,5 +1,5 @@
-"""The paper's own protocol, kept so that its published figures stay comparable. It ranks pairs, and
-is no retrieval.
+"""The paper's own protocol, kept to compare with its published figures. It ranks pairs; that is not
+retrieval.
 
 A pair's score is the student's cosine of its query and its document; the teacher's score of the
 pair is the reference.

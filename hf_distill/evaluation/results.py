@@ -24,7 +24,8 @@ class Estimate:
         value: None if it is undefined.
         low, high: The interval's ends; None if the value is undefined.
         n: How many queries or pairs it is measured on.
-        undefined: Why there is no value: a correlation of constant scores, say. None if there is.
+        undefined: Why there is no value, e.g. because constant scores have no correlation. None if
+            there is one.
     """
 
     value: float | None
@@ -163,7 +164,7 @@ class SeedsComparison:
 
 @dataclass(frozen=True)
 class PerQuery:
-    """Values query by query, so that every test can be repeated from the file.
+    """Values query by query: every test can be repeated from the file.
 
     Attributes:
         measure: `nDCG@10`.
@@ -355,7 +356,7 @@ class PaperFigures:
 
 @dataclass(frozen=True)
 class PaperProtocol:
-    """The paper's own protocol, which ranks pairs and is no retrieval.
+    """The paper's own protocol. It ranks pairs; that is not retrieval.
 
     Attributes:
         num_pairs: Held-out pairs.
@@ -409,7 +410,7 @@ class Cost:
 @dataclass(frozen=True)
 class Efficiency:
     """Models measured side by side: how many documents and queries were timed, on which device, and
-    system -> its cost. A teacher that is no local bi-encoder has none.
+    system -> its cost. A teacher that is not a local bi-encoder has no row.
     """
 
     documents: int
