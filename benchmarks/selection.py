@@ -1,104 +1,132 @@
 """Time and memory of every selection rule on synthetic pairs: `python benchmarks/selection.py
 [--pairs N ...]`.
 
-Each number of pairs is a process of its own, so that its peak memory is its own. The pairs lie in
-an Arrow file, as a run's do: a tenth of them are near-copies of another, some are echoes, and
-groups have ten pairs. Ends with one line of JSON.
+Each number of pairs has a process of its own, so that its peak memory is its own. The texts are in
+Arrow files, as in a run. A tenth of the pairs are near-copies of another, some are echoes, and a
+group has ten pairs. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from hf_distill.data.collection import dataset_of
-from hf_distill.selection.audit import make_audit
-from hf_distill.selection.rules import (
-    apply_rules,
-    parse_rules,
-    rule_columns,
+from hf_distill.data.collection import (
+    JUDGEMENT_FEATURES,
+    TEXT_FEATURES,
+    Collection,
+    CollectionRecord,
+    Source,
+    write_table,
 )
+from hf_distill.scoring.ranking import Ranking
+from hf_distill.selection.rules import apply_rules, parse_rules
+from hf_distill.selection.select import SelectionInputs, make_selection, rule_columns
 
 RULES = [
-    "invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=50", "margin=-0.9", "threshold=-0.99", "percentile=10",
-    "percentile=10:by=group", "percentile=10:by=source", "top_k=9:by=group", "stratified=0.9", "stratified=0.9:on=margin", "random=0.9",
+    "invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=50", "margin=-0.9",
+    "threshold=-0.99", "percentile=10", "percentile=10:by=group", "percentile=10:by=source",
+    "top_k=9:by=group", "stratified=0.9", "stratified=0.9:on=margin", "random=0.9",
     "percentile=50:weight=0.5",
 ]  # fmt: skip
-FEATURES = Features(
-    {name: Value("string") for name in ("pair_id", "query", "document", "group", "source")}
-    | {"teacher_score": Value("float32"), "rank": Value("int32"), "margin": Value("float32")}
-)
 QUERY_WORDS, DOCUMENT_WORDS, VOCABULARY = 8, 30, 20_000
 
 
-def synthetic(pairs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Pairs of random words: of ten, one is the last one with another last word, and of a hundred,
-    one is an echo.
+@dataclass(frozen=True)
+class Figures:
+    """Of one number of pairs: seconds for all rules with the audit, and for each rule alone; the
+    most memory before and after, in MB.
+    """
+
+    pairs: int
+    seconds: float
+    rules: dict[str, float]
+    mb_before: int
+    mb_peak: int
+    kept: int
+
+
+def synthetic_texts(pairs: int, seed: int = 0) -> Iterator[tuple[str | None, str]]:
+    """Random words as query (None: the last one again) and document. Of ten documents one is the
+    last one with another last word, and of a hundred one is its query.
     """
     rng = np.random.default_rng(seed)
-    query, document = "", ""
+    document = ""
     for number in range(pairs):
         if number % 10 == 9:
-            document = document.rsplit(" ", 1)[0] + f" w{rng.integers(VOCABULARY)}"
-        else:
-            words = [
-                f"w{word}" for word in rng.integers(VOCABULARY, size=QUERY_WORDS + DOCUMENT_WORDS)
-            ]
-            query, document = " ".join(words[:QUERY_WORDS]), " ".join(words[QUERY_WORDS:])
-        yield {
-            "pair_id": str(number), "query": query, "document": query if number % 100 == 50 else document, "group": str(number // 10),
-            "source": str(number % 7), "teacher_score": rng.uniform(-1, 1), "rank": int(rng.integers(1, 100)), "margin": rng.uniform(-1, 1),
-        }  # fmt: skip
+            document = f"{document.rsplit(' ', 1)[0]} w{rng.integers(VOCABULARY)}"
+            yield None, document
+            continue
+        drawn = rng.integers(VOCABULARY, size=QUERY_WORDS + DOCUMENT_WORDS)
+        words = [f"w{word}" for word in drawn]
+        query, document = " ".join(words[:QUERY_WORDS]), " ".join(words[QUERY_WORDS:])
+        yield query, query if number % 100 == 50 else document
 
 
-def memory() -> float:
-    """The most memory that this process has held, in MB. Pages of mapped files count: the system
-    can take those back.
+def synthetic(pairs: int, folder: Path) -> SelectionInputs:
+    """So many pairs, written to `folder`, with random scores, ranks and margins."""
+    numbers = range(pairs)
+    queries = ({"text": q} for q, _ in synthetic_texts(pairs) if q is not None)
+    documents = ({"text": d, "searched": False} for _, d in synthetic_texts(pairs))
+    judgements = (
+        {
+            "pair_id": str(i), "query": i - i // 10 - (i % 10 == 9), "document": i, "grade": 1,
+            "group": str(i // 10), "source": str(i % 7), "split": "train",
+        }
+        for i in numbers
+    )  # fmt: skip
+    paths = [folder / f"{name}-{pairs}.arrow" for name in ("queries", "documents", "judgements")]
+    features = [TEXT_FEATURES["queries"], TEXT_FEATURES["documents"], JUDGEMENT_FEATURES]
+    for rows, form, path in zip((queries, documents, judgements), features, paths, strict=True):
+        write_table(rows, form, path)
+    record = CollectionRecord("key", Source("synthetic"), {}, {"train": pairs}, {}, 0)
+    collection = Collection(*(Dataset.from_file(str(path)) for path in paths), record)
+    rng = np.random.default_rng(1)
+    ranking = Ranking(
+        key="key",
+        rank=rng.integers(1, 100, pairs, dtype=np.int32),
+        margin=rng.uniform(-1, 1, pairs).astype(np.float32),
+        negatives=np.empty((pairs, 0), dtype=np.int64),
+        negative_scores=np.empty((pairs, 0), dtype=np.float32),
+        pool=pairs,
+    )
+    scores = rng.uniform(-1, 1, pairs).astype(np.float32)
+    return SelectionInputs(collection.every_pair(), scores, ranking, "key")
+
+
+def memory() -> int:
+    """The most memory that this process has held, in MB. Pages of mapped files count, though the
+    system can take those back.
     """
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 
 def measure(pairs: int, folder: str, answer: Any) -> None:
-    """Put the figures of one size into the queue `answer`."""
-    table: Dataset = dataset_of(synthetic(pairs), FEATURES, Path(folder), f"pairs-{pairs}")
-    before = memory()
-    rules = parse_rules(RULES)
-    seconds = {}
-    for rule in rules:  # each on its own: what it costs to be used alone
-        start = time.perf_counter()
-        apply_rules(rule_columns(table, [rule], 0), [rule])
+    """Put the figures of one number of pairs into the queue `answer`."""
+    inputs = synthetic(pairs, Path(folder))
+    before, rules, seconds = memory(), parse_rules(RULES), {}
+    for rule in rules:
+        start, alone = time.perf_counter(), dataclasses.replace(inputs)  # without columns yet
+        apply_rules(rule_columns(alone, [rule], 0), [rule])
         seconds[str(rule)] = round(time.perf_counter() - start, 2)
     start = time.perf_counter()
-    columns = rule_columns(table, rules, 0)
-    applied = apply_rules(columns, rules)
-    audit = make_audit(table, columns, rules, applied, 0)
-    assert (
-        audit["pairs_in"]
-        == pairs
-        == audit["kept"] + sum(rule["dropped"] for rule in audit["rules"])
-    )
+    audit = make_selection(rule_columns(inputs, rules, 0), rules, 0, "key").audit
     together = round(time.perf_counter() - start, 2)
-    answer.put(
-        {
-            "pairs": pairs,
-            "seconds": together,
-            "rules": seconds,
-            "mb_before": round(before),
-            "mb_peak": round(memory()),
-            "kept": audit["kept"],
-        }
-    )
+    assert audit.pairs_in == pairs == audit.kept + sum(rule.dropped for rule in audit.rules)
+    answer.put(Figures(pairs, together, seconds, before, memory(), audit.kept))
 
 
 def main() -> None:
@@ -108,7 +136,7 @@ def main() -> None:
     sizes = parser.parse_args().pairs
     datasets.utils.logging.disable_progress_bar()
     spawn = multiprocessing.get_context("spawn")
-    found = []
+    figures: list[Figures] = []
     with tempfile.TemporaryDirectory() as folder:
         for pairs in sizes:
             answer = spawn.Queue()
@@ -120,19 +148,15 @@ def main() -> None:
                 raise SystemExit(
                     f"the process for {pairs:,} pairs ended with code {process.exitcode}"
                 )
-            found.append(answer.get())
+            figures.append(answer.get())
             process.join()
-    print(f"{'seconds, each rule alone':<32}" + "".join(f"{f['pairs']:>14,}" for f in found))
+    print(f"{'seconds, each rule alone':<32}" + "".join(f"{f.pairs:>14,}" for f in figures))
     for rule in RULES:
-        print(f"{rule:<32}" + "".join(f"{f['rules'][rule]:>14.2f}" for f in found))
-    print(
-        f"{'all together, with the audit':<32}" + "".join(f"{f['seconds']:>14.2f}" for f in found)
-    )
-    print(
-        f"{'MB before / at the peak':<32}"
-        + "".join(f"{f['mb_before']:>7,} /{f['mb_peak']:>5,}" for f in found)
-    )
-    print(json.dumps({str(f["pairs"]): f for f in found}))
+        print(f"{rule:<32}" + "".join(f"{f.rules[rule]:>14.2f}" for f in figures))
+    print(f"{'all together, with the audit':<32}" + "".join(f"{f.seconds:>14.2f}" for f in figures))
+    mb = "".join(f"{f.mb_before:>7,} /{f.mb_peak:>5,}" for f in figures)
+    print(f"{'MB before / at the peak':<32}{mb}")
+    print(json.dumps({str(f.pairs): dataclasses.asdict(f) for f in figures}))
 
 
 if __name__ == "__main__":

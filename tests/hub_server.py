@@ -78,10 +78,10 @@ class Repo:
 
 def card_errors(content: str, kind: str) -> list[str]:  # noqa: PLR0912  (a branch for each rule of the Hub's)
     """The Hub's complaints about the metadata of a card."""
-    found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    if not found:
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if not match:
         return []
-    card = yaml.safe_load(found[1])
+    card = yaml.safe_load(match[1])
     if not isinstance(card, dict):
         return ["metadata is not a mapping"]
     errors = []
@@ -159,8 +159,8 @@ class Hub(ThreadingHTTPServer):
         if held is None:
             return None
         wanted = held.tags.get(revision, revision)
-        found = [entry for entry in held.commits if wanted in ("main", entry[0])]
-        return found[-1] if found else None
+        history = [entry for entry in held.commits if wanted in ("main", entry[0])]
+        return history[-1] if history else None
 
     def commits(self, kind: str, repo: str) -> int:
         """How many commits `main` has, the first one (`.gitattributes`) not counted."""
@@ -506,13 +506,13 @@ class _Handler(BaseHTTPRequestHandler):
                 changed[value["path"]] = None
             elif entry["key"] != "header":
                 return self.answer(400, {"error": f"unknown {entry['key']}"})
-        made = self.server.commit(kind, repo, changed)
+        commit = self.server.commit(kind, repo, changed)
         return self.answer(
             200,
             {
                 "success": True,
-                "commitOid": made,
-                "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}",
+                "commitOid": commit,
+                "commitUrl": f"{self.server.endpoint}/{repo}/commit/{commit}",
             },
         )
 

@@ -1,21 +1,22 @@
-"""Texts one after another, without padding: the same embeddings and gradients, for every backbone
-that is packed.
+"""Texts that stand one after another, without padding: the same embeddings and gradients, for every
+backbone that is packed, and a model that is unchanged afterwards.
 """
 
 from __future__ import annotations
 
-import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_tokenizer, sentences
+from conftest import ROOT, make_tokenizer, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -23,12 +24,11 @@ from hf_distill.training.packing import (
     PACKABLE,
     PADDING,
     FastDropout,
+    Packer,
     _Attention,
-    can_pack,
-    first_position_of,
-    pack,
+    _Form,
+    fast_on_cpu,
     packing_of,
-    prepare_to_pack,
 )
 
 TEXTS = [" ".join(sentences(1, i)[0].split()[: 1 + i % 10]) for i in range(23)]
@@ -67,7 +67,9 @@ def embed(model: SentenceTransformer, packed: bool) -> tuple[torch.Tensor, dict[
     features = model.preprocess(TEXTS)
     order = torch.arange(len(TEXTS))
     if packed:
-        features, order = pack(features, first_position_of(model))
+        packer = Packer.of(model)
+        assert packer is not None
+        features, order = packer.pack(features)
         assert features["input_ids"].shape[0] == 1
     embeddings = model(features)["sentence_embedding"][order.argsort()]
     model.zero_grad()
@@ -85,12 +87,11 @@ def test_packed_texts_have_the_embeddings_and_gradients_of_padded_ones(
     kind: str, pooling: str, tmp_path: Path
 ) -> None:
     model = make_model(kind, pooling, tmp_path)
-    assert can_pack(model)
     wanted, gradients = embed(model, packed=False)
-    prepare_to_pack(model)
     for packed in (True, False):
-        found, own = embed(model, packed)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        with fast_on_cpu(model):
+            embeddings, own = embed(model, packed)
+        torch.testing.assert_close(embeddings, wanted, atol=1e-5, rtol=1e-5)
         assert own.keys() == gradients.keys()
         for name, gradient in own.items():
             torch.testing.assert_close(
@@ -102,22 +103,74 @@ def test_packed_texts_have_the_embeddings_and_gradients_of_padded_ones(
             )
 
 
-def test_what_is_packed_is_saved_and_copied_like_any_other(tmp_path: Path) -> None:
-    model = make_model("bert", "mean", tmp_path / "one")
-    wanted = embed(model, packed=False)[0]
-    prepare_to_pack(model)
-    model.save_pretrained(str(tmp_path / "two"), create_model_card=False)
-    assert "hf_distill" not in (tmp_path / "two" / "config.json").read_text()
-    for other in (copy.deepcopy(model), SentenceTransformer(str(tmp_path / "two"), device="cpu")):
-        torch.testing.assert_close(
-            torch.from_numpy(other.encode(TEXTS)), wanted, atol=1e-5, rtol=1e-5
-        )
+def form_of(model: SentenceTransformer) -> tuple[Any, ...]:
+    """Everything but the values of the weights."""
+    backbone = model[0].auto_model
+    modules = [
+        (name, id(module), type(module), module.training, sorted(vars(module)))
+        for name, module in backbone.named_modules()
+    ]
+    return modules, list(model.state_dict()), dict(vars(backbone.config))
+
+
+def not_packable(folder: Path) -> SentenceTransformer:
+    model = make_model("bert", "mean", folder)
+    model[0].auto_model.config.model_type = "another"
+    return model
+
+
+@pytest.mark.parametrize("kind", [*PACKABLE, "another"])
+def test_a_model_is_afterwards_what_it_was_before(kind: str, tmp_path: Path) -> None:
+    model = not_packable(tmp_path) if kind == "another" else make_model(kind, "mean", tmp_path)
+    model.save_pretrained(str(tmp_path / "before"), create_model_card=False)
+    before = form_of(model)
+    with fast_on_cpu(model):
+        assert form_of(model) != before
+        with fast_on_cpu(model):  # the Trainer evaluates while it trains
+            pass
+        inside = {type(module) for module in model.modules() if isinstance(module, nn.Dropout)}
+        assert inside == {nn.Dropout if kind == "another" else FastDropout}
+        model.save_pretrained(str(tmp_path / "inside"), create_model_card=False)
+    assert form_of(model) == before
+    with pytest.raises(RuntimeError, match="broken"), fast_on_cpu(model):
+        raise RuntimeError("broken")
+    assert form_of(model) == before
+    saved = [(tmp_path / name / "config.json").read_text() for name in ("before", "inside")]
+    assert saved[0] == saved[1]
+
+
+def test_what_changes_to_training_inside_has_changed_outside(tmp_path: Path) -> None:
+    model = make_model("bert", "mean", tmp_path)
+    with fast_on_cpu(model):
+        model.train()
+    assert all(module.training for module in model.modules())
 
 
 def test_a_backbone_that_is_not_known_to_allow_it_is_not_packed(tmp_path: Path) -> None:
-    model = make_model("bert", "mean", tmp_path)
-    model[0].auto_model.config.model_type = "mpnet"
-    assert not can_pack(model)
+    model = not_packable(tmp_path)
+    config = model[0].auto_model.config
+    assert (Packer.of(model), config._attn_implementation) == (None, "sdpa")
+    with fast_on_cpu(model):
+        assert config._attn_implementation == "eager"
+
+
+def test_a_model_without_a_transformer_is_left_alone() -> None:
+    tokenizer = make_tokenizer().backend_tokenizer
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=4)], device="cpu")
+    assert Packer.of(model) is None
+    with fast_on_cpu(model):
+        assert model.encode(TEXTS).shape == (23, 4)
+
+
+def test_an_import_registers_nothing() -> None:
+    code = (
+        "import hf_distill.training.packing as p; from transformers import AttentionInterface; "
+        "assert p.PACKED not in AttentionInterface().valid_keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60).map(sorted))
@@ -146,7 +199,7 @@ def test_the_gradient_of_attention_is_that_of_its_values(dropout: float) -> None
 
     def attend(*states: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same numbers dropped each time
-        return _Attention.apply(*states, packing, 0.7, dropout)
+        return _Attention.apply(*states, _Form(packing, 0.7, dropout))
 
     assert torch.autograd.gradcheck(attend, states)
 
@@ -155,7 +208,7 @@ def test_attention_drops_as_many_shares_as_it_should() -> None:
     torch.manual_seed(0)
     packing = packing_of([50] * 40)
     query, key = (torch.zeros(2000, 1, 8) for _ in range(2))  # every share is a fiftieth
-    out = _Attention.apply(query, key, torch.ones(2000, 1, 8), packing, 1.0, 0.2)
+    out = _Attention.apply(query, key, torch.ones(2000, 1, 8), _Form(packing, 1.0, 0.2))
     assert out.mean().item() == pytest.approx(1, abs=0.01)
     assert out.std().item() == pytest.approx((0.2 / 0.8 / 50) ** 0.5, rel=0.05)
 
@@ -178,16 +231,9 @@ def test_dropout_keeps_and_scales_what_it_should(dtype: torch.dtype) -> None:
 
 
 def test_the_same_seed_drops_the_same_numbers() -> None:
-    made = []
+    drawn = []
     for _ in range(2):
         torch.manual_seed(3)
-        made.append(FastDropout(0.5)(torch.ones(77)))
-    assert made[0].equal(made[1])
-    assert not made[0].equal(FastDropout(0.5)(torch.ones(77)))
-
-
-def test_every_dropout_of_the_backbone_becomes_cheap(tmp_path: Path) -> None:
-    model = make_model("bert", "mean", tmp_path)
-    prepare_to_pack(model)
-    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Dropout)}
-    assert kinds == {FastDropout}
+        drawn.append(FastDropout(0.5)(torch.ones(77)))
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].equal(FastDropout(0.5)(torch.ones(77)))

@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import sentences
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from tiny_training import tiny
 
-from hf_distill.run.folder import RunFolder
-from hf_distill.selection.rules import parse_rules
-from hf_distill.selection.select import select_pairs
-from hf_distill.training.collator import InBatch
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.training.in_batch import InBatch
 from hf_distill.training.terms import (
     TERMS,
-    Weights,
     alignment,
     contrastive,
-    hybrid,
+    parse_terms,
     regression,
+    weighted_terms,
 )
-from hf_distill.training.train import training_rows
-from hf_distill.training.trainer import DistillationTrainer
 
 S = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.8, 0.0], [0.5, 0.4, 0.7]], dtype=torch.float64)
 T = torch.tensor([[0.8, 0.2, 0.1], [0.1, 0.9, 0.3], [0.6, 0.2, 0.5]], dtype=torch.float64)
-POSITIVES, NONE = torch.arange(3), torch.zeros(3, 3, dtype=torch.bool)
-EVERY = Weights(
-    contrastive=1, regression=1, regression_on="matrix", distribution=1, margin=1, alignment=1
-)
 
 
-def terms(weight: torch.Tensor | None, student: torch.Tensor = S) -> dict[str, torch.Tensor]:
+def config(**options: Any) -> DistillationConfig:
+    return DistillationConfig("unused", use_cpu=True, temperature=0.5, **options)
+
+
+EVERY = config(**{f"{name}_weight": 1.0 for name in TERMS}, regression_on="matrix")
+
+
+def batch(weight: torch.Tensor | None, student: torch.Tensor = S, **more: Any) -> InBatch:
     generator = torch.Generator().manual_seed(0)
     texts, targets = (
         torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2)
     )  # three pairs, a negative each
-    return hybrid(student, InBatch(T, POSITIVES, NONE, weight), EVERY, texts, targets)
+    each = None if weight is None else weight.repeat(3)
+    values = {"texts": texts, "targets": targets, "text_weight": each, **more}
+    ignore = torch.zeros(3, 3, dtype=torch.bool)
+    own = torch.arange(3)
+    return InBatch(
+        student=student, teacher=T, positives=own, ignore=ignore, weight=weight, **values
+    )
+
+
+def terms(weight: torch.Tensor | None, student: torch.Tensor = S) -> dict[str, torch.Tensor]:
+    return weighted_terms([batch(weight, student)], parse_terms(EVERY), EVERY)
 
 
 def test_by_hand() -> None:
@@ -48,16 +56,16 @@ def test_by_hand() -> None:
         -math.log(math.exp(S[i, i] / 0.5) / sum(math.exp(S[i, j] / 0.5) for j in range(3)))
         for i in range(3)
     ]
-    assert contrastive(S, POSITIVES, NONE, 0.5, weight).item() == pytest.approx(
-        (rows[0] + 0.5 * rows[1]) / 3
+    contrast = contrastive(batch(weight), config()).item()
+    assert contrast == pytest.approx((rows[0] + 0.5 * rows[1]) / 3)
+    squares = regression(batch(weight), config()).item()
+    assert squares == pytest.approx((0.1**2 + 0.5 * 0.1**2) / 3)
+    # Three queries and three documents, each at right angles to its target.
+    texts = torch.eye(3, dtype=torch.float64).repeat(2, 1)
+    right_angles = batch(
+        weight, texts=texts, targets=texts.roll(1, 1), text_weight=weight.repeat(2)
     )
-    assert regression(S, T, POSITIVES, "diagonal", weight=weight).item() == pytest.approx(
-        (0.1**2 + 0.5 * 0.1**2) / 3
-    )
-    texts = torch.eye(3, dtype=torch.float64).repeat(
-        2, 1
-    )  # three queries and three documents, each at right angles to its target
-    assert alignment(texts, texts.roll(1, 1), weight).item() == pytest.approx((1 + 0.5 + 0) * 2 / 6)
+    assert alignment(right_angles, config()).item() == pytest.approx((1 + 0.5 + 0) * 2 / 6)
 
 
 def test_weights_of_one_change_nothing_and_every_term_is_linear_in_them() -> None:
@@ -77,38 +85,19 @@ def test_a_row_of_weight_zero_teaches_nothing() -> None:
     assert student.grad[[0, 2]].abs().min() > 0
 
 
-def test_weights_reach_the_loss(teacher_dir: Path, tmp_path: Path) -> None:
-    pairs = Dataset.from_dict(
-        {
-            "pair_id": [str(i) for i in range(4)], "query": sentences(4), "document": sentences(4, 100),
-            "teacher_score": [0.1, 0.2, 0.3, 0.4],
-        }
-    )  # fmt: skip
-    folder = RunFolder(tmp_path / "run")
-    plain = training_rows(select_pairs(pairs, [], 0, folder, "scores").selected, None)
-    weighted = training_rows(
-        select_pairs(
-            pairs, parse_rules(["threshold=0.25:weight=0.5"]), 0, folder, "scores"
-        ).selected,
-        None,
-    )
-    assert "weight" not in plain.features
-    assert list(weighted["weight"]) == [0.5, 0.5, 1.0, 1.0]
-    model = SentenceTransformer(str(teacher_dir), device="cpu")
-    args = SentenceTransformerTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to=[])
-
-    def loss(rows: Dataset) -> float:
-        only = Weights(contrastive=0, regression=1)
-        trainer = DistillationTrainer(model=model, args=args, train_dataset=rows, weights=only)
-        model.eval()
+def test_weights_of_the_rows_reach_the_loss(teacher_dir: Path, tmp_path: Path) -> None:
+    parts = tiny(teacher_dir)
+    weights = [0.5, 0.5, 1.0, 1.0]
+    weighted = parts.texts.select(range(4)).add_column("weight", weights).with_format("numpy")
+    q, d = (parts.student.encode(list(weighted[name])) for name in ("query", "document"))
+    errors = ((q * d).sum(1) - weighted["teacher_score"]) ** 2
+    for rows, expected in (
+        (weighted.remove_columns("weight"), errors.mean()),
+        (weighted, (errors * weights).mean()),
+    ):
+        trainer = parts.trainer(tmp_path, rows, contrastive_weight=0, regression_weight=1)
+        trainer.model.eval()
         with torch.no_grad():
-            return float(
-                trainer.compute_loss(
-                    trainer.model, trainer.data_collator([rows[i] for i in range(4)])
-                )
-            )
-
-    cosines = (model.encode(pairs["query"][:]) * model.encode(pairs["document"][:])).sum(1)
-    errors = (cosines - [0.1, 0.2, 0.3, 0.4]) ** 2
-    assert loss(plain) == pytest.approx(errors.mean(), rel=1e-4)
-    assert loss(weighted) == pytest.approx((errors * [0.5, 0.5, 1, 1]).mean(), rel=1e-4)
+            features = trainer.data_collator([rows[i] for i in range(4)])
+            loss = trainer.compute_loss(trainer.model, features).item()
+        assert loss == pytest.approx(expected, rel=1e-4)

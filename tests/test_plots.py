@@ -109,6 +109,12 @@ def test_the_loss_is_told_from_its_first_to_its_last_value() -> None:
     assert "not logged" in plot_losses(training()).alt
 
 
+def test_terms_of_ones_own_are_drawn() -> None:
+    log = [{"loss": 2.0, "step": step, "mine": 0.5} for step in (1, 2)]
+    recorded = training(log=log)
+    assert plot_losses(recorded, ["mine"]).svg != plot_losses(recorded).svg
+
+
 def test_pictures_say_in_words_what_they_show() -> None:
     values = random_values()
     measured = usual_evaluation()

@@ -84,7 +84,7 @@ def test_the_words_of_a_student_and_a_vocabulary_without_any(teacher_dir: Path) 
     student = SentenceTransformer(str(teacher_dir), device="cpu")
     assert student_words(student) == sorted({word for word in WORDS if len(word) > 2})
     student[0].processor = object()
-    with pytest.raises(InputError, match="--texts_per_pair .* no piece that is a word"):
+    with pytest.raises(InputError, match=r"--texts_per_pair .* no piece that is a word"):
         student_words(student)
 
 
@@ -106,7 +106,9 @@ def test_a_pool_holds_different_passages_of_queries_and_documents_by_turns() -> 
 
 
 def test_a_pool_is_of_the_selected_texts_alone() -> None:
-    pairs = pairs_of([f"query{i} a b c" for i in range(9)], [f"document{i} d e f" for i in range(9)])
+    pairs = pairs_of(
+        [f"query{i} a b c" for i in range(9)], [f"document{i} d e f" for i in range(9)]
+    )
     pool = make_pool(pairs.take(np.array([2, 7])), 20, ["new"], seed=0)
     named = {word for text, _ in pool for word in text.split() if word[-1].isdigit()}
     assert named == {"query2", "query7", "document2", "document7"}

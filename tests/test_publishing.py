@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import huggingface_hub
 import pytest
@@ -17,10 +19,13 @@ from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
+from hf_distill.evaluation.results import STUDENT, Estimate, RetrievalResults
 from hf_distill.release import access
 from hf_distill.release.access import PublishingError, check_access
+from hf_distill.release.model_card import _write_eval_results
 from hf_distill.release.publish import Settings, dry_run, prepare, publish
 from hf_distill.release.remote import Release, commit_release
+from hf_distill.report.results import RunResults
 from hf_distill.student.save import save_student
 
 pytestmark = pytest.mark.filterwarnings(
@@ -378,17 +383,28 @@ def test_a_public_repository_is_closed_before_it_holds_anything(
 def test_the_evaluation_results_are_read_back_by_the_client(
     hub: Hub, api: HfApi, release: Release
 ) -> None:
-    ndcg = {"nDCG@10": {"value": 0.51234, "low": 0.4, "high": 0.6}}
-    from hf_distill.release.model_card import _write_eval_results
-
-    _write_eval_results(
-        {"retrieval": {"num_queries": 9, "systems": {"student": ndcg}}}, "you/pairs", release.folder
+    retrieval = RetrievalResults(
+        num_queries=9,
+        num_documents=9,
+        notes=(),
+        systems={STUDENT: {"nDCG@10": Estimate(0.51234, 0.4, 0.6, 9)}},
+        student_over_teacher=None,
     )
+
+    def write(dataset: str | None) -> None:
+        results = SimpleNamespace(
+            folder=SimpleNamespace(student=release.folder),
+            recipe=SimpleNamespace(run=SimpleNamespace(hub_dataset_id=dataset)),
+            evaluation=SimpleNamespace(retrieval=retrieval),
+        )
+        _write_eval_results(cast(RunResults, results))
+
+    write("you/pairs")
     commit(api, release)
     (entry,) = api.model_info(release.repo, expand=["evalResults"]).eval_results or []
     assert (entry.dataset_id, entry.task_id, entry.value) == ("you/pairs", "retrieval", 0.5123)
     assert entry.notes == "nDCG@10 over 9 held-out queries, 95% interval 0.4000 to 0.6000"
-    _write_eval_results({}, None, release.folder)
+    write(None)
     commit(api, release)
     assert not api.model_info(release.repo, expand=["evalResults"]).eval_results, (
         "a student without a published data set names none"

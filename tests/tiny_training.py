@@ -128,9 +128,7 @@ def tiny(teacher_dir: Path, pairs: int = 32, pool: int = 64) -> Tiny:
     )
     _, _, components = np.linalg.svd(np.concatenate(exact), full_matrices=False)
     components = np.ascontiguousarray(components[:16])
-    return Tiny(
-        teacher, _student(teacher, components), components, texts, by_number, lookup
-    )
+    return Tiny(teacher, _student(teacher, components), components, texts, by_number, lookup)
 
 
 def _student(teacher: SentenceTransformer, components: np.ndarray) -> SentenceTransformer:

@@ -23,8 +23,8 @@ _GROUP = 16
 _SPARE = 32
 """Documents beyond `depth` that are kept by their float32 similarity until exact scores decide."""
 
-_EXACT = 1024
-"""Rows that are scored exactly at a time, small enough for the caches."""
+_EXACT = 4096
+"""Rows that are scored exactly at a time."""
 
 _NORM = {"euclidean": 2.0, "manhattan": 1.0}
 

@@ -26,13 +26,13 @@ def escape_markdown(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """`text` on one line as a Markdown code span, whatever backticks it holds. A `|` becomes a
-    space, since it would split a table's cell.
+    """`text` as a Markdown code span, whatever backticks it holds. Line ends become spaces, and so
+    does `|`, which would split a table's cell.
     """
-    flat = " ".join(text.replace("|", " ").split())
+    flat = re.sub(r"[\r\n|]", " ", text)
     longest = max(map(len, re.findall("`+", flat)), default=0)
     fence = "`" * (longest + 1)
-    return f"{fence} {flat} {fence}" if longest or not flat else f"{fence}{flat}{fence}"
+    return f"{fence} {flat} {fence}" if longest or not flat.strip() else f"{fence}{flat}{fence}"
 
 
 def link(url: str) -> str:

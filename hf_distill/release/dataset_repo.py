@@ -108,7 +108,9 @@ class _Tables:
         return first
 
     def batches(self, pairs: Pairs, features: Features) -> Iterator[dict[str, Any]]:
-        """`pairs` in batches of columns with exactly `features`, null where nothing is known."""
+        """`pairs` in batches of columns, exactly those of `features`. A column that does not apply
+        to the pairs is null.
+        """
         start, rows_of_training = 0, self.results.collection.rows("train")
         names = [name for name in PAIR_COLUMNS if name in features and name != "teacher_score"]
         for batch in pairs.batches(*names, "reason"):
@@ -124,7 +126,7 @@ class _Tables:
             yield {name: columns.get(name, [None] * len(rows)) for name in features}
 
     def _of_training_pairs(self, places: np.ndarray) -> dict[str, Any]:
-        """What is known of training pairs alone, at `places` (m,) among them."""
+        """The columns that only training pairs have, at `places` (m,) among them."""
         rules = [*(rule.rule for rule in self.selection.audit.rules), None]  # -1, the last: kept
         columns: dict[str, Any] = {
             "dropped_by": [rules[i] for i in self.selection.dropped_by[places]]

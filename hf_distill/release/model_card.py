@@ -56,10 +56,9 @@ def _model_results(results: RunResults) -> list[EvalResult]:
             dataset_split="test",
             metric_type=re.sub(r"\W+", "_", measure).lower(),
             metric_name=measure,
-            metric_value=round(estimate.value, 4),
+            metric_value=float(f"{estimate.value:.4f}"),
         )
         for measure, estimate in results.evaluation.retrieval.systems[STUDENT].items()
-        if estimate.value is not None
     ]
 
 
@@ -76,7 +75,7 @@ def _write_eval_results(results: RunResults) -> None:
     entry = EvalResultEntry(
         dataset_id=dataset,
         task_id="retrieval",
-        value=round(estimate.value, 4),
+        value=float(f"{estimate.value:.4f}"),
         notes=(
             f"{NDCG} over {retrieval.num_queries} held-out queries, "
             f"95% interval {estimate.low:.4f} to {estimate.high:.4f}"
@@ -119,7 +118,7 @@ def _title(recipe: Recipe) -> str:
 def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
-    optional = {
+    optional: dict[str, Any] = {
         "license": recipe.run.student_license,
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,

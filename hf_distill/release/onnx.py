@@ -129,8 +129,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     """Write `FILES` into the folder of a saved student, and compare the float32 file with it.
 
     We use torch's tracing exporter: the newer one needs another package, and no branch of the model
-    depends on the data. int8 has a scale for each channel (one scale for a whole matrix costs nDCG:
-    measure it) and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
+    depends on the data. int8 has a scale for each channel (one scale for a whole matrix lowers nDCG) and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
 
     Returns:
         Precision -> file.
@@ -205,7 +204,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class OnnxVariant:
-    """What one precision costs.
+    """One precision, measured.
 
     Attributes:
         ndcg: nDCG@10 on the run's held-out task.
@@ -226,7 +225,7 @@ class OnnxRecord:
         key: The fingerprint of what it depends on.
         training: The key of the training that made the student.
         num_queries: Held-out queries.
-        variants: `float32` and `int8` -> what it costs.
+        variants: `float32` and `int8` -> what was measured.
     """
 
     key: str

@@ -46,6 +46,10 @@ def environment() -> jinja2.Environment:
 
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
     evaluation = results.evaluation
+    # A term of one's own is package.module:name=WEIGHT, and the log calls it by its name.
+    own_terms = [
+        term.rpartition("=")[0].partition(":")[2] for term in results.recipe.training.terms
+    ]
     with mpl.rc_context(plots.STYLE):
         return {
             "cost": plots.plot_cost(evaluation),
@@ -54,7 +58,7 @@ def _pictures(results: RunResults) -> dict[str, plots.Picture]:
             "scatter": plots.plot_scatter(evaluation),
             "calibration": plots.plot_calibration(evaluation.fidelity.calibration),
             "selection": plots.plot_selection(results.audit),
-            "losses": plots.plot_losses(results.training),
+            "losses": plots.plot_losses(results.training, own_terms),
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hf_distill.evaluation.results import (
     PerQuery,
     RetrievalResults,
 )
-from hf_distill.report.headline import LABELS, NDCG, in_a_sentence
+from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
 from hf_distill.selection.audit import Audit
 from hf_distill.training.terms import TERMS
 from hf_distill.training.train import TrainingRecord
@@ -107,18 +108,18 @@ def _arms(estimates: list[Estimate]) -> tuple[np.ndarray, np.ndarray]:
 def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     """nDCG@10 of every system with its interval."""
     names = [name for name in (BM25, UNTRAINED, STUDENT, TEACHER) if name in retrieval.systems]
+    estimates = [retrieval.systems[name][NDCG] for name in names]
+    values, (down, up) = _arms(estimates)
+    rows, colours = np.arange(len(names)), [_colour(name) for name in names]
     plot, axes = _plot(5.4, 2.2)
-    story = []
-    for row, name in enumerate(names):
-        estimate = retrieval.systems[name][NDCG]
-        interval = {"linewidth": 5, "alpha": 0.45, "solid_capstyle": "butt"}
-        axes.plot([estimate.low, estimate.high], [row, row], color=_colour(name), **interval)
-        axes.plot(estimate.value, row, "o", color=_colour(name))
-        story.append(
-            f"{LABELS[name]} {estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
-        )
-    axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axes.hlines(rows, values - down, values + up, colors=colours, linewidth=5, alpha=0.45)
+    axes.scatter(values, rows, color=colours, zorder=3)
+    axes.set_yticks(rows, [LABELS[name] for name in names])
     axes.set_xlabel(f"{NDCG} over {retrieval.num_queries:,} queries, 95% interval")
+    story = [
+        f"{LABELS[name]} {with_interval(estimate)}"
+        for name, estimate in zip(names, estimates, strict=True)
+    ]
     return _picture(
         plot,
         f"{NDCG} with 95% intervals: {'; '.join(story)}",
@@ -152,8 +153,9 @@ def plot_cost(evaluation: Evaluation) -> Picture:
             story.append(f"{LABELS[name]} {estimate.value:.3f}, not timed")
         else:
             x = cost.query_ms_p50
-            marks = {"fmt": "o", "markersize": 7, "elinewidth": 2, "alpha": 0.9}
-            axes.errorbar([x], values, yerr=arms, color=colour, **marks)
+            axes.errorbar(
+                [x], values, arms, fmt="o", color=colour, markersize=7, elinewidth=2, alpha=0.9
+            )
             axes.annotate(
                 LABELS[name],
                 (x, values[0]),
@@ -305,13 +307,15 @@ def save_selection_plot(audit: Audit, path: Path) -> None:
         _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
 
 
-def plot_losses(training: TrainingRecord) -> Picture:
-    """The training loss, its weighted terms, and the validation loss, step by step."""
+def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Picture:
+    """The training loss, its weighted terms, and the validation loss, step by step. `own_terms`:
+    names of terms that are not of this package.
+    """
     plot, axes = _plot(5.4, 3.0)
     faint: dict[str, Any] = {"alpha": 0.6}
     curves: dict[str, tuple[str, dict[str, Any]]] = {
         "loss": ("loss", {"color": BLUE, "linewidth": 1.8}),
-        **{name: (name, faint) for name in TERMS},
+        **{name: (name, faint) for name in (*TERMS, *own_terms)},
         "eval_loss": ("validation loss", {"color": ORANGE, "marker": "o"}),
     }
     for key, (label, style) in curves.items():

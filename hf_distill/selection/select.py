@@ -78,7 +78,7 @@ class SelectionInputs:
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "
                 f"column with --{name}_column"
             )
-        return texts.COLUMNS[name](self.pairs)
+        return texts.PAIR_COLUMNS[name](self.pairs)
 
 
 @dataclass(frozen=True)

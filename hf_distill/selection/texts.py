@@ -186,7 +186,7 @@ def near_duplicate_families(pairs: Pairs) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
+PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
     "group": lambda pairs: codes(pairs, "group"),
     "source": lambda pairs: codes(pairs, "source"),
     "long_enough": long_enough,

@@ -237,7 +237,7 @@ def _encoder_modules(
         tokenizer = tokenizer_of(transformer)
         trim_vocabulary(transformer, kept_tokens(tokenizer, _counts(initialisation, tokenizer)))
     hidden = int(transformer.get_embedding_dimension())
-    torch.manual_seed(seed)  # so that the head does not depend on what the backbone drew
+    torch.manual_seed(seed)  # the head is the same for every backbone
     head = _head(arguments, hidden, teacher, initialisation.components)
     return [transformer, Pooling(hidden, pooling_mode=arguments.student_pooling), head]
 

@@ -111,11 +111,11 @@ def plan_arms(selections: Mapping[str, tuple[Rule, ...]], columns: Columns) -> l
         control = None
         if size < (1 - SAME_SIZE) * available:
             near = next((n for n in random if abs(n - size) <= SAME_SIZE * n), size)
-            of_size = (Rule("sample", sample, near),)
+            of_size = (Rule("sample", sample, float(near)),)
             control = random.setdefault(near, Arm(f"random {near:,}", of_size, "random")).name
         arms.append(Arm(name, rules, control=control))
     bottom = [
-        Arm(f"bottom {size:,}", (Rule("lowest", lowest, size),), "bottom")
+        Arm(f"bottom {size:,}", (Rule("lowest", lowest, float(size)),), "bottom")
         for size in list(random)[:1]
     ]
     return [full, *random.values(), *bottom, *arms]

@@ -248,6 +248,8 @@ def in_batches(
         def cosines(left: Tensor, right: Tensor) -> Tensor:
             return truncate(left, dimension) @ truncate(right, dimension).T
 
+        # Principal components stand in order of size, so a cut student aligns with the first.
+        whole = dimension == texts.shape[1]
         reverse = None
         if every_query is not None:
             reverse = Matrices(**vars(other_view), student=cosines(documents, every_query))
@@ -255,8 +257,7 @@ def in_batches(
             **vars(view),
             student=cosines(queries, every_document),
             texts=truncate(texts, dimension),
-            # Principal components stand in order of size, so a cut student aligns with the first.
-            targets=None if targets is None else targets[:, :dimension],
+            targets=targets if targets is None or whole else targets[:, :dimension],
             text_weight=text_weight,
             reverse=reverse,
         )

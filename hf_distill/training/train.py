@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import EarlyStoppingCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
@@ -184,10 +184,11 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     config.output_dir = str(task.checkpoints)
     config.push_to_hub = False  # the release stage publishes, once everything is measured
     check_batch(len(rows.train), config)
-    evaluates = config.eval_strategy != "no"
+    strategy = IntervalStrategy(config.eval_strategy).value
+    evaluates = strategy != "no"
     if evaluates and not len(rows.validation):
         raise InputError(
-            f"--eval_strategy {config.eval_strategy}: there are no validation pairs to evaluate "
+            f"--eval_strategy {strategy}: there are no validation pairs to evaluate "
             "on; set --validation_fraction above 0, or --eval_strategy no"
         )
     patience = config.early_stopping_patience
