@@ -129,7 +129,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     """Write `FILES` into the folder of a saved student, and compare the float32 file with it.
 
     We use torch's tracing exporter: the newer one needs another package, and no branch of the model
-    depends on the data. int8 has a scale for each channel (one scale for a whole matrix lowers nDCG) and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
+    depends on the data. int8 has a scale for each channel, since one scale for a whole matrix
+    lowers nDCG, and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
 
     Returns:
         Precision -> file.
