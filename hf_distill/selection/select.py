@@ -6,20 +6,18 @@ Rules are applied in the order given, each to the pairs that those before it kep
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_distill.data.collection import Pairs
 from hf_distill.errors import InputError
-from hf_distill.recipe.kinds import PLUGIN
+from hf_distill.recipe.kinds import digests_of_plugins
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import sha256_of, stage, written_whole
+from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection import texts
 from hf_distill.selection.audit import Audit, make_audit
 from hf_distill.selection.rules import (
@@ -176,13 +174,6 @@ def make_selection(columns: Columns, rules: Sequence[Rule], seed: int, key: str)
     )
 
 
-def _identity(rule: Rule) -> list[str]:
-    """A rule of this package is its text; another one is also the file that holds it."""
-    if PLUGIN.fullmatch(rule.name):
-        return [str(rule), sha256_of(Path(inspect.getfile(rule.kind.apply)))]
-    return [str(rule)]
-
-
 def select_pairs(
     inputs: SelectionInputs, rules: Sequence[Rule], seed: int, folder: RunFolder
 ) -> Selection:
@@ -203,14 +194,13 @@ def select_pairs(
     def make(key: str) -> Audit:
         selection = make_selection(rule_columns(inputs, rules, seed), rules, seed, key)
         weight = np.empty(0, dtype=np.float32) if selection.weight is None else selection.weight
-        folder.selection.unlink(missing_ok=True)  # it would speak of the arrays before these
         with written_whole(arrays) as temporary:
             np.savez(temporary, dropped_by=selection.dropped_by, weight=weight)
         return selection.audit
 
-    audit = stage(
-        folder.selection, Audit, [inputs.key, [*map(_identity, rules)], seed], make, [arrays]
-    )
+    plugins = digests_of_plugins(rule.name for rule in rules)
+    depends_on = [inputs.key, [str(rule) for rule in rules], plugins, seed]
+    audit = stage(folder.selection, Audit, depends_on, make, [arrays])
     with np.load(arrays) as held:
         weight = held["weight"]
         return Selection(audit, held["dropped_by"], weight if len(weight) else None)

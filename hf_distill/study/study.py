@@ -63,9 +63,7 @@ class _Trials:
         def make(key: str) -> ArmResult:
             start, checkpoints = time.perf_counter(), self.out / "checkpoints"
             student, training = trial.student_on(selection, checkpoints, key)
-            shutil.rmtree(
-                checkpoints, ignore_errors=True
-            )  # the Trainer makes it and leaves it empty
+            shutil.rmtree(checkpoints, ignore_errors=True)  # empty, but the Trainer makes it
             measured = measure(student, self.task)
             return ArmResult(
                 key=key,
