@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from hf_distill.study.selection_study import matched_recipe
 from matplotlib.figure import Figure as Plot
 from quality import (
     DOMAINS,
@@ -47,7 +48,6 @@ from hf_distill.student.build import (
     draw_blueprint,
 )
 from hf_distill.student.save import save_student
-from hf_distill.study.selection_study import matched_recipe
 from hf_distill.training.train import train_student
 
 FORM = 1

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from hf_distill.study.selection_study import matched_recipe
 from quality_table import Results, compile_results, markdown, plot
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer import losses
@@ -84,7 +85,6 @@ from hf_distill.student.build import (
     build_student,
     draw_blueprint,
 )
-from hf_distill.study.selection_study import matched_recipe
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.train import (

@@ -35,19 +35,12 @@ from transformers import TrainerCallback
 from hf_distill.compute.device import (
     cpu_cores,
     device_type,
-    fast_precision,
     keep_freed_memory,
     use_all_cores,
 )
 from hf_distill.compute.models import QUICKSTART_TEACHER
-from hf_distill.data.sources.pydocs import harvest
-from hf_distill.recipe.config import DistillationConfig
-from hf_distill.recipe.read import read_recipe
 from hf_distill.student.build import build_student
 from hf_distill.student.head import principal_components
-from hf_distill.student.initialise import Initialisation
-from hf_distill.teachers.load import load_teacher
-from hf_distill.training.packing import fast_on_cpu
 from hf_distill.training.trainer import DistillationTrainer
 
 WARM_UP = 3

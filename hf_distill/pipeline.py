@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.compute.device import device_type, fast_precision, use_all_cores
+from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
@@ -55,7 +55,9 @@ from hf_distill.training.train import (
     train_student,
 )
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32"]] = {
+    "bf16": "bfloat16", "fp16": "float16", "fp32": "float32",
+}  # fmt: skip
 _SHARED = ("teacher", "collection", "scores", "ranking")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
 
@@ -138,6 +140,8 @@ class Run:
     def stages(self) -> Iterator[str]:
         """The wanted stages in their order, each made or reused, and what there is to say of it."""
         yield self.collection.summary()
+        if PartialState().is_main_process:
+            save_recipe(self.recipe, self.folder)
         if self.wants("score"):
             yield self.scores.summary()
         if self.wants("select"):
@@ -168,8 +172,6 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         check_batch(len(collection.pairs("train")), self.recipe.training)
-        if PartialState().is_main_process:
-            save_recipe(self.recipe, self.folder)
         return collection
 
     @cached_property

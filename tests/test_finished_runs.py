@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Said, call
-from hf_distill.release.hub import releases_of
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -26,6 +25,7 @@ from hf_distill.commands import search as search_command
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.pipeline import finished
+from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.serving import demo, demo_app
 from hf_distill.serving.demo import local_demo, write_space

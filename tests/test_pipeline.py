@@ -16,10 +16,10 @@ import torch
 import yaml
 from conftest import call, run_tiny, sentences
 from datasets import load_dataset
-from hf_distill.evaluation.results import Evaluation
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
+from hf_distill.evaluation.results import Evaluation
 from hf_distill.pipeline import finished
 from hf_distill.release.onnx import export_onnx
 from hf_distill.run.stage import read_json
@@ -197,7 +197,10 @@ REFUSED = {
     "no column": ("--query_column question", ["--query_column", "question"]),
     "unbounded": ("--regression_weight 0.1.*dot", ["--teacher_similarity", "dot"]),
     "no address": ("--teacher_url", ["--teacher_kind", "endpoint"]),
-    "member": ("--ensemble bi-encoder:x", ["--teacher_kind", "ensemble", "--ensemble", "bi-encoder:x"]),
+    "member": (
+        "--ensemble bi-encoder:x",
+        ["--teacher_kind", "ensemble", "--ensemble", "bi-encoder:x"],
+    ),
     "no alignment": ("--texts_per_pair 2", ["--texts_per_pair", "2", "--alignment_weight", "0"]),
     "term": ("'nowhere:x=1'|nowhere", ["--terms", "nowhere:x=1"]),
     "range": ("--score_range", ["--score_range", "0", "1"]),

@@ -13,7 +13,7 @@ import datasets
 import transformers
 
 from hf_distill.compute.device import keep_freed_memory
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, printable
 from hf_distill.release.publish import PublishingError
 
 
@@ -35,9 +35,9 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
     try:
         act()
     except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except PublishingError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0

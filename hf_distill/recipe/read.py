@@ -207,8 +207,10 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
         # Without it, the processes of `torchrun` do not find each other on a CPU.
         line += ["--use_cpu", str(not torch.backends.mps.is_available())]
     try:
-        *parts, training, stray = parser.parse_args_into_dataclasses(
-            line, look_for_args_file=False, return_remaining_strings=True
+        run, data, teacher, selection, student, training, stray = (
+            parser.parse_args_into_dataclasses(
+                line, look_for_args_file=False, return_remaining_strings=True
+            )
         )
     except InputError:
         raise
@@ -218,7 +220,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
         raise InputError(
             f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"
         )
-    result = Recipe(name, *parts, training, frozenset(given))
+    result = Recipe(name, run, data, teacher, selection, student, training, frozenset(given))
     if "output_dir" not in given:
         training.output_dir = str(result.run_dir / "checkpoints")
     check_recipe(result)
