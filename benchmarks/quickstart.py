@@ -1,7 +1,7 @@
 """Time and peak memory of the quickstart: `python benchmarks/quickstart.py`.
 
-Runs the README's command in a new folder and measures the whole process tree. Prints a table and
-ends with one line of JSON.
+Runs the README's command in a new folder, and measures the whole process tree. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from pathlib import Path
 
 import psutil
 
+from hf_distill.compute.device import cpu_cores
+from hf_distill.evaluation.results import STUDENT, TEACHER, Estimate
+from hf_distill.pipeline import finished
+
 ROOT = Path(__file__).resolve().parent.parent
 ARTEFACTS = (
-    "recipe.yaml",
-    "teacher_soft_labels.json",
-    "training.json",
-    "evaluation.json",
-    "report.html",
-)
+    "recipe.yaml", "teacher_soft_labels.json", "training.json", "evaluation.json", "report.html",
+)  # fmt: skip
 
 
-def peak_memory_of(process: subprocess.Popen[bytes], result: dict[str, float]) -> None:
-    """Largest sum of the resident memory of `process` and its children, in GB, sampled every fifth
-    of a second.
+def peak_memory_of(process: subprocess.Popen[bytes], peaks: list[float]) -> None:
+    """Append to `peaks` the largest sum of the resident memory of `process` and its children, in
+    GB. It looks every fifth of a second.
     """
     tree = psutil.Process(process.pid)
+    peak = 0.0
     while process.poll() is None:
         total = 0
         for member in [tree, *tree.children(recursive=True)]:
@@ -40,12 +41,17 @@ def peak_memory_of(process: subprocess.Popen[bytes], result: dict[str, float]) -
                 total += member.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
-        result["peak_gb"] = max(result.get("peak_gb", 0.0), total / 1e9)
+        peak = max(peak, total / 1e9)
         time.sleep(0.2)
+    peaks.append(peak)
+
+
+def _rounded(value: Estimate | None) -> float | None:
+    return None if value is None or value.value is None else round(value.value, 4)
 
 
 def main() -> None:
-    """Run it, measure it, say it."""
+    """Run it, measure it, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--run_dir", type=Path, help="Keep the run in this new folder. Default: a temporary one."
@@ -54,19 +60,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run = kept or Path(temporary) / "quickstart"
         if run.exists():
-            sys.exit(f"{run} exists: a run that reuses stages measures nothing")
+            sys.exit(f"{run} exists; a run that reuses stages measures nothing")
         start, wall = time.perf_counter(), time.time()
-        command = [
-            "accelerate",
-            "launch",
-            str(ROOT / "train.py"),
-            "quickstart",
-            "--run_dir",
-            str(run),
-        ]
-        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        memory: dict[str, float] = {}
-        watcher = threading.Thread(target=peak_memory_of, args=(process, memory))
+        command = ["accelerate", "launch", str(ROOT / "train.py"), "quickstart"]
+        process = subprocess.Popen(
+            [*command, "--run_dir", str(run)], env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+        peaks: list[float] = []
+        watcher = threading.Thread(target=peak_memory_of, args=(process, peaks))
         watcher.start()
         code = process.wait()
         watcher.join()
@@ -74,26 +75,24 @@ def main() -> None:
         if code:
             sys.exit(f"the quickstart ended with code {code}")
         reached = {name: (run / name).stat().st_mtime - wall for name in ARTEFACTS}
-        evaluation = json.loads((run / "evaluation.json").read_text())
-        training = json.loads((run / "training.json").read_text())
-    systems = evaluation["retrieval"]["systems"]
+        results = finished(run)
+    evaluation, [peak] = results.evaluation, peaks
+    systems = evaluation.retrieval.systems
     figures = {
         "seconds": round(seconds, 1),
-        "peak_gb": round(memory["peak_gb"], 2),
-        "cores": len(os.sched_getaffinity(0)),
-        "precision": training["precision"],
-        "ndcg_ratio": round(evaluation["retrieval"]["student_over_teacher"]["value"], 4),
-        "teacher_ndcg": round(systems["teacher"]["nDCG@10"]["value"], 4),
-        "student_ndcg": round(systems["student"]["nDCG@10"]["value"], 4),
-        "pearson": round(evaluation["fidelity"]["pearson"]["value"], 4),
-        "mae": round(evaluation["fidelity"]["mae"]["value"], 4),
+        "peak_gb": round(peak, 2),
+        "cores": cpu_cores(),
+        "precision": results.training.precision,
+        "ndcg_ratio": _rounded(evaluation.retrieval.student_over_teacher),
+        "teacher_ndcg": _rounded(systems[TEACHER]["nDCG@10"]),
+        "student_ndcg": _rounded(systems[STUDENT]["nDCG@10"]),
+        "pearson": _rounded(evaluation.fidelity.pearson),
+        "mae": _rounded(evaluation.fidelity.mae),
     }
     print("\nartefact                     there after")
     for name, after in reached.items():
         print(f"{name:<28} {after:7.1f} s")
-    print(
-        f"whole run                    {seconds:7.1f} s, peak memory {memory['peak_gb']:.2f} GB\n"
-    )
+    print(f"whole run                    {seconds:7.1f} s, peak memory {peak:.2f} GB\n")
     print(json.dumps(figures))
 
 

@@ -1,11 +1,11 @@
 """Teacher scoring beside SentenceTransformer.encode, on the same texts in one run: `python
 benchmarks/scoring.py [--dataset ...]`.
 
-Prints pairs/s of `encode` at its defaults, at its best batch size and precision, and of this
-project as it comes; the share of the measured matrix-multiply peak; the difference of scores from
-float32. With `--memory`, also the peak memory of a whole scoring stage on 10^5 and 10^6 synthetic
-pairs. Ends with one line of JSON. Turns are taken, and medians of `--rounds` reported: machines are
-noisy.
+Prints pairs/s of `encode` with its defaults, of `encode` with its best batch size and precision,
+and of this project; the share of the measured matrix-multiply peak; and how far scores are from
+those in float32. With `--memory`, also the peak memory of a whole scoring stage on 10^5 and 10^6
+synthetic pairs. The variants take turns, and medians of `--rounds` count, because machines are
+noisy. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,45 +25,38 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from matmul import matmul_peak
+from datasets import Dataset
+from machine import matmul_peak, memory_mb, peak_memory
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.compute.device import (
-    bfloat16_is_faster,
-    cpu_cores,
-    device_type,
-    use_all_cores,
-)
-from hf_distill.compute.encode import (
-    Advance,
-    encode,
-)
-from hf_distill.compute.models import (
-    QUICKSTART_TEACHER,
-    load_sentence_transformer,
-)
+from hf_distill.compute.device import cpu_cores, device_type, fast_precision
+from hf_distill.compute.encode import Advance, encode
+from hf_distill.compute.models import QUICKSTART_TEACHER, load_sentence_transformer
 from hf_distill.data.collection import (
-    CORPUS_FEATURES,
-    LEAKED_FEATURES,
-    PAIR_FEATURES,
-    TEST_FEATURES,
-    PairData,
+    JUDGEMENT_FEATURES,
+    TEXT_FEATURES,
+    Collection,
+    CollectionRecord,
+    Pairs,
     Source,
-    dataset_of,
+    write_table,
 )
-from hf_distill.data.load import load_pair_data
-from hf_distill.recipe.arguments import (
-    DataArguments,
-    TeacherArguments,
-)
+from hf_distill.pipeline import Run
+from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.scores import score_pairs
-from hf_distill.teachers.base import (
-    SCALES,
-    Scale,
-)
+from hf_distill.scoring.scores import score_collection
+from hf_distill.teachers.base import EmbeddingTeacher
 
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (32, 128, 512)}
+HELD_OUT = 1000
+"""Of the synthetic pairs."""
+
+
+def precisions(device: str) -> list[torch.dtype]:
+    """float32, and what the device has units for, the one that this project takes last."""
+    fast = fast_precision(device)
+    half = [torch.float16] if device == "cuda" and fast != "fp32" else []
+    return [torch.float32, *half, *([torch.bfloat16] if fast == "bf16" else [])]
 
 
 def flops_of(model: SentenceTransformer, texts: list[str]) -> float:
@@ -72,30 +64,12 @@ def flops_of(model: SentenceTransformer, texts: list[str]) -> float:
     token, and the attention products.
     """
     backbone = model[0].auto_model
-    weights = sum(
-        module.weight.numel()
-        for module in backbone.encoder.modules()
-        if isinstance(module, torch.nn.Linear)
-    )
-    lengths = np.array(
-        [
-            len(ids)
-            for ids in model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)[
-                "input_ids"
-            ]
-        ]
-    )
-    attention = (
-        4
-        * backbone.config.hidden_size
-        * backbone.config.num_hidden_layers
-        * np.square(lengths.astype(float)).sum()
-    )
-    return float(2 * weights * lengths.sum() + attention)
-
-
-def normalised(embeddings: torch.Tensor) -> np.ndarray:
-    return torch.nn.functional.normalize(embeddings.float().cpu(), dim=1).numpy()
+    linear = [m for m in backbone.encoder.modules() if isinstance(m, torch.nn.Linear)]
+    weights = sum(module.weight.numel() for module in linear)
+    tokens = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
+    lengths = np.array([len(ids) for ids in tokens], dtype=float)
+    per_square = 4 * backbone.config.hidden_size * backbone.config.num_hidden_layers
+    return float(2 * weights * lengths.sum() + per_square * np.square(lengths).sum())
 
 
 @dataclass(frozen=True)
@@ -104,21 +78,15 @@ class Variant:
 
     name: str
     dtype: torch.dtype
-    run: Callable[[], torch.Tensor]
+    embed: Callable[[], torch.Tensor]
 
 
-def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
-    """Time every variant on the unique texts of `pairs`; print a table."""
-    device = device_type()
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    place = {text: i for i, text in enumerate(texts)}
-    models = {torch.float32: load_sentence_transformer(QUICKSTART_TEACHER, "teacher")}
-    fast = torch.float16 if device == "cuda" else torch.bfloat16
-    if bfloat16_is_faster(device):
-        models[fast] = load_sentence_transformer(QUICKSTART_TEACHER, "teacher").to(fast)
-        models[torch.bfloat16] = models.get(torch.bfloat16) or load_sentence_transformer(
-            QUICKSTART_TEACHER, "teacher"
-        ).to(torch.bfloat16)
+def variants_of(
+    models: dict[torch.dtype, SentenceTransformer], texts: list[str], batch_sizes: Sequence[int]
+) -> list[Variant]:
+    """`encode` in each precision and batch size, its defaults first; then this project in each
+    precision, its own choice last.
+    """
 
     def peer(model: SentenceTransformer, size: int) -> Callable[[], torch.Tensor]:
         return lambda: model.encode(
@@ -128,168 +96,154 @@ def speeds(pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
     def ours(model: SentenceTransformer) -> Callable[[], torch.Tensor]:
         return lambda: encode(model, texts)
 
-    variants = [
-        Variant(
-            f"encode, {str(dtype)[6:]}, batch {size}{' (default)' if dtype == torch.float32 and size == 32 else ''}",
-            dtype,
-            peer(model, size),
-        )
+    peers = [
+        Variant(f"encode, {str(dtype)[6:]}, batch {size}", dtype, peer(model, size))
         for dtype, model in models.items()
-        for size in BATCH_SIZES[device]
+        for size in batch_sizes
     ]
-    variants += [
+    own = [
         Variant(f"this project, {str(dtype)[6:]}", dtype, ours(model))
         for dtype, model in models.items()
     ]
+    return [*peers, *own]
+
+
+def speeds(pairs: Pairs, rounds: int) -> dict[str, Any]:
+    """Time every variant on the unique texts of `pairs`, and print a table."""
+    device, collection = device_type(), pairs.collection
+    both = [collection.query_texts(pairs.queries), collection.document_texts(pairs.documents)]
+    texts = list(dict.fromkeys([*both[0], *both[1]]))
+    place = {text: i for i, text in enumerate(texts)}
+    queries, documents = (np.array([place[text] for text in side]) for side in both)
+    models = {
+        dtype: load_sentence_transformer(QUICKSTART_TEACHER, "teacher").to(dtype)
+        for dtype in precisions(device)
+    }
+    variants = variants_of(models, texts, BATCH_SIZES[device])
     for model in models.values():
-        model.encode(texts[:64], show_progress_bar=False)
+        model.encode(texts[:64], show_progress_bar=False)  # the first call is slow
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     scores: dict[str, np.ndarray] = {}
-    rows = np.array([[place[query], place[document]] for query, document in pairs])
     for _ in range(rounds):
         for variant in variants:
             start = time.perf_counter()
-            made = variant.run()
+            embeddings = variant.embed()
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds[variant.name].append(time.perf_counter() - start)
-            values = normalised(made)
-            scores[variant.name] = (values[rows[:, 0]] * values[rows[:, 1]]).sum(axis=1)
-    exact = scores[variants[0].name]
+            unit = torch.nn.functional.normalize(embeddings.float().cpu(), dim=1).numpy()
+            scores[variant.name] = (unit[queries] * unit[documents]).sum(axis=1)
+    first, chosen = variants[0], variants[-1]
+    difference = {name: np.abs(values - scores[first.name]) for name, values in scores.items()}
     flops = flops_of(models[torch.float32], texts)
     peaks = {dtype: matmul_peak(device, dtype) for dtype in models}
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    default = median[variants[0].name]
     print(
-        f"\n{len(pairs):,} pairs, {len(texts):,} unique texts, {flops / 1e12:.2f} TFLOP; medians of {rounds} rounds"
+        f"\n{len(pairs):,} pairs, {len(texts):,} unique texts, {flops / 1e12:.2f} TFLOP; medians "
+        f"of {rounds} rounds; `encode` has the first row's settings by default"
     )
     print(
-        f"{'variant':<40}{'pairs/s':>9}{'x default':>11}{'of peak':>9}{'mean diff':>11}{'max diff':>10}"
+        f"{'variant':<40}{'pairs/s':>9}{'x default':>11}{'of peak':>9}{'mean diff':>11}"
+        f"{'max diff':>10}"
     )
     for variant in variants:
-        difference = np.abs(scores[variant.name] - exact)
-        share = flops / median[variant.name] / peaks[variant.dtype]
+        taken, gap = median[variant.name], difference[variant.name]
         print(
-            f"{variant.name:<40}{len(pairs) / median[variant.name]:>9.0f}{default / median[variant.name]:>11.2f}{share:>9.1%}"
-            f"{difference.mean():>11.5f}{difference.max():>10.5f}"
+            f"{variant.name:<40}{len(pairs) / taken:>9.0f}{median[first.name] / taken:>11.2f}"
+            f"{flops / taken / peaks[variant.dtype]:>9.1%}{gap.mean():>11.5f}{gap.max():>10.5f}"
         )
     for dtype, peak in peaks.items():
         print(f"matrix products reach {peak / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}")
+    taken = median[chosen.name]
     best = min(median[v.name] for v in variants if v.name.startswith("encode"))
-    chosen = variants[-1]
-    difference = np.abs(scores[chosen.name] - exact)
     return {
         "pairs": len(pairs),
         "texts": len(texts),
         "device": device,
         "cores": cpu_cores(),
         "precision": str(chosen.dtype)[6:],
-        "pairs_per_second": round(len(pairs) / median[chosen.name], 1),
-        "x_default": round(default / median[chosen.name], 2),
-        "x_best": round(best / median[chosen.name], 2),
-        "x_default_fp32": round(default / median["this project, float32"], 2),
-        "peak_share": round(flops / median[chosen.name] / peaks[chosen.dtype], 3),
-        "mean_diff": round(float(difference.mean()), 6),
-        "max_diff": round(float(difference.max()), 6),
+        "pairs_per_second": round(len(pairs) / taken, 1),
+        "x_default": round(median[first.name] / taken, 2),
+        "x_best": round(best / taken, 2),
+        "x_default_fp32": round(median[first.name] / median["this project, float32"], 2),
+        "peak_share": round(flops / taken / peaks[chosen.dtype], 3),
+        "mean_diff": round(float(difference[chosen.name].mean()), 6),
+        "max_diff": round(float(difference[chosen.name].max()), 6),
     }
 
 
-@dataclass
-class CheapTeacher:
-    """Embeds by a hash, so that a million pairs are scored in minutes: what is measured is
-    everything around the teacher.
+class CheapTeacher(EmbeddingTeacher):
+    """Embeds a text by its bytes. A million pairs take minutes, and what is measured is everything
+    around the teacher.
     """
 
-    name: str = "cheap"
-    fingerprint: str = "cheap"
-    precision: str = "float32"
-    scale: Scale = SCALES["cosine"]
-    dimension: int = 32
-
-    def prompted(self, text: str, kind: str) -> str:
-        """No prompts."""
-        return text
+    name = "cheap"
+    identity = ("cheap",)
+    precision = "float32"
+    dimension = 32
 
     def embed(self, texts: list[str], advance: Advance | None = None) -> np.ndarray:
-        """Random unit vectors, the same for the same text."""
-        values = np.array(
-            [
-                np.frombuffer((text * 8).encode()[:128].ljust(128), dtype=np.uint8)[::4]
-                for text in texts
-            ],
-            dtype=np.float32,
-        )
+        """Unit vectors, the same for the same text."""
+        filled = b"".join((text * 8).encode()[:128].ljust(128) for text in texts)
+        values = np.frombuffer(filled, dtype=np.uint8).reshape(-1, 128)[:, ::4].astype(np.float32)
         if advance:
             advance(len(texts), 0)
-        return values / np.linalg.norm(values, axis=1, keepdims=True)
+        return self.checked(values, texts, "")
 
 
-def synthetic_pairs(count: int, cache: Path) -> PairData:
-    """`count` pairs of short unique texts, of which a thousand are held out."""
-
-    def rows(start: int, stop: int, **more: Any) -> Iterator[dict[str, Any]]:
-        for i in range(start, stop):
-            yield {
-                "pair_id": str(i),
-                "query": f"{i * 7919:x} query",
-                "document": f"{i * 104729:x} document text",
-                "group": str(i),
-                **more,
-            }
-
-    test = dataset_of(rows(0, 1000, relevance=1), TEST_FEATURES, cache, "test")
-    corpus = dataset_of(
-        ({"document_id": r["pair_id"], "document": r["document"]} for r in rows(0, 1000)),
-        CORPUS_FEATURES,
-        cache,
-        "corpus",
+def synthetic(count: int, folder: Path) -> Collection:
+    """`count` pairs of short unique texts, the last `HELD_OUT` of them held out."""
+    train = count - HELD_OUT
+    tables = {
+        "queries": (
+            TEXT_FEATURES["queries"],
+            ({"text": f"{i * 7919:x} query"} for i in range(count)),
+        ),
+        "documents": (
+            TEXT_FEATURES["documents"],
+            (
+                {"text": f"{i * 104729:x} document text", "searched": i >= train}
+                for i in range(count)
+            ),
+        ),
+        "judgements": (
+            JUDGEMENT_FEATURES,
+            (
+                {
+                    "pair_id": str(i), "query": i, "document": i, "grade": 1, "group": str(i),
+                    "split": "train" if i < train else "test",
+                }
+                for i in range(count)
+            ),
+        ),
+    }  # fmt: skip
+    for name, (features, rows) in tables.items():
+        write_table(rows, features, folder / f"{name}.arrow")
+    split = {"train": train, "validation": 0, "test": HELD_OUT, "leaked": 0}
+    record = CollectionRecord(str(count), Source("synthetic"), {}, split, {}, 0)
+    return Collection(
+        *(Dataset.from_file(str(folder / f"{name}.arrow")) for name in tables), record
     )
-    return PairData(
-        train=dataset_of(rows(1000, count), PAIR_FEATURES, cache, "train"),
-        validation=dataset_of(rows(0, 0), PAIR_FEATURES, cache, "validation"),
-        test=test,
-        leaked=dataset_of(rows(0, 0), LEAKED_FEATURES, cache, "leaked"),
-        corpus=corpus,
-        source=Source("synthetic"),
-        counts={},
-        key=str(count),
-    )
-
-
-def _memory_mb(field: str) -> float:
-    line = next(
-        row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field)
-    )
-    return int(line.split()[1]) / 1024
 
 
 def memory_of(count: int, result: Any) -> None:
-    """Score `count` synthetic pairs and note the peak of anonymous memory (pages of mapped files
-    can be dropped at any time).
+    """Score `count` synthetic pairs, and put the memory before, at the peak, and the seconds into
+    `result`.
     """
     datasets.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
-        data = synthetic_pairs(count, folder.cache)
-        peak, done = [0.0], threading.Event()
-        before = _memory_mb("RssAnon")
-
-        def watch() -> None:
-            while not done.wait(0.05):
-                peak[0] = max(peak[0], _memory_mb("RssAnon"))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        start = time.perf_counter()
-        score_pairs(data, CheapTeacher(), folder, TeacherArguments(shard_size=16384))
-        seconds = time.perf_counter() - start
-        done.set()
-        watcher.join()
-        result.put((before, peak[0], seconds))
+        collection = synthetic(count, folder.pairs)
+        recipe = read_recipe(["quickstart", "--run_dir", str(folder.path)])
+        before = memory_mb()
+        with peak_memory() as peak:
+            start = time.perf_counter()
+            score_collection(collection, CheapTeacher(), recipe, folder)
+            result.put((before, before + peak(), time.perf_counter() - start))
 
 
 def main() -> None:
-    """Measure and say it."""
+    """Measure, and print tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -305,23 +259,21 @@ def main() -> None:
     parser.add_argument(
         "--memory",
         action="store_true",
-        help="Also score 10^5 and 10^6 synthetic pairs, and report peak memory.",
+        help="Also score 10^5 and 10^6 synthetic pairs, and print the peak memory.",
     )
     line = parser.parse_args()
     datasets.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    use_all_cores(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = RunFolder(Path(temporary) / "run")
-        data = load_pair_data(
-            DataArguments(
-                dataset=line.dataset, dataset_path=line.dataset_path, max_pairs=line.pairs
-            ),
-            42,
-            folder,
-        )
-        train = data.train.select(range(min(line.pairs, len(data.train))))
-        figures = speeds(list(zip(train["query"], train["document"], strict=True)), line.rounds)
+        keys = {
+            "run_dir": f"{temporary}/run",
+            "dataset": line.dataset,
+            "dataset_path": line.dataset_path or "none",
+            "max_pairs": line.pairs,
+        }
+        recipe = read_recipe(["quickstart", *(f"--{k}={value}" for k, value in keys.items())])
+        train = Run.open(recipe).collection.pairs("train")
+        figures = speeds(train.take(np.arange(min(line.pairs, len(train)))), line.rounds)
     if line.memory:
         print(f"\n{'synthetic pairs':>16}{'before, MB':>12}{'peak, MB':>10}{'pairs/s':>10}")
         context = multiprocessing.get_context("spawn")

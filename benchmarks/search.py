@@ -1,13 +1,12 @@
 """Exact search beside faiss's flat index on the same vectors, in one run: `python
 benchmarks/search.py [--documents N] [--queries Q]`.
 
-The corpus is synthetic: unit vectors in a memory-mapped file of float16 (`--dtype float32` for
-float32), as embeddings are kept here. Both sides start from that file; faiss holds float32 in
-memory, which its index is made of, and the time to read the file into it counts as its set-up, not
-as its search. Each side runs in a process of its own, turns are taken, medians of `--rounds`
-reported. Memory is what a process holds beyond the libraries (pages of mapped files, which the
-system takes back whenever it wants, apart). Agreement is the share of (query, place) where both
-name the same document. Ends with one line of JSON. faiss is the extra `benchmarks`.
+The corpus is synthetic: unit vectors in a memory-mapped file of float16, as embeddings are kept
+here (`--dtype float32`: of float32). Both sides start from that file. faiss holds its index in
+memory as float32; reading the file into it counts as its set-up, and not as its search. Each side
+runs in a process of its own. They take turns, and the median of `--rounds` counts. Memory is what a
+process holds beyond the libraries, without pages of mapped files. Agreement is the share of (query,
+place) where both name the same document. The last line is JSON. faiss is the extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -17,97 +16,68 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
-from matmul import matmul_peak
+from machine import matmul_peak, peak_memory
 
-from hf_distill.compute.device import (
-    cpu_cores,
-    use_all_cores,
-)
+from hf_distill.compute.device import cpu_cores, use_all_cores
 from hf_distill.compute.search import search
 
 BLOCK = 1 << 16
+OURS, THEIRS = "this project", "faiss flat"
+
+Answer = tuple[np.ndarray, np.ndarray]
+"""Scores and document numbers of each query, (Q, depth) both."""
+Side = Callable[[np.ndarray, np.ndarray, int], Callable[[], Answer]]
+"""Sets up a search for queries (Q, d) among documents (N, d) at a depth, and returns it."""
 
 
-def write_vectors(path: Path, count: int, dimension: int, dtype: str, seed: int) -> None:
-    """`count` random unit vectors as a .npy file, a block at a time."""
+def write_vectors(path: Path, shape: tuple[int, int], dtype: str, seed: int) -> None:
+    """Write random unit vectors as a .npy file, a block at a time."""
     rng = np.random.default_rng(seed)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(count, dimension))
-    for start in range(0, count, BLOCK):
-        rows = rng.standard_normal((min(BLOCK, count - start), dimension), dtype=np.float32)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    for start in range(0, shape[0], BLOCK):
+        rows = rng.standard_normal((min(BLOCK, shape[0] - start), shape[1]), dtype=np.float32)
         out[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     out.flush()
 
 
-def memory_mb() -> float:
-    """Anonymous memory of this process."""
-    line = next(
-        row
-        for row in Path("/proc/self/status").read_text().splitlines()
-        if row.startswith("RssAnon")
-    )
-    return int(line.split()[1]) / 1024
+def ours(queries: np.ndarray, documents: np.ndarray, depth: int) -> Callable[[], Answer]:
+    """This project's search. It has no set-up."""
+    return lambda: search(queries, documents, depth, device="cpu")
 
 
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """The most that this process held beyond what it held at the start, in MB, looked at every 10
-    ms.
-    """
-    before, peak, done = memory_mb(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], memory_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    yield lambda: max(peak[0] - before, 0.0)
-    done.set()
-    watcher.join()
-
-
-def ours(
-    queries: np.ndarray, documents: np.ndarray, depth: int
-) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
-    """Our search, and the seconds of its set-up: none."""
-    return lambda: search(queries, documents, depth, device="cpu"), 0.0
-
-
-def theirs(
-    queries: np.ndarray, documents: np.ndarray, depth: int
-) -> tuple[Callable[[], tuple[np.ndarray, np.ndarray]], float]:
-    """faiss's flat index by inner product, filled from the file, and the seconds that took."""
-    start = time.perf_counter()
+def theirs(queries: np.ndarray, documents: np.ndarray, depth: int) -> Callable[[], Answer]:
+    """faiss's flat index by inner product, filled from the file."""
     faiss.omp_set_num_threads(cpu_cores())
     index = faiss.IndexFlatIP(documents.shape[1])
     for first in range(0, len(documents), BLOCK):
         index.add(np.asarray(documents[first : first + BLOCK], dtype=np.float32))
     wanted = np.asarray(queries, dtype=np.float32)
-    return lambda: index.search(wanted, depth), time.perf_counter() - start
+    return lambda: index.search(wanted, depth)
 
 
-def serve(side: Callable[..., Any], folder: Path, depth: int, pipe: Any) -> None:
-    """Be one side: set up, then search whenever asked, and send what was found, how long it took
-    and the memory.
+SIDES: dict[str, Side] = {OURS: ours, THEIRS: theirs}
+
+
+def serve(name: str, folder: Path, depth: int, pipe: Any) -> None:
+    """Be one side: set up and send what that took and the answer. Then search whenever asked, and
+    send the seconds and the memory.
     """
     use_all_cores(1)
     queries, documents = (
         np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("queries", "documents")
     )
     with peak_memory() as peak:
-        run, set_up = side(queries, documents, depth)
-        run_once = run()
-        pipe.send((set_up, run_once))
+        start = time.perf_counter()
+        run = SIDES[name](queries, documents, depth)
+        pipe.send((time.perf_counter() - start, run()))
         while pipe.recv():
             start = time.perf_counter()
             run()
@@ -115,14 +85,14 @@ def serve(side: Callable[..., Any], folder: Path, depth: int, pipe: Any) -> None
 
 
 def main() -> None:
-    """Measure and say it."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=int, default=1_000_000, help="How many documents.")
     parser.add_argument("--queries", type=int, default=1000, help="How many queries.")
     parser.add_argument("--dimension", type=int, default=256, help="Of the embeddings.")
-    parser.add_argument("--depth", type=int, default=100, help="Documents for a query.")
+    parser.add_argument("--depth", type=int, default=100, help="Documents for each query.")
     parser.add_argument(
         "--dtype", choices=["float16", "float32"], default="float16", help="Of the file."
     )
@@ -130,59 +100,57 @@ def main() -> None:
     line = parser.parse_args()
     use_all_cores(1)
     context = multiprocessing.get_context("spawn")
-    figures: dict[str, Any] = {
-        key: getattr(line, key) for key in ("documents", "queries", "dimension", "depth", "dtype")
-    }
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    set_ups: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    answers: dict[str, Answer] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_vectors(folder / "documents.npy", line.documents, line.dimension, line.dtype, 0)
-        write_vectors(folder / "queries.npy", line.queries, line.dimension, line.dtype, 1)
-        sides: dict[str, Any] = {}
-        answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        set_ups: dict[str, float] = {}
-        for name, side in (("this project", ours), ("faiss flat", theirs)):
+        for seed, (name, rows) in enumerate(
+            (("documents", line.documents), ("queries", line.queries))
+        ):
+            write_vectors(folder / f"{name}.npy", (rows, line.dimension), line.dtype, seed)
+        running: dict[str, tuple[Any, Any]] = {}
+        for name in SIDES:
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(side, folder, line.depth, there))
+            process = context.Process(target=serve, args=(name, folder, line.depth, there))
             process.start()
             set_ups[name], answers[name] = here.recv()
-            sides[name] = (process, here)
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        memory: dict[str, float] = {}
+            running[name] = (process, here)
         for _ in range(line.rounds):
-            for name, (_process, pipe) in sides.items():
+            for name, (_process, pipe) in running.items():
                 pipe.send(True)
                 took, memory[name] = pipe.recv()
                 seconds[name].append(took)
-        for process, pipe in sides.values():
+        for process, pipe in running.values():
             pipe.send(False)
             process.join()
     median = {name: statistics.median(values) for name, values in seconds.items()}
     flops = 2.0 * line.queries * line.documents * line.dimension
     peak = matmul_peak("cpu", torch.float32)
     print(
-        f"{line.queries:,} queries over {line.documents:,} documents, {line.dimension} dims, {line.dtype} file, {flops / 1e12:.2f} TFLOP"
+        f"{line.queries:,} queries over {line.documents:,} documents, {line.dimension} dimensions, "
+        f"{line.dtype} file, {flops / 1e12:.2f} TFLOP"
     )
     print(f"{'':<14}{'seconds':>9}{'GFLOP/s':>9}{'of peak':>9}{'set-up, s':>11}{'memory, MB':>12}")
-    for name in sides:
+    for name in SIDES:
         speed = flops / median[name]
         print(
-            f"{name:<14}{median[name]:>9.3f}{speed / 1e9:>9.0f}{speed / peak:>9.1%}{set_ups[name]:>11.2f}{memory[name]:>12.0f}"
+            f"{name:<14}{median[name]:>9.3f}{speed / 1e9:>9.0f}{speed / peak:>9.1%}"
+            f"{set_ups[name]:>11.2f}{memory[name]:>12.0f}"
         )
-    ratios = [
-        theirs / ours
-        for ours, theirs in zip(seconds["this project"], seconds["faiss flat"], strict=True)
-    ]
-    figures |= {
+    ratios = [there / here for here, there in zip(seconds[OURS], seconds[THEIRS], strict=True)]
+    (our_scores, our_places), (their_scores, their_places) = answers[OURS], answers[THEIRS]
+    figures = {
+        **{key: getattr(line, key) for key in vars(line) if key != "rounds"},
         "cores": cpu_cores(),
-        "seconds": round(median["this project"], 3),
+        "seconds": round(median[OURS], 3),
         "x_faiss": round(statistics.median(ratios), 2),
-        "peak_share": round(flops / median["this project"] / peak, 3),
-        "memory_mb": round(memory["this project"]),
-        "memory_mb_faiss": round(memory["faiss flat"]),
-        "agreement": round(
-            float((answers["this project"][1] == answers["faiss flat"][1]).mean()), 6
-        ),
-        "score_diff": float(np.abs(answers["this project"][0] - answers["faiss flat"][0]).max()),
+        "peak_share": round(flops / median[OURS] / peak, 3),
+        "memory_mb": round(memory[OURS]),
+        "memory_mb_faiss": round(memory[THEIRS]),
+        "agreement": round(float((our_places == their_places).mean()), 6),
+        "score_diff": float(np.abs(our_scores - their_scores).max()),
     }
     print(json.dumps(figures))
 
