@@ -191,6 +191,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=2, help="Turns that each variant takes.")
     parser.add_argument("--batch", type=int, default=64, help="Pairs in a batch.")
     parser.add_argument(
+        "--pairs", type=int, default=1500, help="Pairs to draw batches from; at least two batches."
+    )
+    parser.add_argument(
         "--peers",
         nargs="+",
         choices=PEERS,
@@ -224,7 +227,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         keys = {
             "run_dir": f"{temporary}/run",
-            "max_pairs": max(1500, 2 * line.batch),
+            "max_pairs": max(line.pairs, 2 * line.batch),
             "teacher_dtype": "float32",
             "student_layers": "0,2,5",
             "student_dropout": line.dropout,

@@ -2,8 +2,10 @@
 measure is not judged here.
 """
 
-import dataclasses
+from __future__ import annotations
+
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,28 +13,30 @@ from typing import Any
 
 import pytest
 from conftest import REAL_DATA, ROOT
-from quality import ARMS, Setting, recipe_of, write_conversations
+from quality import ARMS, Setting, parse_try, recipe_of, write_conversations
 
-from hf_distill.compute.models import (
-    QUICKSTART_PACKAGE,
-    packaged_quickstart_teacher,
-)
-from hf_distill.data.load import load_pair_data
-from hf_distill.recipe.arguments import read_recipe
+from hf_distill.compute.models import QUICKSTART_PACKAGE, packaged_quickstart_teacher
+from hf_distill.data.load import load_collection
+from hf_distill.errors import InputError
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 
 
-def last_line(*command: str) -> dict[str, Any]:
+def last_line(script: str, *options: object) -> dict[str, Any]:
+    """The JSON in the last line of a benchmark's output."""
     done = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, f"benchmarks/{script}.py", *map(str, options)],
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +45,18 @@ def packaged_teacher() -> None:
         pytest.skip(f"{QUICKSTART_PACKAGE} is not installed")
 
 
+@pytest.fixture
+def conversations() -> Path:
+    path = REAL_DATA / "qrecc_quac_train.json"
+    if not path.is_file():
+        pytest.skip(f"{path.name}, conversations of QReCC, is not here")
+    return path
+
+
 def test_scoring() -> None:
-    figures = last_line("benchmarks/scoring.py", "--pairs", "60", "--rounds", "1")
+    figures = last_line("scoring", "--pairs", 40, "--rounds", 1)
     assert {"x_default", "x_best", "peak_share", "mean_diff", "max_diff"} <= set(figures)
+    assert figures["pairs"] == 40
     assert 0 < figures["peak_share"] < 1
     assert figures["mean_diff"] <= 2e-3, "the scores stay close to float32"
     assert figures["max_diff"] <= 1e-2
@@ -52,15 +65,7 @@ def test_scoring() -> None:
 def test_search() -> None:
     pytest.importorskip("faiss", reason="faiss-cpu, the extra `benchmarks`, is not installed")
     figures = last_line(
-        "benchmarks/search.py",
-        "--documents",
-        "9000",
-        "--queries",
-        "30",
-        "--rounds",
-        "1",
-        "--depth",
-        "10",
+        "search", "--documents", 9000, "--queries", 30, "--rounds", 1, "--depth", 10
     )
     assert {"x_faiss", "peak_share", "memory_mb", "memory_mb_faiss"} <= set(figures)
     assert figures["agreement"] == 1
@@ -69,23 +74,14 @@ def test_search() -> None:
 
 def test_training() -> None:
     figures = last_line(
-        "benchmarks/training.py",
-        "--steps",
-        "5",
-        "--turns",
-        "1",
-        "--batch",
-        "4",
-        "--peers",
-        "MNRL",
-        "--grad_cache",
+        "training", "--steps", 4, "--turns", 1, "--batch", 4, "--pairs", 40, "--peers", "MNRL"
     )
-    assert {"x_fp32", "x_bf16", "peak_share"} <= set(figures)
+    assert {"x_fp32", "x_bf16", "examples_per_second"} <= set(figures)
     assert 0 < figures["peak_share"] < 1
 
 
 def test_selection() -> None:
-    figures = last_line("benchmarks/selection.py", "--pairs", "300", "600")
+    figures = last_line("selection", "--pairs", 300, 600)
     assert set(figures) == {"300", "600"}
     assert figures["600"]["pairs"] == 600
     assert 0 < figures["600"]["kept"] < 600
@@ -93,104 +89,87 @@ def test_selection() -> None:
 
 
 def test_serving() -> None:
-    figures = last_line(
-        "benchmarks/serving.py",
-        "--queries",
-        "2",
-        "--documents",
-        "4",
-        "--rounds",
-        "1",
-        "--most_seconds",
-        "1",
-    )["variants"]
+    options = ("--queries", 2, "--documents", 4, "--rounds", 1, "--most_seconds", 1)
+    figures = last_line("serving", *options)["variants"]
     student = ("PyTorch float32", "PyTorch bfloat16", "ONNX float32", "ONNX int8")
     assert {"teacher, PyTorch float32", *(f"student, {name}" for name in student)} <= set(figures)
     for variant in figures.values():
         assert 0 < variant["p50_ms"] <= variant["p95_ms"]
         assert variant["documents_per_second"] > 0
-    assert (
-        figures["student, ONNX int8"]["megabytes"]
-        < figures["student, ONNX float32"]["megabytes"] / 3
-    )
+    megabytes = {name: variant["megabytes"] for name, variant in figures.items()}
+    assert megabytes["student, ONNX int8"] < megabytes["student, ONNX float32"] / 3
 
 
-def test_quality(tmp_path: Path) -> None:
-    conversations = REAL_DATA / "qrecc_quac_train.json"
-    if not conversations.is_file():
-        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
-    call = (
-        "benchmarks/quality.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--jobs", "1", "--home",
-        "conversations", "--arms", "EmbedDistillLoss", "recommended", "--try", "alone: contrastive_weight=0", "--out", str(tmp_path),
+def test_quality(conversations: Path, tmp_path: Path) -> None:
+    peer = "EmbedDistillLoss, batch 16"
+    options = (
+        "--qrecc", conversations, "--max_pairs", 120, "--examples", 32, "--jobs", 1,
+        "--domain", "conversations", "--arms", peer, "recommended",
+        "--try", "alone: contrastive_weight=0", "--out", tmp_path,
     )  # fmt: skip
-    figures = last_line(*call, "--seeds", "1")
-    assert set(figures["conversations"]) == {
-        "untrained",
-        "EmbedDistillLoss",
-        "recommended",
-        "alone",
-    }
-    assert all(0 < row["home ratio"] < 2 for row in figures["conversations"].values())
-    assert len({row["Pearson"] for row in figures["conversations"].values()}) == 4, (
-        "each is another student"
-    )
-    results = sorted((tmp_path / "results").iterdir())
-    assert last_line(*call, "--seeds", "2", "--table") == figures, (
-        "the second seed is not there, and is not trained"
-    )
-    assert sorted((tmp_path / "results").iterdir()) == results
+    figures = last_line("quality", *options, "--seeds", 1)
+    assert set(figures) == {"conversations"}
+    rows = figures["conversations"]
+    assert set(rows) == {"untrained", peer, "recommended", "alone"}
+    assert all(0 < row["in_domain ratio"] < 2 for row in rows.values())
+    assert len({row["Pearson"] for row in rows.values()}) == 4, "each is another student"
+
+    def results() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/trained.json")}
+
+    before = results()
+    assert len(before) == 4
+    again = last_line("quality", *options, "--seeds", 2, "--table")
+    assert again == figures, "the second seed is not there, and is not trained"
+    assert results() == before
 
 
-def test_another_split_of_quality_has_other_held_out_pairs(tmp_path: Path) -> None:
-    conversations = REAL_DATA / "qrecc_quac_train.json"
-    if not conversations.is_file():
-        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
+def test_another_split_of_quality_has_other_held_out_pairs(
+    conversations: Path, tmp_path: Path
+) -> None:
     write_conversations([conversations], tmp_path)
     held_out = []
     for setting in (Setting(tmp_path), Setting(tmp_path, split=7)):
         recipe = recipe_of("conversations", setting)
-        data = load_pair_data(recipe.data, recipe.training.seed, RunFolder(recipe.run_dir))
-        held_out.append({*data.test["pair_id"]})
-        assert held_out[-1].isdisjoint(data.train["pair_id"])
+        collection = load_collection(recipe, RunFolder(recipe.run_dir))
+        held_out.append({*collection.pairs("test").column("pair_id")})
+        assert held_out[-1].isdisjoint(collection.pairs("train").column("pair_id"))
     assert 0 < len(held_out[0] & held_out[1]) < min(map(len, held_out)) / 2
 
 
 def test_the_papers_arm_of_quality_has_the_papers_objective(tmp_path: Path) -> None:
     ours = recipe_of("conversations", Setting(tmp_path), ARMS["the paper"].keys)
-    paper = read_recipe(
-        [str(ROOT / "recipes" / "qrecc.yaml"), "--dataset_path", str(tmp_path / "qrecc.json")]
-    )
-    assert ours.objective.false_negative_margin == -2, (
-        "less than any two cosines differ by: no negative is left out"
-    )
-    assert dataclasses.replace(ours.objective, false_negative_margin=None) == paper.objective
-    assert ours.trainer.augmented_texts_per_pair == paper.trainer.augmented_texts_per_pair == 0
+    paper = read_recipe(["qrecc", "--dataset_path", str(tmp_path / "qrecc.json")])
+    names = [name for name in vars(DistillationConfig)["__annotations__"] if "patience" not in name]
+    assert "contrastive_weight" in names
+    for name in names:
+        assert getattr(ours.training, name) == getattr(paper.training, name), name
+    assert ours.student.head_dropout == paper.student.head_dropout
+    assert ours.selection.selection[-1:] == paper.selection.selection
 
 
-def test_frontier(tmp_path: Path) -> None:
-    conversations = REAL_DATA / "qrecc_quac_train.json"
-    if not conversations.is_file():
-        pytest.skip(f"{conversations.name}, conversations of QReCC, is not here")
-    call = (
-        "benchmarks/frontier.py", "--qrecc", str(conversations), "--max_pairs", "300", "--examples", "64", "--sizes", "static", "2 layers",
-        "--out", str(tmp_path),
+def test_a_further_arm_of_quality_names_keys_of_the_recipe(tmp_path: Path) -> None:
+    arm = parse_try("eight texts: texts_per_pair=8 alignment_weight=300")
+    recipe = recipe_of("pydocs", Setting(tmp_path), arm.keys)
+    assert (arm.name, arm.own, arm.loss) == ("eight texts", True, None)
+    assert (recipe.training.texts_per_pair, recipe.training.alignment_weight) == (8, 300)
+    with pytest.raises(InputError, match="--try 'eight texts'"):
+        parse_try("eight texts")
+
+
+def test_frontier(conversations: Path, tmp_path: Path) -> None:
+    options = (
+        "--qrecc", conversations, "--max_pairs", 300, "--examples", 64, "--out", tmp_path,
+        "--sizes", "2 layers",
     )  # fmt: skip
-    figures = last_line(*call)
+    figures = last_line("frontier", *options, "static")
     assert set(figures) == {"static", "2 layers"}
     assert figures["static"]["query_ms"] < figures["2 layers"]["query_ms"]
-    folder = tmp_path / "frontier" / "conversations"
-    assert (
-        json.loads((folder / "2-layers" / "config.json").read_text(encoding="utf-8"))[
-            "num_hidden_layers"
-        ]
-        == 2
-    )
-    trained = (folder / "2-layers.json").stat().st_mtime_ns
-    again = last_line(*call)
-    assert [row["nDCG@10"] for row in again.values()] == [
-        row["nDCG@10"] for row in figures.values()
-    ]
-    assert (folder / "2-layers.json").stat().st_mtime_ns == trained, (
-        "what is there is not trained again"
-    )
+    [folder] = tmp_path.glob("frontier/conversations*/2-layers")
+    [config] = folder.glob("*/config.json")
+    assert json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"] == 2
     assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")
+    trained = (folder / "training.json").stat().st_mtime_ns
+    again = last_line("frontier", *options)
+    assert again["2 layers"]["nDCG@10"] == figures["2 layers"]["nDCG@10"]
+    assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
