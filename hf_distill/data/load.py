@@ -60,7 +60,9 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
-        return write_collection(source(recipe), data, recipe.seed, folder, key)
+        record = write_collection(source(recipe), data, recipe.seed, folder, key)
+        shutil.rmtree(recipe.reading, ignore_errors=True)
+        return record
 
     try:
         stage(

@@ -226,6 +226,11 @@ class Recipe:
         """Where `datasets` prepares files for reading, inside the run's folder."""
         return self.run_dir / "cache"
 
+    @property
+    def reading(self) -> Path:
+        """Where `datasets` prepares the files of a source. It goes when the pairs are written."""
+        return self.cache / "reading"
+
     def training_keys(self) -> dict[str, Any]:
         """Every option of the training that can change the student."""
         return {

@@ -128,7 +128,7 @@ def read_files(recipe: Recipe) -> SourcePairs:
             f"--dataset files needs --dataset_path, a {', '.join(BUILDERS)} file or a folder"
         )
     path = Path(data.dataset_path)
-    table = load_files(path, recipe.cache, "dataset_path")
+    table = load_files(path, recipe.reading, "dataset_path")
     return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
 
 
