@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TextKind = Literal["query", "document"]
 
 TOLERANCE = 1e-3
-"""How far a score may lie outside its declared range by rounding; it is then clipped."""
+"""How far rounding may take a score outside its declared range. Such a score is clipped."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Scale:
             that higher is nearer); or, without embeddings, where the scores come from:
             `cross-encoder`, `given`, `weighted mean of quantiles`.
         activation: What was applied to the raw scores; None if nothing was.
-        low, high: The lowest and the highest score that is possible.
+        low, high: The lowest and the highest possible score.
     """
 
     similarity: str
@@ -63,7 +63,7 @@ class Scale:
         outside = (scores < self.low - TOLERANCE) | (scores > self.high + TOLERANCE)
         if outside.any():
             raise InputError(
-                f"{teacher}: {int(outside.sum())} of {len(scores)} scores lie outside the declared "
+                f"{teacher}: {int(outside.sum())} of {len(scores)} scores are outside the declared "
                 f"range [{self.low:g}, {self.high:g}], e.g. {scores[outside.argmax()]:.4f}. For "
                 "logits of a cross-encoder, set --teacher_activation sigmoid; for precomputed "
                 "scores on another scale, declare it with --score_range LOW HIGH"
@@ -77,7 +77,7 @@ class Scale:
 
     @classmethod
     def read(cls, record: dict[str, Any]) -> Scale:
-        """The scale of which `record` is the record."""
+        """The scale that `record` was made from."""
         low, high = record["range"]
         return cls(
             record["similarity"],
@@ -134,24 +134,24 @@ class Prompts:
 
 
 class Teacher:
-    """What every teacher says of itself. Subclass `EmbeddingTeacher` or `PairTeacher`.
+    """What every teacher declares. Subclass `EmbeddingTeacher` or `PairTeacher`.
 
-    Nobody looks at a teacher's class: its attributes say what it can do.
+    No code asks for a teacher's class: its attributes say what it can do.
 
     Attributes:
         name: Hub id, folder or file, for the cards.
         identity: Everything that its scores depend on, such as digests and settings, as JSON. Equal
-            identities stand for equal scores.
+            identities mean equal scores.
         precision: `float32`, `bfloat16` or `float16`; `unknown` if it runs elsewhere.
         scale: What its scores mean.
         prompts: The text before each query and document.
         embeds: It embeds texts (`embed`, `dimension`), and a pair's score is the similarity of its
             two embeddings.
-        embeds_new_texts: It can embed any text, and not just those it was given embeddings of.
+        embeds_new_texts: It can embed any text, and not only those of a given file.
         scores_pairs: It scores (query, document) pairs (`score`).
         backbone: The model that a student can be cut from, if there is one.
-        members: The teachers that it is a weighted mean of, with their weights. Scoring lets each
-            of them score.
+        members: The teachers that it is a weighted mean of, with their weights. In scoring, each
+            of them scores on its own.
     """
 
     name: str
@@ -188,7 +188,8 @@ class EmbeddingTeacher(Teacher, abc.ABC):
         similarity is `cosine`.
 
         Raises:
-            InputError: One of them is NaN or infinite: how many, for which text, and `hint`.
+            InputError: One of them is NaN or infinite. The message says how many, for which text,
+                and ends with `hint`.
         """
         broken = ~np.isfinite(values).all(axis=1)
         if broken.any():
@@ -205,7 +206,7 @@ class EmbeddingTeacher(Teacher, abc.ABC):
 
 
 class PairTeacher(Teacher, abc.ABC):
-    """Scores pairs and embeds nothing."""
+    """Scores pairs and embeds no texts."""
 
     scores_pairs = True
 
@@ -217,8 +218,8 @@ class PairTeacher(Teacher, abc.ABC):
 
 
 def reads(*options: str) -> Callable[[F], F]:
-    """Say which options of `TeacherArguments` a kind of teacher reads, so that any other one that
-    is set is refused instead of ignored. A kind that does not say it reads them all.
+    """Declare which options of `TeacherArguments` a kind of teacher reads. Any other option that is
+    set is then refused instead of ignored. A kind without a declaration reads them all.
     """
 
     def declare(kind: F) -> F:
