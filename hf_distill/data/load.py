@@ -38,7 +38,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, read_json, stage
 
 _FOR_CARDS = ("dataset_license", "language")
-"""Options of the data that change no pair."""
+"""Options of the data that do not change any pair."""
 
 _BATCH = 1000
 

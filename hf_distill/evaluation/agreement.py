@@ -1,5 +1,5 @@
-"""Ranking agreement: whether a system finds what the teacher finds, in the same order, whatever the
-judgements say.
+"""Ranking agreement: whether a system finds what the teacher finds, in the same order. Judgements
+play no part.
 """
 
 from __future__ import annotations

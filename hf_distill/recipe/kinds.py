@@ -1,8 +1,8 @@
 """What a recipe can name: sources of data, kinds of teacher and selection rules, each with where it
 lives.
 
-A name stands for `package.module:name`. An outsider writes that in the recipe instead of a name, so
-that what this package brings and what others bring are loaded in the same way.
+A name stands for `package.module:name`. For code of your own, write that in the recipe instead of a
+name: it is loaded in the same way as what this package brings.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def load_kind(name: str, kinds: Mapping[str, Kind], key: str) -> Any:
     if PLUGIN.fullmatch(name):
         return load_object(name, key)
     near = difflib.get_close_matches(name, kinds, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"--{key} {name!r} is unknown; {hint}It can be {', '.join(kinds)}, or "
-        "package.module:name of your own"
+        f"--{key} {name!r} is unknown.{hint} It can be {', '.join(kinds)}, or package.module:name "
+        "of your own"
     )
 
 
@@ -129,8 +129,8 @@ def load_object(where: str, key: str) -> Any:
 
 
 def digests_of_plugins(texts: Iterable[str]) -> list[str]:
-    """SHA-256 of the files of the modules behind those of `texts` that begin with a
-    `package.module:name`: what they gave is made again when their code changes.
+    """SHA-256 of the module's file for each of `texts` that begins with a `package.module:name`, so
+    that results are made again when that code changes.
     """
     digests = []
     for text in texts:

@@ -86,9 +86,15 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         new.replace(path)
 
 
+<<<<<<< HEAD
 def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
     """Let the main process `make` the file at `path` unless it `holds`; the other processes look
     until it does.
+=======
+def main_makes(path: Path, make: Callable[[], None], holds: Callable[[Path], bool]) -> None:
+    """Let the main process `make` the file at `path`, unless `holds(path)` is true already. The
+    other processes wait until it is.
+>>>>>>> h-words
 
     A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
     fails, the launcher ends the others.
@@ -113,7 +119,7 @@ def write_json(path: Path, content: Any) -> None:
     or not at all.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON does not know.
+        ValueError: NaN or an infinity, which JSON cannot hold.
     """
     plain = msgspec.to_builtins(content, enc_hook=_plain, str_keys=True)
     with written_whole(path) as temporary:
@@ -133,7 +139,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.MsgspecError as error:
         raise InputError(
-            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+            f"{path} is damaged ({error}); remove it and run again to make a new one"
         ) from error
 
 
@@ -145,7 +151,7 @@ def _key_of(path: Path) -> str | None:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(
-            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+            f"{path} is damaged ({error}); remove it and run again to make a new one"
         ) from error
     return content.get("key") if isinstance(content, dict) else None
 
