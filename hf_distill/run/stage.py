@@ -86,15 +86,9 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         new.replace(path)
 
 
-<<<<<<< HEAD
 def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
-    """Let the main process `make` the file at `path` unless it `holds`; the other processes look
-    until it does.
-=======
-def main_makes(path: Path, make: Callable[[], None], holds: Callable[[Path], bool]) -> None:
     """Let the main process `make` the file at `path`, unless `holds(path)` is true already. The
     other processes wait until it is.
->>>>>>> h-words
 
     A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
     fails, the launcher ends the others.
