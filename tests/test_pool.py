@@ -84,7 +84,7 @@ def test_the_words_of_a_student_and_a_vocabulary_without_any(teacher_dir: Path) 
     student = SentenceTransformer(str(teacher_dir), device="cpu")
     assert student_words(student) == sorted({word for word in WORDS if len(word) > 2})
     student[0].processor = object()
-    with pytest.raises(InputError, match=r"--texts_per_pair .* no piece that is a word"):
+    with pytest.raises(InputError, match=r"--texts_per_pair .* no whole words"):
         student_words(student)
 
 

@@ -149,7 +149,7 @@ def test_alignment_by_hand() -> None:
 
 
 def test_alignment_without_targets_or_with_other_dimensions_is_said() -> None:
-    with pytest.raises(InputError, match=r"--alignment_weight 3.* carry no teacher embeddings"):
+    with pytest.raises(InputError, match=r"--alignment_weight 3.* no teacher embeddings"):
         objective(batch(), alignment_weight=3)
     with pytest.raises(InputError, match=r"--alignment_weight 3.*\(4, 2\).*\(4, 8\)"):
         objective(batch(texts=torch.ones(4, 2), targets=torch.ones(4, 8)), alignment_weight=3)
