@@ -204,7 +204,7 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
             '{"_id": "q1", "text": "a"}\n',
             r"1 of 2 judged queries have no text \(e.g. 'q2'\)",
         ),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgement among 2 queries"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "none of its 2 queries"),
         (
             "qrels/test.tsv",
             "h\th\th\nq1\td1\t1\nq1\td1\t2\n",

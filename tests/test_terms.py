@@ -257,8 +257,8 @@ def test_a_term_that_is_not_a_scalar_is_said(own: str) -> None:
         ({"terms": ["my_terms:no_such=1"]}, "my_terms has no no_such"),
         ({"terms": ["no_such_module:term=1"]}, "no_such_module cannot be imported"),
         ({"terms": ["my_terms:number=1"]}, "it is a int, not a function"),
-        ({"terms": ["hf_distill.training.terms:kl=1"]}, "there is a term kl already"),
-        ({"terms": ["my_terms:spread_out=1"] * 2}, "there is a term spread_out already"),
+        ({"terms": ["hf_distill.training.terms:kl=1"]}, "already a term kl"),
+        ({"terms": ["my_terms:spread_out=1"] * 2}, "already a term spread_out"),
     ],
 )
 def test_terms_that_make_no_sense_are_refused(own: str, options: dict, says: str) -> None:
