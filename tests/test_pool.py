@@ -124,7 +124,7 @@ def test_texts_that_are_few_and_short_give_fewer_passages_and_it_is_said(
     pool = load_pool(plan, SimpleNamespace(), tmp_path, tmp_path)  # type: ignore[arg-type]
     assert {row["text"] for row in pool.texts} == {"one", "two", "new"}
     assert "--texts_per_pair needs 50 different texts" in caplog.text
-    assert "gave 3;" in caplog.text
+    assert "gave only 3;" in caplog.text
     blank = PoolPlan(pairs_of([" "], ["  "]), "selected", 5, ["new"], 0)
     with pytest.raises(InputError, match="--texts_per_pair: the training texts hold no words"):
         load_pool(blank, SimpleNamespace(), tmp_path / "other", tmp_path)  # type: ignore[arg-type]

@@ -384,7 +384,7 @@ def test_what_a_rule_of_ones_own_does_wrong_is_said(own_rules: Path) -> None:
     pairs = pairs_of([("one", "one two"), ("one two", "one")])
     with pytest.raises(InputError, match="'overlap' without declaring"):
         kept_of(f"{own_rules.stem}:undeclared", pairs)
-    with pytest.raises(InputError, match=r":numbers says int64 of shape \(2,\) for 2 pairs"):
+    with pytest.raises(InputError, match=r":numbers returns int64 of shape \(2,\) for 2 pairs"):
         kept_of(f"{own_rules.stem}:numbers", pairs)
     with pytest.raises(InputError, match="'words' is not a column"):
         rule(needs=("words",))
