@@ -109,7 +109,7 @@ def make_task(
         raise InputError(f"{name}: the corpus is empty; add the documents to search")
     if not qrels:
         raise InputError(
-            f"{name}: there is no judgement among {len(texts)} queries, so nothing can be "
+            f"{name}: none of its {len(texts)} queries has a judgement, so nothing can be "
             "measured; add judgements"
         )
     unknown = [query for query in qrels if query not in texts]

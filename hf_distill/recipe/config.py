@@ -75,9 +75,9 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     texts_per_pair: int = option(
         0,
-        "Align this many texts of the pool beside each pair: passages of the run's own texts, half "
-        "of them with some words exchanged. The student then forgets less of what the pairs do not "
-        "cover.",
+        "For each pair, also align this many texts of the pool: passages of the run's own texts, "
+        "half of them with some words exchanged. The student then forgets less of what the pairs "
+        "do not cover.",
     )
     grad_cache: bool = option(
         False,

@@ -166,7 +166,7 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
             lines.append(f"Collection: {url}")
     except HTTP_ERROR as error:
         raise PublishingError(
-            f"the Hub refuses: {shown(str(error), api)}\nRun it again: it goes on from here"
+            f"the Hub refuses: {shown(str(error), api)}\nRun it again to continue from here"
         ) from error
     for c in commits:
         tag = f" ({c.tag})" if c in fresh else ""

@@ -197,5 +197,5 @@ def commit_release(api: HfApi, release: Release) -> str:
     except (HTTP_ERROR, RuntimeError, ValueError) as error:
         raise PublishingError(
             f"{release.repo} could not be published: {shown(_story(error), api)}\n"
-            "Run it again: it goes on from what the Hub holds"
+            "Run it again to continue from what the Hub holds"
         ) from error

@@ -137,7 +137,7 @@ class EndpointTeacher(EmbeddingTeacher):
     def _error(self, what: str, hint: str) -> InputError:
         message = (
             f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Finished shards are "
-            "kept; run again to go on"
+            "kept; run again to continue"
         )
         key = os.environ.get(KEY_VARIABLE)
         return InputError(message.replace(key, "[key]") if key else message)

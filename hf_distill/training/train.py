@@ -64,7 +64,7 @@ class TrainingRecord:
 
     def summary(self) -> str:
         """How the training went, for a terminal."""
-        beside = f", {self.texts:,} texts beside them" if self.texts else ""
+        beside = f" and {self.texts:,} texts of the pool" if self.texts else ""
         on = f", on {self.processes} processes" if self.processes > 1 else ""
         best = f"; kept: step {self.best_step:,}" if self.best_step else ""
         went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""

@@ -145,7 +145,7 @@ def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
 
     Args:
         root: A source tree to read instead of the installed packages.
-        max_pairs: Stop after so many pairs. None reads everything.
+        max_pairs: Stop after this many pairs. None reads everything.
         seed: Seeds the order in which files are read, so that the first pairs come from many
             packages and not from the first ones of the alphabet.
 
