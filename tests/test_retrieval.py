@@ -136,7 +136,7 @@ def test_measures_by_name() -> None:
 
 
 def test_ids_that_a_trec_file_cannot_hold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'d 1'.*white space"):
+    with pytest.raises(InputError, match=r"'d 1'.*white space"):
         write_run({"q": {"d 1": 1.0}}, tmp_path / "a.run", "a")
     with pytest.raises(InputError, match="white space"):
         write_qrels({"": {"d": 1}}, tmp_path / "qrels.txt")

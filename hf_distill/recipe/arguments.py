@@ -184,7 +184,7 @@ class StudentArguments:
     student_vocabulary: Literal["all", "used"] = option(
         "all",
         "used: keep only tokens that occur in the training texts, special tokens and single "
-        "characters. The student gets much smaller, and spells words that it has not seen.",
+        "characters. The student gets much smaller, and splits other words into shorter pieces.",
     )
     student_pooling: Literal["cls", "mean"] = option(
         "mean", "How token embeddings become a text embedding."

@@ -65,16 +65,16 @@ RULES: Mapping[str, Kind] = {
     for name, drops in {
         "invalid": "query under 6 or document under 11 characters",
         "echo": "the document is the query",
-        "near_echo": "near_echo=S: the query has at least the share S of the document's bigrams",
+        "near_echo": "the query has at least the share S of the document's bigrams (near_echo=S)",
         "duplicate": "all but the first of equal pairs",
-        "near_duplicate": "near_duplicate[=N]: all but the first N of near-equal pairs",
-        "percentile": "percentile=P[:by=group|source]: scores below the P-th percentile",
-        "threshold": "threshold=T: scores below T",
-        "top_k": "top_k=N[:by=group|source]: all but the N highest scores",
-        "rank": "rank=K: the document is not among the teacher's K best of the pool",
-        "margin": "margin=M: the document is not M above the best other one of the pool",
-        "stratified": "stratified=F[:on=margin]: all but a share F, drawn evenly over the scores",
-        "random": "random=F: all but a random share F",
+        "near_duplicate": "all but the first N of near-equal pairs (near_duplicate[=N])",
+        "percentile": "scores below the P-th percentile (percentile=P[:by=group|source])",
+        "threshold": "scores below T (threshold=T)",
+        "top_k": "all but the N highest scores (top_k=N[:by=group|source])",
+        "rank": "the document is not among the teacher's K best of the pool (rank=K)",
+        "margin": "the document is not M above the best other one of the pool (margin=M)",
+        "stratified": "all but a share F, drawn evenly over the scores (stratified=F[:on=margin])",
+        "random": "all but a random share F (random=F)",
     }.items()
 }
 """Selection rules (`hf_distill.selection.rules.RuleKind`), with what each drops."""
