@@ -68,6 +68,9 @@ def _parser(program: str) -> _RecipeParser:
         allow_abbrev=False,
         formatter_class=_Help,
     )
+    for action in parser._actions:
+        if action.option_strings[0].startswith("--no_"):
+            action.help = argparse.SUPPRESS  # `--key false` says the same
     inherited = trainer_names()
     own = parser.add_argument_group("objective and training")
     trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
