@@ -5,7 +5,7 @@ in the run's folder, and reuses it as long as its inputs are the same (`hf_disti
 
     read      a source becomes queries, documents and judgements, split by group without leaks
     score     the teacher embeds every text, or scores every pair, once: soft labels
-    select    rules drop, or weigh less, the pairs on which the teacher is not reliable
+    select    rules drop the pairs on which the teacher is not reliable, or lower their weight
     train     a student is cut from the teacher and trained on the hybrid objective
     evaluate  every figure on held-out data, with its interval; the report
     release   a data set of scored pairs, both cards, and, if asked, one commit to the Hub
@@ -29,7 +29,7 @@ from hf_distill.recipe.read import read_recipe
 def story(argv: Sequence[str]) -> None:
     """Read the recipe, open its run, and go through the stages: a line for each."""
     recipe = read_recipe(argv)  # recipes/quickstart.yaml, unless the command line names another
-    run = Run.open(recipe)  # what can be refused is refused here, before any work
+    run = Run.open(recipe)  # bad input is refused here, before any work
     for line in run.stages():  # read, score, select, train, evaluate, release
         PartialState().print(line, flush=True)
 

@@ -1,6 +1,6 @@
 """`Run`: a recipe, its folder, and the result of each stage. The one place that knows their order.
 
-A stage's result is made when it is first asked for, kept in the run's folder, and reused as long as
+A stage's result is made when it is first needed, kept in the run's folder, and reused as long as
 its inputs are the same. `train.py`, the study, the benchmarks and the commands all open a `Run`.
 """
 
@@ -63,12 +63,12 @@ _SHARED = ("teacher", "collection", "scores", "ranking")
 
 
 def with_precision(recipe: Recipe) -> Recipe:
-    """`recipe` with the precisions that it leaves open. The main process decides them once, from
-    what the hardware has units for, and all processes use them.
+    """`recipe` with every precision decided. The main process decides those that the recipe leaves
+    open, by what the hardware supports, and all processes use its decision.
 
     The student trains in bfloat16 where that is fast, and in float32 elsewhere: float16 needs a
     loss scale that suits the weights of the objective. A precision that `accelerate` was launched
-    with wins.
+    with takes precedence.
     """
     decision = [fast_precision(device_type())]
     if PartialState().num_processes > 1:
@@ -102,12 +102,12 @@ class Run:
 
     @classmethod
     def open(cls, recipe: Recipe) -> Run:
-        """Open the run of `recipe`, and refuse whatever can be refused before any work. Nothing is
+        """Open the run of `recipe`, after every check that is possible before any work. Nothing is
         written.
 
         Raises:
             InputError: The folder belongs to another run, a model cannot be loaded, the student
-                cannot be built, or the objective needs of the teacher what it does not have.
+                cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         recipe = with_precision(recipe)
@@ -129,8 +129,8 @@ class Run:
         return other
 
     def wants(self, name: str) -> bool:
-        """Whether the recipe goes as far as this stage. Once the student is trained, the main
-        process goes on alone.
+        """Whether the recipe goes as far as this stage. After the training, the main process works
+        alone.
         """
         alone = STAGES.index(name) > STAGES.index("train")
         if alone and not PartialState().is_main_process:
@@ -138,7 +138,7 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """The wanted stages in their order, each made or reused, and what there is to say of it."""
+        """Make or reuse the wanted stages in their order, and yield a summary of each."""
         yield self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
@@ -176,12 +176,12 @@ class Run:
 
     @cached_property
     def scores(self) -> Scores:
-        """What the teacher says of every pair, and its embeddings of every text."""
+        """The teacher's score of every pair, and its embedding of every text."""
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """Where the teacher ranks each training pair in a pool; None if it embeds nothing."""
+        """Where the teacher ranks each training pair in a pool; None if it embeds no texts."""
         return rank_in_pool(self.collection, self.scores, self.recipe, self.folder)
 
     @cached_property
@@ -193,7 +193,7 @@ class Run:
 
     @cached_property
     def selection_inputs(self) -> SelectionInputs:
-        """What rules read of the training pairs."""
+        """What the rules can read about the training pairs."""
         return SelectionInputs(
             pairs=self.collection.pairs("train"),
             scores=self.scores.of(self.collection.rows("train")),
@@ -203,7 +203,7 @@ class Run:
 
     @cached_property
     def initialisation(self) -> Initialisation:
-        """What the training pairs decide about the student before it is trained."""
+        """What is decided about the student from the training pairs, before any training."""
         return initialise(self.recipe, self.teacher, self.collection, self.scores, self.folder)
 
     def untrained(self) -> SentenceTransformer:
@@ -232,7 +232,7 @@ class Run:
         return [selection.key, vars(recipe.student), identities, recipe.training_keys()]
 
     def checkpoints(self, key: str) -> Path:
-        """The folder of a training's checkpoints: another training has nothing to go on from."""
+        """The folder of a training's checkpoints: another training must not resume from them."""
         return Path(str(self.recipe.training.output_dir)) / key
 
     def student_on(
@@ -242,7 +242,7 @@ class Run:
 
         Args:
             selection: The pairs.
-            checkpoints: Folder for checkpoints; a training that was interrupted goes on from them.
+            checkpoints: Folder for checkpoints; an interrupted training resumes from them.
             key: The fingerprint of the training.
 
         Returns:
@@ -282,7 +282,7 @@ class Run:
 
     @cached_property
     def results(self) -> RunResults:
-        """Everything that report and cards tell."""
+        """Everything that the report and the cards show."""
         return RunResults(
             recipe=self.recipe,
             folder=self.folder,
@@ -314,7 +314,7 @@ def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
 
     Args:
         recipe: A recipe of this package, or the path of a YAML file.
-        **keys: Keys over those of the recipe, e.g. `dataset_path="pairs.jsonl"`; None unsets one.
+        **keys: Keys that override the recipe's, e.g. `dataset_path="pairs.jsonl"`; None unsets one.
 
     Returns:
         The results: `folder.student` is the student's folder.
@@ -341,10 +341,10 @@ def finished(path: Path, *line: str) -> RunResults:
 
     Args:
         path: The run's folder.
-        *line: Further keys (`--key`, `value`, ...) over its recipe.
+        *line: Further keys (`--key`, `value`, ...) that override its recipe's.
 
     Raises:
-        InputError: Not a run, not finished, or its results are of different calls: a later call
+        InputError: Not a run, not finished, or its results come from different calls: a later call
             with other keys was stopped before its end.
     """
     folder = RunFolder(path)
@@ -359,7 +359,7 @@ def finished(path: Path, *line: str) -> RunResults:
         raise InputError(
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
-    # The precision it was trained in is no wish for this machine, which may not have it.
+    # This machine may not support the precision that the run was trained in.
     recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
     results = RunResults(
         recipe=recipe,
@@ -373,8 +373,8 @@ def finished(path: Path, *line: str) -> RunResults:
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:
         raise InputError(
-            f"{folder.training} and {folder.selection} are of different calls: the student was not "
-            f"trained on the pairs that this selection keeps; {again}"
+            f"{folder.training} and {folder.selection} come from different calls: the student was "
+            f"not trained on the pairs that this selection keeps; {again}"
         )
     if (evaluation.training, evaluation.collection) != (training.key, results.collection.key):
         raise InputError(

@@ -17,9 +17,7 @@ Fault = Callable[["_Handler", list[str]], bool]
 
 @dataclass
 class Endpoint:
-    """What the server embeds with, what it was asked, and the faults that the next requests meet,
-    in order.
-    """
+    """How the server embeds, the requests it got, and the faults of the next ones, in order."""
 
     embed: Callable[[list[str]], list[list[float]]]
     faults: list[Fault] = field(default_factory=list)
@@ -69,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def embeddings_body(embeddings: list[list[float]]) -> bytes:
-    """OpenAI's answer; the items stand in reverse, since it is their index that counts."""
+    """OpenAI's answer, with the items reversed: a reader has to look at their index."""
     data = [
         {"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(embeddings)
     ]
@@ -79,7 +77,7 @@ def embeddings_body(embeddings: list[list[float]]) -> bytes:
 
 
 def refuse(status: int, text: str = '{"error": "no"}', **headers: str) -> Fault:
-    """A status other than 200, to be tried again at once."""
+    """A status other than 200, with the advice to try again at once."""
 
     def fault(handler: _Handler, _: list[str]) -> bool:
         handler.answer(status, text.encode(), {"Retry-After": "0.01", **headers})

@@ -610,7 +610,7 @@ def test_a_teacher_that_embeds_nothing_is_not_among_the_systems(
     assert result.ranking_agreement is None
     assert result.wins_and_losses.against == "bm25"
     assert list(result.efficiency.systems) == list(result.index) == ["student"]
-    assert "embeds nothing" in result.mixed_index.undefined
+    assert "embeds no texts" in result.mixed_index.undefined
 
 
 def test_a_held_out_task_names_its_numbers(toy: Collection) -> None:

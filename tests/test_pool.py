@@ -84,7 +84,7 @@ def test_the_words_of_a_student_and_a_vocabulary_without_any(teacher_dir: Path) 
     student = SentenceTransformer(str(teacher_dir), device="cpu")
     assert student_words(student) == sorted({word for word in WORDS if len(word) > 2})
     student[0].processor = object()
-    with pytest.raises(InputError, match=r"--texts_per_pair .* no piece that is a word"):
+    with pytest.raises(InputError, match=r"--texts_per_pair .* no whole words"):
         student_words(student)
 
 
@@ -123,8 +123,8 @@ def test_texts_that_are_few_and_short_give_fewer_passages_and_it_is_said(
     plan = PoolPlan(pairs_of(["one", "one"], ["two", " "]), "selected", 50, ["new"], 0)
     pool = load_pool(plan, SimpleNamespace(), tmp_path, tmp_path)  # type: ignore[arg-type]
     assert {row["text"] for row in pool.texts} == {"one", "two", "new"}
-    assert "--texts_per_pair draws 50 different texts" in caplog.text
-    assert "gave 3;" in caplog.text
+    assert "--texts_per_pair needs 50 different texts" in caplog.text
+    assert "gave only 3;" in caplog.text
     blank = PoolPlan(pairs_of([" "], ["  "]), "selected", 5, ["new"], 0)
     with pytest.raises(InputError, match="--texts_per_pair: the training texts hold no words"):
         load_pool(blank, SimpleNamespace(), tmp_path / "other", tmp_path)  # type: ignore[arg-type]

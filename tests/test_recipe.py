@@ -193,7 +193,8 @@ def test_a_runs_own_recipe_keeps_the_runs_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kinds", [SOURCES, TEACHERS, RULES], ids=["sources", "teachers", "rules"])
 def test_every_kind_of_the_package_is_where_its_table_says(kinds: dict[str, object]) -> None:
     for name in kinds:
-        assert callable(load_kind(name, kinds, "key"))  # type: ignore[arg-type]
+        kind = load_kind(name, kinds, "key")  # type: ignore[arg-type]
+        assert kind.__module__.startswith("hf_distill.")
 
 
 def test_a_kind_of_ones_own_is_loaded_and_what_is_wrong_with_it_is_said(

@@ -4,6 +4,7 @@ can be wrong with them, and indexes.
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,12 +131,12 @@ def test_measures_by_name() -> None:
     assert depth_of(parse_measures(["R@300"])) == 300
     assert depth_of(parse_measures(["RR"])) == 1000
     for name in ("nDGC@10", "nDCG@", "RR(x=1)", "1 + 1"):
-        with pytest.raises(InputError, match="not one of ir-measures"):
+        with pytest.raises(InputError, match=f"ir-measures.*{re.escape(repr(name))}"):
             parse_measures([name])
 
 
 def test_ids_that_a_trec_file_cannot_hold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'d 1' is empty or holds white space"):
+    with pytest.raises(InputError, match=r"'d 1'.*white space"):
         write_run({"q": {"d 1": 1.0}}, tmp_path / "a.run", "a")
     with pytest.raises(InputError, match="white space"):
         write_qrels({"": {"d": 1}}, tmp_path / "qrels.txt")
@@ -203,7 +204,7 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
             '{"_id": "q1", "text": "a"}\n',
             r"1 of 2 judged queries have no text \(e.g. 'q2'\)",
         ),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "no judgement among 2 queries"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "none of its 2 queries"),
         (
             "qrels/test.tsv",
             "h\th\th\nq1\td1\t1\nq1\td1\t2\n",
@@ -322,7 +323,7 @@ def test_a_student_that_is_its_teachers_projection_can_search_the_teachers_index
 @pytest.mark.parametrize(
     ("components", "similarity", "reason"),
     [
-        (None, "cross-encoder", "embeds nothing"),
+        (None, "cross-encoder", "embeds no texts"),
         (np.eye(32), "euclidean", "ranks by euclidean"),
         (np.eye(32)[:8], "cosine", "32 dimensions, the teacher's embeddings have 8"),
     ],

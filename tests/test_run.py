@@ -124,7 +124,7 @@ def test_a_folder_is_reopened_by_its_own_recipe_alone(
     assert saved["environment"]["recipe"] == "mine"
     assert saved["environment"]["packages"]["torch"]
     assert open_run_folder(recipe) == folder
-    with pytest.raises(InputError, match="teacher is 'sentence-.*'another/teacher' here"):
+    with pytest.raises(InputError, match=r"teacher is 'sentence-.*'another/teacher' here"):
         open_run_folder(recipe_of(mine, run_dir=folder.path, teacher="another/teacher"))
     tuned = recipe_of(mine, run_dir=folder.path, learning_rate=1e-3)
     assert open_run_folder(tuned) == folder, "what only changes later stages may change"

@@ -308,7 +308,7 @@ def test_scores_of_another_shape_are_refused(
 def test_a_teacher_that_knows_no_test_pair_is_refused(folder: RunFolder, tmp_path: Path) -> None:
     write_collection(tmp_path / "pairs", [("q", "a", "train"), ("q", "b", "test")])
     collection = read_collection(tmp_path / "pairs")
-    with pytest.raises(InputError, match="none of the 1 test pairs"):
+    with pytest.raises(InputError, match="any of the 1 test pairs"):
         score_collection(collection, LengthTeacher(unknown="b"), recipe(), folder)
 
 

@@ -289,8 +289,8 @@ def test_a_weight_instead_of_dropping() -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("perzentile=80", "'perzentile' is unknown; did you mean 'percentile'"),
-        ("ecko:weight=0.5", "'ecko' is unknown; did you mean 'echo'"),
+        ("perzentile=80", "'perzentile' is unknown. Did you mean 'percentile'"),
+        ("ecko:weight=0.5", "'ecko' is unknown. Did you mean 'echo'"),
         ("unscored", "'unscored' is unknown"),
         ("percentile=180", "percentile=180: .* between 0 and 100"),
         ("percentile", "percentile needs a number"),
@@ -382,9 +382,9 @@ def test_a_rule_of_ones_own_reads_texts_and_takes_value_options_and_weight(own_r
 
 def test_what_a_rule_of_ones_own_does_wrong_is_said(own_rules: Path) -> None:
     pairs = pairs_of([("one", "one two"), ("one two", "one")])
-    with pytest.raises(InputError, match="'overlap' without saying so"):
+    with pytest.raises(InputError, match="'overlap' without declaring"):
         kept_of(f"{own_rules.stem}:undeclared", pairs)
-    with pytest.raises(InputError, match=r":numbers says int64 of shape \(2,\) for 2 pairs"):
+    with pytest.raises(InputError, match=r":numbers returns int64 of shape \(2,\) for 2 pairs"):
         kept_of(f"{own_rules.stem}:numbers", pairs)
     with pytest.raises(InputError, match="'words' is not a column"):
         rule(needs=("words",))

@@ -163,7 +163,7 @@ def test_a_training_record_says_what_was_done_and_is_read_back(parts: Tiny, tmp_
     assert (record.precision, record.layers, record.resumed_from) == ("fp32", (0, 2), None)
     assert record.best_step in (4, 8)
     assert not whole.student.training
-    assert "32 pairs, 64 texts beside them, 8 steps (2.0 epochs) in fp32" in record.summary()
+    assert "32 pairs and 64 texts of the pool, 8 steps (2.0 epochs) in fp32" in record.summary()
     write_json(tmp_path / "training.json", record)
     assert read_json(tmp_path / "training.json", TrainingRecord) == record
     assert {"loss", "alignment"} <= set(record.log[0])
@@ -239,7 +239,7 @@ class Unbounded(Embedder):
         (Pairwise, {"selection": ["echo", "rank=2"]}, "--selection rank=2"),
         (Pairwise, {"selection": ["stratified=0.5:on=margin"]}, "--selection stratified"),
         (Unbounded, {}, r"--regression_weight 0\.1: the scores of embedder are dot"),
-        (Embedder, {"texts_per_pair": 2}, "--texts_per_pair 2: .* alignment_weight is 0"),
+        (Embedder, {"texts_per_pair": 2}, "--texts_per_pair 2: .*--alignment_weight is 0"),
         (Given, {"texts_per_pair": 2, "alignment_weight": 1.0}, "--texts_per_pair 2: .* embedder"),
         (Embedder, {"student_dim": 64, "alignment_weight": 1.0}, "--student_dim 64: .* 32"),
     ],

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a run's folder (its held-out pairs), a BEIR folder, nano:NAME or mteb:NAME",
     )
-    parser.add_argument("--bm25", action="store_true", help="measure BM25, too")
+    parser.add_argument("--bm25", action="store_true", help="also measure BM25")
     parser.add_argument(
         "--measures", nargs="+", default=[str(measure) for measure in MEASURES], metavar="MEASURE",
         help="of ir-measures; the first one is tested (default: %(default)s)",

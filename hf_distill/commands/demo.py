@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         InputError: Gradio is missing, the run is not finished, or a Space cannot show its models.
-        PublishingError: The Hub does not take the Space.
+        PublishingError: The Hub does not accept the Space.
     """
     if not arguments.push and importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is not installed: pip install 'hf_distill[demo]'")
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     training = results.recipe.training
     student = arguments.model or training.hub_model_id
     if not student:
-        raise InputError("--push: a Space loads the published student; name it: --model you/x")
+        raise InputError(
+            "--push: a Space loads the published student; name it with --model, e.g. you/x"
+        )
     settings = Settings(private=arguments.private or training.hub_private_repo or None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -30,7 +30,7 @@ COMMANDS: dict[str, Command] = {
     "search": search,
     "demo": demo,
 }
-"""Name of each subcommand -> its module. `train` is beside them: its options are the recipe's."""
+"""Name of each subcommand -> its module. `train` is not here: its options are those of a recipe."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gated",
         choices=["auto", "manual"],
-        help="The files have to be asked for; access is granted at once, or by you.",
+        help="Users have to request access, which is granted at once, or by you.",
     )
     parser.add_argument(
         "--revision",
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the student's card with the names that it gets, and publish.
+    """Write the student's card with its names on the Hub, and publish.
 
     Raises:
         InputError: The run is not finished, a name is missing, or the token may not write there.
@@ -84,7 +84,9 @@ def run(arguments: argparse.Namespace) -> None:
     results = finished(arguments.run_dir, "--push_to_hub", "true", *line)
     training, folder = results.recipe.training, results.folder
     if not training.hub_model_id:
-        raise InputError("the student's repository has no name; name one: --model you/student")
+        raise InputError(
+            "the student's repository has no name; give one with --model, e.g. you/student"
+        )
     if results.recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
         raise InputError(
             f"{folder.dataset} does not exist; make it: hf-distill train {folder.recipe} --run_dir "

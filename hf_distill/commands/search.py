@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
     use_all_cores(1)
     start = time.perf_counter()
     index = open_index(arguments.run_or_model)
-    torch.set_num_threads(1)  # one question is so short that threads would wait for each other
+    torch.set_num_threads(
+        1
+    )  # one question is so short that several threads would only wait for each other
     index.ask("warm up", 1)  # the first call is slow
     print(f"Ready in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     if arguments.question:

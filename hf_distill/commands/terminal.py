@@ -1,5 +1,5 @@
-"""What every program of this project does on a terminal: keep quiet, and turn errors into one
-message and an exit code.
+"""What every program of this project does on a terminal: silence other libraries, and turn errors
+into one message and an exit code.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from hf_distill.release.publish import PublishingError
 
 
 def set_up() -> None:
-    """Leave the terminal to our own lines and bars, and keep freed memory for the next step."""
+    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
-    # torch says it once a run where there is no accelerator.
+    # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
 
 
 def exit_code(program: str, act: Callable[[], None]) -> int:
-    """Run `act`: 0, or 2 for input that cannot be used and 1 for a Hub that cannot, each with one
+    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub 1, each with one
     message.
     """
     try:

@@ -15,11 +15,11 @@ HELP = "Run a recipe, from pairs to a released student; --help lists its keys."
 
 
 def run(argv: Sequence[str], program: str) -> None:
-    """Read the recipe, open its run, and say what each stage gave.
+    """Read the recipe, open its run, and print a summary of each stage.
 
     Raises:
         InputError: Something in the recipe or the data cannot be used.
-        PublishingError: The Hub could not be brought to hold the release.
+        PublishingError: The Hub did not accept the release.
     """
     for said in Run.open(read_recipe(argv, program)).stages():
         PartialState().print(said, flush=True)

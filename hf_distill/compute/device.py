@@ -32,11 +32,11 @@ def _cpu_features() -> set[str]:
 
 
 def fast_precision(device: str) -> Precision:
-    """The fastest precision that `device` (`cuda`, `mps` or `cpu`) has units for. Nothing is timed,
-    so the same hardware always gives the same answer.
+    """The fastest precision that `device` (`cuda`, `mps` or `cpu`) supports in hardware. Nothing is
+    timed, so the same hardware always gives the same answer.
 
-    On CUDA by compute capability: bfloat16 from 8.0, float16 from 7.0. On a CPU bfloat16, if it
-    multiplies matrices or takes dot products in it: AMX or AVX-512 on x86 (`amx_bf16`,
+    On CUDA it depends on the compute capability: bfloat16 from 8.0, float16 from 7.0. A CPU uses
+    bfloat16 if it has matrix or dot products in it: AMX or AVX-512 on x86 (`amx_bf16`,
     `avx512_bf16`), `bf16` on ARM.
     """
     if device == "cuda":
@@ -48,7 +48,7 @@ def fast_precision(device: str) -> Precision:
 
 
 def encoding_batch_tokens(device: str) -> int:
-    """How many tokens to put into a forward pass without gradients. On a CPU few: each core runs
+    """How many tokens to put into a forward pass without gradients. A CPU gets few: each core runs
     batches of its own and keeps them in its caches.
 
     Measured once, on two cores with MiniLM-L6 in float32 and bfloat16: from 512 to 4,096 tokens the

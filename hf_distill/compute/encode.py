@@ -19,7 +19,7 @@ Item = str | tuple[str, str]
 """What a model reads: a text, or a pair of texts for a cross-encoder."""
 
 Advance = Callable[[int, int], None]
-"""Is told of progress: how many texts are done, and how many tokens they had."""
+"""Called with progress: how many texts are done, and how many tokens they had."""
 
 Batch = tuple[list[int], int, Future[Tensor]]
 """The indices of some items, their tokens, and their outputs to come."""
@@ -146,7 +146,7 @@ def run_in_batches(
         with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
             for chunk in [*batches_by_length(items, _CHUNK_BATCHES * batch_tokens), []]:
                 submitted = list(submit(chunk, pool)) if chunk else []
-                # This chunk is at work; meanwhile hand out the one before.
+                # While the workers run this chunk, hand out the one before.
                 for indices, tokens, future in waiting:
                     outputs = future.result()
                     if advance:
@@ -155,7 +155,7 @@ def run_in_batches(
                 waiting = submitted
     finally:
         if threads > 1:
-            # Some libraries have one number for all threads, and the workers changed it.
+            # Some libraries keep one thread count for the whole process; the workers changed it.
             torch.set_num_threads(threads)
 
 
@@ -177,7 +177,7 @@ def encode(
     tokens = batch_tokens or encoding_batch_tokens(model.device.type)
     for rows, outputs in run_in_batches(model, texts, tokens, "sentence_embedding", advance):
         if outputs.shape[1] != embeddings.shape[1]:
-            # The model's last module does not know its own dimension.
+            # Some models do not report the dimension of their last module.
             embeddings = embeddings.new_empty(len(texts), outputs.shape[1])
         embeddings[rows] = outputs
     return embeddings

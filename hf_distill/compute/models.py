@@ -52,9 +52,9 @@ def packaged_quickstart_teacher() -> Path | None:
     digest = sha256_of(weights[0])
     if digest != QUICKSTART_SHA256:
         raise InputError(
-            f"the package {QUICKSTART_PACKAGE} has other weights than {QUICKSTART_TEACHER}: their "
-            f"SHA-256 is {digest} instead of {QUICKSTART_SHA256}. Uninstall the package and load "
-            "the teacher from the Hub, or name a folder with --teacher"
+            f"the package {QUICKSTART_PACKAGE} does not hold the weights of {QUICKSTART_TEACHER}: "
+            f"their SHA-256 is {digest} instead of {QUICKSTART_SHA256}. Uninstall the package and "
+            "load the teacher from the Hub, or name a folder with --teacher"
         )
     return weights[0].parent
 
@@ -106,7 +106,7 @@ def load_model(kind: type[M], name: str, key: str, trust_remote_code: bool = Fal
     `locate_model` finds it.
 
     Raises:
-        InputError: It cannot be found, or not be loaded.
+        InputError: It cannot be found or loaded.
     """
     folder = locate_model(name, key)
     try:
@@ -132,15 +132,15 @@ def digest_of_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # A view as bytes needs a dimension, which a scalar has not.
+        # A view as bytes needs a dimension, and a scalar has none.
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def model_identity(model: nn.Module, name: str, key: str) -> tuple[str, str]:
-    """Digests of all that a model just loaded by `load_model` computes with: its weights, and the
-    other files of its folder but the card. Models with equal weights can differ in their tokenizer,
-    their pooling or the number of heads.
+    """Digests of everything that decides what a model loaded by `load_model` computes: its weights,
+    and the other files of its folder except the card. Models with equal weights can differ in
+    their tokenizer, their pooling or their number of heads.
     """
     folder = locate_model(name, key)
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SETTINGS)

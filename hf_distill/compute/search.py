@@ -18,7 +18,7 @@ _QUERIES, _DOCUMENTS = 512, 8192
 """Rows and columns of a tile of similarities: 16 MB, filled again and again."""
 
 _GROUP = 16
-"""Columns of a tile that are passed over together if the greatest of them is not good enough."""
+"""Columns of a tile that are skipped together if the greatest of them is not good enough."""
 
 _SPARE = 32
 """Documents beyond `depth` that are kept by their float32 similarity until exact scores decide."""
@@ -170,12 +170,13 @@ def search(
         exact = _exactly(similarity, asked[rows, None], vectors.view(-1, width, asked.shape[1]))
         answer[0][rows], answer[1][rows] = _ranked(exact, indices[rows], depth)
     if width < len(documents):
-        # What a float32 sum of d products can be off by (Higham, 2002, section 3.1), on both sides.
+        # The most that a float32 sum of d products can be off (Higham, 2002, section 3.1), twice:
+        # once for the last document that was kept and once for one that was not.
         least = scores[:, depth - 1]
         size = least.abs() if similarity in _NORM else longest * asked.norm(dim=1)
         doubt = 2 * (asked.shape[1] + 2) * 2.0**-24 * size
         for i in (scores[:, -1] >= least - doubt).nonzero().flatten().tolist():
-            # All candidates are nearly equal, so one as good may be missing.
+            # All candidates are nearly equal, so an equally good document may be missing.
             answer[0][i : i + 1], answer[1][i : i + 1] = _among_all(
                 asked[i : i + 1], documents, depth, similarity
             )

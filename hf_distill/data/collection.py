@@ -1,4 +1,4 @@
-"""The collection: what every source becomes, and all that the stages behind it read.
+"""The collection: what every source becomes, and all that the later stages read.
 
 Each text is written once. Everything else refers to it by its row number:
 
@@ -104,16 +104,16 @@ class SourcePairs:
 
             return SourcePairs(Source("FAQ", license="mit"), rows())
 
-    Pairs of a group are never divided between train and test. Whoever calls the source strips the
-    texts, counts rows without one, writes each text once, splits, and takes leaks out. What cannot
-    be used at all is an `hf_distill.errors.InputError`.
+    Pairs of one group are never divided between train and test. The caller of the source strips the
+    texts, counts rows without one, writes each text once, splits, and takes leaks out. A source
+    raises `hf_distill.errors.InputError` for input that cannot be used at all.
 
     Attributes:
         about: What the data set is.
-        rows: The pairs, one mapping each: `query` and `document` (texts), and where the source
-            knows them `pair_id` (default: the row's number), `group` (default: the query),
-            `source`, `grade` (default: 1) and `split` ("test" for judgements that the source itself
-            holds out; where it gives any, the others are never tested on). Read once, in order.
+        rows: The pairs, one mapping each: `query` and `document` (texts), and optionally `pair_id`
+            (default: the row's number), `group` (default: the query), `source`, `grade` (default:
+            1) and `split` ("test" for judgements that the source itself holds out; if it gives
+            any, no others are tested). Read once, in order.
         corpus: Further documents that held-out queries search. None: they search the documents of
             the held-out pairs alone. Read once, before `rows`.
         counts: How many records there were, and how many the source left out of `rows` for which
@@ -134,7 +134,7 @@ class CollectionRecord:
     Attributes:
         key: The fingerprint of what the collection depends on.
         source: What the data set is.
-        read: As read: how many records were found, and how many fell to which reason.
+        read: How many records were found, and how many were left out for which reason.
         split: Pairs of each split, and `pairs`, `groups`, `test queries`, `corpus documents`.
         leaks_removed: Reason -> pairs taken out of train and validation.
         leaks_left: Pairs that still share something with a held-out pair: always 0.
@@ -150,10 +150,10 @@ class CollectionRecord:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some judgements of a collection, by row number: texts are looked up when they are asked for.
+    """Some judgements of a collection, by row number. Texts are looked up when they are needed.
 
     Attributes:
-        collection: Whose they are.
+        collection: The collection that they belong to.
         rows: (n,) int64, their rows in `collection.judgements`.
     """
 
@@ -200,7 +200,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries, documents and judgements of a run, memory-mapped. See the module's text."""
+    """Queries, documents and judgements of a run, memory-mapped. See the module's docstring."""
 
     queries: Dataset
     documents: Dataset
@@ -275,8 +275,8 @@ class Collection:
             f"         {split['train']:,} train, {split['validation']:,} validation, "
             f"{split['test']:,} test, split by group; {split['test queries']:,} test queries "
             f"search {split['corpus documents']:,} documents\n"
-            "         taken out of train and validation for sharing with held-out pairs: "
-            f"{removed or 'none'} (left: {record.leaks_left})"
+            "         removed from train and validation, because a held-out pair shares something "
+            f"with them: {removed or 'none'} (left: {record.leaks_left})"
         )
 
 
@@ -293,11 +293,11 @@ def _texts(table: Dataset, numbers: np.ndarray) -> list[str]:
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Path) -> None:
-    """Write `rows` as an Arrow file, which may hold none (the readers of `datasets` for folders and
-    Parquet refuse that).
+    """Write `rows` as an Arrow file. There may be no rows: the readers of `datasets` for folders
+    and Parquet would refuse such a table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with ArrowWriter(path=str(path), features=features) as writer:
         for row in rows:
-            writer.write({**dict.fromkeys(features), **row})  # null where a source says nothing
+            writer.write({**dict.fromkeys(features), **row})  # null where a source gives nothing
         writer.finalize()

@@ -38,7 +38,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, read_json, stage
 
 _FOR_CARDS = ("dataset_license", "language")
-"""Options of the data that change no pair."""
+"""Options of the data that do not change any pair."""
 
 _BATCH = 1000
 
@@ -60,7 +60,9 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
-        return write_collection(source(recipe), data, recipe.seed, folder, key)
+        record = write_collection(source(recipe), data, recipe.seed, folder, key)
+        shutil.rmtree(recipe.reading, ignore_errors=True)
+        return record
 
     try:
         stage(

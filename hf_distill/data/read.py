@@ -65,7 +65,7 @@ def read_pairs(pairs: SourcePairs, folder: Path) -> Collection:
     """Read the corpus and the rows of a source, once and in order, into tables in `folder`.
 
     Rows are left out and counted if their grade is not above 0, if they have no query or no
-    document, or if UTF-8 cannot write them. A `pair_id` that comes again gets a suffix.
+    document, or if UTF-8 cannot write them. A repeated `pair_id` gets a suffix.
 
     Returns:
         A collection that is not split yet. `split` is "test" where the source itself holds the pair
@@ -99,7 +99,7 @@ def _corpus(pairs: SourcePairs) -> Iterator[str]:
         where = f"document {number} of the corpus of {pairs.about.name}"
         text = _text(document, where)
         if not is_unicode(text):
-            raise InputError(f"{where} is not valid Unicode; mend it, or leave it out")
+            raise InputError(f"{where} is not valid Unicode; fix it, or leave it out")
         if text:
             yield text
 

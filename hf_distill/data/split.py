@@ -20,10 +20,10 @@ TRAIN, VALIDATION, TEST, LEAKED = range(4)
 """Places in `hf_distill.data.collection.SPLITS`."""
 
 NOT_USED = -1
-"""Instead of a split: the source itself holds out the pair's group."""
+"""In place of a split: the pair is not used, because the source itself holds out its group."""
 
 LEAKS = ("same group", "same query", "same document", "near-duplicate document")
-"""What a pair can share with a held-out one. Of several, the first counts."""
+"""What a pair can share with a held-out one. If it shares several things, the first counts."""
 
 _NEAR = LEAKS.index("near-duplicate document")
 
@@ -203,7 +203,8 @@ def find_leaks(
 ) -> np.ndarray:
     """What pairs of train and validation share with held-out ones.
 
-    Validation gives way to test, and train to both. Pairs that leave validation are not held out.
+    Validation loses what it shares with test. Train loses what it shares with test or with the
+    validation pairs that are left.
 
     Args:
         keys: (n, 3) the group, query and document of each pair.
@@ -231,7 +232,9 @@ def find_leaks(
 
 
 def _each_once(keys: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of `pairs` (m,) with each document, and (m,) which of these has a pair's own."""
+    """The first of `pairs` (m,) with each document, and for each pair (m,) the place of its
+    document among these.
+    """
     _, first, which = np.unique(keys[pairs, 2], return_index=True, return_inverse=True)
     return pairs[first], which
 

@@ -1,5 +1,5 @@
-"""Ranking agreement: whether a system finds what the teacher finds, in the same order, whatever the
-judgements say.
+"""Ranking agreement: whether a system finds what the teacher finds, in the same order. Judgements
+play no part.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
 
     Args:
         shared: (k,) `overlaps` of the two rankings, k >= 1.
-        p: The chance that a reader goes on to the next rank.
+        p: The probability that a reader continues to the next rank.
     """
     depth = np.arange(1, len(shared) + 1)
     agreement = shared / depth

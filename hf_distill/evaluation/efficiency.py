@@ -67,7 +67,7 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
     """The most memory that tensors take while `model` embeds `documents` as one batch, its weights
     included.
 
-    That is what the allocator hands out, as the device or (on a CPU) torch's profiler counts it.
+    That is what the allocator hands out, counted by the device or, on a CPU, by torch's profiler.
     The interpreter, the libraries and the tokenizer take the same for every model and do not count.
     """
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
@@ -95,7 +95,7 @@ def efficiency(
     documents: Sequence[str],
     folders: Mapping[str, Path] | None = None,
 ) -> Efficiency:
-    """The cost of each model, as it is loaded. The models take turns.
+    """The cost of each model, in the precision in which it is loaded. The models take turns.
 
     Args:
         models: Name -> model.

@@ -1,4 +1,4 @@
-"""Everything that is measured of a run, on held-out data, with intervals: `evaluate`."""
+"""Everything that is measured in a run, on held-out data, with intervals: `evaluate`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import Teacher
 
 NDCG = "nDCG@10"
-"""The measure that significance, examples and ratios are about."""
+"""The measure of significance, examples and ratios."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Subject:
     Attributes:
         student: The trained student.
         untrained: The student as it was before its training.
-        teacher: For its cost. Its embeddings are those of `scores`; one that embeds nothing cannot
-            search a corpus and is left out of the retrieval.
+        teacher: Its cost is measured. Its embeddings are those of `scores`. A teacher that embeds
+            no texts cannot search a corpus and is left out of the retrieval.
         collection: The held-out pairs, and the documents that their queries search.
         scores: The teacher's scores and embeddings.
         components: (c, d) principal components of the teacher's embeddings (see
@@ -84,14 +84,14 @@ def _prompt(model: SentenceTransformer, *names: str) -> str:
 def embed_task(
     model: SentenceTransformer, task: RetrievalTask, name: str = "model"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the task's queries (Q, d) and documents (N, d), float32, behind the model's own
-    prompts for queries and documents. As with `model.encode`, the model is in evaluation mode
+    """Embeddings of the task's queries (Q, d) and documents (N, d), float32, with the model's own
+    prompts for queries and documents. As after `model.encode`, the model is in evaluation mode
     afterwards.
 
     Args:
         model: Any SentenceTransformer.
         task: Queries and documents.
-        name: The model's, for the error.
+        name: The model's name, for the error.
 
     Raises:
         InputError: An embedding is NaN or infinite.

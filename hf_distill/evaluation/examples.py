@@ -40,8 +40,8 @@ def wins_and_losses(
     runs: Mapping[str, Run],
     task: RetrievalTask,
 ) -> WinsAndLosses:
-    """The queries on which two systems differ most: `EXAMPLES` of each direction, among equals the
-    first ones.
+    """The queries on which two systems differ most: `EXAMPLES` in each direction. Of equal ones,
+    the first count.
 
     Args:
         measure: What the values measure.

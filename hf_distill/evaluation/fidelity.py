@@ -51,8 +51,8 @@ def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kendall_estimate(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969). That takes
-    O(n^2) once, where a bootstrap would sort every resample.
+    """Kendall's tau-b of (n,) arrays with the jackknife's interval (Arvesen, 1969). It takes O(n^2)
+    once, where a bootstrap would sort every resample.
 
     Memory is bounded by a block of rows. With fewer than three pairs the interval is [-1, 1].
     """
@@ -110,8 +110,8 @@ def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> tu
     """Every statistic in each range of the teacher's score, `width` wide. Ranges without pairs are
     left out.
 
-    Scores outside [-1, 1] are cut into as many ranges between the least and the greatest. Within a
-    range a correlation is usually lower than over all pairs, since much of what varies is cut away.
+    If scores lie outside [-1, 1], as many ranges are cut between the lowest and the highest score.
+    Within a range a correlation is usually lower than over all pairs, because the scores vary less.
     """
     rows = []
     first, last = (
@@ -147,8 +147,8 @@ def _range_row(low: float, high: float, teacher: np.ndarray, student: np.ndarray
 
 
 def quantile_bins(scores: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin (n,) int64 of each score, where bins hold equally many of them; equal scores share a
-    bin, so there may be fewer bins.
+    """The bin (n,) int64 of each score. Bins hold equally many scores. Equal scores share a bin, so
+    there may be fewer bins.
     """
     edges = np.unique(np.quantile(scores, np.linspace(0, 1, bins + 1)))
     return np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, max(0, len(edges) - 2))
@@ -167,12 +167,12 @@ def calibration_error(bins: np.ndarray, gaps: np.ndarray) -> np.ndarray:
 
 
 def calibration(teacher: np.ndarray, student: np.ndarray, seed: int) -> Calibration:
-    """What the teacher says, on average, where the student says a score: the calibration curve and
+    """The teacher's mean score of pairs that the student scores alike: the calibration curve and
     its expected error.
 
     The student's scores are cut into `BINS` bins of equally many pairs (Nguyen & O'Connor, 2015).
-    The interval resamples pairs in these bins. The error is never below 0: even a perfectly
-    calibrated student has one above 0 by chance, the more so the fewer pairs there are.
+    The interval resamples pairs in these bins. The error is never below 0. Even a perfectly
+    calibrated student has an error above 0 by chance, and a larger one if there are fewer pairs.
     """
     bins = quantile_bins(student)
     rows = []
@@ -213,8 +213,8 @@ def roc_auc(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Mean over true pairs of the precision at their score, pairs of equal score taken together,
-    over the last axis; else NaN.
+    """Mean over true pairs of the precision at their score, over the last axis; pairs of equal
+    score are taken together. NaN without true pairs.
     """
     order = np.argsort(-scores, axis=-1)
     hits, ordered = np.take_along_axis(truth, order, -1), np.take_along_axis(scores, order, -1)
@@ -223,7 +223,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         [ordered[..., 1:] != ordered[..., :-1], np.ones((*scores.shape[:-1], 1), dtype=bool)],
         axis=-1,
     )
-    # The place where a pair's run of equal scores ends.
+    # The place at which a pair's run of equal scores ends.
     last = np.flip(np.minimum.accumulate(np.flip(np.where(ends, np.arange(n), n), -1), -1), -1)
     precision = np.take_along_axis(hits.cumsum(-1), last, -1) / (last + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -233,7 +233,7 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def decide(teacher: np.ndarray, student: np.ndarray, quantile: float, seed: int) -> Decision:
     """The student as a classifier of "the teacher scores this pair at or above its `quantile`".
 
-    F1 cuts the student at the teacher's threshold, which makes it depend on calibration too;
+    F1 cuts the student's scores at the teacher's threshold, so it also depends on calibration.
     ROC-AUC and average precision depend on the order only. Compare average precision with the share
     of positives, which a random order reaches.
     """
@@ -280,8 +280,8 @@ def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> Fidelity:
     bad = int((~np.isfinite(teacher)).sum()), int((~np.isfinite(student)).sum())
     if any(bad):
         raise InputError(
-            f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave those "
-            "pairs out and say how many"
+            f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave out "
+            "those pairs, and report how many"
         )
     both, unordered = [teacher, student], _why_unordered(teacher, student)
 

@@ -70,8 +70,8 @@ def _rescored(
 
 
 def _cut(embeddings: np.ndarray, dimensions: int, similarity: str) -> np.ndarray:
-    """The first `dimensions` of embeddings (n, d), scaled to unit length again where they are
-    compared by cosine.
+    """The first `dimensions` of embeddings (n, d), scaled to unit length again if they are compared
+    by cosine.
     """
     cut = embeddings[:, :dimensions]
     if similarity != "cosine":

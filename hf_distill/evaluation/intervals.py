@@ -1,5 +1,5 @@
-"""Bootstrap intervals: how far a value could have been off, measured on as many other queries or
-pairs.
+"""Bootstrap intervals: how much a value could differ if it were measured on as many other queries
+or pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEVEL = 0.95
 _BATCH = 250  # resamples at a time: memory is bounded by these
 
 Statistic = Callable[..., np.ndarray]
-"""Maps arrays (..., n) to (...): a statistic over the last axis of one or more samples."""
+"""A statistic over the last axis of one or more samples: it maps arrays (..., n) to (...)."""
 
 
 def bootstrap_settings(seed: int) -> Bootstrap:
@@ -27,7 +27,7 @@ def bootstrap_settings(seed: int) -> Bootstrap:
 
 
 def undefined(n: int, reason: str) -> Estimate:
-    """The estimate from `n` queries or pairs that does not exist because of `reason`."""
+    """An estimate from `n` queries or pairs that is undefined because of `reason`."""
     return Estimate(None, None, None, n, reason)
 
 
@@ -62,8 +62,8 @@ def estimate(statistic: Statistic, samples: Sequence[np.ndarray], seed: int) -> 
     """`statistic` of `samples` with its percentile bootstrap interval (Efron & Tibshirani, 1993,
     ch. 13).
 
-    The interval is that of `scipy.stats.bootstrap`, with two exceptions: a resample on which the
-    statistic is undefined (the correlation of a constant one) is left out, and the interval always
+    The interval is that of `scipy.stats.bootstrap`, with three exceptions. A resample on which the
+    statistic is undefined is left out (a constant sample has no correlation). The interval always
     contains the value. One observation, which scipy refuses, has an interval of width 0.
 
     Args:

@@ -33,7 +33,7 @@ def mixed_index(
     """nDCG@10 of student queries over teacher documents, and the reverse, in the space of the
     teacher's principal components.
 
-    An aligned student embeds into that space (see `hf_distill.student.head.teacher_components`).
+    An aligned student embeds into that space (see `hf_distill.student.head.principal_components`).
     The teacher's embeddings are projected to the components and L2-normalised: one matrix product
     converts a deployed index, without the teacher.
 
@@ -46,7 +46,7 @@ def mixed_index(
         seed: Seeds the bootstrap.
     """
     if teacher is None or components is None:
-        return MixedIndex("the teacher scores pairs and embeds nothing, so it has no index")
+        return MixedIndex("the teacher scores pairs and embeds no texts, so it has no index")
     if similarity not in ("cosine", "dot"):
         return MixedIndex(
             f"the teacher ranks by {similarity}, which the projection to the student's unit sphere "

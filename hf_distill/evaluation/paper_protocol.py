@@ -40,8 +40,8 @@ def ndcg_at(teacher: np.ndarray, student: np.ndarray, k: int) -> float | None:
     """DCG of the student's top `k` pairs with the teacher's scores as gains, over that of the
     teacher's own top `k`.
 
-    (Jarvelin & Kekalainen, 2002, linear gains. The paper does not print its formula.) None where
-    the best gain is not above 0, as it may be of logits.
+    (Jarvelin & Kekalainen, 2002, linear gains. The paper does not print its formula.) None if the
+    best gain is not above 0, as can happen with logits.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     best = float((teacher[top_pairs(teacher, k)] * discounts).sum())

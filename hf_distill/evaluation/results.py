@@ -1,7 +1,7 @@
 """What the evaluation measures, as values: the content of `evaluation.json`.
 
-Everything is measured on held-out data. A measure of retrieval is a key by the name that
-`ir-measures` gives it (`nDCG@10`), a system by one of the names below.
+Everything is measured on held-out data. Keys of retrieval measures are the names of `ir-measures`
+(`nDCG@10`); keys of systems are the names below.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
-"""The systems that are compared. The untrained student is the student before its training; without
-it every number flatters.
+"""The systems that are compared. The untrained student is the student before its training: without
+it, every number looks better than it is.
 """
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 """In the order in which tables show them."""
@@ -37,7 +37,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How the intervals were made: from `resamples` resamples, at `level` (0.95), with `seed`."""
+    """How the intervals were made: `resamples` resamples, the confidence `level` (0.95), `seed`."""
 
     resamples: int
     level: float
@@ -52,10 +52,10 @@ class RetrievalResults:
         num_queries: Judged queries; every system is measured on all of them.
         num_documents: Documents that each query searches.
         notes: What a reader should know about the task, e.g. judgements of missing documents.
-        systems: System -> measure -> its mean over the queries. A teacher that embeds nothing has
+        systems: System -> measure -> its mean over the queries. A teacher that embeds no texts has
             no row.
         student_over_teacher: The student's nDCG@10 divided by the teacher's; None if the teacher
-            embeds nothing or finds nothing.
+            embeds no texts or finds nothing.
     """
 
     num_queries: int
@@ -92,7 +92,7 @@ class Comparison:
         tests: `paired_t_test`, `wilcoxon`, `randomisation` (sign flips) and `bootstrap`.
         cohens_dz: Mean of the differences divided by their standard deviation.
         smallest_detectable: The difference of means that a t-test on these queries finds with 80%
-            probability; None if the differences do not say how they vary.
+            probability; None if the variance of the differences is unknown.
         wins, ties, losses: Queries on which the system is better than, as good as and worse than
             the other.
     """
@@ -147,7 +147,7 @@ class SeedsComparison:
 
     Attributes:
         num_seeds, num_queries: What was crossed.
-        crossed: What holds for other queries and other seeds.
+        crossed: The difference that holds for other queries and other seeds.
         per_seed: The mean difference of each seed.
         sd_between_seeds: The standard deviation of these means.
         these_seeds: The mean over these seeds against the baseline: it holds for other queries
@@ -213,7 +213,7 @@ class WinsAndLosses:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a system ranks as the teacher does.
+    """How closely a system ranks like the teacher.
 
     Attributes:
         overlap: K -> share of the teacher's first K documents among the system's first K.
@@ -226,7 +226,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RankingAgreement:
-    """How far student and untrained student rank as the teacher does, whatever the judgements say.
+    """How closely student and untrained student rank like the teacher. Judgements play no part.
 
     Attributes:
         persistence: The p of rank-biased overlap.
@@ -267,8 +267,8 @@ class ByRange:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The `n` pairs that the student scores from `low` to `high`: what it scores them on average,
-    and what the teacher does.
+    """The `n` pairs that the student scores from `low` to `high`: its mean score of them, and the
+    teacher's.
     """
 
     low: float
@@ -296,7 +296,7 @@ class Decision:
         positives: Pairs that reach it.
         n: All pairs.
         f1: The student's scores are cut at the same threshold.
-        roc_auc, average_precision: Of the student's order alone.
+        roc_auc, average_precision: They depend on the student's order alone.
     """
 
     quantile: float
@@ -318,7 +318,7 @@ class Fidelity:
         mae, rmse: Mean absolute and root mean squared error.
         bias: Mean of student minus teacher.
         by_range: The same in each range of the teacher's score that holds pairs.
-        calibration: What the teacher says where the student says a score.
+        calibration: The teacher's mean score of pairs that the student scores alike.
         decisions: `median` and `p80` (80th percentile) -> the student as a classifier.
     """
 
@@ -339,10 +339,10 @@ class PaperFigures:
     """The figures of the paper's table. None: undefined.
 
     Attributes:
-        pearson, mae: Of student and teacher scores.
+        pearson, mae: Between student and teacher scores.
         recall: K -> share of the teacher's K best pairs among the student's K best.
-        ndcg: K -> DCG of the student's K best pairs, the teacher's scores being the gains.
-        f1: Both cut at the teacher's median score.
+        ndcg: K -> nDCG of the student's K best pairs, with the teacher's scores as gains.
+        f1: Both scores are cut at the teacher's median score.
         cohens_d: Teacher minus student, over the pooled standard deviation.
     """
 
@@ -360,12 +360,12 @@ class PaperProtocol:
 
     Attributes:
         num_pairs: Held-out pairs.
-        unranked: Why recall and ndcg are undefined: scores that are all equal. None if they are
-            not.
+        unranked: Why recall and ndcg are undefined, e.g. because all scores are equal. None if they
+            are defined.
         student: This student's figures.
         published: The paper's, measured on its training pairs.
         median: The teacher's median score, where F1 cuts.
-        paired_t_test, wilcoxon: Of teacher against student scores.
+        paired_t_test, wilcoxon: Tests of teacher against student scores.
         teacher_mean, student_mean: Mean scores.
     """
 
@@ -385,11 +385,11 @@ class Cost:
     """What a model costs on this machine.
 
     Attributes:
-        parameters: How many.
-        megabytes: Of the parameters in memory.
-        bytes_on_disk: Of the files that loading it reads; None if its folder is unknown.
+        parameters: Number of parameters.
+        megabytes: Size of the parameters in memory.
+        bytes_on_disk: Size of the files that loading it reads; None if its folder is unknown.
         peak_megabytes: The most memory that tensors take while it embeds the 16 longest documents.
-        dimension: Of an embedding.
+        dimension: Dimensions of an embedding.
         backend, dtype: What ran: `torch`, `float32`.
         documents_per_second: Median of three rounds.
         query_ms_p50, query_ms_p95: Milliseconds for one query.
@@ -438,10 +438,10 @@ class IndexRow:
 
 @dataclass(frozen=True)
 class IndexSize:
-    """What an index of a system's embeddings takes, and what smaller ones lose.
+    """The size of an index of a system's embeddings, and what smaller indexes lose.
 
     Attributes:
-        dimension: Of the embeddings.
+        dimension: Dimensions of the embeddings.
         rows: `float32`, `float16`, `int8`, `binary`, `binary_rescored` (by int8), `float32_half`
             and `float32_quarter` (of the dimensions, the first ones) -> the index. Empty if
             undefined.
@@ -456,7 +456,7 @@ class IndexSize:
 @dataclass(frozen=True)
 class MixedIndex:
     """Whether the student's queries can search the teacher's index: nDCG@10 of queries of one over
-    documents of the other, the teacher's embeddings being projected to its principal components.
+    documents of the other. The teacher's embeddings are projected to its principal components.
 
     Attributes:
         undefined: Why it is not possible; then everything else is None. None if it is possible.
@@ -497,10 +497,10 @@ class Evaluation:
         retrieval: Every system over the held-out corpus.
         significance: The student minus each other system.
         per_query: nDCG@10 of each query.
-        wins_and_losses: The student against the teacher, or against BM25 if the teacher embeds
-            nothing.
-        ranking_agreement: None if the teacher embeds nothing.
-        fidelity, fidelity_untrained: Of the student and of the untrained student.
+        wins_and_losses: The student against the teacher, or against BM25 if the teacher embeds no
+            texts.
+        ranking_agreement: None if the teacher embeds no texts.
+        fidelity, fidelity_untrained: Fidelity of the student and of the untrained student.
         paper_protocol: The paper's table.
         efficiency: Cost of student and teacher.
         index: `student`, and `teacher` if it embeds -> the sizes of an index.

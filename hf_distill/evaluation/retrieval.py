@@ -2,9 +2,9 @@
 and BM25.
 
 Among equal scores, trec_eval (nDCG, R, AP) puts the greater document id first and the MS MARCO
-script (RR@10) the smaller one; `ir_measures` calls both. So that every measure sees the same
-ranking, here and on the command line, a run holds no ties: among equal scores the smaller document
-id comes first, and each later one is lowered by the least step of float32.
+script (RR@10) the smaller one; `ir_measures` calls both. A run therefore holds no ties, so that
+every measure reads the same ranking, here and on the command line. Among equal scores the smaller
+document id comes first, and each later one is lowered by the smallest step of float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURES = tuple(
     ir_measures.parse_measure(name) for name in ("nDCG@10", "R@1", "R@10", "R@100", "RR@10")
 )
 NDCG = (ir_measures.parse_measure("nDCG@10"),)
-"""Where no other measure is needed: each one takes time."""
+"""Used where no other measure is needed, because each one takes time."""
 DEPTH = 100
 
 Run = dict[str, dict[str, float]]
@@ -45,7 +45,7 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
             measure.validate_params()  # type: ignore[no-untyped-call]  # untyped
         except (ValueError, NameError, TypeError, KeyError, AssertionError) as error:
             raise InputError(
-                f"measure {name!r} is not one of ir-measures ({error}); try one like nDCG@10, "
+                f"ir-measures has no measure {name!r} ({error}); name one like nDCG@10, "
                 "R@100, RR@10, AP@100, P@5"
             ) from error
         if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]
@@ -80,8 +80,8 @@ def without_ties(scores: np.ndarray) -> np.ndarray:
 def make_run(
     query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray, indices: np.ndarray
 ) -> Run:
-    """A run from the result of `search`, in its order: ties go by document id if `document_ids`
-    ascend.
+    """A run from the result of `search`, in its order: ties are in order of document id if
+    `document_ids` ascend.
     """
     return {
         query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True)}
@@ -145,8 +145,8 @@ def _check_ids(ids: Iterable[str], path: Path) -> None:
     for name in ids:
         if not name or name.split() != [name]:
             raise InputError(
-                f"{path}: the id {name!r} is empty or holds white space, which a TREC file cannot "
-                "hold; give it another id"
+                f"{path}: the id {name!r} is empty or contains white space, which a TREC file "
+                "cannot hold; give it another id"
             )
 
 

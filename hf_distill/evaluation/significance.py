@@ -1,9 +1,9 @@
 """Significance: whether two systems can be told apart on these queries, by how much they differ,
 and what difference these queries could have shown at all.
 
-Everything works on per-query values of one measure, paired by query. A difference is always a
-system minus another. The arithmetic is `scipy.stats`'; only Holm's correction and the crossed
-random-effects interval over seeds, which it does not have, are written out here.
+Everything works on per-query values of one measure, paired by query. A difference is always one
+system minus another. `scipy.stats` does the arithmetic, except for Holm's correction and the
+crossed random-effects interval over seeds, which it does not have.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def wilcoxon(differences: np.ndarray) -> SignificanceTest:
 
 
 def _randomisation(differences: np.ndarray, seed: int) -> SignificanceTest:
-    """Under the null hypothesis the two values of a query could as well be exchanged, which flips
-    the sign of its difference (Fisher, 1935).
+    """The randomisation test (Fisher, 1935): under the null hypothesis the two values of a query
+    can be exchanged, which flips the sign of its difference.
 
-    Every pattern of signs is tried where there are at most `RANDOMISATIONS`, else so many random
-    ones.
+    Every pattern of signs is tried if there are at most `RANDOMISATIONS`, otherwise that many
+    random ones.
     """
     if not differences.any():
         return SignificanceTest(0.0, 1.0)
@@ -69,8 +69,8 @@ def _randomisation(differences: np.ndarray, seed: int) -> SignificanceTest:
 
 
 def _bootstrap_test(differences: np.ndarray, seed: int) -> SignificanceTest:
-    """How often a bootstrap mean is as far from the observed mean as that is from 0 (Efron &
-    Tibshirani, 1993, sec. 16.4).
+    """The bootstrap test: how often a bootstrap mean is as far from the observed mean as that is
+    from 0 (Efron & Tibshirani, 1993, sec. 16.4).
     """
     if not differences.any():
         return SignificanceTest(0.0, 1.0)
@@ -100,7 +100,7 @@ def cohens_dz(differences: np.ndarray) -> np.ndarray:
         if differences.shape[-1] > 1
         else np.zeros(differences.shape[:-1])
     )
-    # Equal floats may leave a spread in the last digit.
+    # The standard deviation of equal floats may differ from 0 in the last digit.
     constant = np.ptp(differences, axis=-1) <= 1e-12 * np.abs(differences).max(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(constant, np.nan, differences.mean(-1) / spread))
@@ -113,8 +113,8 @@ def smallest_detectable(differences: np.ndarray) -> float | None:
     Two-sided at 5%, with the right sign, from the noncentral t distribution (Cohen, 1988, ch. 2).
     It depends on the number of queries and on the standard deviation of the differences, not on
     their mean: it describes the test set for this pair of systems, before any correction for
-    several comparisons. None with fewer than two queries, or where all differences are equal:
-    nothing then says how they vary.
+    several comparisons. None with fewer than two queries, or if all differences are equal, because
+    their variance is then unknown.
     """
     n = len(differences)
     if n < 2 or is_constant(differences):
@@ -137,7 +137,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def paired_tests(system: np.ndarray, other: np.ndarray, seed: int) -> Comparison:
-    """Whether `system` and `other` differ on the queries that both answered, and by how much.
+    """Whether `system` and `other` differ on their common queries, and by how much.
 
     Args:
         system: (Q,) per-query values of a measure.
@@ -145,8 +145,8 @@ def paired_tests(system: np.ndarray, other: np.ndarray, seed: int) -> Comparison
         seed: Seeds the randomisation and the bootstrap.
 
     Returns:
-        `system` minus `other`. A p-value that does not exist is None, with its reason; where no
-        query differs it is 1.
+        `system` minus `other`. An undefined p-value is None, with the reason. If no query differs,
+        it is 1.
 
     Raises:
         InputError: There is no query, the numbers of queries differ, or values are not finite.
@@ -284,13 +284,13 @@ def crossed_interval(differences: np.ndarray) -> CrossedInterval:
 
 
 def over_seeds(values: np.ndarray, baseline: np.ndarray, seed: int) -> SeedsComparison:
-    """A recipe that was run with several seeds against a baseline: what holds for other queries
-    *and* other seeds.
+    """A recipe that was run with several seeds against a baseline, with an interval over other
+    queries *and* other seeds.
 
     Every seed answers every query. Taking each (seed, query) as an observation of its own would
-    count every query S times, and taking the mean over seeds as one system would forget that
-    another seed gives another student: see `crossed_interval`. A bootstrap over seeds would be too
-    narrow: with S of them it shrinks their variance to (S - 1) / S of itself.
+    count every query S times. Taking the mean over seeds as one system would ignore that another
+    seed gives another student (see `crossed_interval`). A bootstrap over seeds would be too narrow:
+    with S seeds it shrinks their variance to (S - 1) / S of its size.
 
     Args:
         values: (S, Q) per-query values, S >= 2 seeds. Those of a run are in its `evaluation.json`

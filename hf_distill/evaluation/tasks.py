@@ -30,7 +30,7 @@ class RetrievalTask:
 
     Attributes:
         queries: Id -> text, in the order of `qrels`: exactly the judged queries.
-        documents: Id -> text, by ascending id, so that ties go by id (see
+        documents: Id -> text, by ascending id, so that ties are in order of id (see
             `hf_distill.compute.search`).
         qrels: The judgements.
         name: For tables.
@@ -109,7 +109,7 @@ def make_task(
         raise InputError(f"{name}: the corpus is empty; add the documents to search")
     if not qrels:
         raise InputError(
-            f"{name}: there is no judgement among {len(texts)} queries, so nothing can be "
+            f"{name}: none of its {len(texts)} queries has a judgement, so nothing can be "
             "measured; add judgements"
         )
     unknown = [query for query in qrels if query not in texts]
@@ -218,7 +218,7 @@ def beir_task(folder: Path) -> RetrievalTask:
     qrels = folder / "qrels" / "test.tsv"
     if not qrels.is_file():
         raise InputError(
-            f"{folder / 'qrels'} holds no test.tsv; put the judgements to measure by there"
+            f"{folder / 'qrels'} holds no test.tsv; put the judgements to measure with there"
         )
     queries = read_texts(folder / "queries.jsonl", ("text",))
     documents = read_texts(folder / "corpus.jsonl", ("title", "text"))

@@ -1,5 +1,5 @@
-"""What a recipe can say: one dataclass a stage. Help text lives here, beside each option, and
-nowhere else.
+"""What a recipe can say: one dataclass for each stage. The help text is here, beside each option,
+and nowhere else.
 
 Objective and training are `hf_distill.recipe.config.DistillationConfig`.
 """
@@ -34,14 +34,15 @@ class RunArguments:
         None, "Folder for everything the run writes. Default: runs/<recipe name>."
     )
     until: Literal["read", "score", "select", "train", "evaluate", "release"] = option(
-        "release", "Stop after this stage. A later call with the same recipe goes on from there."
+        "release", "Stop after this stage. A later call with the same recipe continues from there."
     )
     student_license: str | None = option(
         None, "Licence of the student, for its model card, e.g. apache-2.0."
     )
     card_examples: bool = option(True, "Show a few pairs as examples in the dataset card.")
     hub_dataset_id: str | None = option(
-        None, "With --push_to_hub: publish the scored pairs too, as this dataset, e.g. you/pairs."
+        None,
+        "With --push_to_hub: also publish the scored pairs, as this data set, e.g. you/pairs.",
     )
 
 
@@ -77,7 +78,8 @@ class DataArguments:
         None, "Column that says where a pair comes from, for rules with :by=source (files, hub)."
     )
     max_pairs: int | None = option(
-        None, "Use at most so many pairs: whole groups, in an order drawn by the seed."
+        None,
+        "Take whole groups, in an order drawn by the seed, until they hold this many pairs.",
     )
     test_fraction: float = option(0.1, "Share of the groups that is held out for the evaluation.")
     validation_fraction: float = option(
@@ -102,8 +104,8 @@ class TeacherArguments:
     )
     teacher_similarity: Literal["cosine", "dot", "euclidean", "manhattan", "declared"] = option(
         "cosine",
-        "How the teacher's embeddings are compared. declared: as the model says. Only cosines can "
-        "be regressed on.",
+        "How the teacher's embeddings are compared. declared: as the model says. A regression "
+        "needs cosine.",
     )
     teacher_activation: Literal["auto", "sigmoid", "identity"] = option(
         "auto",
@@ -114,11 +116,11 @@ class TeacherArguments:
         None, "Pool the teacher's tokens like this. Default: as the model says."
     )
     teacher_max_length: int | None = option(
-        None, "Cut the teacher's input after so many tokens. Default: the model's own limit."
+        None, "Cut the teacher's input after this many tokens. Default: the model's own limit."
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Precision of the teacher. auto: the fastest that the hardware has units for.",
+        "Precision of the teacher. auto: the fastest that the hardware supports.",
     )
     teacher_url: str | None = option(
         None, "Base URL of the endpoint, e.g. http://localhost:8080/v1."
@@ -141,7 +143,7 @@ class TeacherArguments:
     )
     teacher_cache: str | None = option(
         None,
-        "Folder for what the teacher computed, which several runs can share at the same time. "
+        "Folder for what the teacher computed. Several runs can share it at the same time. "
         "Default: inside the run's own folder.",
     )
     trust_remote_code: bool = option(
@@ -158,8 +160,8 @@ class SelectionArguments:
     selection: list[str] = option(
         [],
         f"Rules that drop pairs, applied in order ({list_kinds(RULES)}), or "
-        "package.module:name[=VALUE], a rule of your own. With :weight=W after it, a rule lets "
-        "pairs weigh W in the objective instead of dropping them.",
+        "package.module:name[=VALUE], a rule of your own. With :weight=W after it, a rule keeps "
+        "the pairs that it would drop and gives them the weight W in the objective.",
     )
 
 
@@ -182,7 +184,7 @@ class StudentArguments:
     student_vocabulary: Literal["all", "used"] = option(
         "all",
         "used: keep only tokens that occur in the training texts, special tokens and single "
-        "characters. The student gets much smaller and spells words it has not seen.",
+        "characters. The student gets much smaller, and splits other words into shorter pieces.",
     )
     student_pooling: Literal["cls", "mean"] = option(
         "mean", "How token embeddings become a text embedding."
@@ -225,6 +227,11 @@ class Recipe:
     def cache(self) -> Path:
         """Where `datasets` prepares files for reading, inside the run's folder."""
         return self.run_dir / "cache"
+
+    @property
+    def reading(self) -> Path:
+        """Where `datasets` prepares the files of a source. It goes when the pairs are written."""
+        return self.cache / "reading"
 
     def training_keys(self) -> dict[str, Any]:
         """Every option of the training that can change the student."""

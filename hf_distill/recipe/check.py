@@ -40,7 +40,7 @@ def _ranges(
     }
     return (
         (positive, lambda x: 0 < x < math.inf, "must be above 0"),
-        (shares, lambda x: 0 <= x < 1, "must lie in [0, 1)"),
+        (shares, lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
         (counts, lambda x: 0 <= x < math.inf, "must be a number of at least 0"),
     )
 
@@ -71,7 +71,7 @@ def check_recipe(recipe: Recipe) -> None:
     for dimension in training.matryoshka_dims:
         if not 0 < dimension < recipe.student.student_dim:
             raise InputError(
-                f"--matryoshka_dims {dimension}: it must lie between 1 and student_dim - 1 "
+                f"--matryoshka_dims {dimension}: it must be between 1 and student_dim - 1 "
                 f"({recipe.student.student_dim - 1})"
             )
     if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
@@ -82,8 +82,12 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if training.early_stopping_patience is not None and training.eval_strategy == "no":
         raise InputError(
-            "--early_stopping_patience watches the validation loss, and there is none; set "
-            "--eval_strategy steps or epoch"
+            f"--early_stopping_patience {training.early_stopping_patience}: it watches the "
+            "validation loss, and --eval_strategy no computes none; set --eval_strategy steps or "
+            "epoch"
         )
     if recipe.run.hub_dataset_id and not training.push_to_hub:
-        raise InputError("--hub_dataset_id publishes nothing without --push_to_hub")
+        raise InputError(
+            f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
+            "--push_to_hub; add it, or set --hub_dataset_id none"
+        )

@@ -1,7 +1,7 @@
 """Every option of objective and training: `DistillationConfig`.
 
-It stands with the other options, and not with the trainer that reads it, so that reading a recipe
-needs nothing of the training.
+It is here with the other options, and not with the trainer that reads it, so that reading a recipe
+imports nothing of the training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hf_distill.recipe.option import option
 class DistillationConfig(SentenceTransformerTrainingArguments):
     """The hybrid objective, a weighted sum of terms, and how it is trained.
 
-    Everything of `SentenceTransformerTrainingArguments` is here, too. A term of weight 0 is left
-    out; see `hf_distill.training.terms` for what each computes.
+    It also has every field of `SentenceTransformerTrainingArguments`. A term of weight 0 is not
+    computed. `hf_distill.training.terms` says what each term computes.
     """
 
     contrastive_weight: float = option(1.0, "Weight of InfoNCE over the in-batch cosines.")
@@ -31,10 +31,13 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     margin_weight: float = option(
         0.0,
-        "Weight of MarginMSE: the squared error of each other document's margin to the pair's own.",
+        "Weight of MarginMSE: the squared error of the margin between a pair's own document and "
+        "each other one.",
     )
     alignment_weight: float = option(
-        0.0, "Weight of 1 - cosine to the teacher's embedding on its principal components."
+        0.0,
+        "Weight of 1 - cosine between the student's embedding and the teacher's, projected on its "
+        "principal components.",
     )
     terms: list[str] = option(
         [], "Terms of your own with their weights, e.g. my_package.my_module:my_term=0.5."
@@ -51,34 +54,38 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     false_negative_margin: float | None = option(
         None,
-        "Documents of the batch that the teacher scores above a pair's own less this margin do not "
-        "count as negatives in the contrastive term. Default: only equal texts do not.",
+        "A document of the batch is not a negative in the contrastive term if the teacher scores "
+        "it above the pair's own document minus this margin. Default: only equal texts are "
+        "excluded.",
     )
     contrastive_symmetric: bool = option(
-        False, "Contrast each document with the batch's queries too: the mean of both directions."
+        False,
+        "Also contrast each document with the queries of the batch, and take the mean of both "
+        "directions.",
     )
     matryoshka_dims: list[int] = option(
         [],
-        "Train embeddings that may be cut to these dimensions: the objective is the mean over them "
-        "and student_dim, e.g. 64 128.",
+        "Train embeddings that can be cut to these dimensions, e.g. 64 128. The objective is the "
+        "mean over them and student_dim.",
     )
     hard_negatives_per_pair: int = option(
         0,
-        "Add the teacher's best other documents for each pair's query to the batch, so many a "
-        "pair. Each costs as much as another text.",
+        "Add this many hard negatives for each pair to the batch: the other documents that the "
+        "teacher ranks best for its query. Each takes the time of one more text.",
     )
     texts_per_pair: int = option(
         0,
-        "Align so many texts of the pool beside each pair: passages of the run's own texts, half "
-        "of them with some words exchanged. They keep what the pairs do not cover.",
+        "For each pair, also align this many texts of the pool: passages of the run's own texts, "
+        "half of them with some words exchanged. The student then forgets less of what the pairs "
+        "do not cover.",
     )
     grad_cache: bool = option(
         False,
-        "Train batches of thousands of pairs in little memory, at the price of a second forward "
-        "pass (GradCache).",
+        "Train batches of thousands of pairs in little memory; this takes a second forward pass "
+        "(GradCache).",
     )
     early_stopping_patience: int | None = option(
         None,
-        "Stop after so many evaluations without a better validation loss. Needs eval_strategy and "
-        "save_strategy.",
+        "Stop after this many evaluations without a better validation loss. Needs eval_strategy "
+        "and save_strategy.",
     )

@@ -1,8 +1,8 @@
 """What a recipe can name: sources of data, kinds of teacher and selection rules, each with where it
 lives.
 
-A name stands for `package.module:name`. An outsider writes that in the recipe instead of a name, so
-that what this package brings and what others bring are loaded in the same way.
+A name stands for `package.module:name`. For code of your own, write that in the recipe instead of a
+name: it is loaded in the same way as what this package brings.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ RULES: Mapping[str, Kind] = {
     for name, drops in {
         "invalid": "query under 6 or document under 11 characters",
         "echo": "the document is the query",
-        "near_echo": "near_echo=S: the query has at least the share S of the document's bigrams",
+        "near_echo": "the query has at least the share S of the document's bigrams (near_echo=S)",
         "duplicate": "all but the first of equal pairs",
-        "near_duplicate": "near_duplicate[=N]: all but the first N of near-equal pairs",
-        "percentile": "percentile=P[:by=group|source]: scores below the P-th percentile",
-        "threshold": "threshold=T: scores below T",
-        "top_k": "top_k=N[:by=group|source]: all but the N highest scores",
-        "rank": "rank=K: the document is not among the teacher's K best of the pool",
-        "margin": "margin=M: the document is not M above the best other one of the pool",
-        "stratified": "stratified=F[:on=margin]: all but a share F, drawn evenly over the scores",
-        "random": "random=F: all but a random share F",
+        "near_duplicate": "all but the first N of near-equal pairs (near_duplicate[=N])",
+        "percentile": "scores below the P-th percentile (percentile=P[:by=group|source])",
+        "threshold": "scores below T (threshold=T)",
+        "top_k": "all but the N highest scores (top_k=N[:by=group|source])",
+        "rank": "the document is not among the teacher's K best of the pool (rank=K)",
+        "margin": "the document is not M above the best other one of the pool (margin=M)",
+        "stratified": "all but a share F, drawn evenly over the scores (stratified=F[:on=margin])",
+        "random": "all but a random share F (random=F)",
     }.items()
 }
 """Selection rules (`hf_distill.selection.rules.RuleKind`), with what each drops."""
@@ -102,10 +102,10 @@ def load_kind(name: str, kinds: Mapping[str, Kind], key: str) -> Any:
     if PLUGIN.fullmatch(name):
         return load_object(name, key)
     near = difflib.get_close_matches(name, kinds, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"--{key} {name!r} is unknown; {hint}It can be {', '.join(kinds)}, or "
-        "package.module:name of your own"
+        f"--{key} {name!r} is unknown.{hint} It can be {', '.join(kinds)}, or package.module:name "
+        "of your own"
     )
 
 
@@ -129,8 +129,8 @@ def load_object(where: str, key: str) -> Any:
 
 
 def digests_of_plugins(texts: Iterable[str]) -> list[str]:
-    """SHA-256 of the files of the modules behind those of `texts` that begin with a
-    `package.module:name`: what they gave is made again when their code changes.
+    """SHA-256 of the module's file for each of `texts` that begins with a `package.module:name`, so
+    that results are made again when that code changes.
     """
     digests = []
     for text in texts:

@@ -63,11 +63,14 @@ def _parser(program: str) -> _RecipeParser:
         description=(
             "From pairs to a released student. RECIPE is the name of a recipe of this package "
             f"({', '.join(recipe_names())}; default: {DEFAULT}) or a YAML file of the keys below. "
-            "A key on the command line wins over the file; --key none unsets an optional one."
+            "A key on the command line overrides the file; --key none unsets an optional one."
         ),
         allow_abbrev=False,
         formatter_class=_Help,
     )
+    for action in parser._actions:
+        if action.option_strings[0].startswith("--no_"):
+            action.help = argparse.SUPPRESS  # `--key false` says the same
     inherited = trainer_names()
     own = parser.add_argument_group("objective and training")
     trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
@@ -183,7 +186,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
     Args:
         argv: The command line without the program's name. RECIPE is a name of this package or a
             path; left out, it is `DEFAULT`.
-        program: How `--help` and errors call the program.
+        program: The program's name in `--help` and errors.
 
     Raises:
         InputError: A missing or malformed recipe, an unknown key (the nearest one is suggested), or

@@ -1,4 +1,4 @@
-"""Asking the Hub: who we are and where we may write, and asking again after a fault that passes."""
+"""Access to the Hub: who we are, where we may write, and another attempt after a passing fault."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 
 class PublishingError(RuntimeError):
-    """The Hub does not take the release, or does not return what was sent. The message never holds
-    the token.
+    """The Hub does not accept the release, or does not return what was sent. The message never
+    contains the token.
     """
 
 
@@ -78,7 +78,7 @@ def token_of(api: HfApi) -> str:
 
 
 def shown(text: str, api: HfApi) -> str:
-    """`text` of the Hub as it may be printed: without the token and without control characters."""
+    """`text` from the Hub, safe to print: without the token and without control characters."""
     token = token_of(api)
     return printable(text.replace(token, "[token]") if token else text)
 
@@ -111,13 +111,13 @@ def _refusal(account: Mapping[str, Any], repo: str) -> str | None:
 
 
 def check_access(api: HfApi, repos: Sequence[str]) -> None:
-    """Before any work: is there a token, does the Hub know it, and may it write to `repos`?
+    """Before any work: is there a token, does the Hub accept it, and may it write to `repos`?
 
-    The account is asked, because creating a repository that exists succeeds without write access,
-    too, and so proves nothing.
+    This looks at the account, because creating a repository that exists succeeds even without write
+    access, and so proves nothing.
 
     Raises:
-        InputError: Publishing there is not possible. The message never holds the token.
+        InputError: Publishing there is not possible. The message never contains the token.
     """
     for repo in repos:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):

@@ -16,7 +16,7 @@ from hf_distill.report.results import RunResults
 from hf_distill.teachers.ensemble import parse_member
 
 PLACEHOLDER = "path/to/this/folder"
-"""What a card says where it would name its repository, and has none."""
+"""The name in a card whose repository has none yet."""
 
 
 def escape_markdown(text: str) -> str:
@@ -41,7 +41,7 @@ def link(url: str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """The card that `template` makes of `values`."""
+    """The card from `template`, filled with `values`."""
     jinja = environment()
     jinja.filters |= {"escape_markdown": escape_markdown, "code": code, "link": link}
     return jinja.get_template(template).render(placeholder=PLACEHOLDER, **values)
@@ -60,13 +60,13 @@ def hub_id(name: str) -> str | None:
 
 
 def public_name(name: str) -> str:
-    """What a card calls a model: its Hub id, or the last part of a local path."""
+    """The name of a model in a card: its Hub id, or the last part of a local path."""
     return hub_id(name) or Path(name).name
 
 
 def public_teacher(arguments: TeacherArguments) -> str:
-    """What a card calls the teacher, in Markdown: its public name, or for an ensemble that of each
-    member with its weight.
+    """The name of the teacher in a card, in Markdown: its public name, or for an ensemble that of
+    each member with its weight.
     """
     if not arguments.ensemble:
         return code(public_name(arguments.teacher))
@@ -78,5 +78,5 @@ def public_teacher(arguments: TeacherArguments) -> str:
 
 
 def licence_of_texts(results: RunResults) -> str | None:
-    """The licence of the texts: what the recipe says, else what the source says."""
+    """The licence of the texts: the recipe's, else the source's."""
     return results.recipe.data.dataset_license or results.collection.source.license

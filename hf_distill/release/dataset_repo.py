@@ -51,10 +51,10 @@ RANKING_COLUMNS = {
     "hard_negatives": List(Value("string")),
     "hard_negative_scores": List(Value("float32")),
 }
-"""What a teacher that embeds texts says of training pairs; null for all others."""
+"""Columns of training pairs if the teacher embeds texts; null for all other pairs."""
 
 WEIGHT_COLUMN = {"weight": Value("float32")}
-"""There if a rule weighs training pairs; null for all others."""
+"""A column of training pairs if a rule weighs them; null for all other pairs."""
 
 REASON_COLUMN = {"dropped_by": Value("string")}
 """In `all` only: the rule that dropped a training pair, or `leak: ...`."""
@@ -62,11 +62,11 @@ REASON_COLUMN = {"dropped_by": Value("string")}
 EXAMPLES = 5
 SHARD_BYTES = 500_000_000
 """The largest Parquet file, before compression: the size at which `push_to_hub` starts a new file.
-A download that breaks off is then soon repeated.
+A download that breaks off is then quickly repeated.
 """
 
 _PRIVATE = frozenset({"dataset_path", "teacher_cache", "teacher_url", "trust_remote_code"})
-"""Keys that a card does not repeat: local paths and addresses, and what changes no result."""
+"""Keys that a card does not show: local paths and addresses, and keys that change no result."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _write_split(
     """Write `NAME-00000-of-00002.parquet` and so on, named and sized as the Hub's own converter
     does it.
 
-    `datasets` writes row groups of at most 100 MB and a page index, with which the viewer reads
-    single rows. The texts pass through an Arrow file, so that memory holds one batch of them.
+    `datasets` writes row groups of at most 100 MB and a page index, which lets the viewer read
+    single rows. The texts pass through an Arrow file, so memory holds only one batch of them.
     """
     arrow = folder / f"{name}.arrow"
     with ArrowWriter(path=str(arrow), features=features) as writer:

@@ -12,8 +12,8 @@ from hf_distill.report.results import RunResults
 
 
 def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None) -> str:
-    """A run's dataset card with the names that it gets on the Hub: its own repository, and that of
-    the student trained on it.
+    """A run's dataset card with its names on the Hub: its own repository, and that of the student
+    trained on it.
     """
     linked = DatasetCard(card.replace(PLACEHOLDER, repo))
     if license_id:
@@ -44,7 +44,7 @@ def check_publishing(recipe: Recipe) -> None:
     there.
 
     Raises:
-        InputError: No `hub_model_id`, no token, or one that cannot write. No message holds the
+        InputError: No `hub_model_id`, no token, or one that cannot write. No message contains the
             token.
     """
     if not recipe.training.push_to_hub:
@@ -52,7 +52,7 @@ def check_publishing(recipe: Recipe) -> None:
     model, dataset = recipe.training.hub_model_id, recipe.run.hub_dataset_id
     if not model:
         raise InputError(
-            "--push_to_hub true: the student has no repository to go to; name one with "
+            "--push_to_hub true: the student's repository has no name; give one with "
             "--hub_model_id, e.g. you/student"
         )
     check_access(HfApi(token=recipe.training.hub_token), [model, *([dataset] if dataset else [])])

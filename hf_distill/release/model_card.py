@@ -41,7 +41,7 @@ _OBJECTIVE = (
     "terms", "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
     "contrastive_symmetric", "matryoshka_dims", "hard_negatives_per_pair", "texts_per_pair",
 )  # fmt: skip
-"""Keys of the objective, which the card shows where they are set."""
+"""Keys of the objective. The card shows those that are set."""
 
 
 def _model_results(results: RunResults) -> list[EvalResult]:
@@ -94,8 +94,8 @@ def _objective(recipe: Recipe) -> dict[str, Any]:
 
 
 def _layers_text(wanted: str | None, chosen: Sequence[int] | None) -> str:
-    """Which layers of its backbone a student keeps: those that the training recorded, or the
-    recipe's word for them.
+    """Which layers of its backbone a student keeps: those that the training recorded, else what the
+    recipe says.
     """
     if chosen:
         return f"layers {', '.join(map(str, chosen))} of "

@@ -36,8 +36,8 @@ from hf_distill.run.stage import read_json, sha256_of, stage, written_whole
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
 FILES = {"float32": "onnx/sentence_embedding.onnx", "int8": "onnx/sentence_embedding_int8.onnx"}
-"""Precision -> path in the model's folder. int8: weights in 8 bits; activations are quantised when
-they are computed (dynamic quantisation).
+"""Precision -> path in the model's folder. int8: weights have 8 bits, and activations are quantised
+when they are computed (dynamic quantisation).
 """
 
 TOLERANCE = 1e-5
@@ -164,7 +164,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
         tempfile.TemporaryDirectory() as scratch,
     ):
         with warnings.catch_warnings(), torch.inference_mode():
-            # Tracing warns of constants. The comparison below, at other shapes, would show them.
+            # Tracing warns about constants. The comparison below, at other shapes, would show them.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 _Graph(model),
@@ -209,7 +209,7 @@ class OnnxVariant:
 
     Attributes:
         ndcg: nDCG@10 on the run's held-out task.
-        minus_student: Minus that of the student in PyTorch and float32, query by query.
+        minus_student: Its nDCG@10 minus that of the student in PyTorch and float32.
         megabytes: Size of the file.
     """
 

@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
         private: Only members see the repositories. None: as they are, or as the owner's default.
-        gated: Whether the files have to be asked for, and who grants them. None: as it is.
+        gated: Whether access has to be requested, and who grants it. None: as it is.
         tag: None: the next of v1, v2, ...
         collection: Title of a collection that the repositories go into.
     """
@@ -60,9 +60,7 @@ class _Committed:
 
 
 def prepare(api: HfApi, release: Release, settings: Settings) -> None:
-    """Create the repository, and close it to the public where that is wanted, before it holds
-    anything.
-    """
+    """Create the repository and, if wanted, close it to the public, before it holds anything."""
     repo, kind = release.repo, release.kind
     patiently(
         f"creating {repo}",
@@ -133,14 +131,14 @@ def _collect(api: HfApi, releases: Sequence[Release], title: str, private: bool)
 def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list[str]:
     """Publish `releases`, each in one commit; load them back by commit and compare; then tag them.
 
-    So a tag says that its commit was loaded back. Nothing is done where `main` holds the release
-    already and has the tag. A Space is neither loaded back nor tagged.
+    A tag therefore means that its commit was loaded back. Nothing is done if `main` already holds
+    the release and has the tag. A Space is neither loaded back nor tagged.
 
     Returns:
         What was done, a line each. The last ones are the addresses.
 
     Raises:
-        InputError: There is no token, or it may not write there, or the tag is taken. Nothing was
+        InputError: There is no token, or it cannot write there, or the tag is taken. Nothing was
             done.
         PublishingError: The Hub refuses something, or does not return what was sent.
     """
@@ -168,7 +166,7 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
             lines.append(f"Collection: {url}")
     except HTTP_ERROR as error:
         raise PublishingError(
-            f"the Hub refuses: {shown(str(error), api)}\nRun it again: it goes on from here"
+            f"the Hub refuses: {shown(str(error), api)}\nRun it again to continue from here"
         ) from error
     for c in commits:
         tag = f" ({c.tag})" if c in fresh else ""

@@ -1,8 +1,8 @@
 """A repository on the Hub: what it holds, what a release changes in it, and the one commit that
 makes the change.
 
-Everything that a repository is to hold goes into one `create_commit`. Large files are stored first,
-where no branch shows them, and the commit that names them is made as a whole or not at all.
+Everything that a repository will hold goes into one `create_commit`. Large files are stored first,
+visible on no branch, and the commit that names them is made as a whole or not at all.
 (`upload_folder` splits a push into several commits when it uses Xet, so an interruption leaves a
 part of it on `main`. A branch that is merged afterwards would give `main` another commit than the
 one that was checked.)
@@ -31,14 +31,14 @@ _OWN_FILES = re.compile(
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.(txt|json)|merges\.txt|(sentencepiece\.bpe|spiece|tokenizer)\.model"
 )
-"""Files of a student in the root of its repository. One that an earlier release left there would be
-read as part of a student that does not have it.
+"""Files of a student in the root of its repository. If an earlier release left one that this
+student does not have, it would be read as part of this student.
 """
 
 
 @dataclass(frozen=True)
 class Release:
-    """What one repository is to hold.
+    """What one repository will hold.
 
     Attributes:
         repo: OWNER/NAME.
@@ -53,8 +53,8 @@ class Release:
     instead: Mapping[str, bytes] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path | bytes]:
-        """Path in the repository -> file, or content. Hidden files (a killed call leaves some half
-        written) are not published, except for the evaluation results.
+        """Path in the repository -> file, or content. Hidden files are not published (a killed call
+        may leave half-written ones), except for the evaluation results.
         """
         files: dict[str, Path | bytes] = {}
         for file in sorted(self.folder.rglob("*")):
@@ -114,8 +114,8 @@ def _has_digest(content: Path | bytes, digest: str) -> bool:
 def changes(release: Release, remote: Remote) -> tuple[list[str], list[str]]:
     """Files to send, and files of an earlier release to remove.
 
-    Removed are files that this release does not have, in a release's own folders and among the
-    configuration, tokenizer and weights of a student. Whatever others added stays.
+    Files that this release does not have are removed from a release's own folders and from the
+    configuration, tokenizer and weights of a student. Files that others added stay.
     """
     files = release.files()
     send = [
@@ -160,10 +160,10 @@ def _story(error: BaseException) -> str:
 
 
 def commit_release(api: HfApi, release: Release) -> str:
-    """Bring `main` to hold `release`: in one commit, or in none if it does so already.
+    """Make `main` hold `release`: in one commit, or in none if it does so already.
 
-    Each attempt first asks what the repository holds, and sends only what differs. So a call that
-    was interrupted goes on, and one whose answer was lost recognises its own commit.
+    Each attempt first asks what the repository holds, and sends only what differs. An interrupted
+    call therefore continues, and one whose answer was lost recognises its own commit.
 
     Returns:
         The commit.
@@ -197,5 +197,5 @@ def commit_release(api: HfApi, release: Release) -> str:
     except (HTTP_ERROR, RuntimeError, ValueError) as error:
         raise PublishingError(
             f"{release.repo} could not be published: {shown(_story(error), api)}\n"
-            "Run it again: it goes on from what the Hub holds"
+            "Run it again to continue from what the Hub holds"
         ) from error

@@ -1,5 +1,5 @@
-"""What terminal, report and model card say first: the table of results, the verdict, and the answer
-to whether the student is good enough.
+"""What terminal, report and model card show first: the table of results, the verdict, and the
+answer to whether the student is good enough.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hf_distill.evaluation.results import (
 from hf_distill.evaluation.significance import ALPHA
 
 LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25"}
-"""What tables and plots call a system."""
+"""The name of each system in tables and plots."""
 
 NDCG = "nDCG@10"
 """The measure that every claim is about."""
 
 
 def in_a_sentence(system: str) -> str:
-    """What a sentence calls `system`: `the teacher`, `BM25`."""
+    """The name of `system` in a sentence: `the teacher`, `BM25`."""
     return LABELS[system] if system == BM25 else f"the {LABELS[system]}"
 
 
@@ -135,7 +135,7 @@ def is_it_good_enough(evaluation: Evaluation) -> str:
     on = f"on {queries:,} quer{'y' if queries == 1 else 'ies'}"
     rules = (
         (stands.worse, UNTRAINED, "No: it is worse than before training."),
-        (stands.level, UNTRAINED, f"Not shown: {on}, training made no difference that we can see."),
+        (stands.level, UNTRAINED, f"Not shown: {on}, training made no clear difference."),
         (stands.worse, BM25, "No: BM25, which needs no model, is better."),
         (
             stands.level,

@@ -46,7 +46,7 @@ def environment() -> jinja2.Environment:
 
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
     evaluation = results.evaluation
-    # A term of one's own is package.module:name=WEIGHT, and the log calls it by its name.
+    # A term of one's own is package.module:name=WEIGHT, and the log has it under its name.
     own_terms = [
         term.rpartition("=")[0].partition(":")[2] for term in results.recipe.training.terms
     ]

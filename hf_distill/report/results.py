@@ -1,4 +1,4 @@
-"""What a finished run has measured: the input of the report, of the cards and of publishing."""
+"""The results of a finished run: the input of the report, of the cards and of publishing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a saved recipe says of where it ran."""
+"""What a saved recipe records about the machine and the versions it ran with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: where each artefact lies, and whether a recipe may use it."""
+"""The folder of a run: the path of each artefact, and whether a recipe may use the folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ IDENTITY = (
     "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher",
     "teacher_kind", "ensemble", "teacher_url", "student_backbone",
 )  # fmt: skip
-"""Keys that make a run what it is: with another value, the folder belongs to another run. Any other
-key may change; the stages that depend on it are then made again.
+"""Keys that identify a run: with another value of one of them, the folder belongs to another run.
+Any other key may change; the stages that depend on it then run again.
 """
 
 
@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def search(self) -> Path:
-        """The index that `hf-distill search` and `demo` ask."""
+        """The index that `hf-distill search` and `demo` read."""
         return self.path / "search"
 
     @property
@@ -108,8 +108,8 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     """The content of a run's `recipe.yaml`.
 
     Raises:
-        InputError: There is none, it is damaged, or a version of hf_distill wrote it whose folders
-            this one does not read.
+        InputError: There is none, it is damaged, or it was written by a version of hf_distill whose
+            folders this one cannot read.
     """
     if not folder.recipe.is_file():
         raise InputError(
@@ -126,7 +126,7 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     if layout != LAYOUT:
         raise InputError(
             f"{folder.path} was made by hf_distill {version}, whose runs this version cannot read; "
-            "name another --run_dir, and it stays as it is"
+            "name another --run_dir (the old folder is left as it is)"
         )
     saved: dict[str, Any] = content
     return saved
@@ -147,8 +147,8 @@ def _remove_leftovers(folder: RunFolder) -> None:
 
 
 def open_run_folder(recipe: Recipe) -> RunFolder:
-    """The run's folder, if it is free or holds an earlier call of the same recipe. What that call
-    was writing when it was killed is removed. Nothing is written.
+    """The run's folder, if it is free or holds an earlier call of the same recipe. Half-written
+    files of a call that was killed are removed. Nothing is written.
 
     Raises:
         InputError: The folder is a file, holds something that is not a run, the run of another
@@ -158,7 +158,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
     if folder.path.exists() and not folder.path.is_dir():
         raise InputError(f"--run_dir {folder.path} is a file; name a folder")
     if not folder.recipe.exists():
-        # A run that was killed while it read its data has left these and no recipe yet.
+        # A run that was killed while it read its data leaves these, and no recipe yet.
         own = {folder.cache.name, folder.pairs.name}
         strangers = (
             sorted(

@@ -86,9 +86,9 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         new.replace(path)
 
 
-def main_makes(path: Path, make: Callable[[], None], holds: Callable[[Path], bool]) -> None:
-    """Let the main process `make` the file at `path` unless it `holds`; the other processes look
-    until it does.
+def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
+    """Let the main process `make` the file at `path`, unless `holds(path)` is true already. The
+    other processes wait until it is.
 
     A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
     fails, the launcher ends the others.
@@ -113,7 +113,7 @@ def write_json(path: Path, content: Any) -> None:
     or not at all.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON does not know.
+        ValueError: NaN or an infinity, which JSON cannot hold.
     """
     plain = msgspec.to_builtins(content, enc_hook=_plain, str_keys=True)
     with written_whole(path) as temporary:
@@ -133,7 +133,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.MsgspecError as error:
         raise InputError(
-            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+            f"{path} is damaged ({error}); remove it and run again to make a new one"
         ) from error
 
 
@@ -145,7 +145,7 @@ def _key_of(path: Path) -> str | None:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(
-            f"{path} is damaged ({error}); remove it and run again, and it is made anew"
+            f"{path} is damaged ({error}); remove it and run again to make a new one"
         ) from error
     return content.get("key") if isinstance(content, dict) else None
 
@@ -179,18 +179,25 @@ def stage(
     def is_current(path: Path) -> bool:
         return _key_of(path) == key and all(file.exists() for file in files)
 
-    def make_and_write() -> None:
-        path.unlink(missing_ok=True)  # an old result must not stand beside new files after a kill
-        write_json(path, make(key))
-
-    if not together:
-        main_makes(path, make_and_write, is_current)
-    elif not is_current(path):
+    def replace() -> R:
+        """Make it. The old result is gone meanwhile, so that after a kill it does not stand beside
+        new files; it is back if the input is refused, which happens before files are replaced.
+        """
         main = PartialState().is_main_process
+        before = path.read_bytes() if main and path.is_file() else None
         if main:
             path.unlink(missing_ok=True)
-        result = make(key)
+        try:
+            result = make(key)
+        except InputError:
+            if before is not None:
+                path.write_bytes(before)
+            raise
         if main:
             write_json(path, result)
         return result
+
+    if together and not is_current(path):
+        return replace()
+    main_makes(path, replace, is_current)
     return read_json(path, kind)

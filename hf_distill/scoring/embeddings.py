@@ -23,7 +23,7 @@ from hf_distill.teachers.base import EmbeddingTeacher, Prompts
 
 @dataclass(frozen=True)
 class Vectors:
-    """Rows of memory-mapped tables. Only the rows that are asked for are copied.
+    """Rows of memory-mapped tables. Only the requested rows are copied.
 
     Attributes:
         parts: The tables, each (m_i, dimension) float16.
@@ -137,7 +137,7 @@ def _texts_of(collection: Collection, prompts: Prompts) -> Items[str]:
 
 
 def _keys_of(texts: Items[str], path: Path) -> np.ndarray:
-    """The keys of `texts`, kept at `path`: to hash millions of texts takes seconds."""
+    """The keys of `texts`, kept at `path`: hashing millions of texts takes seconds."""
 
     def make() -> None:
         keys = texts.keys()
@@ -155,9 +155,9 @@ def embed_collection(
     """The teacher's embeddings of every query and document; only what no shard holds is embedded.
 
     Args:
-        collection: Whose texts.
-        teacher: Who embeds.
-        folder: Of the shards. Several runs may share it.
+        collection: Its texts are embedded.
+        teacher: Embeds them.
+        folder: Folder of the shards. Several runs may share it.
         cache: Folder for working files of this run.
 
     Raises:
@@ -176,8 +176,9 @@ def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: Path) -> Vect
 
     Args:
         texts: Columns `text` and `kind` (`query` or `document`, whose prompt the text gets).
-        teacher: Who embeds.
-        folder: Of the shards. Several runs may share it. What it holds is not embedded again.
+        teacher: Embeds them.
+        folder: Folder of the shards. Several runs may share it. What it holds is not embedded
+            again.
 
     Raises:
         InputError: As `embed_collection`.

@@ -77,8 +77,8 @@ def work_once(
 ) -> Stored:
     """Let the teacher work on every unique item that no shard holds yet, the longest first.
 
-    So a batch needs little padding, and memory runs out at once or never. All processes share the
-    work.
+    In that order a batch needs little padding, and if memory runs out, it does so at once. All
+    processes share the work.
 
     Args:
         items: The items.

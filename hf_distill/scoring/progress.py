@@ -28,7 +28,7 @@ class Progress:
         )
 
     def shard(self, items: int, characters: int) -> Advance:
-        """What to tell of the progress in a shard of so many items and characters."""
+        """A function to call with the progress in a shard of `items` with `characters` in all."""
         per_item = characters / items
 
         def advance(done: int, tokens: int) -> None:
@@ -39,7 +39,7 @@ class Progress:
             if self._tokens:
                 rates += f", {self._tokens / seconds:,.0f} tokens/s"
             self._bar.set_postfix_str(rates, refresh=False)
-            # Averages add up to a little more than the whole, and tqdm warns of that.
+            # Averages add up to a little more than the whole, and tqdm would warn about it.
             self._bar.update(max(0.0, min(done * per_item, self._characters - self._bar.n)))
 
         return advance

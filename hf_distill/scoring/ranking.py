@@ -35,7 +35,7 @@ class RankingRecord:
     Attributes:
         key: The fingerprint of what the ranking depends on.
         pool: Documents in the pool.
-        k: Hard negatives that are noted for each pair.
+        k: Hard negatives that are kept for each pair.
     """
 
     key: str
@@ -76,8 +76,8 @@ class RankedPairs:
 
 
 def document_pool(documents: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Each of `documents` (n,) once, in the order in which they come first: (m,). If there are more
-    than `size`, a seeded sample.
+    """Each of `documents` (n,) once, in order of first appearance: (m,). If there are more than
+    `size`, a seeded sample of them.
     """
     first = np.sort(np.unique(documents, return_index=True)[1])
     if len(first) > size:
@@ -103,8 +103,8 @@ class _Pool:
 
         Args:
             queries: Embeddings (q, d).
-            own: All p pairs of these queries, which they name by their place in `queries`.
-            k: How many of the best other documents to note.
+            own: All p pairs of these queries; they refer to a query by its place in `queries`.
+            k: How many of the best other documents to keep.
 
         Returns:
             How many other documents are above each pair's own (p,); for each query the scores
@@ -149,10 +149,10 @@ def rank_pairs(
     Args:
         pairs: The n pairs.
         table: The teacher's embeddings.
-        measure: The similarity that it compares them with.
+        measure: The similarity that the teacher compares them with.
         documents: The pool: numbers of unique documents (m,).
-        k: How many of the best other documents to note.
-        key: Of the result.
+        k: How many of the best other documents to keep.
+        key: The key of the result.
     """
     count = len(pairs.queries)
     rank = np.empty(count, dtype=np.int32)
@@ -186,12 +186,12 @@ def rank_in_pool(
 
     Args:
         collection: The pairs.
-        scores: What the teacher says of them.
+        scores: The teacher's scores and embeddings of them.
         recipe: `hard_negatives_per_pair` and `seed` are read.
         folder: The run's folder.
 
     Returns:
-        The ranking; None if the teacher embeds nothing.
+        The ranking; None if the teacher embeds no texts.
     """
     table = scores.embeddings
     if table is None:

@@ -61,15 +61,15 @@ class SoftLabels:
         teacher: Its name.
         teacher_kind: As in the recipe.
         teacher_identity: The fingerprint of the teacher: weights and settings.
-        precision: In which the teacher ran.
+        precision: The precision in which the teacher ran.
         query_prompt, document_prompt: Text before each query and document.
         scale: What the scores mean: `similarity`, `activation`, `range` (null: no bound).
         dimension: Of the teacher's embeddings; null if it has none.
         pairs: How many were scored, over all splits.
         unscored: How many of them the teacher has no score for.
         item: What the teacher worked on: `text` or `pair`, or `item` for an ensemble.
-        items: How many unique ones.
-        items_without_deduplication: How many it would have been with all repeats.
+        items: How many unique ones there were.
+        items_without_deduplication: How many there were with all repeats.
         seconds: How long it took, from the first text to the last score.
         score: How the scores are distributed.
         parts: Names of the files that hold what the teacher computed.
@@ -96,13 +96,13 @@ class SoftLabels:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the teacher says of a collection.
+    """The teacher's scores and embeddings of a collection.
 
     Attributes:
         record: Who scored what, and how long it took.
         values: (judgements,) float32, in the order of the collection's judgements; NaN where the
             teacher has no score.
-        embeddings: The teacher's embeddings; None if it embeds nothing.
+        embeddings: The teacher's embeddings; None if it embeds no texts.
         scale: What the scores mean.
     """
 
@@ -269,8 +269,8 @@ def _check_scored(collection: Collection, values: np.ndarray, teacher: str) -> N
         scores = values[collection.rows(split)]
         if np.isnan(scores).all():
             raise InputError(
-                f"{teacher} has a score for none of the {len(scores)} {split} pairs; are its texts "
-                "those of the pairs, letter by letter?"
+                f"{teacher} has no score for any of the {len(scores)} {split} pairs; check that "
+                "its texts are exactly those of the pairs"
             )
 
 
@@ -280,11 +280,11 @@ def score_collection(
     """Score every pair with the teacher. All processes share the work.
 
     The result is kept in `folder.soft_labels` until the pairs or the teacher change. What the
-    teacher computed is kept in shards, so an interrupted call goes on where it stopped.
+    teacher computed is kept in shards, so an interrupted call continues where it stopped.
 
     Args:
         collection: The pairs.
-        teacher: Who scores.
+        teacher: Scores them.
         recipe: `teacher_cache` and `teacher_kind` are read.
         folder: The run's folder.
 

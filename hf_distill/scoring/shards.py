@@ -5,12 +5,13 @@ A shard's file is `<worker>-<items>.<digest>.arrow`: who made it, a hash of the 
 SHA-256 of its bytes. It is an uncompressed Arrow IPC file, so that it can be memory-mapped and
 nothing has to be copied out of it.
 
-- A kill leaves no file with such a name, and a file that was altered no longer fits its name. Both
-  are made again.
-- An item is known by its key and not by its place. New items cost only themselves.
-- Whoever makes a shard holds a lock on it, which the operating system releases if they die. Several
-  processes of one run, or several runs on one folder, share the work, and one takes up what another
-  left.
+- A killed process leaves no file with such a name, and an altered file no longer fits its name.
+  Both shards are made again.
+- An item is identified by its key and not by its place. If items are added, only these are worked
+  on.
+- A process that makes a shard holds a lock on it, which the operating system releases if the
+  process dies. Several processes of one run, or several runs on one folder, share the work, and
+  each takes over what a killed one left.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ float16.
 
 
 def shard_size(items: int) -> int:
-    """Items in a shard: few enough that a kill loses little, and so many that there are at most
-    some 256 files.
+    """Items in a shard: few enough that a kill loses little, and enough that there are at most
+    about 256 files.
     """
     return max(LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
 
@@ -92,7 +93,7 @@ def locate(parts: Sequence[Part], keys: np.ndarray) -> tuple[list[Part], np.ndar
     """Where items are stored.
 
     Args:
-        parts: Of one worker. If two hold a key, the later one counts.
+        parts: Shards of one worker. If two hold a key, the later one counts.
         keys: (n,) uint64, unique, ascending; each in one of `parts`.
 
     Returns:
@@ -126,8 +127,8 @@ class Shards:
     _opened: dict[Path, Part] = field(default_factory=dict, repr=False)
 
     def parts(self) -> list[Part]:
-        """The whole shards, by name. Each is read once, to check it; a damaged one is removed with
-        a warning.
+        """The complete shards, by name. Each is read once, to check it; a damaged one is removed
+        with a warning.
         """
         for path in self.folder.glob(f"{self.worker}-*.arrow"):
             if path in self._opened:
@@ -147,7 +148,7 @@ class Shards:
         return [self._opened[path] for path in sorted(self._opened)]
 
     def known(self) -> np.ndarray:
-        """Keys (n,) uint64 of all items in whole shards, ascending."""
+        """Keys (n,) uint64 of all items in complete shards, ascending."""
         keys = [part.keys for part in self.parts()]
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *keys]))
 
@@ -157,7 +158,7 @@ class Shards:
         """Make what is missing of `keys`, in shards of `size`. Returns when all of it is there.
 
         Process `rank` of `ranks` begins with every `ranks`-th shard, then takes those that no
-        living process is at. So nobody waits for a process that was killed.
+        living process works on. So no process waits for one that was killed.
 
         Args:
             keys: Unique keys (n,) uint64, in the order in which they are to be made. With the same
@@ -188,7 +189,7 @@ class Shards:
         return any(self.folder.glob(f"{self.worker}-{name}.*.arrow"))
 
     def _make(self, name: str, keys: np.ndarray, work: Work) -> bool:
-        """Make the shard; False if somebody else is at it."""
+        """Make the shard; False if another process is making it."""
         lock = self.folder / f".{self.worker}-{name}.lock"
         try:
             with FileLock(lock, timeout=0):

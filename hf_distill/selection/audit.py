@@ -97,7 +97,7 @@ class Loss:
     Attributes:
         parts: How many there are.
         emptied: How many have no pair left.
-        worst: Those that lost most pairs, the worst first.
+        worst: Those that lost the most pairs, the worst first.
     """
 
     parts: int
@@ -147,15 +147,15 @@ class Audit:
 
     Attributes:
         key: The fingerprint of what the selection depends on.
-        seed: Of random draws and ties.
+        seed: Seeds random draws and the order of ties.
         pairs_in, kept: Training pairs before and after.
-        weight: Of the kept pairs.
+        weight: The weights of the kept pairs.
         rules: What each rule did, in order.
-        overlap: Cell (i, j): the pairs that rules i and j both drop (or weigh), each alone on all
-            pairs; the diagonal is what one drops alone.
+        overlap: Cell (i, j): the pairs that rules i and j both drop (or weigh) if each is applied
+            alone to all pairs; the diagonal is what one rule drops.
         losses: `group` and `source`, if the pairs have any -> what each lost.
-        score: Before and after.
-        histogram: Of all scored pairs.
+        score: Scores before and after.
+        histogram: Scores of all scored pairs.
     """
 
     key: str
@@ -171,7 +171,7 @@ class Audit:
 
 
 def shorten(text: str) -> str:
-    """`text`, cut where it would be too long for a table."""
+    """`text`, cut if it is too long for a table."""
     return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
 
 
@@ -268,7 +268,7 @@ def _loss(pairs: Pairs, column: str, kept: np.ndarray) -> Loss:
 
 
 def _histogram(scores: np.ndarray, kept: np.ndarray) -> Histogram:
-    """Over [0, 1], or further where `scores`, which are those of all scored pairs, go further."""
+    """Over [0, 1], or a wider range if `scores`, those of all scored pairs, exceed it."""
     edges = np.linspace(min(0.0, float(scores.min())), max(1.0, float(scores.max())), _BINS + 1)
     every, left = np.histogram(scores, edges)[0], np.histogram(kept, edges)[0]
     return Histogram(
@@ -284,10 +284,10 @@ def make_audit(
     """The audit of `rules` that left at least one pair.
 
     Args:
-        columns: Of all pairs.
-        rules: What was applied.
+        columns: The columns of all pairs.
+        rules: The rules that were applied.
         applied: What they did to the pairs of `columns`.
-        seed: What `columns.order` was drawn with.
+        seed: The seed of `columns.order`.
         key: The selection's key.
     """
     kept, pairs = applied.kept, columns.pairs

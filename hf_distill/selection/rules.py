@@ -29,17 +29,17 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import PLUGIN, RULES, load_kind
 
 BINS = 10
-"""`stratified` draws evenly from so many bins of equal width."""
+"""`stratified` draws evenly from this many bins of equal width."""
 
 COLUMNS = (
     "rank", "margin", "group", "source", "long_enough", "overlap", "query", "document", "family",
 )  # fmt: skip
-"""The columns that a rule can need, beside the score. See `Columns`."""
+"""The columns that a rule can need besides the score. See `Columns`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What rules see of n pairs.
+    """What rules can read about n pairs.
 
     Attributes:
         pairs: The pairs, for rules that read texts: `pairs.batches("query", "document")`.
@@ -50,7 +50,7 @@ class Columns:
             `rank` (int32) and `margin` (float32): see `hf_distill.scoring.ranking.Ranking`;
             `group` and `source` (int64): equal for pairs of one group or source;
             `long_enough` (bool): the texts have at least the characters that the paper requires;
-            `overlap` (float32): the share of the document's word bigrams that the query has, too;
+            `overlap` (float32): the share of the document's word bigrams that the query also has;
             `query` and `document` (uint64): equal for texts that differ at most in case,
             punctuation and spacing;
             `family` (int64): equal for pairs that near-duplicates connect.
@@ -68,11 +68,11 @@ class Columns:
         """A needed column (n,).
 
         Raises:
-            InputError: The rule that reads it does not say that it needs it.
+            InputError: The rule that reads it does not declare it.
         """
         if name not in self.needed:
             raise InputError(
-                f"a selection rule reads the column {name!r} without saying so; add it to the "
+                f"a selection rule reads the column {name!r} without declaring it; add it to the "
                 f"rule's decorator: @rule(needs=({name!r},))"
             )
         return self.needed[name]
@@ -86,7 +86,7 @@ class Columns:
 
 
 class Outcome(NamedTuple):
-    """What a rule says of n pairs.
+    """What a rule decides about n pairs.
 
     keep: (n,) bool.
     threshold: The number that all pairs are compared with, if there is one.
@@ -103,11 +103,11 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class RuleKind:
-    """What a rule does and how it is written. `rule` makes one of a function.
+    """What a rule does and how it is written. The decorator `rule` makes one from a function.
 
     Attributes:
         apply: The function. It never sees an empty set of pairs.
-        low, high: The least and the greatest value; `low` None: the rule takes no value.
+        low, high: The lowest and the highest value; `low` None: the rule takes no value.
         whole: The value is a whole number.
         optional: The value may be left out.
         options: What may follow the value: each option with its choices. Every rule also takes
@@ -126,7 +126,7 @@ class RuleKind:
 
     @property
     def values(self) -> str:
-        """Which values it takes, for an error."""
+        """Which values it accepts, for an error."""
         number, low = "a whole number" if self.whole else "a number", self.low or 0.0
         if math.isfinite(self.high):
             return f"{number} between {low:g} and {self.high:g}"
@@ -141,7 +141,7 @@ def rule(
     options: Mapping[str, tuple[str, ...]] | None = None,
     needs: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Columns, Rule], Outcome]], RuleKind]:
-    """Decorate a function to make it a `RuleKind`; the arguments are explained there.
+    """Decorate a function to make it a `RuleKind`, where the arguments are explained.
 
     Raises:
         InputError: `needs` names something that is not a column.
@@ -156,7 +156,7 @@ def rule(
 
 
 def _exactly(number: float) -> str:
-    """The shortest text that is read as `number` again."""
+    """The shortest text that reads back as `number`."""
     return str(int(number)) if number.is_integer() else repr(number)
 
 
@@ -233,8 +233,8 @@ it.
 
 @rule(needs=("long_enough",))
 def invalid(columns: Columns, _: Rule) -> Outcome:
-    """Drop pairs that the paper's extraction rule would not make (query under 6 or document under
-    11 characters), and scores that are not finite.
+    """Drop pairs that the paper's extraction rule would leave out (query under 6 or document under
+    11 characters), and pairs whose score is not finite.
     """
     return Outcome(columns["long_enough"] & np.isfinite(columns.score))
 
@@ -354,8 +354,8 @@ def random(columns: Columns, rule: Rule) -> Outcome:
 
 
 def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
-    """How many to take of each bin of `sizes` (b,), so that they add up to `total` as evenly as
-    possible: the other bins make up for what a small bin lacks. (b,) int64.
+    """How many to take of each bin of `sizes` (b,): (b,) int64. They add up to `total`, as evenly
+    as possible: the other bins make up for what a small bin lacks.
     """
     order = np.argsort(sizes, kind="stable")
     quota = np.zeros(len(sizes), dtype=np.int64)
@@ -465,7 +465,7 @@ def parse_rules(texts: Sequence[str], key: str = "selection") -> list[Rule]:
 
     Raises:
         InputError: An unknown rule or option; a module that cannot be imported; a value that is
-            missing, not wanted, not a number, or out of its range.
+            missing, not accepted, not a number, or out of its range.
     """
     return [_read_rule(text, key) for text in texts]
 
@@ -477,10 +477,10 @@ def needed_columns(rules: Sequence[Rule]) -> set[str]:
 
 
 def apply_rule(columns: Columns, rule: Rule) -> Outcome:
-    """What `rule` says of the pairs of `columns`; there may be none.
+    """What `rule` decides about the pairs of `columns`; there may be none.
 
     Raises:
-        InputError: The rule's answer is not one bool a pair.
+        InputError: The rule does not return one bool for each pair.
     """
     if not len(columns):
         return Outcome(np.ones(0, dtype=bool))
@@ -488,8 +488,8 @@ def apply_rule(columns: Columns, rule: Rule) -> Outcome:
     keep = np.asarray(outcome.keep)
     if keep.shape != (len(columns),) or keep.dtype != bool:
         raise InputError(
-            f"the selection rule {rule} says {keep.dtype} of shape {keep.shape} for {len(columns)} "
-            "pairs; its Outcome must keep one bool a pair"
+            f"the selection rule {rule} returns {keep.dtype} of shape {keep.shape} for "
+            f"{len(columns)} pairs; `keep` of its Outcome must have one bool for each pair"
         )
     return outcome
 
@@ -500,7 +500,7 @@ class Applied(NamedTuple):
     dropped_by: (n,) int64, the place of the rule that dropped each pair; -1 for those kept.
     weight: (n,) float32, the product of the weights that rules gave a kept pair, else 1; 0 for
         those dropped.
-    steps: For each rule the pairs that it saw (m,) and what it said of them.
+    steps: For each rule the pairs that it saw (m,) and what it decided about them.
     """
 
     dropped_by: np.ndarray

@@ -40,8 +40,8 @@ class SelectionInputs:
     Attributes:
         pairs: The n training pairs.
         scores: (n,) float32, the teacher's; NaN where it has none.
-        ranking: Of the training pairs; None if the teacher embeds no texts.
-        key: The fingerprint of all this.
+        ranking: The ranking of the training pairs; None if the teacher embeds no texts.
+        key: The fingerprint of all of these.
     """
 
     pairs: Pairs
@@ -56,8 +56,8 @@ class SelectionInputs:
         """(n,) the column `name` of `hf_distill.selection.rules.COLUMNS`, which `rule` needs.
 
         Raises:
-            InputError: It needs a ranking that this teacher does not give, or a group or source
-                that the pairs do not have.
+            InputError: It needs a ranking, and this teacher has none, or a group or source that the
+                pairs do not have.
         """
         if name not in self._columns:
             self._columns[name] = self._make(name, rule)
@@ -125,7 +125,7 @@ def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> C
     Args:
         inputs: The pairs, with their scores and ranking.
         rules: What will be applied.
-        seed: Of the order that breaks ties and that random draws follow.
+        seed: Seeds the order that breaks ties and that random draws follow.
 
     Raises:
         InputError: See `SelectionInputs.column`.
@@ -142,7 +142,7 @@ def _nothing_left(columns: Columns, rules: Sequence[Rule], applied: Applied) -> 
     worst = int(counts.argmax())
     cut = applied.steps[worst][1].threshold
     return InputError(
-        f"--selection keeps none of {len(columns)} pairs; {rules[worst]} dropped most of them "
+        f"--selection keeps none of {len(columns)} pairs; {rules[worst]} dropped the most "
         f"({counts[worst]}{'' if cut is None else f', at threshold {cut:.4f}'}). The teacher's "
         f"scores are between {np.nanmin(columns.score):.4f} and {np.nanmax(columns.score):.4f}; "
         "relax that rule"

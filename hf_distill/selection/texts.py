@@ -1,4 +1,4 @@
-"""What rules see of texts, groups and sources: a few bytes a pair, read in batches."""
+"""What rules read about texts, groups and sources: a few bytes for each pair, read in batches."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _column(pairs: Pairs, name: str) -> pa.ChunkedArray:
 
 
 def is_empty(pairs: Pairs, column: str) -> bool:
-    """Whether `group` or `source` is missing in every one of the pairs, of which there are some."""
+    """Whether `group` or `source` is missing in every one of the pairs (at least one)."""
     return len(pairs) > 0 and _column(pairs, column).null_count == len(pairs)
 
 
@@ -163,7 +163,7 @@ def near_duplicate_families(pairs: Pairs) -> np.ndarray:
 
     Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
     similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997, through `datasketch`)
-    proposes them, the trigrams themselves decide. A pair just above the threshold can be missed.
+    proposes candidates, and the trigrams decide. A pair just above the threshold can be missed.
     """
     if not len(pairs):
         return np.empty(0, dtype=np.int64)

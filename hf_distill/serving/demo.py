@@ -36,7 +36,7 @@ def _teacher_of(recipe: Recipe) -> EmbeddingTeacher | None:
 
 
 def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) -> Side:
-    """The teacher as the run has it, with its prompts and its similarity."""
+    """The teacher as the run uses it, with its prompts and its similarity."""
     prompts = teacher.prompts
 
     def embed_documents(texts: list[str], advance: Advance) -> np.ndarray:
@@ -76,7 +76,7 @@ def _title(recipe: Recipe) -> str:
 
 
 def local_demo(results: RunResults) -> tuple[str, list[Side], list[str], list[str]]:
-    """The arguments of `demo_app.build`: both models as the run has them, with the teacher's
+    """The arguments of `demo_app.build`: both models as the run uses them, with the teacher's
     pooling, length, prompts and similarity.
     """
     recipe, folder = results.recipe, results.folder
@@ -87,8 +87,8 @@ def local_demo(results: RunResults) -> tuple[str, list[Side], list[str], list[st
 
 
 def _check_space(arguments: TeacherArguments, teacher: EmbeddingTeacher) -> None:
-    """Raise InputError unless a Space, which loads the teacher plainly and ranks by cosine, shows
-    the run's teacher.
+    """Raise InputError unless a Space would show the run's teacher: it loads the teacher without
+    the recipe's settings and ranks by cosine.
     """
     if not hub_id(teacher.name):
         raise InputError(
@@ -104,8 +104,8 @@ def _check_space(arguments: TeacherArguments, teacher: EmbeddingTeacher) -> None
     }
     if differences := ", ".join(f"{key} {value}" for key, value in changed.items() if value):
         raise InputError(
-            f"--push: the run has its teacher with {differences}. A Space loads it as it is on the "
-            "Hub and ranks by cosine, so it would show another teacher; without --push the app "
+            f"--push: the run uses its teacher with {differences}. A Space loads it as it is on "
+            "the Hub and ranks by cosine, so it would show another teacher; without --push the app "
             "runs on this machine as the recipe says"
         )
 
@@ -119,7 +119,7 @@ def write_space(results: RunResults, folder: Path, student: str) -> None:
         student: The published student, as OWNER/NAME.
 
     Raises:
-        InputError: The teacher is not on the Hub, or the run has it with other settings.
+        InputError: The teacher is not on the Hub, or the run uses it with other settings.
     """
     recipe = results.recipe
     teacher = _teacher_of(recipe)

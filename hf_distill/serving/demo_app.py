@@ -1,5 +1,5 @@
-"""Teacher and student side by side, as a Gradio app: of `hf-distill demo`, and, run as a script, of
-a Space.
+"""Teacher and student side by side, as a Gradio app: for `hf-distill demo` and, run as a script,
+for a Space.
 
 A Space reads two files in its own folder. `demo.json` holds the title, and for each model its name,
 where to load it from, the prompt of its queries and the file of its document embeddings.
@@ -35,9 +35,9 @@ class Side:
     """One model.
 
     Attributes:
-        name: How the page calls it.
+        name: Its name on the page.
         embed: Maps a question to its embedding (d,).
-        embeddings: (N, d) of the documents.
+        embeddings: (N, d), those of the documents.
         score: Maps a question's embedding and `embeddings` to scores (N,); higher is nearer.
     """
 

@@ -1,5 +1,5 @@
-"""A corpus that is embedded once and searched many times: what `hf-distill search` and `hf-distill
-demo` ask.
+"""A corpus that is embedded once and searched many times, for `hf-distill search` and `hf-distill
+demo`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def python_identity() -> list[str]:
 
 
 def user_cache() -> Path:
-    """Where an index is kept that does not belong to a run."""
+    """The folder for an index that does not belong to a run."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "hf_distill" / "search"
 
@@ -148,7 +148,7 @@ def embedded(
 
     Args:
         corpus: The documents.
-        identity: What the embeddings depend on beside the corpus.
+        identity: What the embeddings depend on besides the corpus.
         embed: Maps texts to embeddings, and reports its progress.
         path: Files without their suffix: `.npy` holds the embeddings, `.json` an `IndexRecord`.
 

@@ -60,7 +60,7 @@ _DROPOUT_SETTINGS = (
 
 @dataclass(frozen=True)
 class Initialisation:
-    """What the training data decide about a student before it is trained.
+    """What is decided about a student from the training data, before it is trained.
 
     Attributes:
         components: (at most student_dim, teacher's dimension) float32, principal components of the
@@ -108,24 +108,24 @@ def load_backbone(name: str, teacher: Teacher) -> Transformer:
     if name == "teacher":
         if teacher.backbone is None:
             raise InputError(
-                f"--student_backbone teacher: the teacher {teacher.name} has no model here that a "
-                "student could be cut from; name a backbone, e.g. --student_backbone "
-                "microsoft/MiniLM-L12-H384-uncased"
+                f"--student_backbone teacher: the teacher {teacher.name} is not a local "
+                "transformer that a student can be cut from; name a backbone, e.g. "
+                "--student_backbone microsoft/MiniLM-L12-H384-uncased"
             )
         first = copy.deepcopy(teacher.backbone[0])
     else:
         first = load_sentence_transformer(name, "student_backbone")[0]
     if not isinstance(first, Transformer):
         raise InputError(
-            f"--student_backbone {name}: its first module is a {type(first).__name__}, and a "
+            f"--student_backbone {name}: its first module is a {type(first).__name__}, but a "
             "student starts from a Transformer; name another backbone"
         )
     transformer: Transformer = first
     if type(transformer.auto_model).__module__.startswith("transformers_modules"):
         raise InputError(
             f"--student_backbone {name}: {type(transformer.auto_model).__name__} is code from the "
-            "model's repository, and students load without such code; name a backbone that "
-            "transformers itself knows"
+            "model's repository, and a student must load without such code; name a backbone that "
+            "transformers itself supports"
         )
     return transformer
 
@@ -172,7 +172,7 @@ def _static_modules(
     if pca and (dimension is None or arguments.student_dim > dimension):
         raise InputError(
             f"--student_init pca: --student_dim {arguments.student_dim} is above the teacher's "
-            f"{dimension} dimensions; take at most as many, or --student_init random"
+            f"{dimension} dimensions; set it to {dimension} or less, or set --student_init random"
         )
     if not pca or initialisation.components is None:
         return [StaticEmbedding(own, embedding_dim=arguments.student_dim)]
@@ -206,8 +206,8 @@ def _head(
         raise InputError(
             f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings "
             f"have {dimension or 'none'}, and --student_dim is {arguments.student_dim}. The first "
-            "two must be equal (as with --student_backbone teacher) and the third at most as "
-            "large; or take --student_init random"
+            "two must be equal (as with --student_backbone teacher), and the third must not be "
+            "larger; or set --student_init random"
         )
     if components is not None:
         head.linear.weight.data = torch.from_numpy(components.copy())
@@ -251,10 +251,10 @@ def build_student(
         arguments: What to build.
         teacher: Gives the backbone if `student_backbone` is `teacher`, the tokenizer if it is
             `static`, and the prompts.
-        initialisation: The outcome of `hf_distill.student.initialise.initialise`. None is enough
+        initialisation: The result of `hf_distill.student.initialise.initialise`. None is enough
             to find out whether the student can be built: the head is random, a layer search takes
             the lowest layers, and every token counts as used.
-        seed: Seeds what is random. The caller's random state stays as it was.
+        seed: Seeds random weights. The caller's random state stays as it was.
 
     Raises:
         InputError: The backbone cannot be loaded or cut, or the sizes of a `pca` head do not fit.

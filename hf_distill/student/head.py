@@ -14,9 +14,9 @@ def principal_components(embeddings: np.ndarray | Vectors, dimension: int) -> np
     """The `dimension` leading principal components of `embeddings`, as rows: (dimension, d)
     float32, orthonormal.
 
-    These are eigenvectors of the uncentred second moment: among all projections to `dimension`
-    they keep most of the dot products. Each component's largest entry is positive, so that equal
-    input gives equal output.
+    These are eigenvectors of the uncentred second moment. Of all projections to `dimension`, they
+    preserve dot products best. Each component's largest entry is positive, so that equal input
+    gives equal output.
 
     Args:
         embeddings: (n, d), any float type. They are read in blocks, from a file or from memory.

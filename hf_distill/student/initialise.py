@@ -1,5 +1,5 @@
-"""What the training data decide about a student before it is trained: the head's principal
-components, the layers that a search chooses, and how often each token is used.
+"""What is decided about a student from the training data, before it is trained: the head's
+principal components, the layers that a search chooses, and how often each token is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hf_distill.teachers.base import Prompts, Teacher, similarity
 __all__ = ["Initialisation", "LayerSearch", "Subset", "TokenCounts", "initialise"]
 
 SEARCH_QUERIES, SEARCH_DOCUMENTS, TOP = 256, 1024, 10
-"""The layer search: queries, documents that they search, and how many of the best count."""
+"""The layer search: its queries, the documents that they search, and how many of the best count."""
 
 _READ = 1000
 
@@ -55,7 +55,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """`layer_search.json`: how each subset of layers does, the best first.
+    """`layer_search.json`: how well each subset of layers ranks, the best first.
 
     Attributes:
         key: The fingerprint of what the search depends on.
@@ -92,7 +92,7 @@ def search(
     initialisation: Initialisation,
     key: str,
 ) -> LayerSearch:
-    """Find the layers of the backbone that rank most as the teacher does, before any training.
+    """Find the layers of the backbone that rank most like the teacher, before any training.
 
     Each subset gets the student's head and ranks the documents of a sample of training pairs for
     some of their queries. Its overlap is the share of the teacher's `TOP` best documents that are
@@ -161,8 +161,8 @@ def search(
 def _training_texts(
     collection: Collection, prompts: Prompts
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """The unique texts of the training pairs behind their prompts, some at a time, and in how many
-    pairs each occurs.
+    """The unique texts of the training pairs with their prompts, some at a time, and how many pairs
+    each occurs in.
     """
     pairs = collection.pairs("train")
     for prompt, numbers, texts_of in (
@@ -178,9 +178,9 @@ def _training_texts(
 def initialise(
     recipe: Recipe, teacher: Teacher, collection: Collection, scores: Scores, folder: RunFolder
 ) -> Initialisation:
-    """What the training pairs decide about the student.
+    """What is decided about the student from the training pairs.
 
-    What takes time is kept: the layer search in `layer_search.json`, the token counts among the
+    The slow parts are kept: the layer search in `layer_search.json`, the token counts among the
     working files.
 
     Raises:

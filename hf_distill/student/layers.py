@@ -1,4 +1,4 @@
-"""Which layers of the backbone the student keeps: named ones, or those that a search chooses."""
+"""Which layers of the backbone the student keeps: those named, or those that a search chooses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hf_distill.errors import InputError
 SEARCH = "search="
 
 EXHAUSTIVE = 120
-"""Up to this many subsets the search tries each one. Above, it starts from an even spread and goes
-to the best neighbour until none is better.
+"""The search tries every subset if there are at most this many. Otherwise it starts from an even
+spread and moves to the best neighbour until none is better.
 """
 
 

@@ -37,7 +37,7 @@ def tokenizer_of(model: SentenceTransformer | Transformer) -> PreTrainedTokenize
     tokenizer = model.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"--student_backbone: the model reads texts with a {type(tokenizer).__name__}, and a "
+            f"--student_backbone: the model reads texts with a {type(tokenizer).__name__}, but a "
             "student needs a tokenizer of transformers; name another backbone"
         )
     return tokenizer
@@ -175,8 +175,8 @@ def trim_vocabulary(transformer: Transformer, kept: np.ndarray) -> None:
 
 @torch.inference_mode()
 def token_embeddings(model: SentenceTransformer, kept: np.ndarray) -> np.ndarray:
-    """The embedding by `model` of each token alone, between its special tokens: (len(kept), d)
-    float32. Model2Vec begins in the same way (Minish Lab, 2024).
+    """`model`'s embedding of each token alone, between special tokens: (len(kept), d) float32.
+    Model2Vec begins in the same way (Minish Lab, 2024).
     """
     around = tokenizer_of(model)("")["input_ids"]
     before, after = around[:1], around[1:]
@@ -195,8 +195,8 @@ def static_vectors(
 ) -> np.ndarray:
     """The first vector of each token of a static student: (V, dimension) float32.
 
-    A text's embedding is the mean of its tokens' vectors. Smooth inverse frequency weighs frequent
-    tokens down.
+    A text's embedding is the mean of its tokens' vectors. Smooth inverse frequency gives frequent
+    tokens a lower weight.
 
     Args:
         embeddings: (V, d), the embedding of each token alone.

@@ -23,8 +23,8 @@ from hf_distill.selection.rules import (
 
 FULL = "all pairs"
 SAME_SIZE = 0.1
-"""Selections whose sizes differ by at most this share have the same random control. One that is so
-near to all pairs needs none.
+"""Selections whose sizes differ by at most this share have the same random control. A selection
+whose size is this near to that of all pairs needs none.
 """
 
 
@@ -47,7 +47,7 @@ class Arm:
     """A way to choose the pairs that a student is trained on.
 
     Attributes:
-        name: Identifies it: the rules' text, or what a control is.
+        name: Identifies it: the text of the rules, or the name of the control.
         rules: The selection.
         kind: A control is all pairs, random ones or those with the lowest scores.
         control: The name of the random control of its size; None if the selection is (nearly) all
@@ -60,7 +60,7 @@ class Arm:
     control: str | None = None
 
     def rows(self, columns: Columns) -> np.ndarray:
-        """(k,) int64, ascending: the pairs to train on. None is without a score."""
+        """(k,) int64, ascending: the pairs to train on. Each has a score."""
         return apply_rules(columns, [UNSCORED, *self.rules]).kept
 
 
@@ -122,11 +122,11 @@ def plan_arms(selections: Mapping[str, tuple[Rule, ...]], columns: Columns) -> l
 
 
 def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
-    """`recipe` with `seed` and so many training `examples`, rounded up to whole batches; without
-    validation and checkpoints.
+    """`recipe` with `seed` and this number of training `examples`, rounded up to whole batches;
+    without validation and checkpoints.
 
-    Incomplete batches are dropped: a small selection would end each of its many epochs with one,
-    and see fewer examples.
+    Incomplete batches are dropped. A small selection has many epochs, and would otherwise end each
+    of them with an incomplete batch and see fewer examples.
     """
     batch = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
     training = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The students of a study compared: one row an arm, with intervals, tests and a verdict."""
+"""The students of a study compared: one row for each arm, with intervals, tests and a verdict."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ArmResult:
     Attributes:
         key: The fingerprint of everything that it depends on.
         arm: The arm's name.
-        seed: Of the training, of random pairs and of ties.
+        seed: Seeds the training, random pairs and the order of ties.
         pairs: Training pairs.
         steps, examples, precision, training_seconds: How it was trained.
-        seconds: For training and measuring.
-        measured: What came of it.
+        seconds: Seconds for training and measuring.
+        measured: What was measured.
     """
 
     key: str
@@ -88,8 +88,8 @@ class Row:
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> Difference:
-    """Of the nDCG@10 of two arms, (seeds, queries) each. With one seed: the bootstrap over queries
-    and the paired t-test, which say nothing about other seeds.
+    """The difference in nDCG@10 of two arms, (seeds, queries) each. With one seed it is tested by
+    the bootstrap over queries and the paired t-test, which say nothing about other seeds.
     """
     gaps = ours - theirs
     by_seed = tuple(gaps.mean(axis=1).round(5).tolist())

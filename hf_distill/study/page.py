@@ -29,11 +29,11 @@ class Study:
 
     Attributes:
         examples: Training examples of each student.
-        seeds: Of each arm's students.
+        seeds: The seeds of each arm's students.
         queries, documents, pairs: Held out: test queries, the documents that they search, and
             scored test pairs.
-        training_pairs: What the arms choose from.
-        arms: A row each, the controls first.
+        training_pairs: The pairs that the arms choose from.
+        arms: A row for each, the controls first.
     """
 
     examples: int

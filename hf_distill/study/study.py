@@ -1,9 +1,10 @@
 """Does selection help? The same student is trained for the same number of examples on what
 different rules keep, with several seeds.
 
-Each selection is compared with two controls. Random pairs of the same number: only a better choice
-of pairs beats those. And all pairs: a selection that does not beat them is not worth having. All
-students see the same number of examples, because fewer pairs would also mean less training.
+Each selection is compared with two controls. The first is random pairs of the same number: only a
+better choice of pairs beats those. The second is all pairs: a selection that does not beat them is
+not worth having. All students see the same number of examples, because fewer pairs would otherwise
+mean less training.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class _Trials:
     Attributes:
         run: The run whose pairs, scores and initialisation all students share.
         task: What they are measured on.
-        examples: Training examples of each.
-        out: Where results are kept.
+        examples: Training examples of each student.
+        out: The folder for results.
     """
 
     run: Run
@@ -130,9 +131,9 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     """Train and measure every arm with every seed that has no result yet, and write `study.json`,
     `study.md`, `study.svg` and `recipe.yaml` into the folder `study` of the run.
 
-    Each result is written as soon as it is there. A second call goes on, and more seeds or
-    selections train only their own students. Seeds are the outer loop: a study that is stopped has
-    compared all arms on the seeds that are done.
+    Each result is written as soon as it exists. A second call continues, and further seeds or
+    selections train only their own students. Seeds are the outer loop, so a study that is stopped
+    has compared all arms on the seeds that are done.
 
     Args:
         recipe: What to train; its own `selection` is not used.

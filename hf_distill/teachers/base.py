@@ -48,9 +48,7 @@ class Scale:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether scores lie in [-1, 1], as cosines do, so that a cosine can be regressed on
-        them.
-        """
+        """Whether scores lie in [-1, 1] like cosines: then a cosine can be regressed on them."""
         return self.low >= -1 and self.high <= 1
 
     def check(self, scores: np.ndarray, teacher: str) -> np.ndarray:
@@ -217,8 +215,8 @@ class PairTeacher(Teacher, abc.ABC):
 
 
 def reads(*options: str) -> Callable[[F], F]:
-    """Say which options of `TeacherArguments` a kind of teacher reads, so that any other one that
-    is set is refused instead of ignored. A kind that does not say it reads them all.
+    """Say which options of `TeacherArguments` a kind of teacher reads. Any other one that is set is
+    then refused, and not ignored. A kind that says nothing reads them all.
     """
 
     def declare(kind: F) -> F:

@@ -66,7 +66,7 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
         if len(places) != 1:
             raise InputError(
                 f"--teacher_pooling {arguments.teacher_pooling} replaces one pooling module, but "
-                f"{arguments.teacher} has {len(places)}; leave it out"
+                f"{arguments.teacher} has {len(places)}; set --teacher_pooling none"
             )
         model[places[0]] = Pooling(
             model[places[0]].embedding_dimension, pooling_mode=arguments.teacher_pooling
@@ -85,7 +85,7 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
     return BiEncoderTeacher(
         backbone=model.to(dtype),
         name=arguments.teacher,
-        # Prompts are not part of it: scores are known by the prompted texts.
+        # Prompts are not part of it: the key of a score covers the texts with their prompts.
         identity=(
             "bi-encoder", digests, arguments.teacher_pooling, model.max_seq_length, precision, name,
         ),

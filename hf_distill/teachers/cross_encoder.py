@@ -1,4 +1,4 @@
-"""A cross-encoder as teacher: it reads query and document together, and embeds nothing."""
+"""A cross-encoder as teacher: it reads query and document together, and has no embeddings."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_cross_encoder(recipe: Recipe) -> CrossEncoderTeacher:
         raise InputError(
             f"--teacher {arguments.teacher} has {model.num_labels} outputs, so it classifies pairs "
             "instead of scoring them; name a cross-encoder with one output (or, if this is a "
-            "SentenceTransformer, leave --teacher_kind out)"
+            "SentenceTransformer, set --teacher_kind bi-encoder)"
         )
     if arguments.teacher_max_length:
         model.max_seq_length = arguments.teacher_max_length

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable with the endpoint's key. A local server mostly needs none."""
+"""The environment variable with the endpoint's key. A local server usually needs none."""
 
 BATCH_SIZE = 32
 """Texts in a request."""
 
 CONCURRENCY = 4
-"""Requests at a time."""
+"""Requests at the same time."""
 
 RETRIES = 6
 """How often a request is repeated (429, 408, 409, 5xx, a lost connection), with back-off or after
@@ -55,8 +55,8 @@ class EndpointTeacher(EmbeddingTeacher):
         """See :meth:`EmbeddingTeacher.embed`.
 
         Raises:
-            InputError: The endpoint refuses, cannot be reached after `RETRIES`, or answers
-                something other than one finite embedding of the known dimension for each text.
+            InputError: The endpoint refuses, cannot be reached after `RETRIES`, or does not return
+                one finite embedding of the expected dimension for each text.
         """
         batches = [texts[i : i + BATCH_SIZE] for i in range(0, len(texts), BATCH_SIZE)]
         rows = []
@@ -69,7 +69,7 @@ class EndpointTeacher(EmbeddingTeacher):
                     if advance:
                         advance(len(batch), tokens)
             except InputError:
-                # Requests may cost money, and these answers would be thrown away.
+                # Requests may cost money, and their answers would be thrown away.
                 for request in requests:
                     request.cancel()
                 raise
@@ -137,7 +137,7 @@ class EndpointTeacher(EmbeddingTeacher):
     def _error(self, what: str, hint: str) -> InputError:
         message = (
             f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Finished shards are "
-            "kept; run again to go on"
+            "kept; run again to continue"
         )
         key = os.environ.get(KEY_VARIABLE)
         return InputError(message.replace(key, "[key]") if key else message)

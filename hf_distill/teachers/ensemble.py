@@ -1,4 +1,4 @@
-"""Several teachers as one: the weighted mean of their scores, each brought to one scale first."""
+"""Several teachers as one: the weighted mean of their scores, all brought to one scale first."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MEMBER_KINDS = tuple(kind for kind in TEACHERS if kind != "ensemble")
 
 def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Quantiles in [0, 1] of one teacher's `scores` (n,) among its scores `fitted_on` (m,): the
-    share of these that is lower, equal ones counted half. NaN in `fitted_on` is left out; NaN in
-    `scores` stays.
+    share of these that is lower, where equal ones count half. NaN in `fitted_on` is left out; NaN
+    in `scores` stays.
     """
     values = np.sort(fitted_on[~np.isnan(fitted_on)])
     lower, not_higher = (np.searchsorted(values, scores, side) for side in ("left", "right"))
@@ -36,7 +36,7 @@ def combine(scores: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarra
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EnsembleTeacher(Teacher):
-    """Teachers with their weights. Scoring lets each of them score, shard by shard, and adds up."""
+    """Teachers with their weights. Each of them scores on its own, and the scores are added up."""
 
     members: tuple[tuple[Teacher, float], ...]
     prompts: Prompts

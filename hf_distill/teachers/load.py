@@ -20,7 +20,7 @@ def options_read(kind: Any) -> frozenset[str]:
 
 
 def refuse_unread(arguments: TeacherArguments, read: Collection[str]) -> None:
-    """Refuse options that are set, other than by default, and have no effect.
+    """Refuse options that are set to something other than their default and have no effect.
 
     Args:
         arguments: The options.
@@ -35,7 +35,7 @@ def refuse_unread(arguments: TeacherArguments, read: Collection[str]) -> None:
             text = " ".join(map(str, value)) if isinstance(value, list) else value
             raise InputError(
                 f"--{name} {text} has no effect with --teacher_kind {arguments.teacher_kind}; "
-                "leave it out, or name another kind"
+                "leave it at its default, or name another kind"
             )
 
 

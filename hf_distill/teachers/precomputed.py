@@ -1,4 +1,4 @@
-"""Scores or embeddings from a file: of another system, of people, or of an earlier run."""
+"""Scores or embeddings from a file: from another system, from people, or from an earlier run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PrecomputedScores(PairTeacher):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrecomputedEmbeddings(EmbeddingTeacher):
     """Embeddings of some texts. `keys` (n,) uint64, ascending, are the `text_number` of each, and
-    `rows` (n,) where it stands in `table`. Prompts, if there were any, are in the embeddings.
+    `rows` (n,) its row in `table`. Prompts, if there were any, are part of the embeddings.
     """
 
     name: str

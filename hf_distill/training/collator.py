@@ -24,22 +24,22 @@ def _shared_zero() -> Tensor:
 
 @dataclass
 class DistillationCollator(SentenceTransformerDataCollator):
-    """Tokenises the texts of B pairs and the texts of the pool beside them, and puts what the
-    teacher says of them beside that. `hf_distill.training.rows` says what it reads.
+    """Tokenises the texts of B pairs and the texts of the pool beside them, and adds the teacher's
+    scores and embeddings. `hf_distill.training.rows` says what it reads.
 
-    The texts are sorted by length and tokenised in groups, each padded to its own longest: padded
-    to the longest of the batch, half of all tokens would be padding. With a `packer`, the texts of
-    a group stand one after another without padding.
+    The texts are sorted by length and tokenised in groups, and each group is padded to its own
+    longest text. Padded to the longest of the batch, half of all tokens would be padding. With a
+    `packer`, the texts of a group follow one another without padding.
 
     Attributes:
-        query_prompt, document_prompt: What stands before the texts.
+        query_prompt, document_prompt: Text before each query and document.
         group_size: Texts in a group.
         packer: How the texts of a group are packed; None: they are padded.
         lookup: Where the rows' numbers are looked up.
         texts_per_pair: Texts of the pool beside each pair whose row has a number.
         pairs: How many pairs the training has.
-        epoch: Which epoch's texts are drawn from the pool: one number in shared memory, so that the
-            workers of a data loader see it, too.
+        epoch: The epoch whose texts are drawn from the pool: one number in shared memory, so that
+            the workers of a data loader see it, too.
 
     A batch holds model inputs `texts0_*`, `texts1_*`, ...; `place` (M,) int64, which undoes the
     sorting: queries, documents, hard negatives, texts of the pool; the columns of `Sides`; and with

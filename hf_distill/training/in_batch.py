@@ -1,4 +1,4 @@
-"""What the terms of the objective see of a batch. It is built here and nowhere else, in the same
+"""What the terms of the objective read of a batch. It is built here and nowhere else, in the same
 way with one process and with several.
 
 A batch is B pairs on each process. Their queries are compared with N documents: those of the pairs
@@ -23,7 +23,7 @@ from hf_distill.teachers.base import similarity
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherView:
-    """What the teacher says of B rows (queries, or documents) against N columns.
+    """The teacher's scores of B rows (queries, or documents) against N columns.
 
     Attributes:
         teacher: (B, N) float32, the teacher's scores; NaN where it has not scored the cell.
@@ -61,7 +61,7 @@ class InBatch(Matrices):
     Attributes:
         texts: (M, d) float32, student embeddings: of the B queries, the B documents, the hard
             negatives of each pair in turn, and the texts of the pool beside each pair in turn.
-        targets: (M, d) what they are aligned to; None if the rows carry no teacher embeddings.
+        targets: (M, d) what they are aligned to; None if the rows have no teacher embeddings.
         text_weight: (M,) float32, the weight of the pair that each text belongs to; None: all the
             same.
         reverse: Documents against the queries of all processes; None unless `contrastive_symmetric`
@@ -76,7 +76,7 @@ class InBatch(Matrices):
 
 @dataclass(frozen=True)
 class Sides:
-    """What stands beside the texts of B pairs with k hard negatives each. The collator makes it;
+    """What belongs to the texts of B pairs with k hard negatives each. The collator makes it; the
     embeddings are the teacher's, of any float type.
 
     Attributes:
@@ -104,15 +104,15 @@ class Sides:
         return cls(**{name: batch[name] for name in names if name in batch})
 
     def columns(self) -> dict[str, Tensor]:
-        """Those that are there, by name: entries of a batch."""
+        """The columns that exist, by name: entries of a batch."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def gathered(self) -> Sides:
-        """Those of all processes, in order of rank."""
+        """The columns of all processes, in order of rank."""
         return Sides.of({name: gather(value) for name, value in self.columns().items()})
 
     def reversed(self) -> Sides:
-        """Queries and documents exchanged. A hard negative has no query, so these are left out."""
+        """Queries and documents exchanged. Hard negatives have no query and are left out."""
         return Sides(
             teacher_score=self.teacher_score,
             query_key=self.document_key,
@@ -160,7 +160,7 @@ def teacher_view(
 
     - its document has the text of the row's own document, or
     - its document belongs to a pair whose query has the row's text (it answers this one, too), or
-    - the teacher scores it above the row's own document less `false_negative_margin`: it is
+    - the teacher scores it above the row's own document minus `false_negative_margin`: it is
       probably an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still used.
 
     Args:
@@ -168,7 +168,7 @@ def teacher_view(
         columns: The pairs of all processes, in order of rank.
         offset: Where this process's pairs begin among the columns.
         measure: The teacher's similarity, a key of `hf_distill.teachers.base.SCALES`.
-        false_negative_margin: None: no score makes a cell ignored.
+        false_negative_margin: None: no cell is ignored because of its score.
     """
     pairs, each = len(columns.document_key), columns.negatives_each
     own = torch.arange(len(rows.query_key), device=rows.query_key.device)
@@ -205,14 +205,14 @@ def in_batches(
     measure: str,
     config: DistillationConfig,
 ) -> list[InBatch]:
-    """What the terms see, once for each dimension that the objective is computed at: those of
-    `matryoshka_dims`, and all of them.
+    """What the terms read, once for each dimension that the objective is computed at: those of
+    `matryoshka_dims`, and the full one.
 
-    Everything but the student's matrices and the cut texts is computed once.
+    Everything except the student's matrices and the cut texts is computed once.
 
     Args:
         texts: (M, d) student embeddings of unit length, in the order of `InBatch.texts`.
-        batch: `Sides`, and where the rows carry embeddings `pool_embedding` (B, a, D).
+        batch: `Sides`, and `pool_embedding` (B, a, D) if there is a pool.
         components: (d, D) orthonormal rows: a text's target is its teacher embedding in these
             coordinates. None: the teacher embedding itself.
         measure: The teacher's similarity.
@@ -225,7 +225,7 @@ def in_batches(
     view = teacher_view(rows, columns, offset, measure, config.false_negative_margin)
 
     queries, documents, negatives, _ = texts.tensor_split([pairs, 2 * pairs, (2 + each) * pairs])
-    # Column by column, then together: the documents of all ranks stand before all hard negatives.
+    # Column by column, then together: the documents of all ranks come before all hard negatives.
     every_document = gather(documents)
     if each:
         every_document = torch.cat([every_document, gather(negatives)])
@@ -248,7 +248,7 @@ def in_batches(
         def cosines(left: Tensor, right: Tensor) -> Tensor:
             return truncate(left, dimension) @ truncate(right, dimension).T
 
-        # Principal components stand in order of size, so a cut student aligns with the first.
+        # Principal components are in order of size, so a cut student aligns with the first ones.
         whole = dimension == texts.shape[1]
         reverse = None
         if every_query is not None:

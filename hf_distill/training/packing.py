@@ -1,9 +1,10 @@
-"""Training a transformer on a CPU without padding: the texts of a batch stand one after another, as
-one long text.
+"""Training a transformer on a CPU without padding: the texts of a batch follow one another, as one
+long text.
 
 Matrix products, norms and activations then see all tokens at once, and nothing but tokens. Only
-attention knows where a text ends. Where bfloat16 has matrix units, products take a tenth of a step
-that pads; many small operations, padding and drawing dropout take the rest.
+attention knows where a text ends. On hardware with matrix units for bfloat16, a step with padding
+spends a tenth of its time on products; many small operations, padding and drawing dropout take the
+rest.
 
 `Packer.of(model)` says how a model's texts are packed, and `fast_on_cpu(model)` lets it read them
 for a while. The model is unchanged afterwards.
@@ -37,17 +38,17 @@ PACKABLE = {
     "camembert": True,
     "distilbert": False,
 }
-"""Backbones (`config.model_type`) whose tokens meet in full attention only, and that take positions
-as an argument. The value says whether positions begin after the padding token's number.
+"""Backbones (`config.model_type`) whose tokens interact in full attention only, and that take
+positions as an argument. The value says whether positions begin after the padding token's number.
 """
 
 PADDING = 0.3
-"""Texts attend side by side if the shortest of them lacks no more than this share of the longest
-one's tokens. Attention is little of the work, and more buckets are more operations.
+"""Texts share a bucket if the shortest of them lacks no more than this share of the longest one's
+tokens. Attention is a small part of the work, and more buckets mean more operations.
 """
 
 _BUCKET_TOKENS = 4096
-"""At most about as many tokens attend at a time."""
+"""About the most tokens in a bucket."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,16 @@ class Bucket:
         )
 
     def heads(self, padded: Tensor) -> Tensor:
-        """The same as (texts, H, length, d), contiguous: what matrix products want."""
+        """The same as (texts, H, length, d), contiguous, as matrix products need it."""
         return self.cut(padded).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How packed tokens fall into texts.
+    """How packed tokens belong to texts.
 
     Attributes:
-        buckets: Of all texts, in order.
+        buckets: The buckets of all texts, in order.
         rows: (S,) int64, the packed token at each padded place; a text's first one where it has
             none.
         places: (T,) int64, the padded place of each packed token.
@@ -157,7 +158,7 @@ class Packer:
 
         Returns:
             `input_ids`, `position_ids`, `seq_idx` (1, T), `cu_seq_lens_q` (n + 1,) int32 and
-            `packing`; and (n,) int64, which text comes where.
+            `packing`; and (n,) int64, the place of each text.
         """
         mask = features["attention_mask"].bool()
         order = mask.sum(dim=1).argsort(stable=True)
@@ -178,12 +179,12 @@ class Packer:
 
 @contextlib.contextmanager
 def fast_on_cpu(model: BaseModel) -> Iterator[None]:
-    """While this is open, the model's backbone trains on a CPU as fast as it can, and reads packed
+    """Within the context, the model's backbone trains on a CPU as fast as it can, and reads packed
     texts if it has a `Packer`. Afterwards its modules and its configuration are what they were.
 
-    A backbone that is not packed gets attention of plain matrix products. In bfloat16 the backward
-    pass of PyTorch's fused attention takes half of a step on a CPU; in float32 the two take about
-    as long.
+    A backbone that is not packed gets attention by plain matrix products. In bfloat16 the backward
+    pass of PyTorch's fused attention takes half of a step on a CPU. In float32 both kinds take
+    about the same time.
     """
     backbone = _backbone(model)
     packs = Packer.of(model) is not None
@@ -203,7 +204,7 @@ def fast_on_cpu(model: BaseModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fast_dropout(backbone: nn.Module) -> Iterator[None]:
-    """Put a `FastDropout` in the place of every `nn.Dropout`, for a while."""
+    """Within the context, a `FastDropout` replaces every `nn.Dropout`."""
     places = [
         (parent, name, child)
         for parent in backbone.modules()
@@ -226,7 +227,7 @@ def _keep_mask(values: Tensor, probability: float) -> Tensor:
     """Integers as wide as `values`: all bits set where a number is kept, with probability 1 -
     `probability` to 1/65,536, else none.
 
-    Each takes a quarter of a random number, where PyTorch's dropout takes a whole.
+    Each uses a quarter of a random number, where PyTorch's dropout uses a whole one.
     """
     count = values.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(

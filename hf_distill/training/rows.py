@@ -1,7 +1,7 @@
 """What the student is trained on: rows that name texts by number, and where these are looked up.
 
-A row of a run holds numbers alone. A row of a library user may hold the texts and the teacher's
-embeddings themselves. `examples` turns either into one form.
+A row of a run holds only numbers. A row of a library user may hold the texts and the teacher's
+embeddings themselves. `examples` turns both into one form.
 
 | column | by number | with texts |
 |---|---|---|
@@ -50,9 +50,9 @@ class Lookup:
     """Where the numbers in a row are looked up.
 
     Attributes:
-        collection: The texts of rows by number; None if the rows carry their texts.
-        embeddings: The teacher's embeddings of these; None if it embeds nothing.
-        pool: Further texts to be aligned; None if there are none.
+        collection: The texts of rows by number; None if the rows hold their texts.
+        embeddings: The teacher's embeddings of these; None if it embeds no texts.
+        pool: Further texts to align; None if there are none.
     """
 
     collection: Collection | None = None
@@ -62,7 +62,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Rows:
-    """All that a training reads.
+    """Everything that a training reads.
 
     Attributes:
         train: The selected pairs, by number.
@@ -94,8 +94,8 @@ class Earlier(Protocol):
 
 
 def training_rows(earlier: Earlier, selection: Selection, student: SentenceTransformer) -> Rows:
-    """What `student` is trained on: the pairs of `selection`, with the hard negatives and the pool
-    that the recipe asks for. The pool is made and embedded here.
+    """What `student` is trained on: the pairs of `selection`, with the recipe's hard negatives and
+    pool. The pool is made and embedded here.
 
     Raises:
         InputError: Hard negatives are wanted and a pair has none, or the student's vocabulary or
@@ -170,7 +170,8 @@ def hard_negatives(
         number: How many for each.
 
     Raises:
-        InputError: The teacher embeds nothing, so there is no ranking; or a pair has none.
+        InputError: The teacher embeds no texts, so there is no ranking; or a pair has no other
+            document.
     """
     flag = f"--hard_negatives_per_pair {number}"
     if ranking is None:
@@ -182,7 +183,7 @@ def hard_negatives(
     if (none := np.flatnonzero(there == 0)).size:
         raise InputError(
             f"{flag}: {len(none):,} of {len(places):,} pairs, e.g. training pair "
-            f"{places[none[0]]}, have no other document to be their hard negative; set it to 0"
+            f"{places[none[0]]}, have no other document to use as a hard negative; set it to 0"
         )
     columns = np.minimum(np.arange(number), there[:, None] - 1)
     return {
@@ -198,7 +199,7 @@ class Examples:
     Attributes:
         queries, documents: B texts each.
         negatives: B x k texts, those of each pair in turn.
-        sides: What stands beside the texts.
+        sides: What belongs to the texts.
         rows: (B,) int64, the numbers of the rows; None if no texts of the pool belong to them.
     """
 
@@ -269,7 +270,7 @@ def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
 
 
 def _with_texts(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
-    """Read rows that carry their texts, and the teacher's embeddings if it has any."""
+    """Read rows that hold their texts, and the teacher's embeddings if there are any."""
     negatives = [[str(text) for text in row] for row in columns.get("negatives", ())]
     sides = {
         f"{name}_key": torch.tensor([key_of(text) for text in columns[name]])

@@ -21,7 +21,7 @@ from hf_distill.recipe.kinds import PLUGIN, load_object
 from hf_distill.training.in_batch import InBatch, Matrices
 
 Term = Callable[[InBatch, DistillationConfig], Tensor]
-"""A scalar with a gradient, of what `InBatch` holds."""
+"""A function of what `InBatch` holds, and of the config, that returns a scalar with a gradient."""
 
 _SUFFIX = "_weight"
 
@@ -44,7 +44,7 @@ def contrastive(batch: InBatch, config: DistillationConfig) -> Tensor:
     """InfoNCE (van den Oord et al. 2018): -log softmax(S / temperature) at the positive, without
     the ignored cells, averaged over the rows.
 
-    With `contrastive_symmetric` it is the mean of both directions: each document, too, has to find
+    With `contrastive_symmetric` it is the mean of both directions: each document also has to find
     its query (as in CLIP, Radford et al. 2021, arXiv:2103.00020).
     """
 
@@ -115,8 +115,8 @@ def alignment(batch: InBatch, config: DistillationConfig) -> Tensor:
     """
     if batch.targets is None:
         raise InputError(
-            f"--alignment_weight {config.alignment_weight}: the training rows carry no teacher "
-            "embeddings to align with; set it to 0, or take a teacher that embeds texts"
+            f"--alignment_weight {config.alignment_weight}: the training rows hold no teacher "
+            "embeddings to align with; set it to 0, or name a teacher that embeds texts"
         )
     if batch.targets.shape != batch.texts.shape:
         raise InputError(
@@ -159,7 +159,7 @@ def parse_terms(config: DistillationConfig) -> dict[str, tuple[float, Term]]:
             )
         name = where.partition(":")[2]
         if name in terms:
-            raise InputError(f"--terms {text}: there is a term {name} already; rename the function")
+            raise InputError(f"--terms {text}: there is already a term {name}; rename the function")
         function = load_object(where, "terms")
         if not callable(function):
             raise InputError(f"--terms {text}: it is a {type(function).__name__}, not a function")

@@ -1,8 +1,8 @@
 """The pool: texts that the student is aligned on beside the pairs.
 
-The teacher has an embedding for any text, and not only for those of the training domain. A student
-that is aligned on these alone forgets the rest. The pool holds passages of the training texts, half
-of them with some words exchanged for others of the student's vocabulary: words of the whole
+The teacher can embed any text, and not only those of the training domain. A student that is aligned
+on the texts of the pairs alone forgets the rest. The pool holds passages of the training texts. In
+half of them some words are exchanged for others of the student's vocabulary: words of the whole
 vocabulary in sentences of the domain. No text of another domain is needed.
 """
 
@@ -31,11 +31,11 @@ from hf_distill.teachers.base import EmbeddingTeacher, TextKind
 SHORTEST, LONGEST = 3, 40
 """Words in a passage; fewer where its text has fewer."""
 MOST_EXCHANGED = 0.6
-"""Half of the passages stay as they are. In each other one every word is exchanged with a chance,
-drawn for the passage, of up to this.
+"""Half of the passages stay as they are. In each of the others, every word is exchanged with a
+probability that is drawn for the passage, from 0 to this.
 """
 LARGEST = 200_000
-"""A pool is not larger than this, unless one epoch alone draws more."""
+"""The most texts in a pool, unless one epoch alone draws more."""
 
 FEATURES = Features({"text": Value("string"), "kind": Value("string")})
 
@@ -43,7 +43,7 @@ _LETTERS = 3
 _FIRST_WORDS = ("▁", "Ġ")
 _READ = 1000
 _TRIES = 10
-"""So many passages are drawn, at most, for each one that is wanted."""
+"""At most this many passages are drawn for each one that is wanted."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,19 +73,19 @@ def student_words(student: SentenceTransformer) -> list[str]:
     words = vocabulary_words(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else []
     if not words:
         raise InputError(
-            "--texts_per_pair exchanges words for others of the student's vocabulary, but its "
-            f"{type(tokenizer).__name__} has no piece that is a word; set it to 0"
+            "--texts_per_pair exchanges words for others of the student's vocabulary, but the "
+            f"vocabulary of its {type(tokenizer).__name__} holds no whole words; set it to 0"
         )
     return words
 
 
 def passage(text: str, words: Sequence[str], seed: str) -> str:
-    """A passage of `text`, some of whose words are exchanged for some of `words`; always the same
-    for the same arguments.
+    """A passage of `text`, in which some words may be exchanged for some of `words`. The same
+    arguments always give the same passage.
 
     Args:
-        text: Words are what stands between its blanks.
-        words: What they are exchanged for, each with the same chance.
+        text: The text; its words are separated by white space.
+        words: What they are exchanged for, each with the same probability.
         seed: Draws the passage, how many words are exchanged, and which.
     """
     draw = random.Random(seed)
@@ -112,8 +112,8 @@ def make_pool(
     """Up to `size` different passages of the pairs' texts, each with the kind of its text, in a
     random order. Queries and documents take turns.
 
-    There are fewer if `_TRIES` passages for each one wanted do not give as many different ones,
-    because the texts are few and short.
+    There are fewer if the texts are so few and short that `_TRIES` passages for each one wanted do
+    not give enough different ones.
     """
     read = {
         "query": pairs.collection.query_texts,
@@ -145,7 +145,7 @@ def make_pool(
 
 
 def pool_size(pairs: int, config: DistillationConfig) -> int:
-    """How many texts the pool of a training on so many pairs holds: all that it will draw, but no
+    """How many texts the pool of a training on `pairs` pairs holds: all that it will draw, but no
     more than `LARGEST` or what one epoch draws, whichever is more.
     """
     each = config.texts_per_pair
@@ -159,7 +159,7 @@ def pool_size(pairs: int, config: DistillationConfig) -> int:
 
 
 def pool_places(rows: np.ndarray, epoch: int, pairs: int, each: int, size: int) -> np.ndarray:
-    """Which texts of a pool of `size` stand beside which pair: (m, each) int64.
+    """Which texts of a pool of `size` go with which pair: (m, each) int64.
 
     The pool is drawn from front to back, epoch after epoch, and then again from the front. Its
     order is random.
@@ -168,7 +168,7 @@ def pool_places(rows: np.ndarray, epoch: int, pairs: int, each: int, size: int) 
         rows: (m,) int64, which of the `pairs` pairs.
         epoch: From 0 on.
         pairs: How many the training has.
-        each: Texts beside a pair.
+        each: Texts for each pair.
         size: Texts in the pool.
     """
     first = (epoch * pairs + rows) * each
@@ -178,10 +178,10 @@ def pool_places(rows: np.ndarray, epoch: int, pairs: int, each: int, size: int) 
 
 @dataclass(frozen=True)
 class Pool:
-    """Texts to be aligned beside the pairs.
+    """Texts that are aligned beside the pairs.
 
     Attributes:
-        texts: Columns `text` and `kind` (query or document: which prompt stands before it).
+        texts: Columns `text` and `kind` (query or document: which prompt it gets).
         vectors: The teacher's embeddings, a row for each text.
     """
 
@@ -225,13 +225,12 @@ class PoolPlan:
 
 
 def load_pool(plan: PoolPlan, teacher: EmbeddingTeacher, folder: Path, shards: Path) -> Pool:
-    """The pool that is planned, made unless it is there already, and embedded by all processes
-    together.
+    """The planned pool, read or made, and embedded by all processes together.
 
     Args:
         plan: What it is made of.
         teacher: Embeds its texts.
-        folder: Of the pool.
+        folder: Folder of the pool.
         shards: Folder of the embeddings, which several runs may share.
 
     Raises:
@@ -246,8 +245,8 @@ def load_pool(plan: PoolPlan, teacher: EmbeddingTeacher, folder: Path, shards: P
         count = len(Dataset.from_file(str(path)))
         if count < plan.size:
             _log.warning(
-                "--texts_per_pair draws %s different texts, but the training texts are so few or "
-                "so short that %s passages of them gave %s; these are drawn more than once",
+                "--texts_per_pair needs %s different texts, but the training texts are so few or "
+                "so short that %s passages of them gave only %s; these are drawn more than once",
                 f"{plan.size:,}", f"{_TRIES * plan.size:,}", f"{count:,}",
             )  # fmt: skip
         return PoolRecord(key, count)

@@ -1,4 +1,4 @@
-"""The training stage: what is refused before it begins, and the training itself."""
+"""The training stage: the checks before it begins, and the training itself."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class TrainingRecord:
         selection: The key of the selection whose pairs it was trained on.
         steps: Optimiser steps.
         epochs: Passes over the pairs, as far as the training went.
-        examples: Pairs seen, each as often as it was seen.
-        processes: How many trained together.
+        examples: Pairs seen; a pair that was seen twice counts twice.
+        processes: How many processes trained together.
         pairs: Training pairs.
         texts: Texts of the pool; 0 without one.
-        seconds: Since the first step of this call, or since it went on from a checkpoint.
-        resumed_from: Name of the checkpoint that it went on from, if it did.
+        seconds: Seconds since the first step of this call, or since it resumed from a checkpoint.
+        resumed_from: Name of the checkpoint that it resumed from, if it did.
         precision: bf16, fp16 or fp32.
         best_step: The step of the best validation loss, if that was kept.
         layers: The layers of the backbone that a search chose, if there was one.
         log: What the Trainer logged, in order: `step`, `epoch`, `loss`, `eval_loss` and each
-            weighted term by name. What is not finite is left out.
+            weighted term by name. Values that are not finite are left out.
     """
 
     key: str
@@ -64,10 +64,10 @@ class TrainingRecord:
 
     def summary(self) -> str:
         """How the training went, for a terminal."""
-        beside = f", {self.texts:,} texts beside them" if self.texts else ""
+        beside = f" and {self.texts:,} texts of the pool" if self.texts else ""
         on = f", on {self.processes} processes" if self.processes > 1 else ""
         best = f"; kept: step {self.best_step:,}" if self.best_step else ""
-        went_on = f"; went on from {self.resumed_from}" if self.resumed_from else ""
+        went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""
         return (
             f"Training {self.pairs:,} pairs{beside}, {self.steps:,} steps ({self.epochs:.1f} "
             f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}"
@@ -76,7 +76,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained on what.
+    """A student, and what it is trained on.
 
     Attributes:
         student: The untrained student; it is trained in place.
@@ -109,11 +109,11 @@ def check_batch(pairs: int, config: DistillationConfig) -> None:
 
 
 def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> None:
-    """Raise InputError if the recipe needs of the teacher what it does not have: bounded scores,
-    embeddings (of new texts), a ranking, enough dimensions.
+    """Raise InputError if the recipe needs something that the teacher does not have: bounded
+    scores, embeddings (of new texts), a ranking, enough dimensions.
 
     Args:
-        recipe: The whole of it.
+        recipe: The whole recipe.
         teacher: The teacher, loaded.
         rules: The selection, parsed.
     """
@@ -143,17 +143,18 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
                 if value:
                     raise InputError(
                         f"--{name} {value}: it needs {what}, but {teacher.name} scores pairs and "
-                        "embeds no texts; leave it out, or take a teacher that embeds"
+                        "embeds no texts; remove it (set it to 0 or none), or name a teacher that "
+                        "embeds texts"
                     )
         return
     if config.texts_per_pair and not config.alignment_weight:
         raise InputError(
-            f"--texts_per_pair {config.texts_per_pair}: the texts are there to be aligned, but "
-            "alignment_weight is 0; set --alignment_weight above 0, or --texts_per_pair 0"
+            f"--texts_per_pair {config.texts_per_pair}: these texts are only aligned, and "
+            "--alignment_weight is 0; set it above 0, or set --texts_per_pair 0"
         )
     if config.texts_per_pair and not teacher.embeds_new_texts:
         raise InputError(
-            f"--texts_per_pair {config.texts_per_pair}: it makes new texts, and {teacher.name} "
+            f"--texts_per_pair {config.texts_per_pair}: it makes new texts, but {teacher.name} "
             "holds embeddings of given texts only; set it to 0"
         )
     dimension: int = teacher.dimension  # type: ignore[attr-defined]  # a teacher that embeds has one
@@ -167,10 +168,10 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
 
 def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     """Train the student in place, on all processes together. If `task.checkpoints` holds a
-    checkpoint, the training goes on from the last one.
+    checkpoint, the training resumes from the last one.
 
     Args:
-        task: What is trained on what.
+        task: The student, and what it is trained on.
         key: The fingerprint of everything that the training depends on.
 
     Returns:
@@ -230,8 +231,8 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, float]:
-    """What of a log's row is a finite number: JSON knows no others (fp16 logs a gradient norm of
-    NaN where it skips a step).
+    """The values of a log's row that are finite numbers. JSON cannot hold others, and fp16 logs a
+    gradient norm of NaN where it skips a step.
     """
     return {
         name: value

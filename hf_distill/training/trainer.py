@@ -25,13 +25,13 @@ from hf_distill.training.rows import Lookup
 from hf_distill.training.terms import parse_terms, weighted_terms
 
 _PACKED_GROUP, _CACHED_GROUP, _PADDED_GROUP = 512, 64, 16
-"""Texts of a group on a CPU: packed, a whole batch of common size; with GradCache, what it holds at
-a time; padded, few, which waste little padding and stay in the caches.
+"""Texts of a group on a CPU. Packed: enough for a whole batch of common size. With GradCache: as
+many as it holds at a time. Padded: few, so that padding wastes little and they stay in the caches.
 """
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins, also where a training goes on from a checkpoint."""
+    """Tells the collator which epoch begins, also if a training resumes from a checkpoint."""
 
     def __init__(self, collator: DistillationCollator) -> None:
         self._collator = collator
@@ -47,9 +47,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
     """Trains a student on a teacher's scores and embeddings (see `hf_distill.training.rows` for the
     rows).
 
-    Everything of `SentenceTransformerTrainer` works: evaluation, checkpoints, resume, mixed
-    precision, several processes. Every query is compared with the documents of all processes, so
-    that N processes with batches of B train like one with N * B.
+    All of `SentenceTransformerTrainer` works: evaluation, checkpoints, resume, mixed precision,
+    several processes. Every query is compared with the documents of all processes, so N processes
+    with batches of B train like one with batches of N * B.
 
     Args:
         model: The student, trained in place.
@@ -57,11 +57,11 @@ class DistillationTrainer(SentenceTransformerTrainer):
         train_dataset: The rows.
         components: (student dimension, teacher dimension) orthonormal rows: the alignment's targets
             are the teacher's embeddings in these coordinates. None: the embeddings as they are.
-        scale: What the teacher's scores mean. Regression is refused where a cosine could not take
-            their values.
+        scale: What the teacher's scores mean. Regression is refused if a cosine cannot take their
+            values.
         lookup: Where rows by number find their texts and embeddings, and the pool of texts. Rows
-            that carry their texts need none.
-        **trainer: As for `SentenceTransformerTrainer`, but `loss`.
+            that hold their texts need none.
+        **trainer: As for `SentenceTransformerTrainer`, except `loss`.
 
     Raises:
         InputError: `args` is not a `DistillationConfig`, a term cannot be read, or the scores lie
@@ -85,7 +85,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         if not isinstance(args, DistillationConfig):
             raise InputError(
                 f"args is a {type(args).__name__}, but DistillationTrainer reads the objective "
-                "from its args; pass a DistillationConfig, which takes the same arguments and more"
+                "from it; pass a DistillationConfig, which takes the same arguments and more"
             )
         self.terms = parse_terms(args)
         check_scale(args, scale, "the training rows")
@@ -105,8 +105,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self.model_accepts_loss_kwargs = False
 
     def get_default_loss(self, model: BaseModel) -> nn.Module:
-        """The student, held where the parent looks for what to optimise; `compute_loss` is the
-        objective.
+        """The student, because the parent class looks here for parameters to optimise. The
+        objective is in `compute_loss`.
         """
         return nn.ModuleDict({"model": model})
 
@@ -134,8 +134,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
         )
 
     def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """The stock samplers, which see the two texts alone: `no_duplicates` compares all columns
-        that there are.
+        """The stock samplers on the two text columns alone, because `no_duplicates` compares all
+        columns.
         """
         return super().get_batch_sampler(
             dataset.select_columns(["query", "document"]), *args, **kwargs
@@ -147,14 +147,14 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint without a README: the stock one asks the Hub about the base model each
-        time.
+        """A checkpoint without a README: to write one, the parent class asks the Hub about the base
+        model each time.
         """
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
 
     def _fast(self) -> contextlib.AbstractContextManager[None]:
-        """What makes the student fast on this device, for as long as it is open."""
+        """A context within which the student is fast on this device."""
         if self.args.device.type != "cpu":
             return contextlib.nullcontext()
         return fast_on_cpu(self.model)
@@ -224,13 +224,13 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
 
 def check_scale(config: DistillationConfig, scale: Scale, of: str) -> None:
-    """Raise InputError if the objective regresses cosines on scores `of` something that are not
-    within [-1, 1].
+    """Raise InputError if the objective regresses cosines on scores outside [-1, 1]. `of` says in
+    the message whose scores they are.
     """
     if config.regression_weight and not scale.is_bounded:
         raise InputError(
             f"--regression_weight {config.regression_weight}: the scores of {of} are {scale}, and "
-            "a student's cosine, in [-1, 1], cannot follow them. Bring them to that scale "
+            "a student's cosine, in [-1, 1], cannot follow them. Bring them to that range "
             "(--teacher_activation sigmoid for a cross-encoder, --teacher_similarity cosine for "
             "embeddings), or set --regression_weight 0"
         )

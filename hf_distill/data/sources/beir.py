@@ -18,7 +18,7 @@ def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     """`_id` -> the non-empty `fields` of each line, joined by a space.
 
     Raises:
-        InputError: The file is missing, a line is not a text with an id, or an id comes twice.
+        InputError: The file is missing, a line is not a text with an id, or an id appears twice.
     """
     if not path.is_file():
         raise InputError(
@@ -41,7 +41,7 @@ def read_texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
             name = str(record["_id"])
             if not is_unicode(f"{name} {record['text']} {record.get('title') or ''}"):
                 raise InputError(
-                    f"{path}, line {number}: invalid Unicode (a lone surrogate); mend or remove "
+                    f"{path}, line {number}: invalid Unicode (a lone surrogate); fix or remove "
                     "the line"
                 )
             if name in texts:
@@ -123,7 +123,7 @@ def read_beir(recipe: Recipe) -> SourcePairs:
             if not usable:
                 raise InputError(
                     f"{file} holds no judgement above 0 of a query and a document with text, so "
-                    "there is nothing to test with; mend it, or remove it to split train.tsv"
+                    "there is nothing to test with; fix it, or remove it to split train.tsv"
                 )
         yield from pairs(training, None)
 

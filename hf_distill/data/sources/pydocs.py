@@ -93,7 +93,7 @@ def _parse(file: Path) -> ast.Module | None:
 
 
 class _Sieve:
-    """Rejects pairs that are too short, and pairs that repeat one it has let through."""
+    """Rejects pairs that are too short, and pairs that repeat an earlier one."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -140,22 +140,22 @@ def read_pydocs(recipe: Recipe) -> SourcePairs:
 
 
 def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
-    """(Summary, text) pairs of docstrings. No summary, passage or near-duplicate of a passage comes
-    twice. `group` is the module, `source` the package.
+    """(Summary, text) pairs of docstrings. No summary, passage or near-duplicate of a passage
+    appears twice. `group` is the module, `source` the package.
 
     Args:
         root: A source tree to read instead of the installed packages.
-        max_pairs: Stop after so many pairs. None reads everything.
-        seed: Seeds the order in which files are read. With it the first pairs come from many
-            packages, not from the first ones of the alphabet.
+        max_pairs: Stop after this many pairs. None reads everything.
+        seed: Seeds the order in which files are read, so that the first pairs come from many
+            packages and not from the first ones of the alphabet.
 
     Raises:
         InputError: `root` does not exist or holds no Python file.
     """
     if root is not None and not root.is_dir():
         raise InputError(
-            f"--dataset_path {root}: there is no such folder; pydocs reads a folder of Python "
-            "files, or without the key what is installed"
+            f"--dataset_path {root}: there is no such folder; name a folder of Python files, or "
+            "set --dataset_path none to read the installed packages"
         )
     roots = [root] if root is not None else installed_roots()
     files = sorted(

@@ -26,8 +26,8 @@ def _files(path: Path, key: str) -> list[Path]:
     kinds = {BUILDERS.get(file.suffix) for file in files}
     if None in kinds:
         raise InputError(
-            f"--{key} {path}: {path.suffix or 'a name without an ending'} cannot be read; "
-            f"bring a {', '.join(BUILDERS)} file"
+            f"--{key} {path}: {path.suffix or 'a name without an extension'} cannot be read; "
+            f"name a {', '.join(BUILDERS)} file"
         )
     if len(kinds) > 1:
         raise InputError(
@@ -38,7 +38,7 @@ def _files(path: Path, key: str) -> list[Path]:
 
 
 def _check_json_lines(file: Path) -> None:
-    """pyarrow says which block of a JSONL file is broken; people need the line."""
+    """Raise an error that names the broken line: pyarrow names only the block."""
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -128,7 +128,7 @@ def read_files(recipe: Recipe) -> SourcePairs:
             f"--dataset files needs --dataset_path, a {', '.join(BUILDERS)} file or a folder"
         )
     path = Path(data.dataset_path)
-    table = load_files(path, recipe.cache, "dataset_path")
+    table = load_files(path, recipe.reading, "dataset_path")
     return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
 
 
