@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.compute.encode import Advance, text_length
 from hf_distill.data.collection import pair_number, text_number
 from hf_distill.scoring.progress import Progress
@@ -104,4 +105,5 @@ def work_once(
         state.num_processes,
     )
     progress.close()
+    give_back_freed_memory()
     return Stored(*locate(shards.parts(), unique), inverse)
