@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
+from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
@@ -210,6 +211,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     student.eval()
+    give_back_freed_memory()
     state, pool = trainer.state, rows.lookup.pool
     step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
     return TrainingRecord(
