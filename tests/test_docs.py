@@ -98,6 +98,17 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         assert any(f"`{name}" in page for page in PAGES.values()), f"{name} is in no page"
 
 
+def test_every_flag_that_a_message_names_exists() -> None:
+    """Strings and docstrings of the package cite flags of the recipe or of its commands."""
+    keys = {name for part in (*PARTS, DistillationConfig) for name in part.__dataclass_fields__}
+    commands = "".join(p.read_text() for p in (ROOT / "hf_distill" / "commands").glob("*.py"))
+    keys |= set(re.findall(r'"--([a-z]\w*)"', commands)) | {"key", "help"}
+    others = {"nproc_per_node", "num_processes", "no_"} | {"ink", "own", "other"}  # CSS, in plots
+    for file in (ROOT / "hf_distill").rglob("*.py"):
+        flags = set(re.findall(r"--([a-z][a-z0-9_]+)", file.read_text(encoding="utf-8")))
+        assert flags <= keys | others, f"{file.name}: {flags - keys}"
+
+
 def test_every_link_leads_somewhere() -> None:
     for name, page in PAGES.items():
         folder = ROOT if name == "README.md" else ROOT / "docs"
