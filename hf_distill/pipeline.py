@@ -25,7 +25,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.recipe.arguments import STAGES, Recipe
-from hf_distill.recipe.kinds import digests_of_plugins
+from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
 from hf_distill.release.hub import check_publishing, publish_run
@@ -113,6 +113,7 @@ class Run:
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
+        load_kind(recipe.data.dataset, SOURCES, "dataset")
         parse_terms(recipe.training)
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
@@ -229,7 +230,8 @@ class Run:
         """Everything that a student trained on `selection` depends on."""
         recipe = self.recipe
         identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
-        return [selection.key, vars(recipe.student), identities, recipe.training_keys()]
+        processes = recipe.training.world_size
+        return [selection.key, vars(recipe.student), identities, recipe.training_keys(), processes]
 
     def checkpoints(self, key: str) -> Path:
         """The folder of a training's checkpoints: another training must not resume from them."""
@@ -320,7 +322,8 @@ def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
         The results: `folder.student` is the student's folder.
 
     Raises:
-        InputError: Something in the recipe or the data cannot be used.
+        InputError: Something in the recipe or the data cannot be used; or `until` names a stage
+            before the evaluation, where there are no results yet.
     """
     line = [recipe]
     for name, value in keys.items():
@@ -331,6 +334,11 @@ def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
         ]
         line += [f"--{name}", *(texts or ["none"])]
     run = Run.open(read_recipe(line))
+    if STAGES.index(run.recipe.run.until) < STAGES.index("evaluate"):
+        raise InputError(
+            f"--until {run.recipe.run.until}: train() returns results, which the evaluation makes; "
+            "go through Run.open(recipe).stages() instead"
+        )
     for said in run.stages():
         PartialState().print(said)
     return run.results

@@ -52,6 +52,7 @@ def test_no_selection(tmp_path: Path, text: str) -> None:
     assert read_recipe([str(recipe_file(tmp_path, text))]).selection.selection == []
 
 
+BEST = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
 OPTIONAL = {
     "student_layers": "0,2",
     "false_negative_margin": 0.1,
@@ -70,7 +71,7 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_none_unsets_an_optional_key_on_the_command_line(tmp_path: Path, key: str) -> None:
-    path = recipe_file(tmp_path, yaml.safe_dump({key: OPTIONAL[key], "eval_strategy": "epoch"}))
+    path = recipe_file(tmp_path, yaml.safe_dump({key: OPTIONAL[key], **BEST}))
     before, after = read_recipe([str(path)]), read_recipe([str(path), f"--{key}", "none"])
     assert before.keys()[key] == OPTIONAL[key]
     assert not after.keys()[key]
@@ -99,7 +100,13 @@ def test_a_static_student_can_be_asked_for_on_the_command_line() -> None:
         ("", ["--num_train_epochs", "many"], "num_train_epochs"),
         ("", ["--until", "dawn"], "until"),
         ("", ["--contrastive_weight", "0", "--regression_weight", "0"], "contrastive_weight"),
-        ("", ["--early_stopping_patience", "2"], "--early_stopping_patience"),
+        ("", ["--early_stopping_patience", "2"], "--early_stopping_patience 2.*eval_strategy"),
+        (
+            "eval_strategy: epoch",
+            ["--early_stopping_patience", "2"],
+            "--early_stopping_patience 2.*load_best_model_at_end",
+        ),
+        ("eval_strategy: epoch", ["--validation_fraction", "0"], "--validation_fraction 0"),
         ("", ["stray"], "'stray'"),
         ("", ["--hub_dataset_id", "a/b"], "--hub_dataset_id"),
     ],

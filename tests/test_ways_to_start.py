@@ -74,3 +74,9 @@ def test_two_processes_run_through(
     assert (folder / "report.html").is_file()
     labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished_run[0])]
     assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
+
+
+def test_python_asks_for_results_where_there_are_some(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(hf_distill.InputError, match="--until score"):
+        hf_distill.train(str(tiny), run_dir=tmp_path / "run", until="score")
+    assert not (tmp_path / "run").exists()

@@ -110,7 +110,8 @@ def _content(data: DataArguments) -> list[Any]:
         return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     if data.dataset == "pydocs":
         packages = importlib.metadata.distributions()
-        return sorted(f"{package.metadata['Name']} {package.version}" for package in packages)
+        # A set: a package can be found at two places of the path, as an editable install is.
+        return sorted({f"{package.metadata['Name']} {package.version}" for package in packages})
     return []
 
 

@@ -86,6 +86,16 @@ def check_recipe(recipe: Recipe) -> None:
             "validation loss, and --eval_strategy no computes none; set --eval_strategy steps or "
             "epoch"
         )
+    if training.early_stopping_patience is not None and training.metric_for_best_model is None:
+        raise InputError(
+            f"--early_stopping_patience {training.early_stopping_patience}: it compares with the "
+            "best evaluation, and none is kept; set --load_best_model_at_end true"
+        )
+    if training.eval_strategy != "no" and not data.validation_fraction:
+        raise InputError(
+            "--validation_fraction 0: --eval_strategy steps or epoch needs "
+            "validation pairs; set --eval_strategy no, or a fraction above 0"
+        )
     if recipe.run.hub_dataset_id and not training.push_to_hub:
         raise InputError(
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "

@@ -86,6 +86,6 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     early_stopping_patience: int | None = option(
         None,
-        "Stop after this many evaluations without a better validation loss. Needs eval_strategy "
-        "and save_strategy.",
+        "Stop after this many evaluations without a better validation loss. Needs eval_strategy, "
+        "save_strategy and load_best_model_at_end.",
     )

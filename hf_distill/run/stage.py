@@ -139,10 +139,10 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 def _key_of(path: Path) -> str | None:
     """The key of the result at `path`; None if there is none. The rest may be of another form."""
-    if not path.is_file():
-        return None
     try:
         content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise InputError(
             f"{path} is damaged ({error}); remove it and run again to make a new one"

@@ -128,7 +128,8 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
     Incomplete batches are dropped. A small selection has many epochs, and would otherwise end each
     of them with an incomplete batch and see fewer examples.
     """
-    batch = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps
+    config = recipe.training
+    batch = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
     training = dataclasses.replace(
         recipe.training,
         max_steps=-(-examples // batch),
