@@ -25,7 +25,7 @@ def set_up() -> None:
     # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no type for it
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped
 
 
 def exit_code(program: str, act: Callable[[], None]) -> int:

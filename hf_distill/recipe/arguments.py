@@ -266,5 +266,5 @@ def trainer_names() -> set[str]:
 
 def plain(training: DistillationConfig) -> dict[str, Any]:
     """The options of a training as values that YAML can hold."""
-    values: dict[str, Any] = training.to_dict()  # type: ignore[no-untyped-call]  # transformers has no type for it
+    values: dict[str, Any] = training.to_dict()  # type: ignore[no-untyped-call]  # untyped
     return values

@@ -135,7 +135,7 @@ def gather(tensor: Tensor) -> Tensor:
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
     if tensor.requires_grad:
-        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]  # torch gives this module no types
+        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]  # untyped
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)

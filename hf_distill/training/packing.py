@@ -265,7 +265,7 @@ class FastDropout(nn.Dropout):
         """`input` with its numbers dropped, in training."""
         if not self.training or not 0 < self.p < 1 or input.device.type != "cpu":
             return super().forward(input)
-        dropped: Tensor = _Dropout.apply(input.contiguous(), self.p)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
+        dropped: Tensor = _Dropout.apply(input.contiguous(), self.p)  # type: ignore[no-untyped-call]  # untyped
         return dropped
 
 

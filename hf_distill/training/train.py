@@ -206,7 +206,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     )
     checkpoint = config.resume_from_checkpoint
     if not checkpoint and task.checkpoints.is_dir():
-        checkpoint = get_last_checkpoint(task.checkpoints)  # type: ignore[no-untyped-call]  # transformers has no type for it
+        checkpoint = get_last_checkpoint(task.checkpoints)  # type: ignore[no-untyped-call]  # untyped
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
