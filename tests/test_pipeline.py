@@ -14,13 +14,14 @@ import pytest
 import scipy.stats
 import torch
 import yaml
-from conftest import call, run_tiny, sentences
+from conftest import call, recipe_of, run_tiny, sentences
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import Evaluation
-from hf_distill.pipeline import finished
+from hf_distill.pipeline import Run, finished
+from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.onnx import export_onnx
 from hf_distill.run.stage import read_json
 
@@ -390,3 +391,13 @@ def test_the_precision_is_decided_once_and_written_down(tiny: Path, tmp_path: Pa
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert isinstance(saved["bf16"], bool)
     assert saved["teacher_dtype"] == ("bfloat16" if saved["bf16"] else "float32")
+
+
+def test_another_number_of_processes_is_another_training(
+    tiny: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(recipe_of(tiny, run_dir=copied))
+    one = run.training_inputs(run.selection)
+    assert run.training_inputs(run.selection) == one
+    monkeypatch.setattr(DistillationConfig, "world_size", property(lambda _: 2))
+    assert run.training_inputs(run.selection) != one

@@ -48,7 +48,7 @@ def parse_measures(names: Iterable[str]) -> tuple[ir_measures.Measure, ...]:
                 f"ir-measures has no measure {name!r} ({error}); name one like nDCG@10, "
                 "R@100, RR@10, AP@100, P@5"
             ) from error
-        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]
+        if not ir_measures.DefaultPipeline.supports(measure):  # type: ignore[no-untyped-call]  # untyped
             raise InputError(
                 f"measure {name!r}: the program that computes it is not installed; install it (see "
                 "https://ir-measur.es/en/latest/providers.html)"

@@ -48,12 +48,12 @@ class EnsembleTeacher(Teacher):
         return " + ".join(f"{weight:g} {member.name}" for member, weight in self.members)
 
     @property
-    def identity(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def identity(self) -> tuple[Any, ...]:  # type: ignore[override]  # the same
         """The members' identities and weights."""
         return ("ensemble", *((member.identity, weight) for member, weight in self.members))
 
     @property
-    def precision(self) -> str:  # type: ignore[override]
+    def precision(self) -> str:  # type: ignore[override]  # the same
         """The precision of each member."""
         return ", ".join(member.precision for member, _ in self.members)
 
