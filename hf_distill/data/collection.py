@@ -4,14 +4,20 @@ Each text is written once. Everything else refers to it by its row number:
 
 | table | columns |
 |---|---|
-| `queries` | `text`: each query once |
-| `documents` | `text`: each document once; `searched`: whether held-out queries search it |
+| `queries` | `text`: each query once; `id`: the source's own name for it |
+| `documents` | `text`: each document once; `searched`: whether held-out queries search it; `id` |
 | `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, |
 | | `split`, `reason` |
+| `candidates` | `query` and `document` (row numbers), `score`, `grade` |
 
 A judgement is a pair: its document answers its query (`grade` above 0). Judgements stand in the
 order of their split: train, validation, test, leaked. `group` and `source` belong to the pair and
-not to the query, because one question may be asked in two conversations. A missing value is null.
+not to the query, because one question may be asked in two conversations.
+
+Candidates are the lists that a source brings: further documents beside a query, and the scores that
+somebody gave them. `grade` is 0 for a document that was judged not relevant, above 0 for one of the
+query's own pairs (it is listed for its score), and null for a document that nobody judged. They
+stand in the order of their queries. A missing value is null.
 """
 
 from __future__ import annotations
@@ -34,8 +40,10 @@ because a held-out pair shares something with them.
 """
 
 TEXT_FEATURES = {
-    "queries": Features({"text": Value("string")}),
-    "documents": Features({"text": Value("string"), "searched": Value("bool")}),
+    "queries": Features({"text": Value("string"), "id": Value("string")}),
+    "documents": Features(
+        {"text": Value("string"), "searched": Value("bool"), "id": Value("string")}
+    ),
 }
 JUDGEMENT_FEATURES = Features(
     {
@@ -47,6 +55,15 @@ JUDGEMENT_FEATURES = Features(
         "source": Value("string"),
         "split": Value("string"),
         "reason": Value("string"),
+    }
+)
+
+CANDIDATE_FEATURES = Features(
+    {
+        "query": Value("int64"),
+        "document": Value("int64"),
+        "score": Value("float32"),
+        "grade": Value("int32"),
     }
 )
 
@@ -110,21 +127,38 @@ class SourcePairs:
 
     Attributes:
         about: What the data set is.
-        rows: The pairs, one mapping each: `query` and `document` (texts), and optionally `pair_id`
-            (default: the row's number), `group` (default: the query), `source`, `grade` (default:
-            1) and `split` ("test" for judgements that the source itself holds out; if it gives
-            any, no others are tested). Read once, in order.
-        corpus: Further documents that held-out queries search. None: they search the documents of
-            the held-out pairs alone. Read once, before `rows`.
-        counts: How many records there were, and how many the source left out of `rows` for which
-            reason. A source that reads lazily fills it while `rows` is read. Empty if each row is a
-            record.
+        rows: One mapping for each (query, document) that the data names: `query` and `document`
+            (texts). Read once, in order; rows of one query should stand together. Optional:
+            `grade`: above 0: the document answers the query (default: 1); 0 or below: it was judged
+            not to.
+            `candidate`: True if the document only stands in a list beside the query and nobody said
+            whether it answers it (a mined negative, a line of a TREC run). It has no `grade`.
+            `score`: the score that somebody gave the pair. A row with a score is also kept as a
+            candidate.
+            `pair_id` (default: the row's number), `group` (default: the query), `source`.
+            `query_id`, `document_id`: the data's own names for the texts.
+            `split`: "train", "validation" or "test", if the data itself says for what the pair is
+            (default: it does not).
+        corpus: Further documents that held-out queries search, as (text, the data's own id or
+            None). None: they search the documents of the held-out pairs alone. Read once, before
+            `rows`.
+        counts: One entry that ends in ` found` (`rows found`, `judgements found`): how many
+            (query, document) there were; and reason -> how many of them the source left out of
+            `rows`. A source that reads lazily fills it while `rows` is read. Empty if each row is
+            one, and none is left out.
+        read_as: What the data was recognised as, in a few words: "FlagEmbedding lists: 1 positive
+            and 7 negatives a query, with scores".
+        unused: What the data holds and nothing here uses -> how many: `column title of
+            pairs.csv` -> 200 values, `split dev2 of ...` -> 50 rows, `file README.md` -> 1. May be
+            filled while `rows` is read.
     """
 
     about: Source
     rows: Iterable[Mapping[str, Any]]
-    corpus: Iterable[str] | None = None
+    corpus: Iterable[tuple[str, str | None]] | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    read_as: str = ""
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,8 +168,13 @@ class CollectionRecord:
     Attributes:
         key: The fingerprint of what the collection depends on.
         source: What the data set is.
-        read: How many records were found, and how many were left out for which reason.
-        split: Pairs of each split, and `pairs`, `groups`, `test queries`, `corpus documents`.
+        read: How many (query, document) were found (`... found`), and what became of them:
+            `kept` as pairs, `candidates`, or left out for which reason. The first is the sum of the
+            others.
+        read_as: What the data was recognised as.
+        unused: What the data holds and the run does not use -> how many.
+        split: Pairs of each split, and `pairs`, `groups`, `test queries`, `corpus documents`,
+            `candidates`.
         leaks_removed: Reason -> pairs taken out of train and validation.
         leaks_left: Pairs that still share something with a held-out pair: always 0.
     """
@@ -143,6 +182,8 @@ class CollectionRecord:
     key: str
     source: Source
     read: dict[str, int]
+    read_as: str
+    unused: dict[str, int]
     split: dict[str, int]
     leaks_removed: dict[str, int]
     leaks_left: int
@@ -199,12 +240,33 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """The candidates of some queries, one list after another.
+
+    Attributes:
+        starts: (n + 1,) int64: the list of the i-th query is `starts[i]:starts[i + 1]`.
+        rows: (m,) int64, the row of each candidate in the table `candidates`.
+        documents: (m,) int64, document numbers.
+        scores: (m,) float32, given scores; NaN: none.
+        grades: (m,) int32: 0: judged not relevant; above 0: one of the query's pairs; -1: not
+            judged.
+    """
+
+    starts: np.ndarray
+    rows: np.ndarray
+    documents: np.ndarray
+    scores: np.ndarray
+    grades: np.ndarray
+
+
+@dataclass(frozen=True)
 class Collection:
-    """Queries, documents and judgements of a run, memory-mapped. See the module's docstring."""
+    """The tables of a run, memory-mapped. See the module's docstring."""
 
     queries: Dataset
     documents: Dataset
     judgements: Dataset
+    candidates: Dataset
     record: CollectionRecord
 
     @property
@@ -241,6 +303,30 @@ class Collection:
     def every_pair(self) -> Pairs:
         """The judgements of all splits, in order."""
         return Pairs(self, np.arange(len(self.judgements)))
+
+    @cached_property
+    def _candidate_queries(self) -> np.ndarray:
+        return _numbers(self.candidates, "query")
+
+    def lists(self, queries: np.ndarray) -> Lists:
+        """The candidates of `queries` (n,), numbers that may repeat."""
+        first, last = (
+            np.searchsorted(self._candidate_queries, queries, side)
+            for side in ("left", "right")
+        )
+        starts = np.concatenate([[0], np.cumsum(last - first)])
+        rows = np.arange(starts[-1]) - np.repeat(starts[:-1] - first, last - first)
+        table = self.candidates.with_format("arrow")[rows] if len(rows) else None
+        if table is None:
+            empty = np.empty(0, dtype=np.int64)
+            return Lists(starts, empty, empty, empty.astype("f4"), empty.astype("i4"))
+        return Lists(
+            starts,
+            rows,
+            table["document"].to_numpy(),
+            table["score"].to_numpy(zero_copy_only=False).astype(np.float32),
+            table["grade"].fill_null(-1).to_numpy().astype(np.int32),
+        )
 
     @cached_property
     def searched(self) -> np.ndarray:

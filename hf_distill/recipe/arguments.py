@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_distill.recipe.config import DistillationConfig
-from hf_distill.recipe.kinds import RULES, SOURCES, TEACHERS, list_kinds
+from hf_distill.recipe.kinds import FORMATS, RULES, SOURCES, TEACHERS, list_kinds
 from hf_distill.recipe.option import option
 
 STAGES = ("read", "score", "select", "train", "evaluate", "release")
@@ -36,6 +36,11 @@ class RunArguments:
     until: Literal["read", "score", "select", "train", "evaluate", "release"] = option(
         "release", "Stop after this stage. A later call with the same recipe continues from there."
     )
+    explain: bool = option(
+        False,
+        "Show what the data was recognised as, and three rows of each of its tables. With --until "
+        "read, no model is loaded.",
+    )
     student_license: str | None = option(
         None, "Licence of the student, for its model card, e.g. apache-2.0."
     )
@@ -53,29 +58,74 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset: str = option(
-        "pydocs",
+        "auto",
         f"{list_kinds(SOURCES)}; or package.module:name, a source of your own.",
     )
     dataset_path: str | None = option(
         None,
         "File or folder of the data (for pydocs: a source tree instead of what is installed).",
     )
-    dataset_name: str | None = option(None, "With --dataset hub: the id of the data set.")
-    dataset_config: str | None = option(None, "With --dataset hub: its configuration.")
-    dataset_split: str = option("train", "With --dataset hub: its split.")
+    format: str = option(
+        "auto",
+        f"Format of the files. auto: recognised by their content; {list_kinds(FORMATS)}; or "
+        "package.module:name, a format of your own.",
+    )
+    sources: list[str] = option(
+        [],
+        "Several sources in one run, NAME=PATH each, in place of dataset_path; each may have "
+        "another format, e.g. faq=faq.jsonl docs=beir_folder.",
+    )
+    dataset_name: str | None = option(None, "Id of a data set on the Hugging Face Hub.")
+    dataset_config: str | None = option(
+        None, "Configuration of the data set, where it has several."
+    )
+    dataset_split: str | None = option(
+        None, "Read this split alone. Default: train, validation and test, each for its purpose."
+    )
     dataset_license: str | None = option(
         None, "Licence of the data, for the dataset card, e.g. cc-by-sa-4.0."
     )
-    language: str = option("en", "Language of the texts (ISO code), for the cards.")
-    query_column: str = option("query", "Column with the query text (files, hub).")
-    document_column: str = option("document", "Column with the document text (files, hub).")
+    language: str = option(
+        "en", "Language of the texts (ISO code): for BM25's words, and for the cards."
+    )
+    query_column: str | None = option(
+        None, "Column with the query text. Default: what the format calls it."
+    )
+    document_column: str | None = option(
+        None, "Column with the document text. Default: what the format calls it."
+    )
+    label_column: str | None = option(
+        None,
+        "Column with the grade of a pair: above 0 is relevant, 0 is judged not relevant. Default: "
+        "label, grade or relevance, where there is one.",
+    )
+    score_column: str | None = option(
+        None,
+        "Column with the score that somebody gave a pair. Default: score or teacher_score, where "
+        "there is one.",
+    )
     group_column: str | None = option(
         None,
-        "Column whose values train and test never share, e.g. a conversation id (files, hub). "
-        "Default: the query.",
+        "Column whose values train and test never share, e.g. a conversation id. Default: the "
+        "query.",
     )
     source_column: str | None = option(
-        None, "Column that says where a pair comes from, for rules with :by=source (files, hub)."
+        None, "Column that says where a pair comes from, for rules with :by=source."
+    )
+    positives: str | None = option(
+        None,
+        "Which documents of a scored list without labels are relevant: best, first, all, or a "
+        "score, e.g. 0.5: those with at least this score.",
+    )
+    test_path: str | None = option(
+        None,
+        "A test set of your own, a file or folder in any format. It is measured beside the "
+        "held-out pairs, and nothing of it is trained on.",
+    )
+    eval_tasks: list[str] = option(
+        [],
+        "Further retrieval tasks to measure on: a BEIR folder, nano:NAME or mteb:NAME, e.g. "
+        "nano:SciFact.",
     )
     max_pairs: int | None = option(
         None,

@@ -79,6 +79,17 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "half of them with some words exchanged. The student then forgets less of what the pairs "
         "do not cover.",
     )
+    source_alpha: float = option(
+        1.0,
+        "How often pairs of each source are drawn: in proportion to its number of pairs to the "
+        "power of this. 1: as they are; 0: every source as often.",
+    )
+    source_shares: list[str] = option(
+        [], "Shares of the sources instead, NAME=SHARE each, e.g. faq=0.7 docs=0.3."
+    )
+    one_source_per_batch: bool = option(
+        False, "Take all pairs of a batch from one source, so that negatives are of one kind."
+    )
     grad_cache: bool = option(
         False,
         "Train batches of thousands of pairs in little memory; this takes a second forward pass "

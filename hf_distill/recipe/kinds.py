@@ -32,16 +32,51 @@ class Kind:
 
 
 SOURCES: Mapping[str, Kind] = {
+    "auto": Kind(
+        "hf_distill.data.sources.files:read_any",
+        "what sources, dataset_path or dataset_name say; without any of them, pydocs",
+    ),
+    "files": Kind("hf_distill.data.sources.files:read_files", "files in any format, see --format"),
+    "hub": Kind("hf_distill.data.sources.files:read_hub", "a data set on the Hugging Face Hub"),
     "pydocs": Kind(
         "hf_distill.data.sources.pydocs:read_pydocs",
         "docstrings of the Python packages installed here",
     ),
-    "qrecc": Kind("hf_distill.data.sources.qrecc:read_qrecc", "a QReCC JSON file"),
-    "beir": Kind("hf_distill.data.sources.beir:read_beir", "a BEIR folder"),
-    "files": Kind("hf_distill.data.sources.table:read_files", "JSONL, CSV or Parquet"),
-    "hub": Kind("hf_distill.data.sources.table:read_hub", "a data set on the Hugging Face Hub"),
+    "qrecc": Kind("hf_distill.data.sources.files:read_qrecc", "files in the format qrecc"),
+    "beir": Kind("hf_distill.data.sources.files:read_beir", "files in the format beir"),
 }
 """Sources of data: functions of the recipe (see `hf_distill.data.collection.SourcePairs`)."""
+
+FORMATS: Mapping[str, Kind] = {
+    "qrecc": Kind("hf_distill.data.sources.qrecc:FORMAT", "QReCC's JSON list of turns"),
+    "beir": Kind("hf_distill.data.sources.beir:FORMAT", "corpus, queries and qrels with ids"),
+    "msmarco": Kind(
+        "hf_distill.data.sources.msmarco:FORMAT",
+        "collection, queries, qrels, triples and TREC runs as tab-separated files",
+    ),
+    "pylate": Kind(
+        "hf_distill.data.sources.pylate:FORMAT",
+        "query_id, document_ids and scores beside tables of the texts",
+    ),
+    "flagembedding": Kind(
+        "hf_distill.data.sources.flagembedding:FORMAT", "query, pos, neg, pos_scores, neg_scores"
+    ),
+    "tevatron": Kind(
+        "hf_distill.data.sources.tevatron:FORMAT", "query, positive_passages, negative_passages"
+    ),
+    "sentence-transformers": Kind(
+        "hf_distill.data.sources.sentence_transformers:FORMAT",
+        "anchor, positive, negative ..., or lists of documents with labels or scores",
+    ),
+    "texts": Kind("hf_distill.data.sources.texts:FORMAT", "texts without queries"),
+    "pairs": Kind(
+        "hf_distill.data.sources.pairs:FORMAT",
+        "a query and a document a row, with an optional label, score, group and source",
+    ),
+}
+"""Formats of files (`hf_distill.data.format.Format`), in the order in which they are tried on files
+whose format is not named.
+"""
 
 TEACHERS: Mapping[str, Kind] = {
     "bi-encoder": Kind("hf_distill.teachers.bi_encoder:load_bi_encoder", "a SentenceTransformer"),
