@@ -316,7 +316,9 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
     once, first = np.unique(listed[order], return_index=True)
     first = order[first]
     judged = np.isin(once, listed[listed_grades == 0])
-    candidate_grades = np.where(judged, 0, _grade_of_pair(once, keys[kept], grades[kept]))
+    candidate_grades = np.where(
+        judged, 0, _grade_of_pair(once, keys[own & ~both_ways], grades[own & ~both_ways])
+    )
     has_pair = np.isin(listed_queries[first], pair_queries[kept][own[kept]])
 
     not_judged = listed_grades == _NOT_JUDGED
