@@ -7,9 +7,9 @@ find that document.
 
 from __future__ import annotations
 
-from hf_distill.data.collection import Source, SourcePairs
+from hf_distill.data.collection import SourcePairs
 from hf_distill.data.format import Format
-from hf_distill.data.sources.by_id import pairs_of, parts_of, role_of, shape_of, words_of
+from hf_distill.data.sources.judged import pairs_of, role_of, shape_of, words_of
 from hf_distill.data.tables.table import Tables
 from hf_distill.recipe.arguments import DataArguments
 
@@ -24,13 +24,7 @@ def _fits(tables: Tables, data: DataArguments) -> bool:
 
 
 def _read(tables: Tables, data: DataArguments) -> SourcePairs:
-    about = Source(
-        name=tables.name,
-        license=tables.license,
-        url=tables.url,
-        description="Queries, a corpus and judgements, in BEIR's form.",
-    )
-    return pairs_of(parts_of(tables), about, "BEIR")
+    return pairs_of(tables, data, "BEIR", "Queries, a corpus and judgements, in BEIR's form.")
 
 
 FORMAT = Format(_fits, _read)

@@ -1,12 +1,12 @@
 """MS MARCO's files: collection, queries, judgements, triples of texts or ids, and TREC runs, in any
-selection. Tables are told apart by their content, see `hf_distill.data.sources.by_id.shape_of`.
+selection. Tables are told apart by their content, see `hf_distill.data.sources.judged.shape_of`.
 """
 
 from __future__ import annotations
 
-from hf_distill.data.collection import Source, SourcePairs
+from hf_distill.data.collection import SourcePairs
 from hf_distill.data.format import Format
-from hf_distill.data.sources.by_id import pairs_of, parts_of, shape_of
+from hf_distill.data.sources.judged import pairs_of, shape_of
 from hf_distill.data.tables.table import Tables
 from hf_distill.recipe.arguments import DataArguments
 
@@ -19,13 +19,9 @@ def _fits(tables: Tables, data: DataArguments) -> bool:
 
 
 def _read(tables: Tables, data: DataArguments) -> SourcePairs:
-    about = Source(
-        name=tables.name,
-        license=tables.license,
-        url=tables.url,
-        description="Queries and passages in the form of MS MARCO's files.",
+    return pairs_of(
+        tables, data, "MS MARCO", "Queries and passages, in the form of MS MARCO's files."
     )
-    return pairs_of(parts_of(tables), about, "MS MARCO")
 
 
 FORMAT = Format(_fits, _read)
