@@ -676,7 +676,22 @@ def check_no_columns(tables: Tables, data: DataArguments, kind: str) -> None:
         )
 
 
+def _place(table: Table) -> str:
+    """The folder or configuration beside which others of its kind lie: `en` of `en/qrels` and of
+    `en-corpus`.
+    """
+    return re.sub(r"(^|[-_/])(corpus|queries|qrels|default)$", "", table.config or "")
+
+
 def _check_whole(parts: Parts, about: Source) -> None:
+    corpora, queries = (
+        {_place(text.table) for text in texts} for texts in (parts.corpus, parts.queries)
+    )
+    if len(several := sorted(corpora & queries)) > 1:
+        raise InputError(
+            f"{about.name} holds {len(several)} collections ({', '.join(several)}), whose ids may "
+            "be the same; name one of them"
+        )
     by_id = [part.table.name for part in (*parts.judgements, *parts.triples, *parts.runs)]
     positives = by_id[: len(parts.judgements) + len(parts.triples)]
     texts = [table.name for table, _ in parts.texts if shape_of(table) == "triples"]
