@@ -53,9 +53,8 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
         for column, one in ((positives, "positive"), ("neg", "negative"))
     }
     scored = any(row.get("pos_scores") or row.get("neg_scores") for row in head)
-    read_as = (
-        f"FlagEmbedding lists: {sizes['positive']} and {sizes['negative']} a query"
-        + (", with scores" if scored else "")
+    read_as = f"FlagEmbedding lists: {sizes['positive']} and {sizes['negative']} a query" + (
+        ", with scores" if scored else ""
     )
     refuse_options(tables, data, read_as, "label_column", "score_column", "positives")
 

@@ -30,7 +30,7 @@ from hf_distill.data.collection import (
     pair_number,
     text_number,
 )
-from hf_distill.data.sources.rows import _COLUMN_OPTIONS as COLUMN_OPTIONS
+from hf_distill.data.sources.rows import COLUMN_OPTIONS
 from hf_distill.data.tables.table import Place, Row, Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments

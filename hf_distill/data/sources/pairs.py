@@ -163,7 +163,8 @@ def _choose(
             score = score_of(row.get(of.score), table, place, of.score) if of.score else None
             scores.append(np.nan if score is None else score)
     if rule is not None:
-        return iter(relevant(np.array(queries), np.array(scores), rule).tolist())
+        chosen: list[bool] = relevant(np.array(queries), np.array(scores), rule).tolist()
+        return iter(chosen)
     there = np.array(whole, dtype=bool)
     once, documents = (len(np.unique(np.array(numbers)[there])) for numbers in (queries, pairs))
     if documents > once:

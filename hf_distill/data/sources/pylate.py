@@ -1,5 +1,5 @@
-"""PyLate's form for distillation: a table with `query_id`, `document_ids` and `scores`, beside tables
-with the texts of `query_id` and of `document_id`, as configurations of a data set or as files.
+"""PyLate's form for distillation: a table with `query_id`, `document_ids` and `scores`, beside
+tables with the texts of `query_id` and of `document_id`: configurations of a data set, or files.
 
 PyLate distils the scores and reads no document as the positive, and neither does the data set card
 of `lightonai/ms-marco-en-bge` say that one is: `--positives` has to. Held-out queries search the
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
@@ -59,10 +60,8 @@ def _fits(tables: Tables, data: DataArguments) -> bool:
 def _parsed(value: object, cell: Cell) -> list[object]:
     """A list, or what Python prints of one."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, SyntaxError):  # refused below, as the text that it is
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass  # refused below, as the text that it is
     return list_of(value, cell.table, cell.place, cell.column)
 
 

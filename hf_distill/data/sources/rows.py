@@ -29,7 +29,7 @@ SCORE_NAMES = ("score", "teacher_score")
 SPLIT_NAMES = ("train", "validation", "test")
 ALSO_VALIDATION = ("dev", "val", "valid", "eval")
 
-_COLUMN_OPTIONS = (
+COLUMN_OPTIONS = (
     "query_column", "document_column", "label_column", "score_column", "group_column",
     "source_column",
 )  # fmt: skip
@@ -209,7 +209,7 @@ def fitting_options(tables: Tables, data: DataArguments) -> DataArguments:
         InputError: A column that none of the tables has, where the option was meant for them.
     """
     there = {column for table in tables.tables for column in table.columns}
-    given = {key: getattr(data, key) for key in _COLUMN_OPTIONS}
+    given = {key: getattr(data, key) for key in COLUMN_OPTIONS}
     missing = [key for key, column in given.items() if column not in (None, *there)]
     if missing and tables.key in _OWN_KEYS:
         key = missing[0]
@@ -247,17 +247,13 @@ def text_columns(table: Table, data: DataArguments) -> tuple[str, str] | None:
     return query, document
 
 
-def _usual(
-    by_name: Mapping[str, str], names: Sequence[str], other: str | None
-) -> str | None:
+def _usual(by_name: Mapping[str, str], names: Sequence[str], other: str | None) -> str | None:
     there = [by_name[name] for name in names if name in by_name and by_name[name] != other]
     first = by_name.get(names[0])
     return first if first in there else there[0] if len(there) == 1 else None
 
 
-def one_of(
-    table: Table, given: str | None, names: Sequence[str], key: str
-) -> str | None:
+def one_of(table: Table, given: str | None, names: Sequence[str], key: str) -> str | None:
     """The column `given`, else the one with a usual name.
 
     Raises:
@@ -331,12 +327,10 @@ def grade_of(value: object, table: Table, place: Place, column: str) -> int | No
         return None
     number = as_number(value)
     if number is None or not number.is_integer():
-        what = "similarities are scores: name it with --score_column" if number is not None else (
-            "replace its words by numbers, or name another --label_column"
-        )
         raise InputError(
             f"{table.where(place)}: the column {column!r} holds {value!r:.50}, but a label is a "
-            f"whole number: 0 for a document that is not relevant, 1 or more for one that is; {what}"
+            "whole number: 0 for a document that is not relevant, 1 or more for one that is. Name "
+            "the column with --score_column if these are similarities; replace words by numbers"
         )
     return int(number)
 

@@ -7,8 +7,8 @@ as `mine_hard_negatives` writes them:
 
 The names of query and positive are those of pairs (`--query_column`, `--document_column`). The
 positive is relevant. Nobody judged the negatives: candidates. In a list, the labels say what is
-relevant; scores alone do not, so `--positives` has to. A `label` that is the margin between positive
-and negative gives neither document a score: it is not used, and counted.
+relevant; scores alone do not, so `--positives` has to. A `label` that is the margin between
+positive and negative gives neither document a score: it is not used, and counted.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _columns(table: Table, data: DataArguments) -> _Columns | None:
     head = table.head()
 
     def holds(column: str | None, *types: type) -> bool:
-        return any(isinstance(row.get(column), types) for row in head)
+        return any(isinstance(row.get(column or ""), types) for row in head)
 
     def first_list(names: Sequence[str], given: str | None) -> str | None:
         there = [given] if given else [by_name[name] for name in names if name in by_name]
@@ -105,10 +105,12 @@ def _columns(table: Table, data: DataArguments) -> _Columns | None:
     if not holds(document, list, tuple):
         return None
     labels = first_list(_LABELS, data.label_column)
-    values = (value for row in head if _lists(row.get(labels)) for value in row[labels])
+    values = (value for row in head for value in _in_list(row.get(labels or "")))
     if labels is not None and data.label_column is None and fractional(values):
         labels = None  # similarities are scores
-    scores = first_list([name for name in _SCORES if by_name.get(name) != labels], data.score_column)
+    scores = first_list(
+        [name for name in _SCORES if by_name.get(name) != labels], data.score_column
+    )
     return _Columns(query, document, (), labels, scores)
 
 
@@ -149,7 +151,9 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
         members = (
             _tuples(table, of, reading) if of.negatives else _labelled(table, of, reading, rule)
         )
-        used = frozenset({of.query, of.document, *of.negatives, *filter(None, (of.labels, of.scores))})
+        used = frozenset(
+            {of.query, of.document, *of.negatives, *filter(None, (of.labels, of.scores))}
+        )
         return RowReader({"query": of.query, "document": of.document}, used, members)
 
     return reading.pairs(read_as, reader, data)
@@ -160,7 +164,7 @@ def _read_as(reading: Reading, columns: dict[int, _Columns]) -> str:
     of = columns[id(table)]
     head = table.head()
     if not of.negatives:
-        sizes = how_many((len(v) for row in head if _lists(v := row.get(of.document))), "document")
+        sizes = how_many((len(_in_list(row.get(of.document))) for row in head), "document")
         said = " and ".join(
             what for what, column in (("labels", of.labels), ("scores", of.scores)) if column
         )
@@ -168,9 +172,8 @@ def _read_as(reading: Reading, columns: dict[int, _Columns]) -> str:
     count = how_many((len(_negatives(row, of)) for row in head), "negative")
     kind = "triplets" if len(of.negatives) == 1 else "n-tuples"
     scored = any(_scores(row, of)[1] for row in head)
-    return (
-        f"sentence-transformers {kind}: 1 positive and {count} a row"
-        + (", with scores" if scored else "")
+    return f"sentence-transformers {kind}: 1 positive and {count} a row" + (
+        ", with scores" if scored else ""
     )
 
 

@@ -1,5 +1,5 @@
-"""Tevatron's JSONL (`query_id`, `query`, `positive_passages`, `negative_passages`) and its ancestor,
-DPR's JSON (`question`, `positive_ctxs`, `negative_ctxs`, `hard_negative_ctxs`).
+"""Tevatron's JSONL (`query_id`, `query`, `positive_passages`, `negative_passages`), and that of its
+ancestor DPR (`question`, `positive_ctxs`, `negative_ctxs`, `hard_negative_ctxs`).
 
 A passage is an object with `text`, and optionally `title`, an id and a `score`. Its text is title,
 space, text, as Tevatron joins them. Positives are relevant; nobody judged the negatives, which are

@@ -39,8 +39,8 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
     column = next((c for table in tables.tables if (c := _column(table, data))), None)
     what = f"the column {column!r} of " if column else ""
     raise InputError(
-        f"{named(tables)} {what}{tables.name} holds texts without queries, and training needs pairs "
-        "of a query and a document; add a column of queries, and name both columns with "
+        f"{named(tables)} {what}{tables.name} holds texts without queries, and training needs "
+        "pairs of a query and a document; add a column of queries, and name both columns with "
         "--query_column and --document_column"
     )
 
