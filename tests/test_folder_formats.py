@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -362,7 +363,7 @@ def test_columns_and_files_without_a_use_are_counted(tmp_path: Path) -> None:
         ("qrels/test.tsv", "1\t10\t1\n1\t11\t0.5\n", "qrels/test.tsv, line 2: .*'0.5'"),
         ("qrels/test.tsv", "1\t10\t1\n1\t11\tnan\n", "qrels/test.tsv, line 2: .*'nan'"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\t\t1\n", "line 2: expected"),
-        ("qrels/more.jsonl", '{"a": "1"}\n', "qrels/more.jsonl.*query-id"),
+        ("qrels/dev.jsonl", '{"a": "1"}\n', "qrels/dev.jsonl.*query-id"),
     ],
 )
 def test_a_bad_beir_folder_is_refused_with_the_line(
@@ -395,6 +396,7 @@ def test_an_option_about_columns_is_refused(tmp_path: Path) -> None:
         read(beir(tmp_path / "b"), query_column="text")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its open files
 def test_beirs_own_loader_reads_the_fixture(tmp_path: Path) -> None:
     loader = pytest.importorskip("beir.datasets.data_loader")
     folder = beir(tmp_path / "b")
@@ -422,8 +424,10 @@ def test_a_folder_that_beir_writes_is_read(tmp_path: Path) -> None:
     util.save_runfile(str(folder / "bm25.run.trec"), {"1": {"12": 1.5}})
     # An entry of `write_to_json` has a metadata of its own.
     pairs = read(folder)
-    judged = [row for row in expected("train", "dev", "test") if row[2] != -1 or True]
-    assert said(pairs) == [*judged, ("1", "12", "candidate", 1.5, None)]
+    assert said(pairs) == [
+        *expected("train", "dev", "test"),
+        ("1", "12", "candidate", 1.5, None),
+    ]
 
 
 # --- runs and lists
@@ -450,14 +454,14 @@ def test_a_trec_run_beside_a_beir_folder_is_candidates(
         ("8", "10", "candidate", 3.0, None),
     ]
     assert pairs.counts == {"rows found": 10}
-    assert pairs.read_as.endswith(f"and lists ({name})")
+    assert f" and lists ({name})" in pairs.read_as
 
 
 def msmarco(path: Path, **names: str) -> Path:
     """The passage ranking files, under their own names."""
     path.mkdir(parents=True)
     files = {
-        "collection.tsv": [(key, text) for key, text in TEXTS.items()],
+        "collection.tsv": list(TEXTS.items()),
         "queries.train.tsv": [(key, QUERIES[key]) for key in "12"],
         "queries.dev.tsv": [(key, QUERIES[key]) for key in "23"],
         "queries.dev.small.tsv": [("3", QUERIES["3"])],
@@ -693,8 +697,8 @@ def test_every_row_is_used_or_has_a_reason(
             (pairs, None), DataArguments(), 0, RunFolder(folder / "run"), "key"
         )
     except InputError as error:
-        refused = ("no valid", "too few", "no pair is left", "nothing to test with")
-        assert any(part in str(error) for part in refused), error
+        if not re.search("no valid|too few|no pair is left|nothing to test with", str(error)):
+            raise
         return
     counts = dict(record.read)
     found = [name for name in counts if name.endswith(" found")]

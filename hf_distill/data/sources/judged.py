@@ -197,8 +197,9 @@ def _shape_of_texts(rows: list[list[str]], words: str) -> Shape | None:
 
 
 def _shape_of_ids(rows: list[list[str]], words: str) -> Shape | None:
-    """By the cells of the lines below the first one, which may be a header."""
-    columns = list(zip(*(rows[1:] or rows), strict=True))
+    """By the cells of the first lines. A first line without a number is a header."""
+    header = not any(map(_is_number, rows[0])) and len(rows) > 1
+    columns = list(zip(*rows[header:], strict=True))
     numbers = [all(map(_is_number, column)) for column in columns]
     shape: Shape | None = None
     match columns:
@@ -588,6 +589,11 @@ class TextsById:
     def __len__(self) -> int:
         return len(self._stored.rows)
 
+    @property
+    def unique(self) -> int:
+        """The number of ids, where `len` is the number of texts."""
+        return len(np.unique(self._stored.numbers))
+
     def places(self, names: Sequence[str]) -> np.ndarray:
         """(n,) int64: the row of each of these ids; -1: there is no such text."""
         numbers = np.array([text_number(name) for name in names], dtype=np.uint64)
@@ -619,7 +625,7 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
     check_no_columns(tables, data, kind)
     parts = parts_of(tables)
     about = Source(tables.name, tables.license, tables.url, description)
-    _check_whole(parts, about)
+    _check_whole(parts, tables)
     unused = dict(parts.unused)
     judgements = _of_splits(parts.judgements, data.dataset_split, unused)
     lists = [*parts.triples, *parts.runs]
@@ -653,7 +659,7 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
                 yield row
             else:
                 counts["repeated positives"] += 1
-        if unjudged := int((~judged).sum()):
+        if by_id and (unjudged := queries.unique - int(judged.sum())):
             unused["queries without a judgement"] = unjudged
 
     said = ", ".join(dict.fromkeys(part.split or "no split" for part in judgements))
@@ -683,31 +689,37 @@ def _place(table: Table) -> str:
     return re.sub(r"(^|[-_/])(corpus|queries|qrels|default)$", "", table.config or "")
 
 
-def _check_whole(parts: Parts, about: Source) -> None:
+def _check_whole(parts: Parts, tables: Tables) -> None:
     corpora, queries = (
         {_place(text.table) for text in texts} for texts in (parts.corpus, parts.queries)
     )
     if len(several := sorted(corpora & queries)) > 1:
         raise InputError(
-            f"{about.name} holds {len(several)} collections ({', '.join(several)}), whose ids may "
+            f"{tables.name} holds {len(several)} collections ({', '.join(several)}), whose ids may "
             "be the same; name one of them"
         )
     by_id = [part.table.name for part in (*parts.judgements, *parts.triples, *parts.runs)]
     positives = by_id[: len(parts.judgements) + len(parts.triples)]
-    texts = [table.name for table, _ in parts.texts if shape_of(table) == "triples"]
-    missing = [
-        *(["judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)"]
-          if not positives and not texts else []),
-        *(["the documents' texts (corpus.jsonl or collection.tsv)"]
-          if not parts.corpus and (by_id or not texts) else []),
-        *(["the queries' texts (queries.jsonl or queries.tsv)"]
-          if not parts.queries and (by_id or not texts) else []),
-    ]  # fmt: skip
-    if missing:
+    texts = any(shape_of(table) == "triples" for table, _ in parts.texts)
+    missing = {
+        "judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)": not positives
+        and not texts,
+        "the documents' texts (corpus.jsonl or collection.tsv)": not parts.corpus
+        and (bool(by_id) or not texts),
+        "the queries' texts (queries.jsonl or queries.tsv)": not parts.queries
+        and (bool(by_id) or not texts),
+    }
+    if any(missing.values()):
         there = [*by_id, *(text.table.name for text in (*parts.corpus, *parts.queries))]
+        odd = [
+            f"; {table.name} has no id and text, but the columns {', '.join(table.columns)}"
+            for table in tables.tables
+            if role_of(table) and shape_of(table) is None
+        ]
         raise InputError(
-            f"{about.name} holds {', '.join(there) or 'none of these'}, but not "
-            f"{', nor '.join(missing)}; put what is missing beside it"
+            f"{tables.name} holds {', '.join(there) or 'none of these'}, but not "
+            f"{', nor '.join(what for what, lacks in missing.items() if lacks)}{''.join(odd)}; put "
+            "what is missing beside it"
         )
 
 
