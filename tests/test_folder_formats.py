@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from hf_distill.data.collection import SourcePairs
 from hf_distill.data.load import write_collection
 from hf_distill.data.read import open_tables as open_collection
-from hf_distill.data.sources.files import read_path
+from hf_distill.data.sources.beir import FORMAT
+from hf_distill.data.sources.files import read_path, recognise
+from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import load_task, task_of
 from hf_distill.recipe.arguments import DataArguments
@@ -238,6 +240,37 @@ def test_a_beir_folder_is_the_same_task_in_every_form(tmp_path: Path, form: str)
     assert task.qrels == {"3": {"12": 1, "13": -1, "99": 1}}
     assert task.queries == {"3": QUERIES["3"]}
     assert task.documents == TEXTS
+
+
+def hub_table(config: str, split: str, rows: list[dict[str, Any]]) -> Table:
+    """A split of a data set on the Hub."""
+    usual = {"dev": "validation"}.get(split, split)
+    return Table(
+        f"{config} (split {split})", config if config != "default" else "mine", config, usual,
+        tuple(rows[0]), "row", lambda: iter(enumerate(rows)), count=len(rows),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "en-"])
+def test_the_configurations_of_a_hub_data_set_are_a_beir_folder(prefix: str) -> None:
+    corpus = [{"id": key, "title": title, "text": text} for key, (title, text) in CORPUS.items()]
+    judged = f"{prefix}qrels" if prefix else "default"
+    tables = Tables(
+        None,
+        "me/mine",
+        "dataset_name",
+        (
+            hub_table(f"{prefix}corpus", "corpus", corpus),
+            *(hub_table(judged, split, qrels_rows(split)) for split in QRELS),
+            hub_table(f"{prefix}queries", "queries", query_rows()),
+        ),
+        license="mit",
+    )
+    assert recognise(tables, DataArguments()) is FORMAT
+    pairs = FORMAT.read(tables, DataArguments())
+    assert said(pairs) == expected("train", "dev", "test")
+    assert (pairs.about.name, pairs.about.license) == ("me/mine", "mit")
+    assert pairs.unused == {}
 
 
 @pytest.mark.parametrize("name", ["scifact", "vaswani", "cacm"])
