@@ -532,6 +532,17 @@ def test_ms_marcos_files_are_read_without_headers_and_quotes(tmp_path: Path) -> 
     assert pairs.unused == {}
 
 
+def test_judgements_of_dev_and_dev_small_count_once(tmp_path: Path) -> None:
+    folder = msmarco(tmp_path / "m")
+    again = [*QRELS["test"][:2], ("3", "99", 2), ("2", "13", 1)]
+    text = "".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in again)
+    (folder / "qrels.dev.tsv").write_text(text)
+    pairs = read(folder)
+    rows = [row[:3] for row in said(pairs) if row[4] == "validation"]
+    assert rows == [*QRELS["test"], ("3", "99", 2), ("2", "13", 1)]
+    assert pairs.counts == {"judgements found": 10, "repeated judgements": 2}
+
+
 def test_files_of_other_names_are_told_apart_by_their_ids(tmp_path: Path) -> None:
     folder = msmarco(
         tmp_path / "m",
