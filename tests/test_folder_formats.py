@@ -144,7 +144,8 @@ def as_tables(suffix: str, texts: bool = True) -> Any:
             old.unlink()
             frame = pd.DataFrame(rows)
             if name.startswith("qrels"):
-                frame = frame.astype({"query-id": int, "corpus-id": int, "score": float})
+                number = float if suffix == ".parquet" else int  # float, as beside a null
+                frame = frame.astype({"query-id": int, "corpus-id": number, "score": float})
             if suffix == ".parquet":
                 frame.to_parquet(path / f"{name}.parquet")
             else:
