@@ -311,8 +311,7 @@ class Collection:
     def lists(self, queries: np.ndarray) -> Lists:
         """The candidates of `queries` (n,), numbers that may repeat."""
         first, last = (
-            np.searchsorted(self._candidate_queries, queries, side)
-            for side in ("left", "right")
+            np.searchsorted(self._candidate_queries, queries, side) for side in ("left", "right")
         )
         starts = np.concatenate([[0], np.cumsum(last - first)])
         rows = np.arange(starts[-1]) - np.repeat(starts[:-1] - first, last - first)
