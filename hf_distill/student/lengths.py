@@ -55,8 +55,8 @@ class Lengths:
     texts: int
     counted: int
     mean: float
-    median: float
-    p95: float
+    median: int
+    p95: int
     longest: int
     limit: int | None
     cut: int
@@ -66,13 +66,13 @@ class Lengths:
     def of(cls, tokens: np.ndarray, limit: int | None, texts: int) -> Lengths:
         """Of `tokens` (counted,) of some of the `texts`, at least one."""
         beyond = np.maximum(tokens - (limit or tokens.max()), 0)
-        median, p95 = np.percentile(tokens, [50, 95])
+        median, p95 = np.quantile(tokens, [0.5, 0.95], method="inverted_cdf")
         return cls(
             texts=texts,
             counted=len(tokens),
             mean=round(float(tokens.mean()), 1),
-            median=float(median),
-            p95=float(p95),
+            median=int(median),
+            p95=int(p95),
             longest=int(tokens.max()),
             limit=limit,
             cut=int((beyond > 0).sum()),
@@ -286,7 +286,8 @@ def _declared(model: BaseModel, task: Task) -> int | None:
     """The limit that the module which reads these texts names."""
     first: Any = model[0]
     if isinstance(first, Router):
-        route = task if task in first.sub_modules else first.default_route
-        first = first.sub_modules[route][0] if route else None  # type: ignore[index]  # a Sequential
+        routes: Any = first.sub_modules
+        route = task if task in routes else first.default_route
+        first = routes[route][0] if route else None
     limit = getattr(first, "max_seq_length", None)
     return int(limit) if limit and limit < _UNLIMITED else None
