@@ -47,6 +47,7 @@ from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rows import training_rows
+from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
@@ -116,6 +117,7 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         parse_terms(recipe.training)
+        check_mixing(recipe.training)
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
         return run
@@ -175,6 +177,7 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         check_batch(len(collection.pairs("train")), self.recipe.training)
+        check_sources(collection, self.recipe.training)
         return collection
 
     @cached_property
