@@ -46,7 +46,7 @@ from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
-from hf_distill.training.rows import training_rows
+from hf_distill.training.rows import check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
@@ -118,6 +118,8 @@ class Run:
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         parse_terms(recipe.training)
         check_mixing(recipe.training)
+        if not run.wants("score"):
+            return run
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
         return run
@@ -176,8 +178,10 @@ class Run:
     def collection(self) -> Collection:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
-        check_batch(len(collection.pairs("train")), self.recipe.training)
-        check_sources(collection, self.recipe.training)
+        if self.wants("score"):
+            check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_sources(collection, self.recipe.training)
+            check_negatives(collection, self.teacher, self.recipe)
         return collection
 
     @cached_property
