@@ -35,18 +35,19 @@ _GIVE_BACK_STEPS = 32
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells the collator, or the sampler of several sources, which epoch begins, also if a training
-    resumes from a checkpoint.
+    """Tells the collator, and the sampler of several sources, which epoch begins, also if a
+    training resumes from a checkpoint.
     """
 
-    def __init__(self, reader: DistillationCollator | SourceBatches) -> None:
-        self._reader = reader
+    def __init__(self, epochs: list[Tensor]) -> None:
+        self._epochs = epochs
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Called by the Trainer, before the data loader reads ahead."""
-        self._reader.epoch.fill_(int(state.epoch or 0))
+        for epoch in self._epochs:
+            epoch.fill_(int(state.epoch or 0))
 
 
 class _GiveBackMemory(TrainerCallback):
@@ -118,8 +119,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self.plan = plan_of(train_dataset, args)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
-        if isinstance(self.data_collator, DistillationCollator):
-            self.add_callback(_TellEpoch(self.data_collator))
+        own = isinstance(self.data_collator, DistillationCollator)
+        self._epochs: list[Tensor] = [self.data_collator.epoch] if own else []
+        self.add_callback(_TellEpoch(self._epochs))
         if args.device.type == "cpu":
             self.add_callback(_GiveBackMemory())
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
@@ -161,7 +163,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """
         if self.plan is not None and dataset is self.train_dataset:
             batches = SourceBatches(self.plan, kwargs["batch_size"], kwargs["drop_last"])
-            self.add_callback(_TellEpoch(batches))
+            self._epochs.append(batches.epoch)
             return batches
         return super().get_batch_sampler(
             dataset.select_columns(["query", "document"]), *args, **kwargs
