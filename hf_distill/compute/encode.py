@@ -78,11 +78,11 @@ def how_asked(model: BaseModel, call: Callable[[], Any]) -> Asked:
     hook = model.register_forward_pre_hook(
         lambda _, __, arguments: forward.update(arguments), with_kwargs=True
     )
-    model.preprocess = watched  # type: ignore[method-assign]  # for this one call
+    vars(model)["preprocess"] = watched
     try:
         call()
     finally:
-        del model.preprocess
+        del vars(model)["preprocess"]
         hook.remove()
     return Asked(preprocess, forward)
 

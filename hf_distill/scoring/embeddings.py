@@ -101,7 +101,7 @@ def _embed(teacher: EmbeddingTeacher, texts: list[Asked], advance: Advance) -> n
         for kind in ("query", "document"):
             rows = [i for i, (own, _) in enumerate(texts) if own == kind]
             if rows:
-                part = teacher.embed_as(cast(TextKind, kind), [texts[i][1] for i in rows], advance)
+                part = teacher.embed_as(kind, [texts[i][1] for i in rows], advance)
                 values[rows] = _checked_shape(teacher, part, len(rows))
     else:
         prompted = [teacher.prompts.of(cast(TextKind, kind)) + text for kind, text in texts]

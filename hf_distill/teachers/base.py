@@ -227,6 +227,21 @@ class PairTeacher(Teacher, abc.ABC):
         texts have no prompts yet.
         """
 
+    def checked(self, scores: np.ndarray, pairs: list[tuple[str, str]], hint: str) -> np.ndarray:
+        """`scores` (len(pairs),) as they are.
+
+        Raises:
+            InputError: One of them is NaN or infinite: how many, for which pair, and `hint`.
+        """
+        broken = ~np.isfinite(scores)
+        if broken.any():
+            query, document = pairs[int(broken.argmax())]
+            raise InputError(
+                f"the teacher {self.name} returns NaN or infinity for {int(broken.sum())} of "
+                f"{len(pairs)} pairs, e.g. for {query[:60]!r} and {document[:60]!r}. {hint}"
+            )
+        return scores
+
 
 def reads(*options: str) -> Callable[[F], F]:
     """Say which options of `TeacherArguments` a kind of teacher reads. Any other one that is set is
