@@ -409,3 +409,24 @@ def test_a_run_says_what_it_drew(tiny_recipe: Path, sourced_file: Path, tmp_path
     assert record["sources"]["faq"] + record["sources"]["wiki"] == record["pairs"] * epochs
     assert abs(record["sources"]["faq"] - half) <= epochs / 2
     assert f"faq {record['sources']['faq']}" in said.out
+
+
+def test_two_files_are_two_sources_of_one_run(tiny_recipe: Path, tmp_path: Path) -> None:
+    files = {"faq": (40, "question", "answer"), "wiki": (120, "query", "document")}
+    given = []
+    for number, (name, (count, *columns)) in enumerate(files.items()):
+        path = tmp_path / f"{name}.jsonl"
+        texts = [sentences(count, start + 200 * number) for start in (0, 1000)]
+        rows = [dict(zip(columns, pair, strict=True)) for pair in zip(*texts, strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given.append(f"{name}={path}")
+    line = ["--dataset", "auto", "--dataset_path", "none", "--group_column", "none"]
+    said = run_tiny(
+        tiny_recipe, tmp_path / "run", *line, "--sources", *given, "--source_alpha", 0,
+        "--until", "train", "--per_device_train_batch_size", 4, "--one_source_per_batch", "true",
+    )  # fmt: skip
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert set(record["sources"]) == {"faq", "wiki"}
+    assert all(number % 4 == 0 for number in record["sources"].values())
+    assert abs(record["sources"]["faq"] - record["sources"]["wiki"]) <= 4
+    assert "faq" in said.out.split("Training")[1]

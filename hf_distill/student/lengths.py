@@ -5,17 +5,18 @@ A model reads only the beginning of a text that is longer than its limit, and sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Router, Transformer
 from tokenizers import Tokenizer
 
-from hf_distill.compute.encode import Asked, Item, batches_by_length
+from hf_distill.compute.encode import Asked, batches_by_length
 from hf_distill.data.collection import Collection
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
@@ -37,7 +38,7 @@ _READ = 10_000
 
 KINDS: tuple[TextKind, ...] = ("query", "document")
 
-_Read = Callable[[np.ndarray], Sequence[Item]]
+_Read = Callable[[np.ndarray], list[str] | list[tuple[str, str]]]
 """The texts or pairs at some places (m,)."""
 
 
@@ -192,9 +193,10 @@ def text_lengths(earlier: Earlier) -> TextLengths:
         student = build_student(recipe.student, teacher, None, recipe.seed)
         asked = {kind: Asked({"prompt": teacher.prompts.of(kind)}) for kind in KINDS}
         readers.append(_Reader("student", recipe.student.student_backbone, student, asked, ""))
+        counted: dict[str, np.ndarray] = {}
         return TextLengths(
             key=key,
-            models=tuple(_measured(reader, collection, recipe.seed) for reader in readers),
+            models=tuple(_measured(reader, collection, recipe.seed, counted) for reader in readers),
             unknown=tuple(member.name for member in members if not _reader_of(member)),
         )
 
@@ -243,6 +245,17 @@ class _Reader:
             tokens = np.diff(features["cu_seq_lens_q"].numpy())
         return tokens
 
+    def splits_like(self, kind: TextKind | None) -> str:
+        """Two models that return the same split these texts into the same tokens, as a student that
+        is cut from its teacher does.
+        """
+        first = self._first(kind)
+        backend = getattr(first.tokenizer, "backend_tokenizer", None)
+        if type(first) is not Transformer or backend is None:
+            return f"{self.role} {self.name} {kind}"
+        how = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+        return json.dumps([how, kind, self._asked(kind).prompt])
+
     def declared_limit(self, kind: TextKind | None) -> int | None:
         """The limit that the model names."""
         limit = getattr(self._first(kind), "max_seq_length", None)
@@ -273,8 +286,12 @@ def _reader_of(teacher: Teacher) -> _Reader | None:
     return _Reader("teacher", teacher.name, model, asked, prompts.document)
 
 
-def _measured(reader: _Reader, collection: Collection, seed: int) -> ModelLengths:
-    """How long what `reader` reads is."""
+def _measured(
+    reader: _Reader, collection: Collection, seed: int, counted: dict[str, np.ndarray]
+) -> ModelLengths:
+    """How long what `reader` reads is. `counted` holds the tokens of models that split texts
+    alike.
+    """
     pairs = collection.every_pair()
 
     def both(places: np.ndarray) -> list[tuple[str, str]]:
@@ -288,8 +305,15 @@ def _measured(reader: _Reader, collection: Collection, seed: int) -> ModelLength
         if count > SAMPLE:
             draw = np.random.default_rng(seed)
             places = np.sort(draw.choice(count, SAMPLE, replace=False))
-        blocks = (read(places[start : start + _READ]) for start in range(0, len(places), _READ))
-        return Lengths.of(*_tokens_and_limit(reader, blocks, kind), count)
+        like = reader.splits_like(kind)
+        if like not in counted:
+            counted[like] = _count(reader, read, places, kind)
+        tokens = counted[like]
+        # The limit is what it reads of the longest text, or what it declares if that is not cut.
+        longest = read(places[[tokens.argmax()]])
+        most = int(reader.tokens(longest, kind, whole=False)[0])
+        limit = most if most < tokens.max() else reader.declared_limit(kind)
+        return Lengths.of(tokens, limit, count)
 
     of: dict[str, Lengths] = {}
     if isinstance(reader.model, CrossEncoder):
@@ -300,21 +324,12 @@ def _measured(reader: _Reader, collection: Collection, seed: int) -> ModelLength
     return ModelLengths(reader.role, reader.name, of)
 
 
-def _tokens_and_limit(
-    reader: _Reader, blocks: Iterable[Sequence[Item]], kind: TextKind | None
-) -> tuple[np.ndarray, int | None]:
-    """Tokens (n,) of all items, and the most that the model reads of one. The limit is what it
-    reads of the longest item, if it cuts that, and else what it declares.
-    """
-    counts: list[np.ndarray] = []
-    longest: Item = ""
-    most = -1
-    for items in blocks:
-        tokens = np.empty(len(items), dtype=np.int64)
+def _count(reader: _Reader, read: _Read, places: np.ndarray, kind: TextKind | None) -> np.ndarray:
+    """(n,) int64, the tokens of the texts or pairs at `places` (n,), uncut."""
+    counts = np.empty(len(places), dtype=np.int64)
+    for start in range(0, len(places), _READ):
+        items = read(places[start : start + _READ])
         for batch in batches_by_length(items, _BATCH_TOKENS):
-            tokens[batch] = reader.tokens([items[i] for i in batch], kind, whole=True)
-        if tokens.max() > most:
-            most, longest = int(tokens.max()), items[int(tokens.argmax())]
-        counts.append(tokens)
-    read = int(reader.tokens([longest], kind, whole=False)[0])
-    return np.concatenate(counts), read if read < most else reader.declared_limit(kind)
+            rows = start + np.array(batch)
+            counts[rows] = reader.tokens([items[i] for i in batch], kind, whole=True)
+    return counts
