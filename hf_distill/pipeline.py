@@ -42,10 +42,12 @@ from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
+from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rows import check_negatives, training_rows
+from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
@@ -115,6 +117,7 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         parse_terms(recipe.training)
+        check_mixing(recipe.training)
         if not run.wants("score"):
             return run
         check_objective(recipe, run.teacher, run.rules)
@@ -146,6 +149,7 @@ class Run:
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
         if self.wants("score"):
+            yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
             yield self.selection.summary()
@@ -176,8 +180,14 @@ class Run:
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
             check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_sources(collection, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
+
+    @cached_property
+    def lengths(self) -> TextLengths:
+        """How long the texts are for teacher and student, and how many they cut."""
+        return text_lengths(self)
 
     @cached_property
     def scores(self) -> Scores:
