@@ -221,9 +221,14 @@ EMBEDDERS: Mapping[str, Build] = {
     "dot product": embedder(BERT, Dense(32, 16), similarity_fn_name="dot"),
     "euclidean": embedder(BERT, similarity_fn_name="euclidean"),
 }  # fmt: skip
-QUERIES = [*sentences(12), "cat", "sun moon", "what is the river"]
+QUERIES = [
+    *(" ".join(WORDS[i : i + 5 + i]) for i in range(12)),
+    "cat",
+    "sun moon",
+    "what is the river",
+]
 DOCUMENTS = [
-    *(f"{a} {b}" for a, b in zip(sentences(12, 100), sentences(12, 200), strict=True)),
+    *(" ".join(WORDS[40 - i :: -1]) for i in range(12)),
     "dog", " ".join(WORDS[:60] * 2), "red",
 ]  # fmt: skip
 PAIRS = list(zip(QUERIES, DOCUMENTS, strict=True))
