@@ -44,6 +44,7 @@ from transformers import (
     MPNetConfig,
     MPNetModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -88,8 +89,12 @@ class Backbone:
     def save(self, folder: Path) -> str:
         torch.manual_seed(0)
         self.model(self.config).save_pretrained(folder)
-        tokenizer = make_tokenizer()
-        tokenizer.padding_side = "left" if self.left else "right"
+        plain = make_tokenizer()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=plain._tokenizer,
+            padding_side="left" if self.left else "right",
+            **plain.special_tokens_map,
+        )
         if self.chat:
             tokenizer.chat_template = CHAT
         tokenizer.save_pretrained(folder)
