@@ -142,11 +142,9 @@ def _check_columns(data: DataArguments) -> None:
                 f"--{role} {column}: --{first} names this column already; name another one, or set "
                 f"--{role} none"
             )
-    if data.positives is not None and data.positives not in ("best", "first", "all"):
-        if not math.isfinite(_number(data.positives)):
-            raise InputError(
-                f"--positives {data.positives}: it must be best, first, all, or a score, e.g. 0.5"
-            )
+    rule = data.positives
+    if rule not in (None, "best", "first", "all") and not math.isfinite(_number(rule)):
+        raise InputError(f"--positives {rule}: it must be best, first, all, or a score, e.g. 0.5")
 
 
 def _number(text: str) -> float:
@@ -242,8 +240,8 @@ def _check_training(training: DistillationConfig, given: frozenset[str]) -> None
         )
     patience, metric = training.early_stopping_patience, training.metric_for_best_model
     if training.eval_strategy == "no":
-        for name in ("early_stopping_patience", "metric_for_best_model"):
-            if (value := getattr(training, name)) is not None:
+        for name in ("early_stopping_patience", "load_best_model_at_end", "metric_for_best_model"):
+            if value := getattr(training, name):
                 raise InputError(
                     f"--{name} {value}: it watches the evaluations during training, and "
                     "--eval_strategy no makes none; set --eval_strategy steps or epoch"
