@@ -57,7 +57,9 @@ class _RecipeParser(HfArgumentParser):
         raise InputError(f"{_as_flag(message)}. See: {self.prog} --help")
 
 
-_OF_ARGUMENT = re.compile(r"argument --(?:[\w-]+/--)*(\w+): (.*)", re.DOTALL)
+_OF_ARGUMENT = re.compile(r"argument --(\w+)(?:/--[\w-]+)*: (.*)")
+_SHOWN = 8
+"""Choices that a message lists, at most."""
 _VALUES = (
     re.compile(r"invalid (?P<what>choice): (?P<value>'.*?'|\S+) \(choose from (?P<choices>.*)\)"),
     re.compile(r"invalid (?P<what>\w+) value: (?P<value>.*)"),
@@ -78,11 +80,12 @@ def _as_flag(message: str) -> str:
     value = said["value"].strip("'")
     if said["what"] == "choice":
         choices = [choice.strip("'") for choice in said["choices"].split(", ")]
-        near = difflib.get_close_matches(value, choices, n=1)
-        shown = f"did you mean {near[0]!r}? " if near and len(choices) > 6 else ""
-        return f"--{name} {value}: {shown}it must be one of {', '.join(choices)}"
-    number = {"int": "a whole number", "float": "a number"}.get(said["what"])
-    return f"--{name} {value}: it must be {number or 'true or false'}"
+        if len(choices) > _SHOWN:
+            near = difflib.get_close_matches(value, choices, n=_SHOWN, cutoff=0)
+            return f"--{name} {value}: it is unknown; the nearest are {', '.join(near)}"
+        return f"--{name} {value}: it must be one of {', '.join(choices)}"
+    kinds = {"int": "a whole number", "float": "a number", "value": "true or false"}
+    return f"--{name} {value}: it must be {kinds.get(said['what'], 'a ' + said['what'])}"
 
 
 def _parser(program: str) -> _RecipeParser:
@@ -101,6 +104,8 @@ def _parser(program: str) -> _RecipeParser:
     for action in parser._actions:
         if action.option_strings[0].startswith("--no_"):
             action.help = argparse.SUPPRESS  # `--key false` says the same
+        if action.dest == "report_to":
+            action.nargs = "+"  # the Trainer takes a list, and its parser one value
     inherited = trainer_names()
     own = parser.add_argument_group("objective and training")
     trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
@@ -243,7 +248,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
     except InputError:
         raise
     except (ValueError, ImportError, RuntimeError, OSError, TypeError, AttributeError) as error:
-        says = " ".join(str(error).split())
+        says = re.sub(r"\w+Strategy\.(\w+)", lambda m: m[1].lower(), " ".join(str(error).split()))
         raise InputError(
             says if says.startswith("--") else f"the training arguments do not fit: {says}"
         ) from error

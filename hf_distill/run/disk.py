@@ -15,16 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.trainer_utils import SaveStrategy
+
 from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.arguments import STAGES, Recipe
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_UNNAMED = ("PytorchStreamWriter failed", "file write failed")
+_UNNAMED = ("PytorchStreamWriter failed", "iostream error")
 """What torch says, without a reason."""
 
-_PAIR, _RANK, _HIT, _REPORT = 230, 64, 60, 350_000
-"""Bytes, as runs were measured: of a pair beside its texts, in the JSON and the tables of both data
-sets; of its ranks; of a line of a TREC run; of a report.
+_PAIR, _RANK, _HIT, _REPORT, _DATASET = 115, 64, 60, 350_000, 60_000
+"""Bytes, as runs were measured: of a pair beside its texts, as JSON and in both tables of the data
+set; of its ranks; of a line of a TREC run; of a report; of the data set's card and plots.
 """
 _SYSTEMS, DEPTH, _SETTINGS = 4, 100, 40_000
 """TREC runs of a run, their depth, and bytes of a checkpoint beside its tensors and tokenizer."""
@@ -71,7 +73,11 @@ def naming(path: Path) -> Iterator[None]:
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    for folder in (path, *path.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()
+            return folder
+    return path
 
 
 def check_folders(recipe: Recipe) -> None:
@@ -148,7 +154,7 @@ class Part:
 def _checkpoints(recipe: Recipe, train: int) -> int:
     """How many checkpoints there are at the same time."""
     config = recipe.training
-    strategy = str(config.save_strategy.value)
+    strategy = SaveStrategy(config.save_strategy).value
     if strategy == "no":
         return 0
     step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
@@ -178,7 +184,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     shared = recipe.teacher.teacher_cache
     vector = 2 * sizes.dimension + 8
     text = sizes.text_bytes / max(1, sizes.texts)
-    labels = round(sizes.pairs * (2 * text + _PAIR / 2))
+    labels = round(sizes.pairs * (2 * text + _PAIR))
     vectors = sizes.texts * vector if sizes.dimension else 12 * sizes.pairs
     pool = sizes.pool * vector
     pool_texts = round(sizes.pool * (text + 8))
@@ -200,7 +206,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
         ),
         Part("student", "train", run, sizes.student + sizes.tokenizer, sizes.student),
         Part("evaluation", "evaluate", run, _SYSTEMS * hits + _REPORT, hits),
-        Part("data set", "release", run, round(sizes.pairs * (text + _PAIR / 2)), labels // 4),
+        Part("data set", "release", run, labels + _DATASET if sizes.pairs else 0, labels // 2),
     ]  # fmt: skip
     last = STAGES.index(recipe.run.until)
     return [part for part in parts if part.size and STAGES.index(part.stage) <= last]

@@ -44,6 +44,12 @@ _ALONE: dict[str, Any] = {
 }  # fmt: skip
 """The settings of a rehearsal that are not the recipe's: everything but how a step is made."""
 
+_SUSPECTS = (
+    "deepspeed", "fsdp", "torch_compile", "activation_checkpointing", "fp16", "bf16",
+    "dataloader_num_workers", "debug",
+)  # fmt: skip
+"""What a message names if a step fails: the first of these that is set."""
+
 
 def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
     """Find out whether the training can begin, before anything is read or scored. Nothing is
@@ -64,8 +70,10 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
             "--fp16 true: a CPU does not train in float16, and the flag would do nothing; set "
             "--fp16 false, or --bf16 true for bfloat16"
         )
-    checkpointing = config.activation_checkpointing
-    if checkpointing and not any(hasattr(m, "gradient_checkpointing_enable") for m in student):
+    inner = [module for module in student.modules() if module is not student]
+    if config.activation_checkpointing and not any(
+        hasattr(module, "gradient_checkpointing_enable") for module in inner
+    ):
         raise InputError(
             "--gradient_checkpointing true: a student without a transformer has no layers to "
             "recompute; set it to false"
@@ -90,10 +98,12 @@ def _try(name: str, value: object, act: Callable[[], object]) -> None:
     except InputError:
         raise
     except _FAULTS as error:
-        says = " ".join(str(error).split()) or "no message"
+        says = " ".join(str(error).split()).removesuffix(".")
+        if not isinstance(error, (ImportError, ValueError)):
+            says = f"{type(error).__name__}: {says}"
         raise InputError(
-            f"--{name} {value}: {type(error).__name__}: {says.removesuffix('.')}. Install what it "
-            "needs, or give the flag another value; this was tried before any work"
+            f"--{name} {value}: {says}. Install what it needs, or give the flag another value; "
+            "this was tried before any work"
         ) from error
 
 
@@ -118,11 +128,9 @@ def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small.output_dir = folder
         made: list[DistillationTrainer] = []
-        _try(
-            "fsdp" if config.fsdp else "batch_sampler",
-            config.fsdp or getattr(config.batch_sampler, "value", config.batch_sampler),
-            lambda: made.append(DistillationTrainer(student, small, rows)),
-        )
+        suspect = next((name for name in _SUSPECTS if getattr(config, name)), "use_cpu")
+        value = getattr(config, suspect)
+        _try(suspect, value, lambda: made.append(DistillationTrainer(student, small, rows)))
         trainer = made[0]
         trainer.remove_callback(PrinterCallback)
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -135,10 +143,7 @@ def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
             schedule + (kwargs if config.lr_scheduler_kwargs else ""),
             lambda: trainer.create_scheduler(_planned_steps(config), trainer.optimizer),
         )
-        name, value = (
-            ("torch_compile", "true") if config.torch_compile else ("use_cpu", config.use_cpu)
-        )
-        _try(name, value, trainer.train)
+        _try(suspect, value, trainer.train)
 
 
 def _planned_steps(config: DistillationConfig) -> int:
