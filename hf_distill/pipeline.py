@@ -24,6 +24,7 @@ from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.validation import validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -33,6 +34,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
+from hf_distill.run.disk import Sizes, check_folders, check_space, plan
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
 from hf_distill.run.stage import read_json, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
@@ -46,14 +48,18 @@ from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
+from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
+    check_amounts,
     check_batch,
     check_objective,
+    sizes_with,
+    student_sizes,
     train_student,
 )
 
@@ -96,11 +102,13 @@ class Run:
     Attributes:
         recipe: The resolved recipe.
         folder: Where the results are kept.
+        sizes: How much it works on, as far as that is known.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.sizes = Sizes()
 
     @classmethod
     def open(cls, recipe: Recipe) -> Run:
@@ -112,6 +120,7 @@ class Run:
                 cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_folders(recipe)
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
@@ -121,7 +130,12 @@ class Run:
         if not run.wants("score"):
             return run
         check_objective(recipe, run.teacher, run.rules)
-        build_student(recipe.student, run.teacher, None, recipe.seed)
+        student = build_student(recipe.student, run.teacher, None, recipe.seed)
+        run.sizes = student_sizes(student)
+        check_space(recipe, plan(recipe, run.sizes))
+        if run.wants("train"):
+            watched_measure(recipe)
+            check_training(recipe, student)
         return run
 
     def with_recipe(self, recipe: Recipe) -> Run:
@@ -149,6 +163,7 @@ class Run:
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
         if self.wants("score"):
+            yield check_space(self.recipe, plan(self.recipe, self.sizes))
             yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
@@ -179,8 +194,9 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_amounts(collection, self.recipe.training)
             check_sources(collection, self.recipe.training)
+            self.sizes = sizes_with(self.sizes, collection, self.teacher, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
 
@@ -274,6 +290,7 @@ class Run:
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=checkpoints,
+            evaluator=validation_evaluator(self.recipe, self.collection),
         )
         return student, train_student(task, key)
 

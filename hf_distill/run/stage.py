@@ -23,6 +23,7 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_distill.errors import InputError
+from hf_distill.run.disk import naming
 
 _POLL_SECONDS = 0.3
 
@@ -62,9 +63,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -80,7 +82,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         new = Path(temporary) / path.name
         new.mkdir()
-        yield new
+        with naming(path):
+            yield new
         if path.exists():
             shutil.rmtree(path)
         new.replace(path)

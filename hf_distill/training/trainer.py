@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_distill.compute.device import give_back_freed_memory
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.disk import naming
 from hf_distill.teachers.base import SCALES, Scale
 from hf_distill.training.collator import DistillationCollator
 from hf_distill.training.in_batch import in_batches
@@ -180,6 +183,16 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does. On a full disk, what was written of the checkpoint is removed."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            with naming(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except WriteError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _fast(self) -> contextlib.AbstractContextManager[None]:
         """A context within which the student is fast on this device."""
