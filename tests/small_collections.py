@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,9 @@ def read_run(
 ) -> Collection:
     """A run in the folder `path` that has read its pairs and gone no further."""
     folder = RunFolder(path)
-    recipe = recipe_of(run_dir=path, test_fraction=0.3, validation_fraction=0.2)
-    record = write_collection(
-        (SourcePairs(source, rows, corpus), None), recipe.data, 0, folder, "key"
-    )
+    recipe = recipe_of(run_dir=path)
+    data = dataclasses.replace(recipe.data, validation_fraction=0.0)  # only what the data says
+    record = write_collection((SourcePairs(source, rows, corpus), None), data, 0, folder, "key")
     write_json(folder.pairs / "manifest.json", record)
     save_recipe(recipe, folder)
     return open_collection(folder)

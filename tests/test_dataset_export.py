@@ -38,7 +38,8 @@ from small_collections import (
 
 from hf_distill.commands.main import main
 from hf_distill.data.collection import Source, text_id
-from hf_distill.release.formats import contents, flagembedding
+from hf_distill.release.formats import contents
+from hf_distill.release.formats import export as export_module
 from hf_distill.release.formats.export import EXPORT_FORMATS
 
 DATA_FILES = {"flagembedding": "json", "tevatron": "json", "sentence-transformers": "parquet"}
@@ -342,8 +343,8 @@ def test_all_texts_pass_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         base = tmp_path / str(size)
         for name in EXPORT_FORMATS:
             exported(base, name, everything())
-        files = {path.relative_to(base): path for path in base.rglob("*") if "run" not in str(path)}
-        written.append({n: p.read_bytes() for n, p in files.items() if p.suffix != ".parquet"})
+        files = [path for name in EXPORT_FORMATS for path in (base / name).rglob("*.*")]
+        written.append({path.relative_to(base): path.read_bytes() for path in files})
     assert written[0] == written[1] == written[2]
 
 
@@ -367,7 +368,9 @@ def test_whatever_was_read_each_judgement_and_candidate_is_written_once(
         for path in base.glob("trec/qrels.*")
         for line in path.read_text().splitlines()
     )
-    run = [line.split() for path in base.glob("trec/run.*") for line in path.open()]
+    run = [
+        line.split() for path in base.glob("trec/run.*") for line in path.read_text().splitlines()
+    ]
     pairs = collection.every_pair()
     grades = collection.candidates["grade"]
     assert judged[1] == len(set(zip(pairs.queries, pairs.documents, strict=True)))
@@ -424,7 +427,7 @@ def test_nothing_is_left_of_an_export_that_fails(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(flagembedding.json, "dumps", full)
+    monkeypatch.setattr(export_module, "render", full)
     said = export(tmp_path / "run", "flagembedding")
     assert said.code == 2
     assert "No space left" in said.err
@@ -435,7 +438,7 @@ def test_a_run_without_pairs_and_a_split_without_pairs_are_refused(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     assert "recipe.yaml" in export(tmp_path / "empty", "beir").err
     read_run(tmp_path / "run", [one for one in triplets() if one["split"] != "validation"])
-    said = export(tmp_path / "run", "beir", "--split", "validation")
+    said = export(tmp_path / "run", "beir", "--split", "train", "validation")
     assert said.code == 2
     assert "--split validation" in said.err
     assert not (tmp_path / "beir").exists()
