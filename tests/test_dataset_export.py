@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import ir_measures
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Said, call
+from conftest import Said, call, recipe_of
 from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +38,8 @@ from small_collections import (
 )
 
 from hf_distill.commands.main import main
-from hf_distill.data.collection import Source, text_id
+from hf_distill.data.collection import Collection, Source, text_id
+from hf_distill.data.sources.files import read_path
 from hf_distill.release.formats import contents
 from hf_distill.release.formats import export as export_module
 from hf_distill.release.formats.export import EXPORT_FORMATS
@@ -198,6 +200,8 @@ def test_beir_gets_the_corpus_and_graded_qrels_with_zeros(tmp_path: Path) -> Non
     assert "\n4 documents that nobody judged are left out" in said
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # it leaves files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_beirs_own_loader_reads_the_folder(tmp_path: Path) -> None:
     loader = pytest.importorskip("beir.datasets.data_loader").GenericDataLoader
     folder, _ = exported(tmp_path, "beir", everything())
@@ -459,3 +463,89 @@ def test_the_readme_escapes_what_the_data_says(tmp_path: Path) -> None:
     assert "\n# heading" not in readme
     assert r"\| \*y\*" in readme
     assert "| train | 3 | 4 | 0 | 6 | none |" in readme
+
+
+Told = tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]
+
+
+def told(collection: Collection, ids: bool = True) -> Told:
+    """The judgements and the candidates of a collection, by text and id."""
+    queries, listed = (
+        [(one["text"], one["id"] if ids else None) for one in table]
+        for table in (collection.queries, collection.documents)
+    )
+    judgements = {
+        (*queries[one["query"]], *listed[one["document"]], one["grade"], one["split"])
+        for one in collection.judgements
+    }
+    candidates = {
+        (*queries[one["query"]], *listed[one["document"]], one["grade"], one["score"])
+        for one in collection.candidates
+    }
+    return judgements, candidates
+
+
+def all_alike(of: Told) -> Told:
+    """Without grades, and with negatives that nobody judged."""
+    judgements, candidates = of
+    return (
+        {(*texts, 1, split) for *texts, _, split in judgements},
+        {(*texts, 1 if grade else None, score) for *texts, grade, score in candidates},
+    )
+
+
+def without_scores(of: Told) -> Told:
+    """A pair that was listed for its score is no candidate then."""
+    judgements, candidates = of
+    return judgements, {(*texts, grade, None) for *texts, grade, _ in candidates if not grade}
+
+
+def judged(of: Told) -> Told:
+    """The judgements alone."""
+    judgements, candidates = without_scores(of)
+    return judgements, {one for one in candidates if one[-2] is not None}
+
+
+def labelled(of: Told) -> Told:
+    """What nobody judged has the label 0."""
+    judgements, candidates = of
+    return judgements, {(*texts, grade or 0, score) for *texts, grade, score in candidates}
+
+
+def placed(of: Told) -> Told:
+    """In a run, a candidate without a score has one that keeps its place."""
+    judgements, candidates = of
+    return judgements, {(*texts, grade) for *texts, grade, _ in candidates}
+
+
+LISTS = [*everything(), row(8, 15, "validation", score=0.35)]
+"""In each split, the number of documents differs from query to query."""
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "can_hold"),
+    [
+        ("flagembedding", everything(), lambda c: all_alike(told(c, ids=False))),
+        ("flagembedding", triplets(), lambda c: told(c, ids=False)),
+        ("tevatron", everything(), lambda c: without_scores(all_alike(told(c)))),
+        ("tevatron", triplets(), told),
+        ("sentence-transformers", LISTS, lambda c: labelled(told(c, ids=False))),
+        ("sentence-transformers", triplets(), lambda c: told(c, ids=False)),
+        ("sentence-transformers", triplets(1), lambda c: told(c, ids=False)),
+        ("beir", everything(), lambda c: judged(told(c))),
+        ("beir", triplets(), lambda c: judged(told(c))),
+        ("trec", everything(), told),
+        ("trec", triplets(), lambda c: placed(told(c))),
+        ("trec", without(everything(), "query_id", "document_id"), lambda c: told(c, ids=False)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_export_is_read_back_as_the_same_collection(
+    tmp_path: Path, name: str, rows: Rows, can_hold: Callable[[Collection], Told]
+) -> None:
+    before = read_run(tmp_path / "run", rows)
+    assert export(tmp_path / "run", name).code == 0
+    again = read_path(tmp_path / name, "dataset_path", recipe_of().data, tmp_path / "cache")
+    after = read_run(tmp_path / "again", again.rows, again.corpus)
+    assert can_hold(after) == can_hold(before)
+    assert again.read_as
