@@ -248,7 +248,7 @@ class Contents:
         empty where they are not asked for.
         """
         survey = self.surveys[split]
-        with tqdm(total=survey.queries, desc=f"{split}", unit=" queries", delay=1) as bar:
+        with tqdm(total=survey.queries, desc=split, unit=" queries", delay=1, leave=False) as bar:
             for block in self._blocks(split):
                 yield from self._texts_of(block, survey.scores, ids, texts)
                 bar.update(len(block.queries))
