@@ -330,6 +330,23 @@ def test_the_teachers_scores_are_written_if_they_are_of_these_pairs(
     assert ("\n8 scores by the teacher are left out" in said.out) == (expected is None)
 
 
+def test_a_finished_run_is_exported_with_its_teachers_scores(
+    finished_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    said = call(
+        ["dataset", finished_run[0], "--format", "flagembedding", "--output", tmp_path / "out"],
+        main,
+    )
+    assert said.code == 0, said.err
+    labels = json.loads((finished_run[0] / "teacher_soft_labels.json").read_text())
+    scores = {(one["query"], one["document"]): one["teacher_score"] for one in labels}
+    lines = [line for path in tmp_path.glob("out/*.jsonl") for line in lines_of(path)]
+    assert len(lines) > 100
+    for line in lines:
+        for document, score in zip(line["pos"], line["pos_scores"], strict=True):
+            assert score == pytest.approx(scores[line["query"], document], abs=1e-5)
+
+
 def test_a_list_has_one_scale_the_given_one_where_the_teacher_scored_only_the_pairs(
     tmp_path: Path,
 ) -> None:
