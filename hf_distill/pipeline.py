@@ -34,7 +34,7 @@ from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
-from hf_distill.run.stage import read_json, stage
+from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
 from hf_distill.selection.audit import Audit
@@ -227,7 +227,7 @@ class Run:
             return record
 
         inputs = self.training_inputs(self.selection)
-        files = [self.folder.student / "modules.json"]
+        files = [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
@@ -284,7 +284,7 @@ class Run:
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
         inputs = [self.training.key, self.collection.key, self.scores.key]
-        return stage(self.folder.evaluation, Evaluation, inputs, make)
+        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
     def results(self) -> RunResults:
@@ -377,10 +377,10 @@ def finished(path: Path, *line: str) -> RunResults:
         recipe=recipe,
         folder=folder,
         collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_json(folder.selection, Audit),
-        training=read_json(folder.training, TrainingRecord),
-        evaluation=read_json(folder.evaluation, Evaluation),
+        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_result(folder.selection, Audit),
+        training=read_result(folder.training, TrainingRecord),
+        evaluation=read_result(folder.evaluation, Evaluation),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

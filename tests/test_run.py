@@ -18,6 +18,7 @@ from hf_distill.run.stage import (
     fingerprint,
     folder_written_whole,
     read_json,
+    read_result,
     stage,
     write_json,
     written_whole,
@@ -103,14 +104,41 @@ def test_a_stage_is_made_once_and_again_when_an_input_changes(tmp_path: Path) ->
     assert len(calls) == 3, "what belongs to it was gone"
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["sum.json", "beside", "folder/part"])
+def test_a_damaged_result_is_noticed_made_again_and_said(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def make(key: str) -> Sum:
+        calls.append(key)
+        (tmp_path / "beside").write_text("content")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "part").write_text("content")
+        return Sum(key, 0.5, {})
+
+    path, files = tmp_path / "sum.json", [tmp_path / "beside", tmp_path / "folder"]
+    first = stage(path, Sum, [], make, files)
+    (tmp_path / "folder" / "later").write_text("a card")  # it does not belong to the result
+    assert read_result(path, Sum) == stage(path, Sum, [], make, files) == first
+    assert (len(calls), caplog.text) == (1, "")
+    content = bytearray((tmp_path / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(InputError, match=f"{damaged} is damaged"):
+        read_result(path, Sum)
+    assert stage(path, Sum, [], make, files) == first
+    assert len(calls) == 2
+    assert damaged in caplog.text
+
+
+def test_a_result_of_another_kind_is_named(tmp_path: Path) -> None:
     path = tmp_path / "sum.json"
-    path.write_text("{half")
-    with pytest.raises(InputError, match=r"sum\.json"):
-        stage(path, Sum, [], lambda key: Sum(key, 0, {}))
     path.write_text('{"key": "k", "total": "many", "parts": {}}')
     with pytest.raises(InputError, match=r"sum\.json.*total"):
         read_json(path, Sum)
+    with pytest.raises(InputError, match=r"sum\.json is damaged"):
+        read_result(path, Sum)
 
 
 def test_a_folder_is_reopened_by_its_own_recipe_alone(

@@ -49,7 +49,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import folder_written_whole, read_json, stage
+from hf_distill.run.stage import folder_written_whole, read_result, stage
 
 _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 """Options of the data that do not change any pair."""
@@ -116,7 +116,7 @@ def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Co
     manifest = folder.pairs / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
-    record = read_json(manifest, CollectionRecord)
+    record = read_result(manifest, CollectionRecord)
     if dataset_license is not None:
         source = dataclasses.replace(record.source, license=dataset_license)
         record = dataclasses.replace(record, source=source)
