@@ -34,6 +34,7 @@ from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
+from hf_distill.run.lock import held
 from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
@@ -141,7 +142,13 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """Make or reuse the wanted stages in their order, and yield a summary of each."""
+        """Make or reuse the wanted stages in their order, and yield a summary of each. Meanwhile a
+        second call in the same folder is refused.
+        """
+        with held(self.folder):
+            yield from self._stages()
+
+    def _stages(self) -> Iterator[str]:
         yield self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)

@@ -12,9 +12,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,15 +56,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.hf_distill-part(\.\w+)?")
+"""Names of files and folders that are being written. Nobody else gives a file such a name."""
+
+
+def temporary_of(path: Path) -> Path:
+    """A new name beside `path`, for what is not whole yet."""
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex}.hf_distill-part{path.suffix}")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success flush it to disk and rename it; on an
     exception remove it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = temporary_of(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -79,14 +88,25 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`. On success it replaces `path` as a whole; on
     an exception it is removed and `path` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        new = Path(temporary) / path.name
-        new.mkdir()
+    with working_folder(path) as new:
         yield new
         if path.exists():
             shutil.rmtree(path)
         new.replace(path)
+
+
+@contextlib.contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which is removed afterwards, or by the next call if this
+    one is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_of(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
