@@ -23,7 +23,7 @@ from hf_distill.evaluation.results import Evaluation
 from hf_distill.pipeline import Run, finished
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.onnx import export_onnx
-from hf_distill.run.stage import _seal, read_json, write_json
+from hf_distill.run.stage import read_json, write_result
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -383,7 +383,7 @@ def test_results_of_different_calls_are_refused(tiny: Path, copied: Path) -> Non
     text = path.read_text()
     other = {**json.loads(text), "training": "another student's"}
     del other["sealed"]
-    write_json(path, _seal(path, other, []))
+    write_result(path, other, [])
     with pytest.raises(InputError, match=r"evaluation\.json.*hf-distill train .*--until release"):
         finished(copied)
     (copied / "evaluation.json").write_text(text)

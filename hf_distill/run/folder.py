@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "dataset"
 
     @property
+    def dataset_record(self) -> Path:
+        """What `dataset` was made of."""
+        return self.path / "dataset.json"
+
+    @property
     def training(self) -> Path:
         return self.path / "training.json"
 

@@ -210,6 +210,13 @@ def _content(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def write_result(path: Path, result: Any, files: Sequence[Path]) -> None:
+    """Write a result to `path`, with the SHA-256 of `files` and of the files in the folders among
+    them: `read_result` compares. They are all there already.
+    """
+    write_json(path, _seal(path, result, files))
+
+
 def read_result(path: Path, kind: type[T]) -> T:
     """The result that a stage wrote to `path`. It and every file that belongs to it are compared
     with what was written.
@@ -283,7 +290,7 @@ def stage(
                 path.write_bytes(before)
             raise
         if main:
-            write_json(path, _seal(path, result, files))
+            write_result(path, result, files)
         return result
 
     if together and not is_current(path):
