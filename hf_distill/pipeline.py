@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection
+from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
@@ -36,7 +37,8 @@ from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.disk import Sizes, check_folders, check_space, plan
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
-from hf_distill.run.stage import read_json, stage
+from hf_distill.run.lock import held
+from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
 from hf_distill.selection.audit import Audit
@@ -158,8 +160,14 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """Make or reuse the wanted stages in their order, and yield a summary of each."""
-        yield self.collection.summary()
+        """Make or reuse the wanted stages in their order, and yield a summary of each. Meanwhile a
+        second call in the same folder is refused.
+        """
+        with held(self.folder):
+            yield from self._stages()
+
+    def _stages(self) -> Iterator[str]:
+        yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
         if self.wants("score"):
@@ -253,7 +261,7 @@ class Run:
             return record
 
         inputs = self.training_inputs(self.selection)
-        files = [self.folder.student / "modules.json"]
+        files = [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
@@ -311,7 +319,7 @@ class Run:
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
         inputs = [self.training.key, self.collection.key, self.scores.key]
-        return stage(self.folder.evaluation, Evaluation, inputs, make)
+        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
     def results(self) -> RunResults:
@@ -404,10 +412,10 @@ def finished(path: Path, *line: str) -> RunResults:
         recipe=recipe,
         folder=folder,
         collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_json(folder.selection, Audit),
-        training=read_json(folder.training, TrainingRecord),
-        evaluation=read_json(folder.evaluation, Evaluation),
+        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_result(folder.selection, Audit),
+        training=read_result(folder.training, TrainingRecord),
+        evaluation=read_result(folder.evaluation, Evaluation),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:
