@@ -161,9 +161,9 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{not json", "line 1: not JSON"),
-        ('{"a": 1}', "one object, with the keys .a."),
-        ("[1]", "bad.json, row 0: .*int"),
+        ("{not json", "bad.json, line 1: .*JSON"),
+        ('{"a": 1}', "bad.json .*one object.*'a'"),
+        ("[1]", "bad.json, row 0: 1 is a int"),
         ('[{"Question": "x"}]', "row 0 .*'Conversation_no'.* Question"),
     ],
 )
@@ -415,13 +415,12 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
             {"query_column": "question"},
             "--query_column question.*query, document",
         ),
-        ('{"query": 1, "document": "b"}\n', {}, "--query_column query.*int64"),
         (
             '{"query": "a", "document": "b"}\n',
             {"dataset_path": "nowhere.jsonl"},
             "--dataset_path nowhere.jsonl",
         ),
-        ("", {}, r"--dataset_path .*pairs\.jsonl is empty"),
+        ("", {}, r"pairs\.jsonl is empty"),
     ],
 )
 def test_a_bad_table_is_refused(tmp_path: Path, content: str, keys: dict, says: str) -> None:
