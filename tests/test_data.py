@@ -161,9 +161,9 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{not json", "line 1: not JSON"),
-        ('{"a": 1}', "one object, with the keys .a."),
-        ("[1]", "bad.json, row 0: .*int"),
+        ("{not json", "bad.json, line 1: .*JSON"),
+        ('{"a": 1}', "bad.json .*one object.*'a'"),
+        ("[1]", "bad.json, row 0: 1 is a int"),
         ('[{"Question": "x"}]', "row 0 .*'Conversation_no'.* Question"),
     ],
 )
