@@ -8,6 +8,7 @@ equal them to 1e-3, because embeddings are stored in float16.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from transformers import (
     MPNetConfig,
     MPNetModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -54,6 +56,7 @@ from transformers import (
 
 from hf_distill.compute.models import packaged_quickstart_teacher
 from hf_distill.data.collection import Collection
+from hf_distill.data.load import load_collection
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import score_collection
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher, TextKind
@@ -86,8 +89,12 @@ class Backbone:
     def save(self, folder: Path) -> str:
         torch.manual_seed(0)
         self.model(self.config).save_pretrained(folder)
-        tokenizer = make_tokenizer()
-        tokenizer.padding_side = "left" if self.left else "right"
+        plain = make_tokenizer()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=plain._tokenizer,
+            padding_side="left" if self.left else "right",
+            **plain.special_tokens_map,
+        )
         if self.chat:
             tokenizer.chat_template = CHAT
         tokenizer.save_pretrained(folder)
@@ -125,8 +132,10 @@ QWEN = {
     "vocab_size": VOCABULARY, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
     "max_position_embeddings": 256, **SIZES,
 }  # fmt: skip
-GPT2 = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, pad_token_id=0,
-                  initializer_range=0.3)  # fmt: skip
+GPT2 = GPT2Config(
+    vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, pad_token_id=0,
+    initializer_range=0.3,
+)  # fmt: skip
 
 
 def embedder(
@@ -212,14 +221,21 @@ EMBEDDERS: Mapping[str, Build] = {
     "static": static,
     "modernbert": embedder(MODERNBERT, Normalize()),
     "xlm-r up to its last position": embedder(XLM_R, Normalize(), length=64),
-    "mpnet": embedder(MPNET, Normalize()),
+    "mpnet": embedder(MPNET, Normalize(), length=128),
     "t5": embedder(T5, Normalize()),
     "dot product": embedder(BERT, Dense(32, 16), similarity_fn_name="dot"),
     "euclidean": embedder(BERT, similarity_fn_name="euclidean"),
 }  # fmt: skip
-QUERIES = [*sentences(40), "cat", "sun moon", "what is the river"]
-DOCUMENTS = [*(f"{a} {b}" for a, b in zip(sentences(40, 100), sentences(40, 200), strict=True)),
-             "dog", " ".join(WORDS[:60] * 2), "red"]  # fmt: skip
+QUERIES = [
+    *(" ".join(WORDS[i : i + 5 + i]) for i in range(12)),
+    "cat",
+    "sun moon",
+    "what is the river",
+]
+DOCUMENTS = [
+    *(" ".join(WORDS[40 - i :: -1]) for i in range(12)),
+    "dog", " ".join(WORDS[:60] * 2), "red",
+]  # fmt: skip
 PAIRS = list(zip(QUERIES, DOCUMENTS, strict=True))
 
 
@@ -231,6 +247,20 @@ def saved(build: Build, folder: Path) -> Path:
 
 def loaded(folder: Path, kind: str, **keys: Any) -> Teacher:
     return load_teacher(recipe_of(teacher=folder, teacher_kind=kind, **keys))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """Pairs of which some queries are documents, too, and some texts stand twice."""
+    folder = tmp_path_factory.mktemp("equality")
+    texts = [*sentences(24), "cat", "sun moon", *sentences(4, 22), " ".join(WORDS[:60] * 2)]
+    rows = [{"query": a, "document": b} for a, b in zip(texts, texts[5:] + texts[:5], strict=True)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RunFolder(folder / "run")
+    recipe = recipe_of(
+        dataset="files", dataset_path=folder / "pairs.jsonl", run_dir=run.path, test_fraction=0.3
+    )
+    return load_collection(recipe, run)
 
 
 def run_scores(collection: Collection, folder: RunFolder, teacher: Teacher, recipe: Any) -> Any:

@@ -178,7 +178,7 @@ def _check_folder(folder: Path, kind: type[BaseModel], name: str, key: str) -> N
         )
     heads = _HEADS.get(wanted, ("",))
     architectures = _json(folder / "config.json").get("architectures") or []
-    if not any(str(architecture).endswith(heads) for architecture in architectures or [""]):
+    if architectures and not any(str(name).endswith(heads) for name in architectures):
         raise InputError(
             f"--{key} {name} is a {', '.join(architectures)} without a trained head, so it would "
             f"score at random as a {wanted}; name a model that was trained as one"

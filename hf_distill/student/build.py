@@ -213,7 +213,8 @@ def _head(
             "random"
         )
     if components is not None:
-        head.linear.weight.data.zero_()[:, :dimension] = torch.from_numpy(components)
+        head.linear.weight.data.zero_()
+        head.linear.weight.data[: len(components), :dimension] = torch.from_numpy(components)
     return head
 
 

@@ -97,7 +97,7 @@ def _columns(table: Table, data: DataArguments) -> _Columns | None:
         for column in natural(table.columns)
         if _NEGATIVE.fullmatch(column)
         and column not in (query, document)
-        and holds(column, str, list, tuple)
+        and not holds(column, int, float, dict)  # a count of negatives is not one
     ]
     if negatives:
         scores = first_list(_SCORES, data.score_column)
@@ -223,29 +223,31 @@ def _tuples(
 def _labelled(
     table: Table, of: _Columns, reading: Reading, rule: str | float | None
 ) -> Callable[[Place, Row], Iterator[Member]]:
-    def members(place: Place, row: Row) -> Iterator[Member]:
-        query = row.get(of.query)
-        documents = list_of(row.get(of.document), table, place, of.document) or [None]
-        scores: list[float | None] = [None] * len(documents)
-        if of.scores is not None:
-            values = list_of(row.get(of.scores), table, place, of.scores)
-            scores = Cell(table, place, of.scores).scores(values, len(documents), of.document)
+    def judged(place: Place, row: Row, scores: list[float | None]) -> list[Member | None]:
+        """What is said of each document; None: nothing, though the column is one of labels."""
         if of.labels is None:
-            for document, score, chosen in zip(
-                documents, scores, by_rule(scores, rule or "all"), strict=True
-            ):
-                what = {"grade": 1} if chosen else {"candidate": True}
-                yield {"query": query, "document": document, "score": score, **what}
-            return
-        labels = list_of(row.get(of.labels), table, place, of.labels) or [None] * len(documents)
-        where = table.where(place)
-        as_many(labels, (of.labels, of.document), len(documents), where)
-        for document, score, label in zip(documents, scores, labels, strict=True):
-            grade = grade_of(label, table, place, of.labels)
-            if grade is None:
+            chosen = by_rule(scores, rule or "all")
+            return [{"grade": 1} if relevant else {"candidate": True} for relevant in chosen]
+        if row.get(of.labels) is None:
+            return [None] * len(scores)
+        labels = list_of(row[of.labels], table, place, of.labels)
+        as_many(labels, (of.labels, of.document), len(scores), table.where(place))
+        grades = (grade_of(label, table, place, of.labels) for label in labels)
+        return [None if grade is None else {"grade": grade} for grade in grades]
+
+    def members(place: Place, row: Row) -> Iterator[Member]:
+        own = {"query": row.get(of.query)}
+        documents = list_of(row.get(of.document), table, place, of.document)
+        values = list_of(row.get(of.scores), table, place, of.scores) if of.scores else []
+        scores = Cell(table, place, of.scores or "").scores(values, len(documents), of.document)
+        said = judged(place, row, scores)
+        if not documents:
+            yield {**own, "document": None}
+        for document, score, judgement in zip(documents, scores, said, strict=True):
+            if judgement is None:
                 reading.counts["no label"] += 1
             else:
-                yield {"query": query, "document": document, "score": score, "grade": grade}
+                yield {**own, "document": document, "score": score, **judgement}
 
     return members
 
