@@ -15,13 +15,13 @@ from hf_distill.compute.device import use_all_cores
 from hf_distill.compute.models import load_sentence_transformer
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import embed_task
 from hf_distill.evaluation.intervals import bootstrap_settings, estimate, mean
 from hf_distill.evaluation.results import BM25, Bootstrap, Comparison, Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
     Run,
-    bm25_run,
     depth_of,
     parse_measures,
     per_query,

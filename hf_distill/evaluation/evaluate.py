@@ -15,6 +15,7 @@ from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import ranking_agreement
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import fidelity
@@ -37,7 +38,6 @@ from hf_distill.evaluation.retrieval import (
     DEPTH,
     MEASURES,
     Run,
-    bm25_run,
     per_query,
     write_qrels,
     write_run,
