@@ -33,11 +33,11 @@ from hf_distill.data.read import open_tables
 from hf_distill.data.sources.beir import read_beir
 from hf_distill.data.sources.pydocs import PASSAGE_CHARACTERS, harvest, passage, read_pydocs
 from hf_distill.data.sources.qrecc import extract_pair, read_qrecc
-from hf_distill.data.sources.table import read_files, read_hub
+from hf_distill.data.sources.files import read_files, read_hub
 from hf_distill.data.split import (
     LEAKED,
     LEAKS,
-    NOT_USED,
+    NOT_SAID,
     TEST,
     TRAIN,
     VALIDATION,
@@ -71,7 +71,9 @@ def collect(
     """The collection that some rows become. By default half of the groups are tested on."""
     data = DataArguments(**{"test_fraction": 0.5, "validation_fraction": 0.0, **keys})
     folder = RunFolder(path / "run")
-    record = write_collection(SourcePairs(Source("rows"), rows, corpus), data, 0, folder, "key")
+    texts = None if corpus is None else ((text, None) for text in corpus)
+    source = SourcePairs(Source("rows"), rows, texts)
+    record = write_collection((source, None), data, 0, folder, "key")
     return open_tables(folder.pairs, record)
 
 
@@ -457,7 +459,7 @@ def test_reasons_of_the_source_and_of_the_reader_add_up(tmp_path: Path) -> None:
     rows = [{"query": "one", "document": "first"}, {"query": "two", "document": "second"}, {}]
     pairs = SourcePairs(Source("lines"), rows, counts=counts)
     data = DataArguments(test_fraction=0.5, validation_fraction=0.0)
-    record = write_collection(pairs, data, 0, RunFolder(tmp_path), "key")
+    record = write_collection((pairs, None), data, 0, RunFolder(tmp_path), "key")
     assert record.read == {"lines found": 5, "comment": 1, "no query": 2, "kept": 2}
     assert counts == {"lines found": 5, "comment": 1, "no query": 1}
 
@@ -482,9 +484,11 @@ def test_a_pair_id_that_comes_again_gets_a_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"query": 7, "document": "b"}, r"the query of row 1 of rows is a int \(7\)"),
-        ({"query": "a", "document": ["b"]}, r"the document of row 1 of rows is a list"),
-        ({"query": "a", "document": "b", "grade": "high"}, "the grade of row 1 of rows is 'high'"),
+        ({"query": 7, "document": "b"}, r"row 1 of rows: the query holds a int \(7\)"),
+        ({"query": "a", "document": ["b"]}, r"row 1 of rows: the document holds a list"),
+        ({"query": "a", "document": "b", "grade": "high"}, "row 1 of rows: the grade is 'high'"),
+        ({"query": "a", "document": "b", "grade": 0.5}, "row 1 of rows: the grade is 0.5"),
+        ({"query": "a", "document": "b", "score": "x"}, "row 1 of rows: the score is 'x'"),
     ],
 )
 def test_a_row_that_is_not_a_pair_of_texts_is_refused(tmp_path: Path, row: dict, says: str) -> None:
@@ -519,7 +523,7 @@ def test_each_text_is_written_once_and_searched_documents_come_first(tmp_path: P
     assert collection.pairs("test").column("grade") == [2, 1]
     assert collection.record.split == {
         "pairs": 5, "groups": 2, "train": 2, "validation": 0, "test": 2, "leaked": 1,
-        "test queries": 1, "corpus documents": 4,
+        "test queries": 1, "corpus documents": 4, "candidates": 0,
     }  # fmt: skip
 
 
@@ -570,10 +574,10 @@ def test_nothing_is_shared_and_nothing_is_lost(
     pairs = SourcePairs(Source("drawn"), [dict(zip(names, row, strict=True)) for row in rows])
     if (count := len({group for _, _, group in rows})) < 3:
         with pytest.raises(InputError, match=f"{count} groups"):
-            write_collection(pairs, data, seed, folder, "key")
+            write_collection((pairs, None), data, seed, folder, "key")
         return
     try:
-        record = write_collection(pairs, data, seed, folder, "key")
+        record = write_collection((pairs, None), data, seed, folder, "key")
     except InputError:  # every training pair shared something with a held-out one
         return
     collection = open_tables(folder.pairs, record)
@@ -667,9 +671,10 @@ def test_whole_groups_are_taken_up_to_the_limit() -> None:
 
 def test_a_group_that_the_source_holds_out_is_not_trained_on() -> None:
     groups = np.array([0, 1, 2, 2, 3, 4])
-    held_out = np.array([False, False, False, True, True, False])
-    split = split_pairs(groups, np.array([4, 3, 2, 1, 0]), held_out, 0.1, 0.3)
-    assert split.tolist() == [TRAIN, TRAIN, NOT_USED, TEST, TEST, VALIDATION]
+    given = np.array([NOT_SAID, NOT_SAID, NOT_SAID, TEST, TEST, NOT_SAID])
+    split = split_pairs(groups, np.array([4, 3, 2, 1, 0]), given, 0.1, 0.3)
+    # The third pair stays in train, where it shares its group with a held-out one: it is a leak.
+    assert split.tolist() == [TRAIN, TRAIN, TRAIN, TEST, TEST, VALIDATION]
 
 
 def test_leaked_pairs_of_train_stand_before_those_of_validation() -> None:
@@ -679,7 +684,8 @@ def test_leaked_pairs_of_train_stand_before_those_of_validation() -> None:
     keys = np.array(
         [(validation, 9, 1), (train[0], 9, 2), (0, 9, 3), (train[0], 4, 4), (validation, 5, 5)]
     )
-    pairs = PairNumbers(keys, keys[:, 0] == 0, names)
+    given = np.where(keys[:, 0] == 0, np.int8(TEST), np.int8(NOT_SAID))
+    pairs = PairNumbers(keys, given, names)
     data = DataArguments(validation_fraction=0.5)
     result = arrange(pairs, data, 0, lambda rows: [f"{keys[i, 2]}" * 9 for i in rows])
     assert result.rows.tolist() == [3, 4, 2, 1, 0]

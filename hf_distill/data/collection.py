@@ -27,11 +27,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value
-from datasets.arrow_writer import ArrowWriter
 
 Split = Literal["train", "validation", "test", "leaked"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "leaked")
@@ -139,6 +139,8 @@ class SourcePairs:
             `query_id`, `document_id`: the data's own names for the texts.
             `split`: "train", "validation" or "test", if the data itself says for what the pair is
             (default: it does not).
+            `at`: a `Table` and a place in it, and `names`: `query` and `document` -> the column's
+            own name. Both are for messages.
         corpus: Further documents that held-out queries search, as (text, the data's own id or
             None). None: they search the documents of the held-out pairs alone. Read once, before
             `rows`.
@@ -171,22 +173,24 @@ class CollectionRecord:
         read: How many (query, document) were found (`... found`), and what became of them:
             `kept` as pairs, `candidates`, or left out for which reason. The first is the sum of the
             others.
-        read_as: What the data was recognised as.
-        unused: What the data holds and the run does not use -> how many.
         split: Pairs of each split, and `pairs`, `groups`, `test queries`, `corpus documents`,
             `candidates`.
         leaks_removed: Reason -> pairs taken out of train and validation.
         leaks_left: Pairs that still share something with a held-out pair: always 0.
+        read_as: What the data was recognised as.
+        unused: What the data holds and the run does not use -> how many.
+        held_out: Where the test pairs come from: drawn by group, or the data's own split.
     """
 
     key: str
     source: Source
     read: dict[str, int]
-    read_as: str
-    unused: dict[str, int]
     split: dict[str, int]
     leaks_removed: dict[str, int]
     leaks_left: int
+    read_as: str = ""
+    unused: dict[str, int] = field(default_factory=dict)
+    held_out: str = "drawn by group"
 
 
 @dataclass(frozen=True)
@@ -266,8 +270,10 @@ class Collection:
     queries: Dataset
     documents: Dataset
     judgements: Dataset
-    candidates: Dataset
     record: CollectionRecord
+    candidates: Dataset = field(
+        default_factory=lambda: Dataset(CANDIDATE_FEATURES.arrow_schema.empty_table())
+    )
 
     @property
     def key(self) -> str:
@@ -311,8 +317,7 @@ class Collection:
     def lists(self, queries: np.ndarray) -> Lists:
         """The candidates of `queries` (n,), numbers that may repeat."""
         first, last = (
-            np.searchsorted(self._candidate_queries, queries, side)
-            for side in ("left", "right")
+            np.searchsorted(self._candidate_queries, queries, side) for side in ("left", "right")
         )
         starts = np.concatenate([[0], np.cumsum(last - first)])
         rows = np.arange(starts[-1]) - np.repeat(starts[:-1] - first, last - first)
@@ -352,18 +357,29 @@ class Collection:
 
     def summary(self) -> str:
         """What was read, split and removed, in one paragraph for a terminal."""
-        record = self.record
-        read = ", ".join(f"{reason} {count:,}" for reason, count in record.read.items())
-        removed = ", ".join(f"{why} {count:,}" for why, count in record.leaks_removed.items())
-        split = record.split
-        return (
-            f"Pairs    {self.source.name}: {read}\n"
-            f"         {split['train']:,} train, {split['validation']:,} validation, "
-            f"{split['test']:,} test, split by group; {split['test queries']:,} test queries "
-            f"search {split['corpus documents']:,} documents\n"
-            "         removed from train and validation, because a held-out pair shares something "
-            f"with them: {removed or 'none'} (left: {record.leaks_left})"
+        record, split = self.record, self.record.split
+        lines = [
+            f"{self.source.name}, read as {record.read_as}" if record.read_as else self.source.name,
+            _listed(record.read),
+        ]
+        if record.unused:
+            lines.append(f"not used: {_listed(record.unused)}")
+        lines.append(
+            f"{split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test "
+            f"({record.held_out}); {split['test queries']:,} test queries search "
+            f"{split['corpus documents']:,} documents"
         )
+        if split.get("candidates"):
+            lines.append(f"{split['candidates']:,} candidates stand beside them")
+        lines.append(
+            "removed from train and validation, because a held-out pair shares something with "
+            f"them: {_listed(record.leaks_removed) or 'none'} (left: {record.leaks_left})"
+        )
+        return "Pairs    " + "\n         ".join(lines)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {count:,}" for what, count in counts.items())
 
 
 def _numbers(table: Dataset, column: str) -> np.ndarray:
@@ -378,12 +394,47 @@ def _texts(table: Dataset, numbers: np.ndarray) -> list[str]:
     return texts
 
 
+class TableWriter:
+    """Writes the rows of an Arrow file that `Dataset.from_file` reads, some at a time."""
+
+    def __init__(self, path: Path, features: Features) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._schema = features.arrow_schema
+        self._stream = pa.ipc.new_stream(str(path), self._schema)
+        self._columns: list[list[Any]] = [[] for _ in features]
+
+    def add(self, *values: Any) -> None:
+        """Write a row, its values in the order of the features."""
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) == _READ:
+            self._flush()
+
+    def add_columns(self, *columns: pa.Array) -> None:
+        """Write many rows, column by column."""
+        self._flush()
+        self._stream.write_batch(pa.record_batch(list(columns), schema=self._schema))
+
+    def _flush(self) -> None:
+        arrays = [
+            pa.array(column, type=field.type)
+            for column, field in zip(self._columns, self._schema, strict=True)
+        ]
+        self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        for column in self._columns:
+            column.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and (self._columns[0]):
+            self._flush()
+        self._stream.close()
+
+
 def write_table(rows: Iterable[Mapping[str, Any]], features: Features, path: Path) -> None:
-    """Write `rows` as an Arrow file. There may be no rows: the readers of `datasets` for folders
-    and Parquet would refuse such a table.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ArrowWriter(path=str(path), features=features) as writer:
+    """Write `rows` as an Arrow file, null where a row gives nothing. There may be no rows."""
+    with TableWriter(path, features) as writer:
         for row in rows:
-            writer.write({**dict.fromkeys(features), **row})  # null where a source gives nothing
-        writer.finalize()
+            writer.add(*(row.get(name) for name in features))

@@ -11,34 +11,52 @@ import dataclasses
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hf_distill.data.collection import (
+    CANDIDATE_FEATURES,
     JUDGEMENT_FEATURES,
     SPLITS,
     TEXT_FEATURES,
     Collection,
     CollectionRecord,
-    Pairs,
     SourcePairs,
+    TableWriter,
     text_number,
-    write_table,
 )
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.read import TABLES, open_tables, read_pairs
-from hf_distill.data.split import LEAKS, TEST, Arrangement, PairNumbers, arrange
+from hf_distill.data.read import TABLES, TEST_PATH, ReadPairs, Texts, open_tables, read_pairs
+from hf_distill.data.sources.files import read_path
+from hf_distill.data.split import (
+    ELSEWHERE,
+    LEAKED,
+    LEAKS,
+    NOT_SAID,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Arrangement,
+    PairNumbers,
+    arrange,
+)
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, read_json, stage
 
-_FOR_CARDS = ("dataset_license", "language")
+_NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 """Options of the data that do not change any pair."""
+
+_GIVEN = {
+    None: NOT_SAID, "train": TRAIN, "validation": VALIDATION, "test": TEST, TEST_PATH: ELSEWHERE,
+}  # fmt: skip
 
 _BATCH = 1000
 
@@ -55,12 +73,18 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
             of texts, or too few pairs to train and evaluate with.
     """
     data = recipe.data
-    settings = {name: value for name, value in vars(data).items() if name not in _FOR_CARDS}
+    settings = {name: value for name, value in vars(data).items() if name not in _NOT_OF_PAIRS}
     existed = folder.path.exists()
 
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
-        record = write_collection(source(recipe), data, recipe.seed, folder, key)
+        test_set = (
+            read_path(Path(data.test_path), "test_path", data, recipe.reading)
+            if data.test_path
+            else None
+        )
+        inputs = source(recipe), test_set
+        record = write_collection(inputs, data, recipe.seed, folder, key)
         shutil.rmtree(recipe.reading, ignore_errors=True)
         return record
 
@@ -103,78 +127,89 @@ def _content(data: DataArguments) -> list[Any]:
     """What the pairs depend on beside the recipe: names, sizes and times of the files, or the
     installed packages.
     """
-    if data.dataset_path is not None:
-        path = Path(data.dataset_path)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stats = [(file, file.stat()) for file in files if file.is_file()]
-        return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    if data.dataset == "pydocs":
+    named = [source.partition("=")[2] for source in data.sources]
+    paths = [Path(name) for name in (data.dataset_path, data.test_path, *named) if name]
+    if not paths and data.dataset_name is None and data.dataset in ("auto", "pydocs"):
         packages = importlib.metadata.distributions()
         # A set: a package can be found at two places of the path, as an editable install is.
         return sorted({f"{package.metadata['Name']} {package.version}" for package in packages})
-    return []
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+    ]
+    stats = [(file, file.stat()) for file in files if file.is_file()]
+    return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def write_collection(
-    pairs: SourcePairs, data: DataArguments, seed: int, folder: RunFolder, key: str
+    sources: tuple[SourcePairs, SourcePairs | None],
+    data: DataArguments,
+    seed: int,
+    folder: RunFolder,
+    key: str,
 ) -> CollectionRecord:
     """Read a source's pairs, split them, take leaks out, and write the tables of the collection to
     `folder.pairs`: all of them or, if this raises, none.
 
+    Args:
+        sources: The source, and a test set of its own with which nothing may be shared.
+        data: How the pairs are split.
+        seed: Of the split.
+        folder: The run's folder.
+        key: The collection's key.
+
     Raises:
         InputError: As `load_collection`.
     """
+    pairs, test_set = sources
     folder.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.cache) as working:
-        read = read_pairs(pairs, Path(working))
-        numbers = _numbers(read)
-        if numbers.held_out.all():
-            reasons = ", ".join(f"{why}: {count}" for why, count in read.record.read.items())
+        read = read_pairs(pairs, Path(working), test_set)
+        numbers = _pair_numbers(read)
+        if (numbers.given == ELSEWHERE).all():
+            reasons = ", ".join(f"{why}: {count}" for why, count in read.counts.items())
             raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
         arrangement = arrange(
-            numbers, data, seed,
-            lambda rows: _texts(read.document_texts, read.document_numbers[rows]),
-        )  # fmt: skip
+            numbers, data, seed, lambda rows: _texts(read.documents, read.pair_documents[rows])
+        )
         with folder_written_whole(folder.pairs) as new:
-            test_queries, searched = _write_tables(read, arrangement, new)
+            writer = _Writer(read, numbers, arrangement, new)
+            split, lost = writer.write()
     leaked = np.bincount(arrangement.leaks[arrangement.leaks >= 0], minlength=len(LEAKS))
-    sizes = np.bincount(arrangement.split, minlength=len(SPLITS))
+    unused = {**pairs.unused, **lost, "pairs beyond max_pairs": arrangement.beyond_limit}
     return CollectionRecord(
         key=key,
         source=pairs.about,
-        read=read.record.read,
-        split={
-            "pairs": len(arrangement.rows),
-            "groups": arrangement.groups,
-            **dict(zip(SPLITS, sizes.tolist(), strict=True)),
-            "test queries": test_queries,
-            "corpus documents": searched,
-        },
+        read=read.counts,
+        read_as=pairs.read_as,
+        unused={what: number for what, number in unused.items() if number},
+        split=split,
+        held_out=arrangement.held_out,
         leaks_removed={why: n for why, n in zip(LEAKS, leaked.tolist(), strict=True) if n},
         leaks_left=arrangement.leaks_left,
     )
 
 
-def _numbers(read: Collection) -> PairNumbers:
+def _pair_numbers(read: ReadPairs) -> PairNumbers:
     """All pairs as numbers."""
-    pairs = read.every_pair()
-    groups: dict[str, int] = {}
-    group = [groups.setdefault(name, len(groups)) for name in pairs.column("group")]
+    columns = read.pairs.with_format("arrow")[read.rows] if len(read.rows) else None
+    if columns is None:
+        return PairNumbers(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int8), [])
+    groups = columns["group"].dictionary_encode().combine_chunks()
     keys = (
-        np.array(group, dtype=np.int64),
-        _text_keys(read.query_texts, pairs.queries),
-        _text_keys(read.document_texts, pairs.documents),
+        groups.indices.to_numpy().astype(np.int64),
+        _text_keys(read.queries, read.pair_queries),
+        _text_keys(read.documents, read.pair_documents),
     )
-    held_out = np.array([split == "test" for split in pairs.column("split")], dtype=bool)
-    return PairNumbers(np.stack(keys, axis=1), held_out, list(groups))
+    given = np.array([_GIVEN.get(split, NOT_SAID) for split in columns["split"].to_pylist()])
+    return PairNumbers(np.stack(keys, axis=1), given.astype(np.int8), groups.dictionary.to_pylist())
 
 
-def _text_keys(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> np.ndarray:
+def _text_keys(texts: Texts, numbers: np.ndarray) -> np.ndarray:
     """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
     pairs hold it.
     """
     once, which = np.unique(numbers, return_inverse=True)
-    keys = (text_number(text_key(text)) for text in _texts(look_up, once))
+    keys = (text_number(text_key(text)) for text in _texts(texts, once))
     return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
 
 
@@ -184,61 +219,164 @@ def _by_appearance(numbers: np.ndarray) -> np.ndarray:
     return once[np.argsort(first)]
 
 
-def _texts(look_up: Callable[[np.ndarray], list[str]], numbers: np.ndarray) -> Iterator[str]:
+def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     """The texts of `numbers`, looked up some at a time."""
+    table = texts.table.with_format("arrow").select_columns(["text"])
     for start in range(0, len(numbers), _BATCH):
-        yield from look_up(numbers[start : start + _BATCH])
+        yield from table[numbers[start : start + _BATCH]]["text"].to_pylist()
 
 
-def _write_tables(read: Collection, arrangement: Arrangement, folder: Path) -> tuple[int, int]:
-    """Write the pairs in their new order, and the texts of these and of the corpus. Searched
-    documents come first, those of the corpus before others.
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Writes the tables of a collection.
 
-    Returns:
-        How many queries are tested, and how many documents they search.
+    Attributes:
+        read: What the source handed over.
+        numbers: Its pairs as numbers.
+        arrangement: Which pairs are used, for what and in which order.
+        folder: Where the tables go.
     """
-    pairs = Pairs(read, arrangement.rows)
-    tested = pairs.take(np.flatnonzero(arrangement.split == TEST))
-    searched = _by_appearance(np.concatenate([read.searched, tested.documents]))
-    documents = _by_appearance(np.concatenate([searched, pairs.documents]))
-    queries = _by_appearance(pairs.queries)
-    write_table(
-        ({"text": text} for text in _texts(read.query_texts, queries)),
-        TEXT_FEATURES["queries"],
-        folder / "queries.arrow",
-    )
-    write_table(
-        (
-            {"text": text, "searched": number < len(searched)}
-            for number, text in enumerate(_texts(read.document_texts, documents))
-        ),
-        TEXT_FEATURES["documents"],
-        folder / "documents.arrow",
-    )
-    numbers = {
-        "query": _places(queries)[pairs.queries],
-        "document": _places(documents)[pairs.documents],
-        "split": np.array(SPLITS)[arrangement.split],
-        "reason": np.array([*LEAKS, None])[arrangement.leaks],
-    }
-    names = ("pair_id", "grade", "group", "source")
-    write_table(
-        (
-            dict(zip((*names, *numbers), row, strict=True))
-            for row in zip(
-                *(pairs.column(name) for name in names),
-                *(column.tolist() for column in numbers.values()),
-                strict=True,
-            )
-        ),
-        JUDGEMENT_FEATURES,
-        folder / "judgements.arrow",
-    )
-    return len(np.unique(tested.queries)), len(searched)
+
+    read: ReadPairs
+    numbers: PairNumbers
+    arrangement: Arrangement
+    folder: Path
+
+    def write(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Write the tables. Searched documents come first, those of the corpus before others.
+
+        Returns:
+            `CollectionRecord.split`, and what was left out -> how many.
+        """
+        read, rows, split = self.read, self.arrangement.rows, self.arrangement.split
+        pair_queries, pair_documents = read.pair_queries[rows], read.pair_documents[rows]
+        tested = pair_queries[split == TEST]
+        candidates, lost = self._candidates()
+        listed = read.candidate_documents[candidates]
+        beside_test = np.isin(read.candidate_queries[candidates], tested)
+        searched = _by_appearance(
+            np.concatenate([read.corpus, pair_documents[split == TEST], listed[beside_test]])
+        )
+        documents = _by_appearance(np.concatenate([searched, pair_documents, listed]))
+        queries = _by_appearance(pair_queries)
+        self._write_texts("queries", read.queries, queries)
+        self._write_texts("documents", read.documents, documents, len(searched))
+        place_of_query, place_of_document = _places(queries), _places(documents)
+        self._write_pairs(place_of_query[pair_queries], place_of_document[pair_documents])
+        of_query = place_of_query[read.candidate_queries[candidates]]
+        order = np.argsort(of_query, kind="stable")
+        self._write_candidates(of_query[order], place_of_document[listed[order]], candidates[order])
+        sizes = np.bincount(split, minlength=len(SPLITS))
+        return {
+            "pairs": len(rows),
+            "groups": self.arrangement.groups,
+            **dict(zip(SPLITS, sizes.tolist(), strict=True)),
+            "test queries": len(np.unique(tested)),
+            "corpus documents": len(searched),
+            "candidates": len(candidates),
+        }, lost
+
+    def _candidates(self) -> tuple[np.ndarray, dict[str, int]]:
+        """(m,) int64, the candidates that are used: those of queries that are trained on or held
+        out. Beside a query that is not tested, no document of a held-out pair is one.
+        """
+        read, rows, split = self.read, self.arrangement.rows, self.arrangement.split
+        queries, documents = read.candidate_queries, read.candidate_documents
+        used = np.isin(queries, read.pair_queries[rows[split != LEAKED]])
+        tested = np.isin(queries, read.pair_queries[rows[split == TEST]])
+        elsewhere = np.flatnonzero(self.numbers.given == ELSEWHERE)
+        held_out = np.concatenate([rows[(split == TEST) | (split == VALIDATION)], elsewhere])
+        held_out_keys = self.numbers.keys[held_out, 2]
+        leaks = used & ~tested & (read.candidate_grades <= 0)
+        leaks[leaks] = np.isin(_text_keys(read.documents, documents[leaks]), held_out_keys)
+        return np.flatnonzero(used & ~leaks), {
+            "candidates of queries that are not used": int((~used).sum()),
+            "candidates that are documents of held-out pairs": int(leaks.sum()),
+        }
+
+    def _write_texts(
+        self, name: str, texts: Texts, numbers: np.ndarray, searched: int | None = None
+    ) -> None:
+        table = texts.table.with_format("arrow")
+        with TableWriter(self.folder / f"{name}.arrow", TEXT_FEATURES[name]) as writer:
+            for start in range(0, len(numbers), _BATCH):
+                rows = table[numbers[start : start + _BATCH]]
+                columns = [column.combine_chunks() for column in (rows["text"], rows["id"])]
+                if searched is not None:
+                    places = np.arange(start, start + len(rows))
+                    columns.insert(1, pa.array(places < searched))
+                writer.add_columns(*columns)
+
+    def _write_pairs(self, queries: np.ndarray, documents: np.ndarray) -> None:
+        read, arrangement = self.read, self.arrangement
+        table = read.pairs.with_format("arrow")
+        again = _repeated_ids(table.select_columns(["pair_id"]), read.rows)
+        splits, reasons = np.array(SPLITS), np.array([*LEAKS, None])
+        with TableWriter(self.folder / "judgements.arrow", JUDGEMENT_FEATURES) as writer:
+            for start in range(0, len(queries), _BATCH):
+                here = slice(start, start + _BATCH)
+                taken = arrangement.rows[here]
+                rows = read.rows[taken]
+                columns = table[rows]
+                names = columns["pair_id"].to_pylist()
+                ids = [again.get(row, name) for row, name in zip(rows.tolist(), names, strict=True)]
+                writer.add_columns(
+                    pa.array(ids),
+                    pa.array(queries[here]),
+                    pa.array(documents[here]),
+                    pa.array(read.grades[taken]),
+                    columns["group"].combine_chunks(),
+                    columns["source"].combine_chunks(),
+                    pa.array(splits[arrangement.split[here]].tolist()),
+                    pa.array(reasons[arrangement.leaks[here]].tolist(), pa.string()),
+                )
+
+    def _write_candidates(
+        self, queries: np.ndarray, documents: np.ndarray, rows: np.ndarray
+    ) -> None:
+        scores, grades = self.read.candidate_scores[rows], self.read.candidate_grades[rows]
+        with TableWriter(self.folder / "candidates.arrow", CANDIDATE_FEATURES) as writer:
+            for start in range(0, len(rows), _BATCH):
+                here = slice(start, start + _BATCH)
+                writer.add_columns(
+                    pa.array(queries[here]),
+                    pa.array(documents[here]),
+                    pa.array(scores[here], mask=np.isnan(scores[here])),
+                    pa.array(grades[here], mask=grades[here] < 0),
+                )
+
+
+def _repeated_ids(ids: Any, rows: np.ndarray) -> dict[int, str]:
+    """Row -> the id that it gets because an earlier one of `rows` (n,) has the same: a, a.2, a.3.
+
+    Args:
+        ids: A table with the column `pair_id`, in Arrow format.
+        rows: (n,) int64, the rows that need different ids.
+    """
+    hashes = np.empty(len(rows), dtype=np.uint64)
+    for start in range(0, len(rows), _BATCH):
+        here = slice(start, start + _BATCH)
+        hashes[here] = [text_number(name) for name in ids[rows[here]]["pair_id"].to_pylist()]
+    again: dict[int, str] = {}
+    if len(np.unique(hashes)) == len(rows):
+        return again
+    seen: Counter[str] = Counter()
+    for start in range(0, len(rows), _BATCH):
+        here = rows[start : start + _BATCH]
+        for row, name in zip(here.tolist(), ids[here]["pair_id"].to_pylist(), strict=True):
+            if (new := _unique(name, seen)) != name:
+                again[row] = new
+    return again
+
+
+def _unique(name: str, seen: Counter[str]) -> str:
+    """`name`, or with a suffix if it was seen before: a, a.2, a.3."""
+    seen[name] += 1
+    return name if seen[name] == 1 else _unique(f"{name}.{seen[name]}", seen)
 
 
 def _places(order: np.ndarray) -> np.ndarray:
     """Where each number stands in `order`; -1: nowhere."""
-    places = np.full(order.max() + 1, -1, dtype=np.int64)
+    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int64)
     places[order] = np.arange(len(order))
     return places

@@ -3,154 +3,371 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from datasets import Dataset
-from datasets.arrow_writer import ArrowWriter
+import numpy as np
+from datasets import Dataset, Features, Value
 
 from hf_distill.data.collection import (
-    JUDGEMENT_FEATURES,
     TEXT_FEATURES,
     Collection,
     CollectionRecord,
     SourcePairs,
-    is_unicode,
-    write_table,
+    TableWriter,
 )
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
 
-TABLES = (*TEXT_FEATURES, "judgements")
+TABLES = (*TEXT_FEATURES, "judgements", "candidates")
 """The tables of a collection. Each is a file, `<name>.arrow`."""
+
+TEST_PATH = "test_path"
+"""In place of a split: the pair belongs to the test set at `test_path`. It is not part of the
+collection, but nothing that shares something with it is trained on.
+"""
+
+_WORKING_TEXTS = Features({"text": Value("string"), "id": Value("string")})
+_WORKING_PAIRS = Features(
+    {name: Value("string") for name in ("pair_id", "group", "source", "split")}
+)
+_NOT_JUDGED = -1
 
 
 def open_tables(folder: Path, record: CollectionRecord) -> Collection:
     """The collection whose tables are in `folder`, memory-mapped."""
-    queries, documents, judgements = (
+    queries, documents, judgements, candidates = (
         Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES
     )
-    return Collection(queries, documents, judgements, record)
+    return Collection(queries, documents, judgements, record, candidates)
 
 
-class _Texts:
-    """Writes each text once and numbers it, in order of appearance."""
+@dataclass(frozen=True)
+class Texts:
+    """A working table of texts, in which equal texts may stand several times.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        path = str(folder / f"{name}.arrow")
-        self._writer = ArrowWriter(path=path, features=TEXT_FEATURES[name])
-        self._numbers: dict[bytes, int] = {}
+    Attributes:
+        table: Columns `text` and `id`.
+        first: (rows,) int64, the row of the first equal text.
+    """
+
+    table: Dataset
+    first: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReadPairs:
+    """What a source handed over, by number. A text's number is the row of the first equal one.
+
+    Attributes:
+        queries, documents: The texts.
+        pairs: `pair_id`, `group`, `source` and `split` of each row that was read as a pair.
+        rows: (n,) int64, ascending: which of these rows are pairs.
+        pair_queries, pair_documents: (n,) int64.
+        grades: (n,) int32, above 0.
+        candidate_queries, candidate_documents: (m,) int64, each (query, document) once.
+        candidate_scores: (m,) float32; NaN: none.
+        candidate_grades: (m,) int32: 0: judged not relevant; above 0: a pair; -1: not judged.
+        corpus: (c,) int64, ascending: documents of the source's corpus.
+        counts: How many there were, and what became of them.
+    """
+
+    queries: Texts
+    documents: Texts
+    pairs: Dataset
+    rows: np.ndarray
+    pair_queries: np.ndarray
+    pair_documents: np.ndarray
+    grades: np.ndarray
+    candidate_queries: np.ndarray
+    candidate_documents: np.ndarray
+    candidate_scores: np.ndarray
+    candidate_grades: np.ndarray
+    corpus: np.ndarray
+    counts: dict[str, int]
+
+
+class _TextWriter:
+    """Writes texts and remembers 8 bytes of each. A text that repeats the one before it is not
+    written again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = TableWriter(path, _WORKING_TEXTS)
+        self._hashes = array("Q")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._writer.finalize()
-        else:
-            self._writer.close()
+    def __exit__(self, *error: Any) -> None:
+        self._writer.__exit__(*error)
 
-    def number(self, text: str, **columns: Any) -> int:
-        """The number of `text`. A new text is written, with `columns`."""
-        digest = hashlib.sha256(text.encode()).digest()
-        if digest not in self._numbers:
-            self._numbers[digest] = len(self._numbers)
-            self._writer.write({"text": text, **columns})
-        return self._numbers[digest]
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, text: str, name: object) -> int:
+        """The row of `text`, whose own id is `name`."""
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        if not self._hashes or self._hashes[-1] != number:
+            self._hashes.append(number)
+            self._writer.add(text, None if name is None else str(name))
+        return len(self._hashes) - 1
+
+    def read(self) -> Texts:
+        """What was written, once it is all there."""
+        hashes = np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.empty(0, "u8")
+        _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+        return Texts(Dataset.from_file(str(self._path)), first[which])
 
 
-def read_pairs(pairs: SourcePairs, folder: Path) -> Collection:
+class _Reader:
+    """Checks rows, and collects what they say in working tables and arrays of numbers."""
+
+    def __init__(self, queries: _TextWriter, documents: _TextWriter, pairs: TableWriter) -> None:
+        self.queries, self.documents, self.pairs = queries, documents, pairs
+        self.counts: Counter[str] = Counter()
+        self.pair_queries, self.pair_documents, self.grades = array("q"), array("q"), array("i")
+        self.listed_queries, self.listed_documents = array("q"), array("q")
+        self.listed_scores, self.listed_grades = array("f"), array("i")
+        self.own_pairs = 0
+        self._group = ("", "")
+
+    def read(self, pairs: SourcePairs, split: str | None = None) -> None:
+        """Read the rows of a source, all of them for `split` if it is given."""
+        for number, row in enumerate(pairs.rows):
+            self.counts["rows"] += 1
+            at = _Place(pairs, number, row)
+            self.counts[self._take(row, at, split)] += 1
+        if split is None:
+            self.own_pairs = len(self.grades)
+
+    def _take(self, row: Mapping[str, Any], at: _Place, split: str | None) -> str:
+        """Take a row, or not; returns what became of it."""
+        query, document = at.text("query"), at.text("document")
+        score = at.score()
+        grade = _NOT_JUDGED if row.get("candidate") else at.grade()
+        if not query:
+            return "no query"
+        if not document:
+            return "no document"
+        pair_id, group, source = (at.name(key) for key in ("pair_id", "group", "source"))
+        try:
+            f"{query}{document}{pair_id}{group}{source}".encode()
+        except UnicodeEncodeError:
+            return "invalid Unicode"
+        query_row = self.queries.add(query, row.get("query_id"))
+        document_row = self.documents.add(document, row.get("document_id"))
+        if split is None and (grade <= 0 or not math.isnan(score)):
+            self.listed_queries.append(query_row)
+            self.listed_documents.append(document_row)
+            self.listed_scores.append(score)
+            self.listed_grades.append(grade)
+        if grade == 0:
+            return "judged not relevant"
+        if grade == _NOT_JUDGED:
+            return "candidates"
+        if group is None:
+            if self._group[0] != query:
+                self._group = (query, text_key(query))
+            group = self._group[1]
+        self.pairs.add(
+            str(at.number) if pair_id is None else pair_id, group, source, split or row.get("split")
+        )
+        self.pair_queries.append(query_row)
+        self.pair_documents.append(document_row)
+        self.grades.append(grade)
+        return "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A row of a source, and how messages name it."""
+
+    pairs: SourcePairs
+    number: int
+    row: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        if "at" in self.row:
+            table, place = self.row["at"]
+            return str(table.where(place))
+        return f"row {self.number} of {self.pairs.about.name}"
+
+    def column(self, key: str) -> str:
+        names = self.row.get("names", {})
+        return f"the column {names[key]!r}" if key in names else f"the {key}"
+
+    def text(self, key: str) -> str:
+        """The text, stripped; empty if it is missing."""
+        value = self.row.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise InputError(
+                f"{self}: {self.column(key)} holds a {type(value).__name__} ({value!r:.50}), but "
+                "queries and documents are text; make it text, or name another column"
+            )
+        return value.strip()
+
+    def name(self, key: str) -> str | None:
+        value = self.row.get(key)
+        return None if value is None else str(value)
+
+    def grade(self) -> int:
+        """The grade, 0 for everything that is judged not relevant."""
+        value = self.row.get("grade")
+        if value is None:
+            return 1
+        if not isinstance(value, (int, float)) or value != int(value):
+            raise InputError(
+                f"{self}: the grade is {value!r}; a grade is a whole number: 0 for a document that "
+                "is not relevant, 1 or more for one that is"
+            )
+        return max(0, int(value))
+
+    def score(self) -> float:
+        """The given score; NaN if there is none."""
+        value = self.row.get("score")
+        if value is None:
+            return float("nan")
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            raise InputError(f"{self}: the score is {value!r}, but a score is a number")
+        return float(value)
+
+
+def read_pairs(pairs: SourcePairs, folder: Path, elsewhere: SourcePairs | None = None) -> ReadPairs:
     """Read the corpus and the rows of a source, once and in order, into tables in `folder`.
 
-    Rows are left out and counted if their grade is not above 0, if they have no query or no
-    document, or if UTF-8 cannot write them. A repeated `pair_id` gets a suffix.
+    Rows are left out and counted if they have no query or no document, or if UTF-8 cannot write
+    them. A document that is judged relevant and not relevant for one query is no pair.
 
-    Returns:
-        A collection that is not split yet. `split` is "test" where the source itself holds the pair
-        out, else null. `searched` says whether a document is in the source's corpus.
+    Args:
+        pairs: The source.
+        folder: For working tables.
+        elsewhere: A test set of its own. Its pairs get the split `TEST_PATH`; they are not counted.
 
     Raises:
         InputError: A row or a document of the corpus that is not made of texts.
     """
-    counts: Counter[str] = Counter()
+    texts = (folder / "queries.arrow", folder / "documents.arrow")
+    with (
+        _TextWriter(texts[0]) as queries,
+        _TextWriter(texts[1]) as documents,
+        TableWriter(folder / "judgements.arrow", _WORKING_PAIRS) as table,
+    ):
+        counts: Counter[str] = Counter()
+        for text, name in _corpus(pairs, counts):
+            documents.add(text, name)
+        in_corpus = len(documents)
+        reader = _Reader(queries, documents, table)
+        reader.read(pairs)
+        counts.update(reader.counts)
+        if elsewhere is not None:
+            reader.read(elsewhere, TEST_PATH)
+    return _numbered(reader, folder / "judgements.arrow", in_corpus, _counted(pairs.counts, counts))
 
-    def judgements(queries: _Texts, documents: _Texts) -> Iterator[dict[str, Any]]:
-        for row in _valid_rows(pairs, counts):
-            query = queries.number(row["query"])
-            document = documents.number(row["document"], searched=False)
-            yield {**row, "query": query, "document": document}
 
-    with _Texts(folder, "queries") as queries, _Texts(folder, "documents") as documents:
-        for text in _corpus(pairs):
-            documents.number(text, searched=True)
-        table = folder / "judgements.arrow"
-        write_table(judgements(queries, documents), JUDGEMENT_FEATURES, table)
-    records = Counter(pairs.counts or {"rows found": counts["rows"]})
-    del counts["rows"]
-    return open_tables(
-        folder, CollectionRecord("", pairs.about, dict(records + counts), {}, {}, leaks_left=0)
+def _counted(of_source: Mapping[str, int], counts: Counter[str]) -> dict[str, int]:
+    """How many there were, then what became of them."""
+    rows = counts.pop("rows", 0)
+    total = {name: n for name, n in of_source.items() if name.endswith(" found")}
+    rest = Counter({name: n for name, n in of_source.items() if name not in total})
+    return {**(total or {"rows found": rows + rest.total()}), **(counts + rest)}
+
+
+def _corpus(pairs: SourcePairs, counts: Counter[str]) -> Iterable[tuple[str, str | None]]:
+    for number, (text, name) in enumerate(pairs.corpus or ()):
+        where = f"document {name or number} of the corpus of {pairs.about.name}"
+        if not isinstance(text, str):
+            raise InputError(f"{where} is a {type(text).__name__}, but it must be text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} is not valid Unicode; fix it, or leave it out") from error
+        if stripped := text.strip():
+            yield stripped, name
+
+
+def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int]) -> ReadPairs:
+    """Equal texts get one number, and each (query, document) is one candidate."""
+    queries, documents = reader.queries.read(), reader.documents.read()
+    pair_queries = queries.first[_numbers(reader.pair_queries)]
+    pair_documents = documents.first[_numbers(reader.pair_documents)]
+    grades = np.array(reader.grades, dtype=np.int32)
+    keys = _keys(pair_queries, pair_documents)
+
+    listed_queries = queries.first[_numbers(reader.listed_queries)]
+    listed = _keys(listed_queries, documents.first[_numbers(reader.listed_documents)])
+    listed_grades = np.array(reader.listed_grades, dtype=np.int32)
+    scores = np.array(reader.listed_scores, dtype=np.float32)
+    own = np.arange(len(keys)) < reader.own_pairs
+    both_ways = own & np.isin(keys, listed[listed_grades == 0])
+    kept = np.flatnonzero(~both_ways)
+
+    order = np.lexsort(
+        (np.isnan(scores), listed)
+    )  # of a repeated candidate, the first with a score
+    once, first = np.unique(listed[order], return_index=True)
+    first = order[first]
+    judged = np.isin(once, listed[listed_grades == 0])
+    candidate_grades = np.where(
+        judged, 0, _grade_of_pair(once, keys[own & ~both_ways], grades[own & ~both_ways])
+    )
+    has_pair = np.isin(listed_queries[first], pair_queries[kept][own[kept]])
+
+    not_judged = listed_grades == _NOT_JUDGED
+    unjudged = np.isin(once, listed[not_judged])
+    moved = {
+        "judged relevant and not relevant": ("kept", int(both_ways.sum())),
+        "repeated candidates": ("candidates", int(not_judged.sum() - unjudged.sum())),
+        "candidates of a query without a pair": ("candidates", int((unjudged & ~has_pair).sum())),
+    }
+    for reason, (was, number) in moved.items():
+        if number:
+            counts = {**counts, was: counts[was] - number, reason: number}
+    order = np.flatnonzero(has_pair)
+    order = order[np.argsort(first[order])]
+    return ReadPairs(
+        queries=queries,
+        documents=documents,
+        pairs=Dataset.from_file(str(path)),
+        rows=kept,
+        pair_queries=pair_queries[kept],
+        pair_documents=pair_documents[kept],
+        grades=grades[kept],
+        candidate_queries=listed_queries[first[order]],
+        candidate_documents=once[order] & _LOW,
+        candidate_scores=scores[first[order]],
+        candidate_grades=candidate_grades[order].astype(np.int32),
+        corpus=np.unique(documents.first[:in_corpus]),
+        counts={what: number for what, number in counts.items() if number},
     )
 
 
-def _corpus(pairs: SourcePairs) -> Iterator[str]:
-    for number, document in enumerate(pairs.corpus or ()):
-        where = f"document {number} of the corpus of {pairs.about.name}"
-        text = _text(document, where)
-        if not is_unicode(text):
-            raise InputError(f"{where} is not valid Unicode; fix it, or leave it out")
-        if text:
-            yield text
+_LOW = (1 << 32) - 1
 
 
-def _valid_rows(pairs: SourcePairs, counts: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The rows that are pairs, with texts stripped and defaults filled in."""
-    seen: Counter[str] = Counter()
-    for number, row in enumerate(pairs.rows):
-        where = f"row {number} of {pairs.about.name}"
-        query, document = (
-            _text(row.get(name), f"the {name} of {where}") for name in ("query", "document")
-        )
-        pair_id, group, source = (
-            None if row.get(name) is None else str(row[name])
-            for name in ("pair_id", "group", "source")
-        )
-        grade = 1 if row.get("grade") is None else row["grade"]
-        if not isinstance(grade, int):
-            raise InputError(f"the grade of {where} is {grade!r}; a grade is a whole number")
-        reason = (
-            "judged not relevant" if grade <= 0
-            else "no query" if not query
-            else "no document" if not document
-            else None if is_unicode(f"{query}{document}{pair_id}{group}{source}")
-            else "invalid Unicode"
-        )  # fmt: skip
-        counts["rows"] += 1
-        counts[reason or "kept"] += 1
-        if reason is None:
-            yield {
-                "pair_id": _unique(str(number) if pair_id is None else pair_id, seen),
-                "query": query,
-                "document": document,
-                "grade": grade,
-                "group": text_key(query) if group is None else group,
-                "source": source,
-                "split": "test" if row.get("split") == "test" else None,
-            }
+def _numbers(values: array[int]) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
 
 
-def _text(value: object, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(
-            f"{where} is a {type(value).__name__} ({value!r:.50}), but it must be text"
-        )
-    return value.strip()
+def _keys(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """One int64 for each (query, document), both below 2 ** 31."""
+    keys: np.ndarray = (queries << 32) | documents
+    return keys
 
 
-def _unique(name: str, seen: Counter[str]) -> str:
-    """`name`, or with a suffix if it was seen before: a, a.2, a.3."""
-    seen[name] += 1
-    return name if seen[name] == 1 else _unique(f"{name}.{seen[name]}", seen)
+def _grade_of_pair(wanted: np.ndarray, keys: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    """The highest grade of the pair with each key of `wanted`; `_NOT_JUDGED` if there is none."""
+    order = np.lexsort((-grades, keys))
+    once, first = np.unique(keys[order], return_index=True)
+    if not len(once):
+        return np.full(len(wanted), _NOT_JUDGED)
+    place = np.minimum(np.searchsorted(once, wanted), len(once) - 1)
+    return np.where(once[place] == wanted, grades[order][first[place]], _NOT_JUDGED)

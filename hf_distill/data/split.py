@@ -19,8 +19,10 @@ from hf_distill.recipe.arguments import DataArguments
 TRAIN, VALIDATION, TEST, LEAKED = range(4)
 """Places in `hf_distill.data.collection.SPLITS`."""
 
-NOT_USED = -1
-"""In place of a split: the pair is not used, because the source itself holds out its group."""
+NOT_SAID, ELSEWHERE = -1, 4
+"""In place of a split. The data does not say for what the pair is; or the pair belongs to a test
+set of its own, and is not part of the collection.
+"""
 
 LEAKS = ("same group", "same query", "same document", "near-duplicate document")
 """What a pair can share with a held-out one. If it shares several things, the first counts."""
@@ -35,12 +37,12 @@ class PairNumbers:
     Attributes:
         keys: (n, 3) int64: group, query and document. Equal numbers mean the same group, or texts
             with the same `text_key`.
-        held_out: (n,) bool: whether the source itself holds the pair out for testing.
+        given: (n,) int8: TRAIN, VALIDATION, TEST or NOT_SAID, as the data says, or ELSEWHERE.
         groups: The name of each group; the first column of `keys` counts them from 0.
     """
 
     keys: np.ndarray
-    held_out: np.ndarray
+    given: np.ndarray
     groups: Sequence[str]
 
 
@@ -54,6 +56,8 @@ class Arrangement:
         split: (m,) int8: TRAIN, VALIDATION, TEST or LEAKED.
         leaks: (m,) int8: of a leaked pair the place in `LEAKS`, of others -1.
         groups: Number of groups that are split.
+        beyond_limit: Pairs that `max_pairs` leaves out.
+        held_out: Where the test pairs come from.
         leaks_left: Pairs of train and validation that still share something: always 0.
     """
 
@@ -61,7 +65,34 @@ class Arrangement:
     split: np.ndarray
     leaks: np.ndarray
     groups: int
+    beyond_limit: int
+    held_out: str
     leaks_left: int
+
+
+def given_splits(given: np.ndarray) -> tuple[np.ndarray, str]:
+    """The splits that are taken from the data, and where the test comes from.
+
+    Data with pairs for testing are tested on these alone. If the data holds no pairs for testing
+    but some for validation, these are the test, because everybody measures on them; and if all that
+    it holds is for one purpose, that is not a split.
+
+    Args:
+        given: (n,) int8, as in `PairNumbers`.
+
+    Returns:
+        (n,) int8: VALIDATION, TEST or ELSEWHERE; NOT_SAID for a pair that is to be split.
+    """
+    own = given[given != ELSEWHERE]
+    free = np.where(given == TRAIN, np.int8(NOT_SAID), given)
+    drawn = np.where(given == ELSEWHERE, given, np.int8(NOT_SAID))
+    if len(np.unique(own)) < 2:
+        return drawn, "drawn by group"
+    if (own == TEST).any():
+        return free, "the data's own test split"
+    if (own == VALIDATION).any():
+        return np.where(free == VALIDATION, np.int8(TEST), free), "the data's own validation split"
+    return drawn, "drawn by group"
 
 
 def arrange(
@@ -82,11 +113,13 @@ def arrange(
         InputError: Too few groups, or no pair is left to train on or to test with.
     """
     order = seeded_order(pairs.groups, seed)
-    taken, free = pairs.held_out.copy(), ~pairs.held_out
+    given, held_out = given_splits(pairs.given)
+    free = given == NOT_SAID
+    taken = ~free
     taken[free] = within_limit(pairs.keys[free, 0], order, data.max_pairs)
     rows = np.flatnonzero(taken)
-    keys, held_out = pairs.keys[rows], pairs.held_out[rows]
-    split = split_pairs(keys[:, 0], order, held_out, data.test_fraction, data.validation_fraction)
+    keys, given = pairs.keys[rows], given[rows]
+    split = split_pairs(keys[:, 0], order, given, data.test_fraction, data.validation_fraction)
     leaks = find_leaks(keys, split, lambda places: documents(rows[places]))
     final = np.where(leaks < 0, split, np.int8(LEAKED))
     for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
@@ -96,12 +129,14 @@ def arrange(
                 "remove texts that repeat each other"
             )
     places = np.lexsort((split == VALIDATION, final))
-    places = places[final[places] != NOT_USED]
+    places = places[final[places] != ELSEWHERE]
     return Arrangement(
         rows=rows[places],
         split=final[places],
         leaks=leaks[places],
-        groups=len(np.unique(keys[~held_out, 0])),
+        groups=len(np.unique(keys[given == NOT_SAID, 0])),
+        beyond_limit=int((~taken).sum()),
+        held_out=held_out,
         leaks_left=leaks_left(keys, final),
     )
 
@@ -152,19 +187,19 @@ def deal_groups(count: int, test_fraction: float, validation_fraction: float) ->
 def split_pairs(
     groups: np.ndarray,
     order: np.ndarray,
-    held_out: np.ndarray,
+    given: np.ndarray,
     test_fraction: float,
     validation_fraction: float,
 ) -> np.ndarray:
-    """The split of each pair. All pairs of a group get the same one.
+    """The split of each pair. All pairs of a group that are to be split get the same one.
 
-    A source with judgements of its own for testing (`held_out`) keeps them as its test; then only
-    validation is drawn, and pairs of a held-out group are not used.
+    If the data holds out pairs of its own for testing, only validation is drawn, and not even that
+    if it has its own. A pair of a group that is held out stays in train: it is a leak.
 
     Args:
         groups: (n,) the group of each pair.
         order: (m,) all groups, in the order in which they are dealt.
-        held_out: (n,) bool: the source itself holds the pair out.
+        given: (n,) int8: VALIDATION, TEST or ELSEWHERE; NOT_SAID for a pair that is to be split.
         test_fraction: Share of the groups for test.
         validation_fraction: Share of the groups for validation.
 
@@ -174,14 +209,14 @@ def split_pairs(
     Raises:
         InputError: Too few groups.
     """
-    order = order[np.isin(order, groups[~held_out]) & ~np.isin(order, groups[held_out])]
-    split = np.full(groups.max(initial=-1) + 1, NOT_USED, dtype=np.int8)
-    if held_out.any():
-        split[order] = TRAIN
-        split[order[: round(validation_fraction * len(order))]] = VALIDATION
-    else:
+    free = given == NOT_SAID
+    order = order[np.isin(order, groups[free]) & ~np.isin(order, groups[~free])]
+    split = np.full(groups.max(initial=-1) + 1, TRAIN, dtype=np.int8)
+    if not (given == TEST).any():
         split[order] = deal_groups(len(order), test_fraction, validation_fraction)
-    return np.where(held_out, np.int8(TEST), split[groups])
+    elif not (given == VALIDATION).any():
+        split[order[: round(validation_fraction * len(order))]] = VALIDATION
+    return np.where(free, split[groups], given)
 
 
 def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -203,8 +238,8 @@ def find_leaks(
 ) -> np.ndarray:
     """What pairs of train and validation share with held-out ones.
 
-    Validation loses what it shares with test. Train loses what it shares with test or with the
-    validation pairs that are left.
+    Validation loses what it shares with test, or with a test set of its own. Train loses what it
+    shares with these or with the validation pairs that are left.
 
     Args:
         keys: (n, 3) the group, query and document of each pair.
@@ -215,7 +250,7 @@ def find_leaks(
         (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
     """
     leaks = np.full(len(keys), -1, dtype=np.int8)
-    held_out = new = split == TEST
+    held_out = new = (split == TEST) | (split == ELSEWHERE)
     index = NearDuplicates()
     for part in (VALIDATION, TRAIN):
         for text in documents(_each_once(keys, np.flatnonzero(new))[0]):
@@ -241,7 +276,8 @@ def _each_once(keys: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def leaks_left(keys: np.ndarray, split: np.ndarray) -> int:
     """Pairs of train and validation with a group, query or document of a held-out pair."""
-    train, validation, test = (keys[split == part] for part in (TRAIN, VALIDATION, TEST))
+    train, validation = (keys[split == part] for part in (TRAIN, VALIDATION))
+    test = keys[(split == TEST) | (split == ELSEWHERE)]
     of_train = shared(train, np.concatenate([validation, test]))
     of_validation = shared(validation, test)
     return int((of_train >= 0).sum() + (of_validation >= 0).sum())

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import pair_number, text_number
-from hf_distill.data.sources.table import load_files
+from hf_distill.data.sources.files import load_files
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe, TeacherArguments
 from hf_distill.run.stage import sha256_of
@@ -106,7 +106,7 @@ def load_precomputed(recipe: Recipe) -> PrecomputedScores | PrecomputedEmbedding
     table = load_files(path, recipe.cache, "teacher")
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     digests = [sha256_of(file) for file in files]
-    pair_columns = [recipe.data.query_column, recipe.data.document_column]
+    pair_columns = [recipe.data.query_column or "query", recipe.data.document_column or "document"]
     if {*pair_columns, SCORE_COLUMN} <= set(table.column_names):
         return _scores_of(table.select_columns([*pair_columns, SCORE_COLUMN]), recipe, digests)
     if {TEXT_COLUMN, EMBEDDING_COLUMN} <= set(table.column_names):

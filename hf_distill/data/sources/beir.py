@@ -106,6 +106,8 @@ def read_beir(recipe: Recipe) -> SourcePairs:
             else:
                 yield {
                     "pair_id": f"{query_id}_{document_id}",
+                    "query_id": query_id,
+                    "document_id": document_id,
                     "query": queries.get(query_id),
                     "document": documents.get(document_id),
                     "grade": grade,
@@ -131,4 +133,6 @@ def read_beir(recipe: Recipe) -> SourcePairs:
         name=folder.resolve().name,
         description=f"A BEIR folder of {len(queries)} queries and {len(documents)} documents.",
     )
-    return SourcePairs(about, rows(), corpus=documents.values(), counts=counts)
+    return SourcePairs(
+        about, rows(), corpus=((text, name) for name, text in documents.items()), counts=counts
+    )

@@ -93,6 +93,7 @@ def _pairs_of(table: Dataset, about: Source, data: DataArguments) -> SourcePairs
     """The pairs of a table, once its columns are checked."""
     keys = ("query_column", "document_column", "group_column", "source_column")
     given = {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
+    given = {"query_column": "query", "document_column": "document", **given}
     for key, column in given.items():
         if column not in table.column_names:
             raise InputError(
@@ -143,7 +144,7 @@ def read_hub(recipe: Recipe) -> SourcePairs:
         raise InputError("--dataset hub needs --dataset_name, the id of a data set on the Hub")
     try:
         table = datasets.load_dataset(
-            data.dataset_name, data.dataset_config, split=data.dataset_split
+            data.dataset_name, data.dataset_config, split=data.dataset_split or "train"
         )
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError(
@@ -156,3 +157,32 @@ def read_hub(recipe: Recipe) -> SourcePairs:
         description=f"Pairs from the data set {data.dataset_name} on the Hugging Face Hub.",
     )
     return _pairs_of(table, about, data)
+
+
+def read_path(path: Path, key: str, data: DataArguments, cache: Path) -> SourcePairs:
+    """The pairs at `path`, in any format."""
+    table = load_files(path, cache, key)
+    return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
+
+
+def read_any(recipe: Recipe) -> SourcePairs:
+    """Whatever the recipe names."""
+    from hf_distill.data.sources.pydocs import read_pydocs
+
+    if recipe.data.dataset_path:
+        return read_files(recipe)
+    if recipe.data.dataset_name:
+        return read_hub(recipe)
+    return read_pydocs(recipe)
+
+
+def read_beir(recipe: Recipe) -> SourcePairs:
+    from hf_distill.data.sources import beir
+
+    return beir.read_beir(recipe)
+
+
+def read_qrecc(recipe: Recipe) -> SourcePairs:
+    from hf_distill.data.sources import qrecc
+
+    return qrecc.read_qrecc(recipe)
