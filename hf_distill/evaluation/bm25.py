@@ -103,6 +103,11 @@ class Words:
         code = language.lower().replace("_", "-").split("-")[0]
         return cls(_ALIASES.get(code, code), kana > JAPANESE * (han + kana))
 
+    def __str__(self) -> str:
+        left_out = "its stop words" if self.language in STOP_WORDS else "no stop words"
+        stems = "stems" if self.stems() else "no stems"
+        return f"language {self.language}: {left_out} left out, {stems}"
+
     def stems(self) -> Callable[[list[str]], list[str]] | None:
         """Snowball's stemmer of the language; None if there is none. English words stay as they
         are, so that figures can be compared with those of earlier versions.
@@ -139,7 +144,7 @@ def bm25_run(
     queries: Mapping[str, str],
     documents: Mapping[str, str],
     depth: int = DEPTH,
-    language: str = "en",
+    words: Words | None = None,
 ) -> Run:
     """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75) over a corpus; see `Words`.
 
@@ -149,9 +154,10 @@ def bm25_run(
         queries: Id -> text.
         documents: Id -> text.
         depth: Documents per query, at most.
-        language: Of the texts (ISO code).
+        words: How to split them. Default: as English, by the scripts that they have.
     """
-    split = Words.of((*queries.values(), *documents.values()), language).splitter()
+    words = words or Words.of((*queries.values(), *documents.values()), "en")
+    split = words.splitter()
     vocabulary: dict[str, int] = {}
     ids = [
         [vocabulary.setdefault(word, len(vocabulary)) for word in split(text)]
@@ -164,10 +170,10 @@ def bm25_run(
     document_ids = list(documents)
     run: Run = {}
     for query, text in queries.items():
-        words = split(text)
+        wanted = split(text)
         scores = (
-            np.asarray(index.get_scores(words), dtype=np.float32)
-            if words
+            np.asarray(index.get_scores(wanted), dtype=np.float32)
+            if wanted
             else np.zeros(len(documents), dtype=np.float32)
         )
         hits = np.flatnonzero(scores > 0)

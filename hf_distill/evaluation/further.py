@@ -1,0 +1,155 @@
+"""Further tasks, out of domain: the test set of `test_path`, and those of `eval_tasks`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from datasets import Dataset
+
+from hf_distill.data.collection import Collection, text_number
+from hf_distill.data.near_duplicates import text_key
+from hf_distill.data.sources.files import read_path
+from hf_distill.errors import InputError
+from hf_distill.evaluation.mixed_index import Embedded
+from hf_distill.evaluation.tasks import RetrievalTask, load_task, task_of
+from hf_distill.recipe.arguments import DataArguments, Recipe
+from hf_distill.scoring.embeddings import embed_texts
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher
+
+_PACKAGE = ("mteb:", "nano:")
+
+
+def check_tasks(data: DataArguments) -> None:
+    """Refuse what cannot be there, before anything is read.
+
+    Raises:
+        InputError: `test_path` or a folder of `eval_tasks` does not exist, a task is named twice,
+            or `mteb` is not installed.
+    """
+    if data.test_path and not Path(data.test_path).exists():
+        raise InputError(
+            f"--test_path {data.test_path}: there is no such file or folder; name your test set, "
+            "or leave it out"
+        )
+    for text in data.eval_tasks:
+        if data.eval_tasks.count(text) > 1:
+            raise InputError(f"--eval_tasks {text} is named twice; name each task once")
+        if not text.startswith(_PACKAGE) and not Path(text).is_dir():
+            raise InputError(
+                f"--eval_tasks {text}: there is no such folder; name a BEIR folder, mteb:NAME or "
+                "nano:NAME (e.g. nano:SciFact)"
+            )
+        if text.startswith(_PACKAGE) and importlib.util.find_spec("mteb") is None:
+            raise InputError(
+                f"--eval_tasks {text} needs the package mteb; pip install 'hf_distill[mteb]'"
+            )
+
+
+def task_names(data: DataArguments) -> dict[str, str]:
+    """Name -> what the recipe calls it, for every further task: the last part of a path, or what
+    stands behind `nano:` or `mteb:`, in letters that a folder's name can have. Where two would have
+    the same name, the later ones get a number.
+    """
+    names: dict[str, str] = {}
+    for text in [*([data.test_path] if data.test_path else []), *data.eval_tasks]:
+        kind, _, name = text.partition(":")
+        last = name if f"{kind}:" in _PACKAGE else Path(text).resolve().name.split(".")[0]
+        plain = re.sub(r"[^\w-]+", "-", last).strip("-") or "task"
+        number = 1
+        while (unique := plain if number == 1 else f"{plain}-{number}") in names:
+            number += 1
+        names[unique] = text
+    return names
+
+
+def load_tasks(recipe: Recipe) -> dict[str, tuple[str, RetrievalTask]]:
+    """Name -> what the recipe calls it, and the task, for every further task.
+
+    Raises:
+        InputError: As `check_tasks`; a task cannot be read, or has nothing to measure.
+    """
+    data = recipe.data
+    check_tasks(data)
+    tasks = {}
+    for name, text in task_names(data).items():
+        if text == data.test_path:
+            task = task_of(read_path(Path(text), "test_path", data, recipe.reading), name)
+        else:
+            task = _named_by(text)
+        tasks[name] = (text, replace(task, name=name))
+    return tasks
+
+
+def _named_by(text: str) -> RetrievalTask:
+    """The task of an `--eval_tasks`. `load_task` calls the option as `hf-distill compare` does."""
+    try:
+        return load_task(text)
+    except InputError as error:
+        said = re.sub(r"^--task\b", "--eval_tasks", str(error))
+        prefix = "" if said.startswith("--eval_tasks") else f"--eval_tasks {text}: "
+        raise InputError(prefix + said) from error
+
+
+def digest(task: RetrievalTask) -> str:
+    """A fingerprint of texts and judgements."""
+    sha = hashlib.sha256()
+    for part in (task.queries, task.documents, task.qrels):
+        for key, value in part.items():
+            sha.update(json.dumps([key, value]).encode())
+    return sha.hexdigest()[:16]
+
+
+def embed_by_teacher(
+    task: RetrievalTask, teacher: Teacher, shards: Path | None
+) -> Embedded | None:
+    """The teacher's embeddings of the task's queries (Q, d) and documents (N, d), float16; None if
+    it embeds no texts that it was not given. What `shards` holds is not embedded again; all
+    processes share the work.
+    """
+    if not teacher.embeds_new_texts or shards is None:
+        return None
+    queries, documents = list(task.queries.values()), list(task.documents.values())
+    kinds = ["query"] * len(queries) + ["document"] * len(documents)
+    texts = Dataset.from_dict({"text": queries + documents, "kind": kinds})
+    vectors = embed_texts(texts, cast(EmbeddingTeacher, teacher), shards)
+    return vectors[: len(queries)], vectors[len(queries) :]
+
+
+def with_shared_texts(
+    tasks: Mapping[str, tuple[str, RetrievalTask]], collection: Collection
+) -> dict[str, tuple[str, RetrievalTask]]:
+    """`tasks`, each with a note of how many of its texts the training pairs hold, too, but for
+    case, punctuation and spacing.
+    """
+    if not tasks:
+        return {}
+    pairs = [collection.pairs("train"), collection.pairs("validation")]
+    queries = np.unique(np.concatenate([part.queries for part in pairs]))
+    documents = np.unique(np.concatenate([part.documents for part in pairs]))
+    trained_queries = _keys(collection.query_texts(queries))
+    trained_documents = _keys(collection.document_texts(documents))
+
+    def noted(task: RetrievalTask) -> RetrievalTask:
+        shared_queries = int(np.isin(_keys(task.queries.values()), trained_queries).sum())
+        shared_documents = int(np.isin(_keys(task.documents.values()), trained_documents).sum())
+        if not shared_queries + shared_documents:
+            return task
+        note = (
+            f"{shared_queries:,} of its {len(task.queries):,} queries and {shared_documents:,} of "
+            f"its {len(task.documents):,} documents are texts of the training pairs, too"
+        )
+        return replace(task, notes=(*task.notes, note))
+
+    return {name: (named, noted(task)) for name, (named, task) in tasks.items()}
+
+
+def _keys(texts: Iterable[str]) -> np.ndarray:
+    return np.fromiter((text_number(text_key(text)) for text in texts), dtype=np.uint64)
