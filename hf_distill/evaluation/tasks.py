@@ -1,10 +1,11 @@
-"""Retrieval tasks: a run's held-out pairs, a BEIR folder, or a task of `mteb`. `load_task` reads
-the one that a text names.
+"""Retrieval tasks: a run's held-out pairs, a test set in any format, or a task of `mteb`.
+`load_task` reads the one that a text names.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.data.collection import Collection, text_id
+from hf_distill.data.collection import Collection, SourcePairs, text_id
 from hf_distill.data.load import open_collection
 from hf_distill.data.sources.beir import read_qrels, read_texts
 from hf_distill.errors import InputError
@@ -157,6 +158,88 @@ def _notes(texts: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels) ->
             f"{len(hopeless)} of {len(qrels)} judged queries have no relevant document in the "
             f"corpus, e.g. {hopeless[0]!r}: every system gets 0 there"
         )
+
+
+class _Judged:
+    """What the rows of a source say, split by split: ids, and the texts of queries."""
+
+    def __init__(self, pairs: SourcePairs, name: str) -> None:
+        self.name = name
+        self.queries: dict[str, str] = {}
+        self.documents: dict[str, str] = {}
+        self.judgements: dict[str | None, list[tuple[str, str, int]]] = {}
+        self.candidates: dict[str, set[str]] = {}
+        self.without_text = 0
+        self.in_corpus = pairs.corpus is not None
+        for text, key in pairs.corpus or ():
+            self._add(self.documents, key, text.strip(), "document")
+        for row in pairs.rows:
+            self._take(row)
+
+    def _add(self, texts: dict[str, str], key: object, text: str, what: str) -> str:
+        """The id of `text`: the data's own, else the one of its content."""
+        name = text_id(text) if key is None else str(key)
+        if texts.setdefault(name, text) != text:
+            raise InputError(f"{self.name}: the {what} id {name!r} has two texts; make ids unique")
+        return name
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        names = []
+        for what, texts in (("query", self.queries), ("document", self.documents)):
+            text, key = (row.get(what) or "").strip(), row.get(f"{what}_id")
+            if text:
+                names.append(self._add(texts, key, text, what))
+            elif key is not None:
+                names.append(str(key))
+            else:
+                self.without_text += 1
+                return
+        query, document = names
+        if row.get("candidate"):
+            self.candidates.setdefault(query, set()).add(document)
+            return
+        grade = 1 if row.get("grade") is None else int(row["grade"])
+        self.judgements.setdefault(row.get("split"), []).append((query, document, grade))
+
+
+def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
+    """A source as a task: its test split, else its validation split, else all that it judges.
+
+    Documents that are judged not relevant keep their grade of 0. The queries search the source's
+    corpus; without one, all documents that the source names beside them. Ids are the data's own;
+    where it has none, `text_id`s.
+
+    Raises:
+        InputError: As `make_task` and the source, or an id stands for two texts.
+    """
+    judged = _Judged(pairs, name)
+    splits = judged.judgements
+    split = next((split for split in ("test", "validation") if split in splits), None)
+    chosen = list(itertools.chain(*splits.values())) if split is None else splits[split]
+    documents = judged.documents
+    if not judged.in_corpus:
+        beside = {document for _, document, _ in chosen}.union(
+            *(judged.candidates.get(query, ()) for query, _, _ in chosen)
+        )
+        documents = {key: text for key, text in documents.items() if key in beside}
+    queries = {query for query, _, _ in chosen}
+    task = make_task(
+        ((key, text) for key, text in judged.queries.items() if key in queries),
+        documents.items(),
+        chosen,
+        name,
+    )
+    others = {other: len(rows) for other, rows in splits.items() if split not in (None, other)}
+    notes = [
+        *(
+            f"{count} judgements of the split {other} are left out"
+            for other, count in others.items()
+        ),
+        *(f"not used: {what}: {count}" for what, count in pairs.unused.items()),
+    ]
+    if judged.without_text:
+        notes.append(f"{judged.without_text} rows without a query or a document are left out")
+    return replace(task, notes=(*task.notes, *notes))
 
 
 def held_out_task(collection: Collection) -> HeldOutTask:
