@@ -23,6 +23,13 @@ from hf_distill.data.collection import Collection
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
+from hf_distill.evaluation.further import (
+    check_tasks,
+    digest,
+    embed_by_teacher,
+    load_tasks,
+    with_shared_texts,
+)
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
@@ -36,7 +43,7 @@ from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
 from hf_distill.run.stage import read_json, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
-from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
+from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
@@ -114,6 +121,7 @@ class Run:
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
+        check_tasks(recipe.data)
         parse_terms(recipe.training)
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
@@ -143,6 +151,8 @@ class Run:
         yield self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
+        if STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate"):
+            _ = self.further_tasks
         if self.wants("score"):
             yield self.scores.summary()
         if self.wants("select"):
@@ -179,6 +189,20 @@ class Run:
     def scores(self) -> Scores:
         """The teacher's score of every pair, and its embedding of every text."""
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
+
+    @cached_property
+    def further_tasks(self) -> dict[str, str]:
+        """Name -> fingerprint of each further task of the evaluation. The tasks are read before any
+        scoring, and the teacher embeds their texts while all processes are there.
+        """
+        tasks = load_tasks(self.recipe)
+        for _, task in tasks.values():
+            embed_by_teacher(task, self.teacher, self._shards)
+        return {name: digest(task) for name, (_, task) in tasks.items()}
+
+    @property
+    def _shards(self) -> Path:
+        return shards_of(self.folder, self.recipe.teacher.teacher_cache)
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -276,10 +300,16 @@ class Run:
                 scores=self.scores,
                 components=self.initialisation.components,
                 training=self.training.key,
+                language=self.recipe.data.language,
+                tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
+                shards=self._shards,
             )
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
-        inputs = [self.training.key, self.collection.key, self.scores.key]
+        inputs = [
+            self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
+            list(self.further_tasks.items()),
+        ]  # fmt: skip
         return stage(self.folder.evaluation, Evaluation, inputs, make)
 
     @cached_property

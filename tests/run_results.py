@@ -78,6 +78,9 @@ def retrieval_results(values: Mapping[str, np.ndarray]) -> RetrievalResults:
         notes=(f"a note {NASTY}",),
         systems={name: {"nDCG@10": estimate(mean, [v], 0)} for name, v in values.items()},
         student_over_teacher=None if teacher is None else estimate(ratio, [own, teacher], 0),
+        not_applicable={},
+        same_text=0,
+        words="language en",
     )
 
 
@@ -122,6 +125,8 @@ def evaluation(
         index={name: index[name] for name in names},
         mixed_index=mixed if TEACHER in values else MixedIndex("the teacher has no index"),
         pairs=PairScores((), tuple(teacher.tolist()), tuple(student.tolist())),
+        tasks={},
+        by_source={},
     )
 
 

@@ -30,9 +30,9 @@ from hf_distill.data.collection import (
 )
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import overlaps, rank_biased_overlap, ranking_agreement
-from hf_distill.evaluation.efficiency import bytes_on_disk, efficiency, peak_megabytes
 from hf_distill.evaluation.bm25 import bm25_run
-from hf_distill.evaluation.evaluate import Subject, embed_task, evaluate, ratio_of_means
+from hf_distill.evaluation.efficiency import bytes_on_disk, efficiency, peak_megabytes
+from hf_distill.evaluation.evaluate import Subject, embed_task, evaluate
 from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import (
     average_precision,
@@ -60,6 +60,7 @@ from hf_distill.evaluation.paper_protocol import (
 from hf_distill.evaluation.results import SYSTEMS, Estimate, Evaluation, Example
 from hf_distill.evaluation.retrieval import make_run, per_query
 from hf_distill.evaluation.significance import paired_tests
+from hf_distill.evaluation.systems import ratio_of_means
 from hf_distill.evaluation.tasks import RetrievalTask, held_out_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json, write_json

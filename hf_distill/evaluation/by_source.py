@@ -61,9 +61,7 @@ def by_source(
     sources = np.array([source or NO_SOURCE for source in pairs.column("source")])
 
     def over(statistic: Statistic, samples: list[np.ndarray], reason: str | None) -> Estimate:
-        return (
-            undefined(len(samples[0]), reason) if reason else estimate(statistic, samples, seed)
-        )
+        return undefined(len(samples[0]), reason) if reason else estimate(statistic, samples, seed)
 
     def figures(names: list[str]) -> SourceResults:
         rows = np.isin(sources, names)

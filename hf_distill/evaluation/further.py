@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from datasets import Dataset
@@ -23,6 +24,8 @@ from hf_distill.evaluation.tasks import RetrievalTask, load_task, task_of
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.scoring.embeddings import embed_texts
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
+
+T = TypeVar("T")
 
 _PACKAGE = ("mteb:", "nano:")
 
@@ -80,12 +83,16 @@ def load_tasks(recipe: Recipe) -> dict[str, tuple[str, RetrievalTask]]:
     check_tasks(data)
     tasks = {}
     for name, text in task_names(data).items():
-        if text == data.test_path:
-            task = task_of(read_path(Path(text), "test_path", data, recipe.reading), name)
-        else:
-            task = _named_by(text)
-        tasks[name] = (text, replace(task, name=name))
+        task = _test_set(recipe, text) if text == data.test_path else _named_by(text)
+        tasks[name] = (text, replace(_with_ids_of_one_word(task), name=name))
     return tasks
+
+
+def _test_set(recipe: Recipe, text: str) -> RetrievalTask:
+    recipe.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=recipe.cache) as cache:
+        pairs = read_path(Path(text), "test_path", recipe.data, Path(cache))
+        return task_of(pairs, f"--test_path {text}")
 
 
 def _named_by(text: str) -> RetrievalTask:
@@ -98,6 +105,30 @@ def _named_by(text: str) -> RetrievalTask:
         raise InputError(prefix + said) from error
 
 
+def _with_ids_of_one_word(task: RetrievalTask) -> RetrievalTask:
+    """`task` with `_` for white space in ids, which TREC files cannot hold.
+
+    Raises:
+        InputError: Two ids are then the same.
+    """
+
+    def renamed(texts: Mapping[str, T]) -> dict[str, T]:
+        result: dict[str, T] = {}
+        for key, text in texts.items():
+            name = re.sub(r"\s", "_", key) or "_"
+            if name in result:
+                raise InputError(
+                    f"{task.name}: two ids become {name!r}, because a TREC file holds no white "
+                    f"space; one is {key!r}: give it another id"
+                )
+            result[name] = text
+        return result
+
+    documents = dict(sorted(renamed(task.documents).items()))
+    qrels = {query: renamed(grades) for query, grades in renamed(task.qrels).items()}
+    return replace(task, queries=renamed(task.queries), documents=documents, qrels=qrels)
+
+
 def digest(task: RetrievalTask) -> str:
     """A fingerprint of texts and judgements."""
     sha = hashlib.sha256()
@@ -107,9 +138,7 @@ def digest(task: RetrievalTask) -> str:
     return sha.hexdigest()[:16]
 
 
-def embed_by_teacher(
-    task: RetrievalTask, teacher: Teacher, shards: Path | None
-) -> Embedded | None:
+def embed_by_teacher(task: RetrievalTask, teacher: Teacher, shards: Path | None) -> Embedded | None:
     """The teacher's embeddings of the task's queries (Q, d) and documents (N, d), float16; None if
     it embeds no texts that it was not given. What `shards` holds is not embedded again; all
     processes share the work.

@@ -29,6 +29,7 @@ from hf_distill.evaluation.results import (
 from hf_distill.evaluation.retrieval import (
     DEPTH,
     MEASURES,
+    Qrels,
     Run,
     per_query,
     write_qrels,
@@ -46,6 +47,12 @@ def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray
     below = denominator.mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(below > 0, numerator.mean(-1) / below, np.nan))
+
+
+def not_applicable(run: Run, qrels: Qrels) -> NotApplicable | None:
+    """Whether `run` finds no document for most queries, and for how many; None if it does."""
+    result = NotApplicable(sum(not run.get(query) for query in qrels), len(qrels))
+    return result if result.unanswered > UNANSWERED * result.queries else None
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,8 @@ class Systems:
     @cached_property
     def not_applicable(self) -> dict[str, NotApplicable]:
         """The systems that find no document for most queries."""
-        queries = len(self.task.qrels)
-        empty = {
-            name: sum(not run.get(query) for query in self.task.qrels)
-            for name, run in self.runs.items()
-        }
-        return {
-            name: NotApplicable(count, queries)
-            for name, count in empty.items()
-            if count > UNANSWERED * queries
-        }
+        missing = {name: not_applicable(run, self.task.qrels) for name, run in self.runs.items()}
+        return {name: result for name, result in missing.items() if result}
 
     @cached_property
     def values(self) -> dict[str, dict[str, np.ndarray]]:

@@ -177,7 +177,7 @@ def write_model_card(results: RunResults) -> None:
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
         verdict=verdict(evaluation),
-        systems=systems_in_order(evaluation),
+        systems=systems_in_order(evaluation.retrieval),
         retrieval=evaluation.retrieval,
         significance=evaluation.significance,
         fidelity=evaluation.fidelity,

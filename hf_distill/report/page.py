@@ -76,7 +76,7 @@ def write_report(results: RunResults) -> None:
             audit=results.audit,
             training=results.training,
             evaluation=evaluation,
-            systems=systems_in_order(evaluation),
+            systems=systems_in_order(evaluation.retrieval),
             student=evaluation.efficiency.systems[STUDENT],
             teacher=evaluation.efficiency.systems.get(TEACHER),
             answer=is_it_good_enough(evaluation),
