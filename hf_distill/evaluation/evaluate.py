@@ -19,7 +19,7 @@ from hf_distill.evaluation.by_source import Scored, by_source
 from hf_distill.evaluation.efficiency import efficiency
 from hf_distill.evaluation.examples import wins_and_losses
 from hf_distill.evaluation.fidelity import fidelity
-from hf_distill.evaluation.further import embed_by_teacher
+from hf_distill.evaluation.further import embed_by_teacher, folder_name
 from hf_distill.evaluation.index import index_size
 from hf_distill.evaluation.intervals import bootstrap_settings
 from hf_distill.evaluation.mixed_index import Embedded, mixed_index
@@ -180,7 +180,7 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             tuple(round(score, 5) for score in student_scores.tolist()),
         ),
         tasks={
-            name: _further_task(subject, *named, folder.retrieval / name, seed)
+            name: _further_task(subject, *named, folder.retrieval / folder_name(name), seed)
             for name, named in subject.tasks.items()
         },
         by_source=by_source(

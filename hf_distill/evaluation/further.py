@@ -16,8 +16,8 @@ import numpy as np
 from datasets import Dataset
 
 from hf_distill.data.collection import Collection, text_number
+from hf_distill.data.load import read_test_set
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
 from hf_distill.evaluation.mixed_index import Embedded
 from hf_distill.evaluation.tasks import RetrievalTask, load_task, task_of
@@ -57,20 +57,27 @@ def check_tasks(data: DataArguments) -> None:
 
 
 def task_names(data: DataArguments) -> dict[str, str]:
-    """Name -> what the recipe calls it, for every further task: the last part of a path, or what
-    stands behind `nano:` or `mteb:`, in letters that a folder's name can have. Where two would have
-    the same name, the later ones get a number.
+    """Name -> what the recipe calls it, for every further task: `nano:` and `mteb:` as they are,
+    the last part of a path otherwise. Where two would have the same name, or the same folder, the
+    later ones get a number.
     """
     names: dict[str, str] = {}
+    folders: set[str] = set()
     for text in [*([data.test_path] if data.test_path else []), *data.eval_tasks]:
-        kind, _, name = text.partition(":")
-        last = name if f"{kind}:" in _PACKAGE else Path(text).resolve().name.split(".")[0]
-        plain = re.sub(r"[^\w-]+", "-", last).strip("-") or "task"
+        name = text if text.startswith(_PACKAGE) else Path(text).resolve().name.split(".")[0]
         number = 1
-        while (unique := plain if number == 1 else f"{plain}-{number}") in names:
+        while (unique := name if number == 1 else f"{name} {number}") in names or (
+            folder_name(unique) in folders
+        ):
             number += 1
         names[unique] = text
+        folders.add(folder_name(unique))
     return names
+
+
+def folder_name(task: str) -> str:
+    """The name of the folder with the TREC files of a task."""
+    return re.sub(r"[^\w-]+", "-", task.lower()).strip("-") or "task"
 
 
 def load_tasks(recipe: Recipe) -> dict[str, tuple[str, RetrievalTask]]:
@@ -91,7 +98,7 @@ def load_tasks(recipe: Recipe) -> dict[str, tuple[str, RetrievalTask]]:
 def _test_set(recipe: Recipe, text: str) -> RetrievalTask:
     recipe.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=recipe.cache) as cache:
-        pairs = read_path(Path(text), "test_path", recipe.data, Path(cache))
+        pairs = read_test_set(text, recipe.data, Path(cache))
         return task_of(pairs, f"--test_path {text}")
 
 
