@@ -52,7 +52,7 @@ from hf_distill.student.initialise import Initialisation, initialise
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
-from hf_distill.training.rows import training_rows
+from hf_distill.training.rows import check_negatives, training_rows
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
@@ -123,6 +123,8 @@ class Run:
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
         parse_terms(recipe.training)
+        if not run.wants("score"):
+            return run
         check_objective(recipe, run.teacher, run.rules)
         build_student(recipe.student, run.teacher, None, recipe.seed)
         return run
@@ -182,7 +184,9 @@ class Run:
     def collection(self) -> Collection:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
-        check_batch(len(collection.pairs("train")), self.recipe.training)
+        if self.wants("score"):
+            check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_negatives(collection, self.teacher, self.recipe)
         return collection
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from hf_distill.data.read import TEST_PATH, open_tables, read_pairs
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
 from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
+from hf_distill.teachers.base import SCALES
+from hf_distill.training.rows import listed_negatives
 
 
 def collect(path: Path, rows: list[dict], test_set: list[dict] | None = None) -> Collection:
@@ -203,3 +207,32 @@ def test_a_wrong_type_is_named_by_column_place_and_value(tmp_path: Path) -> None
     row = {"query": "a", "document": 7, "at": (Lines(), 17), "names": {"document": "answer"}}
     with pytest.raises(InputError, match=r"pairs\.jsonl, line 17: .*'answer'.*\(7\)"):
         collect(tmp_path, [{"query": "a", "document": "b"}, row])
+
+
+def test_the_best_scored_candidates_that_are_not_relevant_are_the_negatives(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "document": "yes", "score": 0.9},
+        {"query": "q", "document": "unscored", "candidate": True},
+        {"query": "q", "document": "low", "grade": 0, "score": 0.1},
+        {"query": "q", "document": "high", "candidate": True, "score": 0.6},
+        {"query": "other", "document": "else where"},
+        {"query": "third", "document": "some thing"},
+    ]
+    collection = collect(tmp_path, rows)
+    everything = collection.every_pair()
+    unit = np.eye(8, dtype=np.float16)[: len(collection.documents)]
+    vectors = Vectors((unit,), np.arange(len(unit), dtype=np.uint32), 8)
+    table = EmbeddingTable(
+        vectors, np.zeros(len(collection.queries), np.int64), np.arange(len(unit))
+    )
+    scores = SimpleNamespace(embeddings=table, scale=SCALES["cosine"])
+    negatives = listed_negatives(everything, scores, 2)  # type: ignore[arg-type]
+    texts = [
+        [collection.document_texts(np.array([number]))[0] for number in row if number >= 0]
+        for row in negatives.documents
+    ]
+    named = dict(zip(collection.query_texts(everything.queries), texts, strict=True))
+    assert named == {"q": ["high", "low"], "other": [], "third": []}
+    here = negatives.documents >= 0
+    assert negatives.scores[here].tolist() == [float(d == 0) for d in negatives.documents[here]]
+    assert np.isnan(negatives.scores[~here]).all()

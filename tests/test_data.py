@@ -31,9 +31,9 @@ from hf_distill.data.near_duplicates import (
 )
 from hf_distill.data.read import open_tables
 from hf_distill.data.sources.beir import read_beir
+from hf_distill.data.sources.files import read_files, read_hub
 from hf_distill.data.sources.pydocs import PASSAGE_CHARACTERS, harvest, passage, read_pydocs
 from hf_distill.data.sources.qrecc import extract_pair, read_qrecc
-from hf_distill.data.sources.files import read_files, read_hub
 from hf_distill.data.split import (
     LEAKED,
     LEAKS,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run_tiny, sentences
+from conftest import ROOT, recipe_of, run_tiny, sentences
 
 from hf_distill.commands.main import COMMANDS
+from hf_distill.data.load import load_collection
 from hf_distill.pipeline import finished
 from hf_distill.recipe.arguments import PARTS
 from hf_distill.recipe.config import DistillationConfig
-from hf_distill.recipe.kinds import RULES, SOURCES, TEACHERS
+from hf_distill.recipe.kinds import FORMATS, RULES, SOURCES, TEACHERS
+from hf_distill.run.folder import RunFolder
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = PAGES["extending.md"]
+A_FORMAT = "# my_format.py"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -49,7 +53,7 @@ def test_a_source_a_teacher_a_rule_and_a_term_of_ones_own_run_through_train(
 ) -> None:
     """The page's own code and recipe, from modules outside the package."""
     (recipe,) = blocks(EXTENDING, "yaml")
-    codes = blocks(EXTENDING, "python")
+    codes = [code for code in blocks(EXTENDING, "python") if not code.startswith(A_FORMAT)]
     assert len(codes) == 4
     for code in codes:
         name, _, body = code.partition("\n")
@@ -82,6 +86,20 @@ def test_a_source_a_teacher_a_rule_and_a_term_of_ones_own_run_through_train(
     assert log[0]["spread"] + log[0]["contrastive"] < log[0]["loss"] + 1e-3
 
 
+def test_a_format_of_ones_own_reads_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (code for code in blocks(EXTENDING, "python") if code.startswith(A_FORMAT))
+    (tmp_path / "my_format.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [{"question": f"q {i}", "yes": f"yes {i}", "no": [f"no {i}", "no"]} for i in range(20)]
+    path = tmp_path / "lists.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_dir = tmp_path / "run"
+    recipe = recipe_of(dataset_path=path, format="my_format:LISTS", run_dir=run_dir, max_pairs=None)
+    collection = load_collection(recipe, RunFolder(run_dir))
+    assert collection.record.read_as == "questions with yes and no"
+    assert collection.record.read == {"rows found": 60, "kept": 20, "judged not relevant": 40}
+
+
 def test_every_subcommand_is_described_and_every_described_one_exists() -> None:
     text = "\n".join(PAGES.values())
     assert set(re.findall(r"hf-distill (\w+)", text)) == {*COMMANDS, "train"}
@@ -94,7 +112,7 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
     of_benchmarks = {"steps", "turns", "peers"}
     flags = {flag for page in PAGES.values() for flag in re.findall(r"--([a-z]\w+)", page)}
     assert flags <= keys | of_commands | of_launchers | of_benchmarks
-    for name in (*SOURCES, *TEACHERS, *RULES):
+    for name in (*SOURCES, *FORMATS, *TEACHERS, *RULES):
         assert any(f"`{name}" in page for page in PAGES.values()), f"{name} is in no page"
 
 

@@ -316,7 +316,6 @@ def test_a_cross_encoder_teaches_from_pairs_to_cards(
         ("--kl_weight 1", ["--kl_weight", "1"]),
         ("--regression_weight", ["--teacher_activation", "identity"]),
         ("rank=2", ["--selection", "rank=2"]),
-        ("--hard_negatives_per_pair 1", ["--hard_negatives_per_pair", "1"]),
         ("--texts_per_pair 1", ["--texts_per_pair", "1"]),
         ("--student_layers search=2", ["--student_layers", "search=2"]),
     ],
@@ -329,6 +328,16 @@ def test_what_a_teacher_of_pairs_cannot_do_is_said(
     assert said.code == 2
     assert says in said.err
     assert not (tmp_path / "run").exists(), "refused before anything is scored"
+
+
+def test_hard_negatives_that_neither_data_nor_teacher_has_are_refused_before_scoring(
+    tiny: Path, of_pairs: list[object], tmp_path: Path
+) -> None:
+    line = [tiny, "--run_dir", tmp_path / "run", *of_pairs, "--hard_negatives_per_pair", "1"]
+    said = call(line)
+    assert said.code == 2
+    assert "--hard_negatives_per_pair 1" in said.err
+    assert not (tmp_path / "run" / "soft_labels").exists()
 
 
 def test_pairs_without_a_score_are_dropped_by_name_and_counted(

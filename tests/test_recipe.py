@@ -37,7 +37,7 @@ def test_the_quickstart_is_read_when_nothing_is_named() -> None:
     recipe = read_recipe([])
     assert (recipe.name, recipe.data.dataset, recipe.run.until) == (
         "quickstart",
-        "pydocs",
+        "auto",
         "release",
     )
 

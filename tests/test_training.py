@@ -19,7 +19,14 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json, write_json
 from hf_distill.selection.rules import parse_rules
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale
-from hf_distill.training.rows import Lookup, Rows, hard_negatives, number_rows, training_rows
+from hf_distill.training.rows import (
+    Lookup,
+    Negatives,
+    Rows,
+    hard_negatives,
+    number_rows,
+    training_rows,
+)
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
@@ -56,17 +63,33 @@ RANKING = SimpleNamespace(
 )
 
 
+def listed(*documents: list[int]) -> Negatives:
+    """What the data lists beside some pairs, two at most; -1: none."""
+    numbers = np.array(documents)
+    return Negatives(numbers, np.where(numbers < 0, np.nan, 0.75).astype(np.float32))
+
+
 def test_hard_negatives_are_the_rankings_and_the_last_is_repeated_where_there_are_fewer() -> None:
-    columns = hard_negatives(RANKING, np.array([1, 0]), 2)  # type: ignore[arg-type]
+    none = listed([-1, -1], [-1, -1])
+    columns = hard_negatives(none, RANKING, np.array([1, 0]), 2)  # type: ignore[arg-type]
     assert columns["negatives"].tolist() == [[2, 2], [5, 6]]
     assert columns["negative_scores"].tolist() == [[0.125, 0.125], [0.5, 0.25]]
 
 
 def test_pairs_without_hard_negatives_and_teachers_without_a_ranking_are_refused() -> None:
     with pytest.raises(InputError, match=r"--hard_negatives_per_pair 1: 1 of 2 .* training pair 2"):
-        hard_negatives(RANKING, np.array([0, 2]), 1)  # type: ignore[arg-type]
+        hard_negatives(listed([-1], [-1]), RANKING, np.array([0, 2]), 1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"--hard_negatives_per_pair 1: .* embeds no texts"):
-        hard_negatives(None, np.array([0]), 1)
+        hard_negatives(listed([-1]), None, np.array([0]), 1)
+
+
+def test_negatives_that_the_data_lists_come_first_and_each_once() -> None:
+    own = listed([9, 5], [2, -1], [7, -1])
+    columns = hard_negatives(own, RANKING, np.array([0, 1, 2]), 3)  # type: ignore[arg-type]
+    assert columns["negatives"].tolist() == [[9, 5, 6], [2, 2, 2], [7, 7, 7]]
+    assert columns["negative_scores"].tolist() == [[0.75, 0.75, 0.25], [0.75] * 3, [0.75] * 3]
+    alone = hard_negatives(own, None, np.array([0, 1, 2]), 1)
+    assert alone["negatives"].tolist() == [[9], [2], [7]]
 
 
 def test_rows_name_texts_by_number_and_leave_out_pairs_without_a_score(parts: Tiny) -> None:
@@ -234,7 +257,6 @@ class Unbounded(Embedder):
         (Pairwise, {"kl_weight": 0.5}, r"--kl_weight 0\.5"),
         (Pairwise, {"margin_weight": 0.5}, r"--margin_weight 0\.5"),
         (Pairwise, {"texts_per_pair": 2}, "--texts_per_pair 2"),
-        (Pairwise, {"hard_negatives_per_pair": 2}, "--hard_negatives_per_pair 2"),
         (Pairwise, {"student_layers": "search=3"}, "--student_layers search=3"),
         (Pairwise, {"selection": ["echo", "rank=2"]}, "--selection rank=2"),
         (Pairwise, {"selection": ["stratified=0.5:on=margin"]}, "--selection stratified"),

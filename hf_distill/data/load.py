@@ -364,8 +364,8 @@ def _repeated_ids(ids: Any, rows: np.ndarray) -> dict[int, str]:
         return again
     seen: Counter[str] = Counter()
     for start in range(0, len(rows), _BATCH):
-        here = rows[start : start + _BATCH]
-        for row, name in zip(here.tolist(), ids[here]["pair_id"].to_pylist(), strict=True):
+        some = rows[start : start + _BATCH]
+        for row, name in zip(some.tolist(), ids[some]["pair_id"].to_pylist(), strict=True):
             if (new := _unique(name, seen)) != name:
                 again[row] = new
     return again

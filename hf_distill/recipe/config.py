@@ -70,8 +70,9 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     hard_negatives_per_pair: int = option(
         0,
-        "Add this many hard negatives for each pair to the batch: the other documents that the "
-        "teacher ranks best for its query. Each takes the time of one more text.",
+        "Add this many hard negatives for each pair to the batch: documents that the data lists "
+        "beside its query, then the other documents that the teacher ranks best. Each takes the "
+        "time of one more text.",
     )
     texts_per_pair: int = option(
         0,

@@ -65,7 +65,10 @@ SHARD_BYTES = 500_000_000
 A download that breaks off is then quickly repeated.
 """
 
-_PRIVATE = frozenset({"dataset_path", "teacher_cache", "teacher_url", "trust_remote_code"})
+_PRIVATE = frozenset((
+    "dataset_path", "sources", "test_path", "eval_tasks", "teacher_cache", "teacher_url",
+    "trust_remote_code",
+))  # fmt: skip
 """Keys that a card does not show: local paths and addresses, and keys that change no result."""
 
 

@@ -20,8 +20,8 @@ LAYOUT = 2
 """Which artefacts a run's folder holds, and in which form. Version 0.1.0 wrote no number."""
 
 IDENTITY = (
-    "dataset", "dataset_path", "dataset_name", "dataset_config", "dataset_split", "teacher",
-    "teacher_kind", "ensemble", "teacher_url", "student_backbone",
+    "dataset", "dataset_path", "sources", "dataset_name", "dataset_config", "dataset_split",
+    "teacher", "teacher_kind", "ensemble", "teacher_url", "student_backbone",
 )  # fmt: skip
 """Keys that identify a run: with another value of one of them, the folder belongs to another run.
 Any other key may change; the stages that depend on it then run again.

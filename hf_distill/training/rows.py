@@ -37,9 +37,11 @@ from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.select import Selection
-from hf_distill.teachers.base import EmbeddingTeacher, Teacher
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
 from hf_distill.training.in_batch import Sides
 from hf_distill.training.texts import Pool, PoolPlan, load_pool, pool_size, student_words
+
+_BLOCK = 8192
 
 NEEDED = ("query", "document", "teacher_score")
 """Columns of every training row."""
@@ -108,7 +110,8 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
     if selection.weight is not None:
         columns["weight"] = selection.weight[selection.kept]
     if wanted := recipe.training.hard_negatives_per_pair:
-        columns |= hard_negatives(earlier.ranking, selection.kept, wanted)
+        listed = listed_negatives(train, scores, wanted)
+        columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
     pool = None
     if recipe.training.texts_per_pair:
         columns["row"] = np.arange(len(train))
@@ -158,38 +161,103 @@ def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, np.ndarr
     return Dataset(table).with_format("numpy")
 
 
+@dataclass(frozen=True)
+class Negatives:
+    """Documents that do not answer n queries.
+
+    Attributes:
+        documents: (n, k) int64, document numbers, best first; -1: none.
+        scores: (n, k) float32, the teacher's; NaN: none, or unknown.
+    """
+
+    documents: np.ndarray
+    scores: np.ndarray
+
+
+def listed_negatives(pairs: Pairs, scores: Scores, number: int) -> Negatives:
+    """The candidates that the data lists beside the queries of `pairs`, `number` at most for each:
+    those with the highest given score, then those without one in the order of the data. Documents
+    that the data calls relevant are left out.
+
+    The teacher's scores come from its embeddings. They are unknown if it embeds no texts.
+    """
+    lists = pairs.collection.lists(pairs.queries)
+    pair = np.repeat(np.arange(len(pairs)), np.diff(lists.starts))
+    negative = np.flatnonzero(lists.grades <= 0)
+    order = negative[
+        np.lexsort((np.nan_to_num(-lists.scores[negative], nan=np.inf), pair[negative]))
+    ]
+    pair = pair[order]
+    place = np.arange(len(pair)) - np.searchsorted(pair, pair)
+    pair, place, order = (values[place < number] for values in (pair, place, order))
+    result = Negatives(
+        np.full((len(pairs), number), -1, dtype=np.int64),
+        np.full((len(pairs), number), np.nan, dtype=np.float32),
+    )
+    documents = lists.documents[order]
+    result.documents[pair, place] = documents
+    if scores.embeddings is not None:
+        table, queries = scores.embeddings, pairs.queries[pair]
+        for start in range(0, len(order), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            result.scores[pair[some], place[some]] = pair_similarity(
+                scores.scale.similarity,
+                table.of_queries(queries[some]),
+                table.of_documents(documents[some]),
+            )
+    return result
+
+
 def hard_negatives(
-    ranking: Ranking | None, places: np.ndarray, number: int
+    listed: Negatives, ranking: Ranking | None, places: np.ndarray, number: int
 ) -> dict[str, np.ndarray]:
-    """`negatives` (n, number) int64, documents, and `negative_scores` (n, number) float32: the
-    teacher's best other documents, best first. The last one is repeated where there are fewer.
+    """`negatives` (n, number) int64, documents, and `negative_scores` (n, number) float32: first
+    those that the data lists, then the teacher's best other documents, best first. The last one is
+    repeated where there are fewer.
 
     Args:
-        ranking: Of all training pairs.
-        places: (n,) int64, which of them.
+        listed: Of the n pairs.
+        ranking: Of all training pairs; None if the teacher embeds no texts.
+        places: (n,) int64, which of the training pairs these are.
         number: How many for each.
 
     Raises:
-        InputError: The teacher embeds no texts, so there is no ranking; or a pair has no other
-            document.
+        InputError: A pair has neither.
     """
-    flag = f"--hard_negatives_per_pair {number}"
-    if ranking is None:
-        raise InputError(
-            f"{flag}: hard negatives come from the teacher's ranking of a pool, and this teacher "
-            "embeds no texts; set it to 0"
-        )
-    there = (ranking.negatives[places] >= 0).sum(axis=1)
+    documents, scores = listed.documents, listed.scores
+    if ranking is not None:
+        documents = np.concatenate([documents, ranking.negatives[places]], axis=1)
+        scores = np.concatenate([scores, ranking.negative_scores[places]], axis=1)
+    repeats = np.tril(documents[:, :, None] == documents[:, None, :], k=-1).any(axis=2)
+    usable = (documents >= 0) & ~repeats
+    there = np.minimum(usable.sum(axis=1), number)
     if (none := np.flatnonzero(there == 0)).size:
         raise InputError(
-            f"{flag}: {len(none):,} of {len(places):,} pairs, e.g. training pair "
-            f"{places[none[0]]}, have no other document to use as a hard negative; set it to 0"
+            f"--hard_negatives_per_pair {number}: {len(none):,} of {len(places):,} pairs, e.g. "
+            f"training pair {places[none[0]]}, have no hard negative: the data lists none beside "
+            "the query, and "
+            + ("this teacher embeds no texts" if ranking is None else "there is no other document")
+            + " to find one; set it to 0"
         )
-    columns = np.minimum(np.arange(number), there[:, None] - 1)
+    best = np.argsort(~usable, axis=1, kind="stable")
+    columns = np.take_along_axis(best, np.minimum(np.arange(number), there[:, None] - 1), axis=1)
     return {
-        "negatives": np.take_along_axis(ranking.negatives[places], columns, axis=1),
-        "negative_scores": np.take_along_axis(ranking.negative_scores[places], columns, axis=1),
+        "negatives": np.take_along_axis(documents, columns, axis=1),
+        "negative_scores": np.take_along_axis(scores, columns, axis=1),
     }
+
+
+def check_negatives(collection: Collection, teacher: Teacher, recipe: Recipe) -> None:
+    """Raise InputError if hard negatives are wanted, and neither the data nor the teacher has any.
+    Called before the scoring.
+    """
+    wanted = recipe.training.hard_negatives_per_pair
+    if wanted and not teacher.embeds and not len(collection.candidates):
+        raise InputError(
+            f"--hard_negatives_per_pair {wanted}: hard negatives come from the teacher's ranking "
+            f"of a pool or from lists in the data, but {teacher.name} embeds no texts, and "
+            f"{collection.source.name} lists no documents beside its queries; set it to 0"
+        )
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,6 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
         needs: dict[str, dict[str, Any]] = {
             "the teacher's ranking of a pool": {
                 "selection": " ".join(ranked),
-                "hard_negatives_per_pair": config.hard_negatives_per_pair,
                 "student_layers": student.student_layers
                 if (student.student_layers or "").startswith(SEARCH)
                 else None,
