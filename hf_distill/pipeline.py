@@ -49,6 +49,7 @@ from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
+from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
@@ -156,6 +157,7 @@ class Run:
         if STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate"):
             _ = self.further_tasks
         if self.wants("score"):
+            yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
             yield self.selection.summary()
@@ -188,6 +190,11 @@ class Run:
             check_batch(len(collection.pairs("train")), self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
+
+    @cached_property
+    def lengths(self) -> TextLengths:
+        """How long the texts are for teacher and student, and how many they cut."""
+        return text_lengths(self)
 
     @cached_property
     def scores(self) -> Scores:

@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "dataset"
 
     @property
+    def text_lengths(self) -> Path:
+        """How many texts teacher and student cut."""
+        return self.path / "text_lengths.json"
+
+    @property
     def training(self) -> Path:
         return self.path / "training.json"
 
