@@ -334,6 +334,7 @@ class Run:
             audit=self.selection.audit,
             training=self.training,
             evaluation=self.evaluation,
+            lengths=self.lengths,
         )
 
     def release(self) -> list[str]:
@@ -400,7 +401,7 @@ def finished(path: Path, *line: str) -> RunResults:
     read_saved_recipe(folder)
     needed = (
         folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
-        folder.student / "modules.json", folder.training, folder.evaluation,
+        folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
     )  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
@@ -418,6 +419,7 @@ def finished(path: Path, *line: str) -> RunResults:
         audit=read_json(folder.selection, Audit),
         training=read_json(folder.training, TrainingRecord),
         evaluation=read_json(folder.evaluation, Evaluation),
+        lengths=read_json(folder.text_lengths, TextLengths),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

@@ -47,6 +47,7 @@ from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores, ScoreStatistics, SoftLabels
 from hf_distill.selection.rules import parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
+from hf_distill.student.lengths import Lengths, ModelLengths, TextLengths
 from hf_distill.teachers.base import SCALES
 from hf_distill.training.train import TrainingRecord
 
@@ -54,6 +55,16 @@ NASTY = '<script>alert("query")</script>'
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 SPLIT = {"train": 140, "validation": 20, "test": 36, "leaked": 4}
 SCORES = np.linspace(0.1, 0.9, 30)
+LENGTHS = TextLengths(
+    "l",
+    (
+        ModelLengths("teacher", "t", {"queries": Lengths(200, 200, 9.0, 9, 12, 14, 32, 0, 0.0)}),
+        ModelLengths(
+            "student", "b", {"documents": Lengths(200, 200, 9.0, 9, 40, 48, 32, 7, 0.051)}
+        ),
+    ),
+    ("an endpoint",),
+)
 
 
 def random_values(systems: tuple[str, ...] = SYSTEMS, n: int = 40) -> dict[str, np.ndarray]:
@@ -234,5 +245,6 @@ def run_results(
         audit=selected.audit,
         training=training(),
         evaluation=measured or usual_evaluation(),
+        lengths=LENGTHS,
     )
     return results, scored, ranked, selected
