@@ -24,8 +24,8 @@ from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.further import (
+    FurtherTasks,
     check_tasks,
-    digest,
     embed_by_teacher,
     load_tasks,
     with_shared_texts,
@@ -154,8 +154,9 @@ class Run:
         yield self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
-        if STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate"):
-            _ = self.further_tasks
+        evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
+        if evaluates and self.further_tasks.summary:
+            yield self.further_tasks.summary
         if self.wants("score"):
             yield self.lengths.summary()
             yield self.scores.summary()
@@ -202,14 +203,14 @@ class Run:
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
 
     @cached_property
-    def further_tasks(self) -> dict[str, str]:
-        """Name -> fingerprint of each further task of the evaluation. The tasks are read before any
-        scoring, and the teacher embeds their texts while all processes are there.
+    def further_tasks(self) -> FurtherTasks:
+        """The further tasks of the evaluation. They are read before any scoring, and the teacher
+        embeds their texts while all processes are there.
         """
-        tasks = load_tasks(self.recipe)
+        tasks = with_shared_texts(load_tasks(self.recipe), self.collection)
         for _, task in tasks.values():
             embed_by_teacher(task, self.teacher, self._shards)
-        return {name: digest(task) for name, (_, task) in tasks.items()}
+        return FurtherTasks.of(tasks)
 
     @property
     def _shards(self) -> Path:
@@ -319,7 +320,7 @@ class Run:
 
         inputs = [
             self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
-            list(self.further_tasks.items()),
+            list(self.further_tasks.digests.items()),
         ]  # fmt: skip
         return stage(self.folder.evaluation, Evaluation, inputs, make)
 

@@ -125,6 +125,8 @@ def test_tasks_are_measured_beside_the_held_out_pairs(
     assert [test.p_holm for test in p] == holm([test.p for test in p]), "within the task"
     assert result.tasks["tests"].retrieval == result.tasks["tests 2"].retrieval
     assert result.tasks["own test"].retrieval.num_queries == 20
+    said = out[out.index("Tasks    own test: 20 queries") : out.index("Scores   ")]
+    assert "tests 2: 15 queries, 40 documents" in said
     for line in ("own test: 20 queries, 20 documents", "tests 2: 15 queries, 40 documents"):
         assert line in out
 

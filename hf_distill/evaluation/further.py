@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -26,6 +26,9 @@ from hf_distill.scoring.embeddings import embed_texts
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
 
 T = TypeVar("T")
+
+Tasks = Mapping[str, tuple[str, RetrievalTask]]
+"""Name -> what the recipe calls a further task, and the task."""
 
 _PACKAGE = ("mteb:", "nano:")
 
@@ -80,8 +83,8 @@ def folder_name(task: str) -> str:
     return re.sub(r"[^\w-]+", "-", task.lower()).strip("-") or "task"
 
 
-def load_tasks(recipe: Recipe) -> dict[str, tuple[str, RetrievalTask]]:
-    """Name -> what the recipe calls it, and the task, for every further task.
+def load_tasks(recipe: Recipe) -> Tasks:
+    """Every further task of the recipe.
 
     Raises:
         InputError: As `check_tasks`; a task cannot be read, or has nothing to measure.
@@ -99,7 +102,9 @@ def _test_set(recipe: Recipe, text: str) -> RetrievalTask:
     recipe.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=recipe.cache) as cache:
         pairs = read_test_set(text, recipe.data, Path(cache))
-        return task_of(pairs, f"--test_path {text}")
+        task = task_of(pairs, f"--test_path {text}")
+    notes = (f"read as {pairs.read_as}",) if pairs.read_as else ()
+    return replace(task, notes=(*notes, *task.notes))
 
 
 def _named_by(text: str) -> RetrievalTask:
@@ -159,9 +164,7 @@ def embed_by_teacher(task: RetrievalTask, teacher: Teacher, shards: Path | None)
     return vectors[: len(queries)], vectors[len(queries) :]
 
 
-def with_shared_texts(
-    tasks: Mapping[str, tuple[str, RetrievalTask]], collection: Collection
-) -> dict[str, tuple[str, RetrievalTask]]:
+def with_shared_texts(tasks: Tasks, collection: Collection) -> Tasks:
     """`tasks`, each with a note of how many of its texts the training pairs hold, too, but for
     case, punctuation and spacing.
     """
@@ -189,3 +192,28 @@ def with_shared_texts(
 
 def _keys(texts: Iterable[str]) -> np.ndarray:
     return np.fromiter((text_number(text_key(text)) for text in texts), dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class FurtherTasks:
+    """What is known of the further tasks before anything is scored.
+
+    Attributes:
+        digests: Name -> fingerprint.
+        summary: What they are, for a terminal. Empty if there are none.
+    """
+
+    digests: Mapping[str, str]
+    summary: str
+
+    @classmethod
+    def of(cls, tasks: Tasks) -> FurtherTasks:
+        """Of `tasks`, which need not stay in memory."""
+        lines = []
+        for name, (_, task) in tasks.items():
+            lines.append(
+                f"{name}: {len(task.queries):,} queries, {len(task.documents):,} documents"
+            )
+            lines += [f"  {note}" for note in task.notes]
+        summary = "Tasks    " + "\n         ".join(lines) if lines else ""
+        return cls({name: digest(task) for name, (_, task) in tasks.items()}, summary)

@@ -18,7 +18,7 @@ SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 UNANSWERED = 0.5
 """A system that finds no document for a larger share of the queries is not applicable."""
 TRIVIAL = 0.5
-"""Retrieval shows nothing where a larger share of the queries are the text of their own document."""
+"""Retrieval shows nothing where a larger share of queries are the text of their own document."""
 
 
 @dataclass(frozen=True)
