@@ -186,9 +186,10 @@ def scores(of: Collection) -> Scores:
     values = np.random.default_rng(1).uniform(-0.2, 1, len(of.judgements)).astype(np.float32)
     record = SoftLabels(
         key="s", teacher="t", teacher_kind="bi-encoder", teacher_identity="0123456789abcdef",
-        precision="float32", query_prompt="", document_prompt="", scale=SCALES["cosine"].record(),
-        dimension=8, pairs=len(values), unscored=0, item="text", items=8,
-        items_without_deduplication=16, seconds=0.5, score=ScoreStatistics.of(values), parts=[],
+        precision="float32", query_prompt="", document_prompt="", instruction="",
+        scale=SCALES["cosine"].record(), dimension=8, pairs=len(values), unscored=0,
+        item="text", items=8, items_without_deduplication=16, seconds=0.5,
+        score=ScoreStatistics.of(values), parts=[],
     )  # fmt: skip
     return Scores(record, values, None, SCALES["cosine"])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hf_distill.evaluation.bm25 import Words, bm25_run
 from hf_distill.evaluation.retrieval import per_query
-from hf_distill.evaluation.tasks import beir_task
+from hf_distill.evaluation.tasks import load_task
 
 LATIN = st.text(
     st.characters(max_codepoint=0x24F, exclude_categories=("Cs", "Cc"), exclude_characters="İ")
@@ -129,7 +129,7 @@ XQUAD = {"zh": 0.95, "hi": 0.94, "ar": 0.92, "de": 0.93, "es": 0.95, "en": 0.95}
 @pytest.mark.skipif(not (REAL_DATA / "xquad").is_dir(), reason="XQuAD is not here")
 @pytest.mark.parametrize("language", XQUAD)
 def test_xquad_in_each_language(language: str) -> None:
-    task = beir_task(REAL_DATA / "xquad" / language)
+    task = load_task(str(REAL_DATA / "xquad" / language))
     words = Words.of((*task.queries.values(), *task.documents.values()), language)
     run = bm25_run(task.queries, task.documents, words=words)
     assert per_query(run, task.qrels)["nDCG@10"].mean() > XQUAD[language]

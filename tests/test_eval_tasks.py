@@ -29,7 +29,7 @@ from hf_distill.evaluation.further import (
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.retrieval import per_query
 from hf_distill.evaluation.significance import holm
-from hf_distill.evaluation.tasks import RetrievalTask, beir_task, make_task
+from hf_distill.evaluation.tasks import RetrievalTask, load_task, make_task
 from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
 from hf_distill.report.headline import task_verdict
@@ -106,7 +106,7 @@ def test_tasks_are_measured_beside_the_held_out_pairs(
     assert {name: task.named for name, task in result.tasks.items()} == {
         "own test": str(test_set), "tests": str(folders[0]), "tests 2": str(folders[1]),
     }  # fmt: skip
-    beir = beir_task(folders[0])
+    beir = load_task(str(folders[0]))
     row = result.tasks["tests"].retrieval
     assert (row.num_queries, row.num_documents) == (15, 40)
     assert list(row.systems) == ["teacher", "student", "untrained student", "bm25"]
@@ -215,7 +215,7 @@ def refused(tiny: Path, folder: Path, *line: object) -> str:
 
 def test_a_task_that_is_not_there_is_refused_at_once(tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert "--eval_tasks nowhere: there is no such folder" in refused(
+    assert "--eval_tasks nowhere: there is no such file or folder" in refused(
         tiny, run, "--eval_tasks", "nowhere"
     )
     assert "--test_path nowhere" in refused(tiny, run, "--test_path", "nowhere")

@@ -152,10 +152,8 @@ class _Reader:
         query, document = at.text("query"), at.text("document")
         score = at.score()
         grade = _NOT_JUDGED if row.get("candidate") else at.grade()
-        if not query:
-            return "no query"
-        if not document:
-            return "no document"
+        if not query or not document:
+            return str(row.get("lacks") or ("no document" if query else "no query"))
         pair_id, group, source = (at.name(key) for key in ("pair_id", "group", "source"))
         try:
             f"{query}{document}{pair_id}{group}{source}".encode()

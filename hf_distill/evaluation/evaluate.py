@@ -11,7 +11,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from hf_distill.compute.encode import encode
+from hf_distill.compute.encode import encode, how_asked
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import ranking_agreement
@@ -72,16 +72,12 @@ class Subject:
     shards: Path | None = None
 
 
-def _prompt(model: SentenceTransformer, *names: str) -> str:
-    return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
-
-
 def embed_task(
     model: SentenceTransformer, task: RetrievalTask, name: str = "model"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the task's queries (Q, d) and documents (N, d), float32, with the model's own
-    prompts for queries and documents. As after `model.encode`, the model is in evaluation mode
-    afterwards.
+    """Embeddings of the task's queries (Q, d) and documents (N, d), float32: those of the model's
+    own `encode_query` and `encode_document`. As after `model.encode`, the model is in evaluation
+    mode afterwards.
 
     Args:
         model: Any SentenceTransformer.
@@ -93,12 +89,12 @@ def embed_task(
     """
     model.eval()
     parts = (
-        ("queries", _prompt(model, "query"), task.queries),
-        ("documents", _prompt(model, "document", "passage", "corpus"), task.documents),
+        ("queries", how_asked(model, lambda: model.encode_query("a")), task.queries),
+        ("documents", how_asked(model, lambda: model.encode_document("a")), task.documents),
     )
     embedded = []
-    for what, prompt, texts in parts:
-        values = encode(model, [prompt + text for text in texts.values()]).numpy()
+    for what, asked, texts in parts:
+        values = encode(model, list(texts.values()), asked=asked).numpy()
         broken = int((~np.isfinite(values).all(axis=1)).sum())
         if broken:
             raise InputError(

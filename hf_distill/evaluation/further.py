@@ -37,7 +37,7 @@ def check_tasks(data: DataArguments) -> None:
     """Refuse what cannot be there, before anything is read.
 
     Raises:
-        InputError: `test_path` or a folder of `eval_tasks` does not exist, a task is named twice,
+        InputError: `test_path` or a path of `eval_tasks` does not exist, a task is named twice,
             or `mteb` is not installed.
     """
     if data.test_path and not Path(data.test_path).exists():
@@ -48,10 +48,10 @@ def check_tasks(data: DataArguments) -> None:
     for text in data.eval_tasks:
         if data.eval_tasks.count(text) > 1:
             raise InputError(f"--eval_tasks {text} is named twice; name each task once")
-        if not text.startswith(_PACKAGE) and not Path(text).is_dir():
+        if not text.startswith(_PACKAGE) and not Path(text).exists():
             raise InputError(
-                f"--eval_tasks {text}: there is no such folder; name a BEIR folder, mteb:NAME or "
-                "nano:NAME (e.g. nano:SciFact)"
+                f"--eval_tasks {text}: there is no such file or folder; name a BEIR folder, "
+                "mteb:NAME or nano:NAME (e.g. nano:SciFact)"
             )
         if text.startswith(_PACKAGE) and importlib.util.find_spec("mteb") is None:
             raise InputError(
@@ -93,8 +93,14 @@ def load_tasks(recipe: Recipe) -> Tasks:
     check_tasks(data)
     tasks = {}
     for name, text in task_names(data).items():
-        task = _test_set(recipe, text) if text == data.test_path else _named_by(text)
-        tasks[name] = (text, replace(_with_ids_of_one_word(task), name=name))
+        key = "test_path" if text == data.test_path else "eval_tasks"
+        try:
+            task = _test_set(recipe, text) if key == "test_path" else load_task(text, key)
+            tasks[name] = (text, replace(_with_ids_of_one_word(task), name=name))
+        except InputError as error:
+            if str(error).startswith(f"--{key}"):
+                raise
+            raise InputError(f"--{key} {text}: {error}") from error
     return tasks
 
 
@@ -102,19 +108,9 @@ def _test_set(recipe: Recipe, text: str) -> RetrievalTask:
     recipe.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=recipe.cache) as cache:
         pairs = read_test_set(text, recipe.data, Path(cache))
-        task = task_of(pairs, f"--test_path {text}")
+        task = task_of(pairs, Path(text).name)
     notes = (f"read as {pairs.read_as}",) if pairs.read_as else ()
     return replace(task, notes=(*notes, *task.notes))
-
-
-def _named_by(text: str) -> RetrievalTask:
-    """The task of an `--eval_tasks`. `load_task` calls the option as `hf-distill compare` does."""
-    try:
-        return load_task(text)
-    except InputError as error:
-        said = re.sub(r"^--task\b", "--eval_tasks", str(error))
-        prefix = "" if said.startswith("--eval_tasks") else f"--eval_tasks {text}: "
-        raise InputError(prefix + said) from error
 
 
 def _with_ids_of_one_word(task: RetrievalTask) -> RetrievalTask:

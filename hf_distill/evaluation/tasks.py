@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 
 from hf_distill.data.collection import Collection, SourcePairs, text_id
 from hf_distill.data.load import open_collection
-from hf_distill.data.sources.beir import read_qrels, read_texts
+from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
 from hf_distill.evaluation.retrieval import NDCG, Qrels, Run, make_run, per_query
+from hf_distill.recipe.arguments import DataArguments
 from hf_distill.run.folder import RunFolder
 
 Answer = tuple[np.ndarray, np.ndarray]
@@ -291,26 +293,9 @@ def run_task(folder: RunFolder) -> HeldOutTask:
     return replace(held_out_task(open_collection(folder)), name=name)
 
 
-def beir_task(folder: Path) -> RetrievalTask:
-    """The whole corpus and the test judgements of a BEIR folder (Thakur et al., 2021), with its own
-    ids.
-
-    Raises:
-        InputError: As `make_task`, or a file is missing or malformed, with the line.
-    """
-    qrels = folder / "qrels" / "test.tsv"
-    if not qrels.is_file():
-        raise InputError(
-            f"{folder / 'qrels'} holds no test.tsv; put the judgements to measure with there"
-        )
-    queries = read_texts(folder / "queries.jsonl", ("text",))
-    documents = read_texts(folder / "corpus.jsonl", ("title", "text"))
-    return make_task(queries.items(), documents.items(), read_qrels(qrels), folder.resolve().name)
-
-
-def mteb_task(name: str) -> RetrievalTask:
+def mteb_task(name: str, key: str = "task") -> RetrievalTask:
     """A retrieval task of the `mteb` package: its own split and ids, title and text joined by a
-    space; from the local cache or the Hub.
+    space; from the local cache or the Hub. `key` is the option that names it, for messages.
 
     Raises:
         InputError: `mteb` is not installed or has no such retrieval task, the data is neither in
@@ -318,7 +303,7 @@ def mteb_task(name: str) -> RetrievalTask:
     """
     if importlib.util.find_spec("mteb") is None:
         raise InputError(
-            f"--task mteb:{name} needs the package mteb; pip install 'hf_distill[mteb]'"
+            f"--{key} mteb:{name} needs the package mteb; pip install 'hf_distill[mteb]'"
         )
     import mteb  # noqa: PLC0415  (an extra, and the import takes ten seconds)
 
@@ -328,17 +313,17 @@ def mteb_task(name: str) -> RetrievalTask:
     except KeyError as error:
         reason = error.args[0] if error.args else error
         raise InputError(
-            f"--task mteb:{name} is unknown to mteb ({reason}); name one of its retrieval tasks"
+            f"--{key} mteb:{name} is unknown to mteb ({reason}); name one of its retrieval tasks"
         ) from error
     about = task.metadata
     if about.type != "Retrieval" or not set(about.modalities) <= {"text"}:
         raise InputError(
-            f"--task mteb:{name} is a {about.type} task of {', '.join(about.modalities)}; name a "
+            f"--{key} mteb:{name} is a {about.type} task of {', '.join(about.modalities)}; name a "
             "text retrieval task"
         )
     if len(task.hf_subsets) != 1 or len(task.eval_splits) != 1:
         raise InputError(
-            f"--task mteb:{name} has {len(task.hf_subsets)} subsets "
+            f"--{key} mteb:{name} has {len(task.hf_subsets)} subsets "
             f"({', '.join(task.hf_subsets[:5])}) and {len(task.eval_splits)} splits; name a task "
             "with one of each"
         )
@@ -347,7 +332,7 @@ def mteb_task(name: str) -> RetrievalTask:
     except (OSError, ValueError) as error:  # those of `datasets` and `huggingface_hub`, too
         reason = str(error).splitlines()[0] if str(error) else "no message"
         raise InputError(
-            f"--task mteb:{name}: its data (data set {about.dataset['path']}, revision "
+            f"--{key} mteb:{name}: its data (data set {about.dataset['path']}, revision "
             f"{about.dataset['revision']}) is not in the local cache and could not be downloaded "
             f"({type(error).__name__}: {reason}); download it once with a network"
         ) from error
@@ -367,29 +352,29 @@ def mteb_task(name: str) -> RetrievalTask:
     )
 
 
-def load_task(text: str) -> RetrievalTask:
-    """The task that `text` names: a run's folder, a BEIR folder, `mteb:NAME`, or `nano:NAME` for
-    NanoBEIR, e.g. `nano:SciFact`.
+def load_task(text: str, key: str = "task") -> RetrievalTask:
+    """The task that `text` names: a run's folder, a BEIR folder (or a test set in any other
+    format), `mteb:NAME`, or `nano:NAME` for NanoBEIR, e.g. `nano:SciFact`.
+
+    Args:
+        text: Names the task.
+        key: The option that says so, for messages.
 
     Raises:
         InputError: `text` is none of these, or as the readers.
     """
     kind, _, name = text.partition(":")
     if kind == "mteb" and name:
-        return mteb_task(name)
+        return mteb_task(name, key)
     if kind == "nano" and name:
-        return mteb_task(f"Nano{name}Retrieval")
-    folder = Path(text)
-    if not folder.is_dir():
+        return mteb_task(f"Nano{name}Retrieval", key)
+    path = Path(text)
+    if not path.exists():
         raise InputError(
-            f"--task {text}: there is no such folder; name a run's folder, a BEIR folder, "
+            f"--{key} {text}: there is no such file or folder; name a run's folder, a BEIR folder, "
             "mteb:NAME or nano:NAME (e.g. nano:SciFact)"
         )
-    if (run := RunFolder(folder)).recipe.is_file():
+    if (run := RunFolder(path)).recipe.is_file():
         return run_task(run)
-    if (folder / "corpus.jsonl").is_file():
-        return beir_task(folder)
-    raise InputError(
-        f"--task {text}: this folder holds neither recipe.yaml (a run) nor corpus.jsonl (a BEIR "
-        "folder); name another one"
-    )
+    with tempfile.TemporaryDirectory() as cache:
+        return task_of(read_path(path, key, DataArguments(), Path(cache)), path.resolve().name)

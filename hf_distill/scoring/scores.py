@@ -63,6 +63,7 @@ class SoftLabels:
         teacher_identity: The fingerprint of the teacher: weights and settings.
         precision: The precision in which the teacher ran.
         query_prompt, document_prompt: Text before each query and document.
+        instruction: What a ranker's own default prompt tells it.
         scale: What the scores mean: `similarity`, `activation`, `range` (null: no bound).
         dimension: Of the teacher's embeddings; null if it has none.
         pairs: How many were scored, over all splits.
@@ -82,6 +83,7 @@ class SoftLabels:
     precision: str
     query_prompt: str
     document_prompt: str
+    instruction: str
     scale: dict[str, Any]
     dimension: int | None
     pairs: int
@@ -125,11 +127,18 @@ class Scores:
         record, score = self.record, self.record.score
         repeats = record.items_without_deduplication - record.items
         speed = f", {record.pairs / record.seconds:,.0f} pairs/s" if record.seconds > 1 else ""
+        prompts = (
+            ("query", record.query_prompt),
+            ("document", record.document_prompt),
+            ("instruction", record.instruction),
+        )
+        used = ", ".join(f"{name} {text!r}" for name, text in prompts if text) or "none"
         unscored = f"; {record.unscored:,} without a score" if record.unscored else ""
         return (
             f"Scores   {record.pairs:,} pairs by {record.teacher} ({record.precision}; "
             f"{self.scale}), {record.items:,} unique {record.item}s ({repeats:,} repeats saved), "
             f"{record.seconds} s{speed}\n"
+            f"         prompts: {used}\n"
             f"         mean {score.mean:.3f}, sd {score.sd:.3f}, min {score.min:.3f}, "
             f"max {score.max:.3f}{unscored}"
         )
@@ -319,6 +328,7 @@ def score_collection(
             precision=teacher.precision,
             query_prompt=teacher.prompts.query,
             document_prompt=teacher.prompts.document,
+            instruction=teacher.instruction,
             scale=teacher.scale.record(),
             dimension=table.dimension if table else None,
             pairs=len(values),
