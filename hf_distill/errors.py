@@ -1,4 +1,4 @@
-"""The one exception that means "your input, not our code", and what may be printed of any text."""
+"""The exceptions that mean "your input" and "your disk", not our code; and what may be printed."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,13 @@ class InputError(ValueError):
 
     The message says what was found (with the measured value, file and row), why the run cannot go
     on, and what to do. `train.py` prints it without a traceback and exits with code 2.
+    """
+
+
+class WriteError(OSError):
+    """A file cannot be written: the disk, a quota or a limit on the size of files is full.
+
+    The message names the file. `train.py` prints it without a traceback and exits with code 1.
     """
 
 

@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection
+from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
@@ -31,6 +32,7 @@ from hf_distill.evaluation.further import (
     with_shared_texts,
 )
 from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.validation import validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -40,8 +42,10 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
+from hf_distill.run.disk import Sizes, check_folders, check_space, plan
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
-from hf_distill.run.stage import read_json, stage
+from hf_distill.run.lock import held
+from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
@@ -53,13 +57,18 @@ from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
+from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
+from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
+    check_amounts,
     check_batch,
     check_objective,
+    sizes_with,
+    student_sizes,
     train_student,
 )
 
@@ -102,11 +111,13 @@ class Run:
     Attributes:
         recipe: The resolved recipe.
         folder: Where the results are kept.
+        sizes: How much it works on, as far as that is known.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.sizes = Sizes()
 
     @classmethod
     def open(cls, recipe: Recipe) -> Run:
@@ -118,16 +129,23 @@ class Run:
                 cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_folders(recipe)
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
         parse_terms(recipe.training)
+        check_mixing(recipe.training)
         if not run.wants("score"):
             return run
         check_objective(recipe, run.teacher, run.rules)
-        build_student(recipe.student, run.teacher, None, recipe.seed)
+        student = build_student(recipe.student, run.teacher, None, recipe.seed)
+        run.sizes = student_sizes(student)
+        check_space(recipe, plan(recipe, run.sizes))
+        if run.wants("train"):
+            watched_measure(recipe)
+            check_training(recipe, student)
         return run
 
     def with_recipe(self, recipe: Recipe) -> Run:
@@ -150,14 +168,21 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """Make or reuse the wanted stages in their order, and yield a summary of each."""
-        yield self.collection.summary()
+        """Make or reuse the wanted stages in their order, and yield a summary of each. Meanwhile a
+        second call in the same folder is refused.
+        """
+        with held(self.folder):
+            yield from self._stages()
+
+    def _stages(self) -> Iterator[str]:
+        yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
-        if evaluates and self.further_tasks.summary:
-            yield self.further_tasks.summary
         if self.wants("score"):
+            yield check_space(self.recipe, plan(self.recipe, self.sizes))
+            if evaluates and self.further_tasks.summary:
+                yield self.further_tasks.summary
             yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
@@ -188,7 +213,9 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_amounts(collection, self.recipe.training)
+            check_sources(collection, self.recipe.training)
+            self.sizes = sizes_with(self.sizes, collection, self.teacher, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
 
@@ -259,7 +286,7 @@ class Run:
             return record
 
         inputs = self.training_inputs(self.selection)
-        files = [self.folder.student / "modules.json"]
+        files = [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
@@ -296,6 +323,7 @@ class Run:
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=checkpoints,
+            evaluator=validation_evaluator(self.recipe, self.collection),
         )
         return student, train_student(task, key)
 
@@ -322,7 +350,7 @@ class Run:
             self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
             list(self.further_tasks.digests.items()),
         ]  # fmt: skip
-        return stage(self.folder.evaluation, Evaluation, inputs, make)
+        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
     def results(self) -> RunResults:
@@ -416,11 +444,11 @@ def finished(path: Path, *line: str) -> RunResults:
         recipe=recipe,
         folder=folder,
         collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_json(folder.selection, Audit),
-        training=read_json(folder.training, TrainingRecord),
-        evaluation=read_json(folder.evaluation, Evaluation),
-        lengths=read_json(folder.text_lengths, TextLengths),
+        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_result(folder.selection, Audit),
+        training=read_result(folder.training, TrainingRecord),
+        evaluation=read_result(folder.evaluation, Evaluation),
+        lengths=read_result(folder.text_lengths, TextLengths),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

@@ -30,10 +30,9 @@ from hf_distill.data.near_duplicates import (
     word_trigrams,
 )
 from hf_distill.data.read import open_tables
-from hf_distill.data.sources.beir import read_beir
-from hf_distill.data.sources.files import read_files, read_hub
+from hf_distill.data.sources.files import read_beir, read_files, read_hub, read_qrecc
 from hf_distill.data.sources.pydocs import PASSAGE_CHARACTERS, harvest, passage, read_pydocs
-from hf_distill.data.sources.qrecc import extract_pair, read_qrecc
+from hf_distill.data.sources.qrecc import extract_pair
 from hf_distill.data.split import (
     LEAKED,
     LEAKS,
@@ -162,10 +161,10 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{not json", "line 1, column 2"),
-        ('{"a": 1}', "JSON dict"),
-        ("[1]", "turn 0 is a int"),
-        ('[{"Question": "x"}]', "turn 0 .*'Conversation_no'.* Question"),
+        ("{not json", "line 1: not JSON"),
+        ('{"a": 1}', "one object, with the keys .a."),
+        ("[1]", "bad.json, row 0: .*int"),
+        ('[{"Question": "x"}]', "row 0 .*'Conversation_no'.* Question"),
     ],
 )
 def test_a_bad_qrecc_file_is_refused_with_the_place(
@@ -351,7 +350,7 @@ def test_beir_with_test_judgements_of_nothing_is_refused(tmp_path: Path) -> None
     [
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{oops\n', r"corpus.jsonl, line 2: .*JSON"),
         ("corpus.jsonl", '{"_id": "a", "text": "x \\ud800"}\n', "line 1: .*Unicode"),
-        ("corpus.jsonl", '{"_id": "a"}\n', "line 1: .*_id and text"),
+        ("corpus.jsonl", '{"_id": "a"}\n', "corpus.jsonl has no id and text.*_id"),
         (
             "queries.jsonl",
             '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n',
@@ -416,13 +415,12 @@ def test_tables_of_every_kind_give_the_same_pairs(tmp_path: Path, suffix: str) -
             {"query_column": "question"},
             "--query_column question.*query, document",
         ),
-        ('{"query": 1, "document": "b"}\n', {}, "--query_column query.*int64"),
         (
             '{"query": "a", "document": "b"}\n',
             {"dataset_path": "nowhere.jsonl"},
             "--dataset_path nowhere.jsonl",
         ),
-        ("", {}, r"--dataset_path .*pairs\.jsonl is empty"),
+        ("", {}, r"pairs\.jsonl is empty"),
     ],
 )
 def test_a_bad_table_is_refused(tmp_path: Path, content: str, keys: dict, says: str) -> None:

@@ -193,7 +193,7 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("corpus.jsonl", "", "corpus.jsonl is empty"),
+        ("corpus.jsonl", "", r"corpus\.jsonl is empty"),
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
@@ -204,7 +204,7 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
             '{"_id": "q1", "text": "a"}\n',
             r"1 of 2 judged queries have no text \(e.g. 'q2'\)",
         ),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "tiny-beir: none of its .* queries"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "tiny-beir judges nothing"),
         (
             "qrels/test.tsv",
             "h\th\th\nq1\td1\t1\nq1\td1\t2\n",
@@ -228,7 +228,7 @@ def test_duplicate_ids_of_any_source_are_refused() -> None:
 def test_a_text_that_names_no_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--task .*nowhere"):
         load_task(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=f"--task {tmp_path}"):
+    with pytest.raises(InputError, match=r"--task .*holds no"):
         load_task(str(tmp_path))
 
 

@@ -85,6 +85,12 @@ def test_a_judgement_of_a_document_that_is_not_there_counts() -> None:
     assert "1 of 4 judgements name a document that is not in the corpus" in task.notes[0]
 
 
+@pytest.mark.parametrize("wrong", [{"query": 7}, {"document": ["x"]}, {"grade": 0.5}])
+def test_what_is_no_text_or_grade_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"7|list|0\.5"):
+        task_of(source([*ROWS, {**ROWS[0], **wrong}]), "mine")
+
+
 def test_an_id_with_two_texts_is_refused() -> None:
     rows = [*ROWS, {"query": "other", "document": "x", "query_id": "q1"}]
     with pytest.raises(InputError, match="'q1' has two texts"):

@@ -123,7 +123,9 @@ def test_a_cross_encoders_nan_is_said_with_the_pair(load: Any, cross_encoder_dir
     teacher = load(teacher=cross_encoder_dir, teacher_kind="cross-encoder")
     with torch.no_grad():
         next(teacher.model.parameters()).fill_(torch.nan)
-    with pytest.raises(InputError, match=r"NaN or infinity for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"):
+    with pytest.raises(
+        InputError, match=r"NaN or infinity for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"
+    ):
         teacher.score([("a cat", "a dog")])
 
 

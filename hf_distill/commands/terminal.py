@@ -13,8 +13,9 @@ import datasets
 import transformers
 
 from hf_distill.compute.device import keep_freed_memory
-from hf_distill.errors import InputError, printable
+from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
+from hf_distill.run.disk import why_not_written
 
 
 def set_up() -> None:
@@ -29,15 +30,22 @@ def set_up() -> None:
 
 
 def exit_code(program: str, act: Callable[[], None]) -> int:
-    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub 1, each with one
-    message.
+    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub or a full disk 1,
+    each with one message.
     """
     try:
         act()
     except InputError as error:
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         return 2
-    except PublishingError as error:
+    except (PublishingError, WriteError) as error:
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a library's working file; all others are raised again
+        why = why_not_written(error)
+        if why is None:
+            raise
+        named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        print(f"{program}: error: a file{named} cannot be written: {why}", file=sys.stderr)
         return 1
     return 0

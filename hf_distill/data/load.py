@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import folder_written_whole, read_json, stage
+from hf_distill.run.stage import folder_written_whole, read_result, stage, working_folder
 
 _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 """Options of the data that do not change any pair."""
@@ -118,7 +117,7 @@ def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Co
     manifest = folder.pairs / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
-    record = read_json(manifest, CollectionRecord)
+    record = read_result(manifest, CollectionRecord)
     if dataset_license is not None:
         source = dataclasses.replace(record.source, license=dataset_license)
         record = dataclasses.replace(record, source=source)
@@ -163,9 +162,8 @@ def write_collection(
         InputError: As `load_collection`.
     """
     pairs, test_set = sources
-    folder.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.cache) as working:
-        read = read_pairs(pairs, Path(working), test_set)
+    with working_folder(folder.cache / "working") as working:
+        read = read_pairs(pairs, working, test_set)
         numbers = _pair_numbers(read)
         if (numbers.given == ELSEWHERE).all():
             reasons = ", ".join(f"{why}: {count}" for why, count in read.counts.items())

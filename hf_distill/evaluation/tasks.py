@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.data.collection import Collection, SourcePairs, text_id
+from hf_distill.data.collection import Collection, SourcePairs, is_unicode, text_id
 from hf_distill.data.load import open_collection
 from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
@@ -188,7 +188,7 @@ class _Judged:
     def _take(self, row: Mapping[str, Any]) -> None:
         names = []
         for what, texts in (("query", self.queries), ("document", self.documents)):
-            text, key = (row.get(what) or "").strip(), row.get(f"{what}_id")
+            text, key = self._text(row, what), row.get(f"{what}_id")
             if text:
                 names.append(self._add(texts, key, text, what))
             elif key is not None:
@@ -200,8 +200,30 @@ class _Judged:
         if row.get("candidate"):
             self.candidates.setdefault(query, set()).add(document)
             return
-        grade = 1 if row.get("grade") is None else int(row["grade"])
-        self.judgements.setdefault(row.get("split"), []).append((query, document, grade))
+        grade = 1 if row.get("grade") is None else row["grade"]
+        if not isinstance(grade, (int, float)) or not float(grade).is_integer():
+            raise InputError(
+                f"{self._place(row)}: the grade is {grade!r}, but a grade is a whole number"
+            )
+        self.judgements.setdefault(row.get("split"), []).append((query, document, int(grade)))
+
+    def _text(self, row: Mapping[str, Any], what: str) -> str:
+        """The text, stripped; empty if it is missing or cannot be written."""
+        text = row.get(what)
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise InputError(
+                f"{self._place(row)}: the {what} is a {type(text).__name__} ({text!r:.50}), but it "
+                "must be text"
+            )
+        return text.strip() if is_unicode(text) else ""
+
+    def _place(self, row: Mapping[str, Any]) -> str:
+        if "at" not in row:
+            return self.name
+        table, place = row["at"]
+        return str(table.where(place))
 
 
 def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
@@ -218,6 +240,8 @@ def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
     splits = judged.judgements
     split = next((split for split in ("test", "validation") if split in splits), None)
     chosen = list(itertools.chain(*splits.values())) if split is None else splits[split]
+    if not chosen:
+        raise InputError(f"{name} judges nothing, so nothing can be measured; add judgements")
     documents = judged.documents
     if not judged.in_corpus:
         beside = {document for _, document, _ in chosen}.union(
@@ -376,5 +400,10 @@ def load_task(text: str, key: str = "task") -> RetrievalTask:
         )
     if (run := RunFolder(path)).recipe.is_file():
         return run_task(run)
+    if run.pairs.is_dir():
+        raise InputError(
+            f"--{key} {text}: this run's folder has no recipe.yaml yet; let its recipe come to its "
+            "end"
+        )
     with tempfile.TemporaryDirectory() as cache:
         return task_of(read_path(path, key, DataArguments(), Path(cache)), path.resolve().name)

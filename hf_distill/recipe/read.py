@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,6 +21,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import PARTS, Recipe, trainer_names
 from hf_distill.recipe.check import check_recipe
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.recipe.no_effect import nearest
 
 ENVIRONMENT_KEY = "environment"
 """The only key of a saved recipe that is not a flag: what the run was made with."""
@@ -52,7 +54,38 @@ class _RecipeParser(HfArgumentParser):
     """argparse, but an error is one `InputError` instead of a usage text of two hundred flags."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}\n  See: {self.prog} --help")
+        raise InputError(f"{_as_flag(message)}. See: {self.prog} --help")
+
+
+_OF_ARGUMENT = re.compile(r"argument --(\w+)(?:/--[\w-]+)*: (.*)")
+_SHOWN = 8
+"""Choices that a message lists, at most."""
+_VALUES = (
+    re.compile(r"invalid (?P<what>choice): (?P<value>'.*?'|\S+) \(choose from (?P<choices>.*)\)"),
+    re.compile(r"invalid (?P<what>\w+) value: (?P<value>.*)"),
+    re.compile(r"Truthy (?P<what>value) expected: got (?P<value>.*?) but"),
+)
+
+
+def _as_flag(message: str) -> str:
+    """What argparse says, as `--flag value: what is wrong`, in one line."""
+    message = " ".join(message.split())
+    of = _OF_ARGUMENT.fullmatch(message)
+    if of is None:
+        return message
+    name, says = of.groups()
+    said = next((found for pattern in _VALUES if (found := pattern.match(says))), None)
+    if said is None:
+        return f"--{name}: {says}"
+    value = said["value"].strip("'")
+    if said["what"] == "choice":
+        choices = [choice.strip("'") for choice in said["choices"].split(", ")]
+        if len(choices) > _SHOWN:
+            near = difflib.get_close_matches(value, choices, n=_SHOWN, cutoff=0)
+            return f"--{name} {value}: it is unknown; the nearest are {', '.join(near)}"
+        return f"--{name} {value}: it must be one of {', '.join(choices)}"
+    kinds = {"int": "a whole number", "float": "a number", "value": "true or false"}
+    return f"--{name} {value}: it must be {kinds.get(said['what'], 'a ' + said['what'])}"
 
 
 def _parser(program: str) -> _RecipeParser:
@@ -71,6 +104,8 @@ def _parser(program: str) -> _RecipeParser:
     for action in parser._actions:
         if action.option_strings[0].startswith("--no_"):
             action.help = argparse.SUPPRESS  # `--key false` says the same
+        if action.dest == "report_to":
+            action.nargs = "+"  # the Trainer takes a list, and its parser one value
     inherited = trainer_names()
     own = parser.add_argument_group("objective and training")
     trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
@@ -84,11 +119,6 @@ def _parser(program: str) -> _RecipeParser:
 def recipe_names() -> list[str]:
     """The recipes of this package."""
     return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir())
-
-
-def _nearest(key: str, keys: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "--help lists the keys."
 
 
 def _read_yaml(recipe: str) -> tuple[str, dict[str, Any]]:
@@ -132,7 +162,7 @@ def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list
         if key == ENVIRONMENT_KEY:
             continue
         if key not in keys:
-            raise InputError(f"{recipe}: unknown key {key!r}; {_nearest(str(key), keys)}")
+            raise InputError(f"{recipe}: unknown key {key!r}; {nearest(str(key), keys)}")
         line.append(f"--{key}")
         if isinstance(value, list):
             line += [str(item) for item in value] or [NONE]
@@ -202,7 +232,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
     given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
     given = {key.removeprefix("no_") if key not in keys else key for key in given}
     for key in sorted(given - set(keys) - {"help"}):
-        raise InputError(f"unknown key --{key}; {_nearest(key, keys)}")
+        raise InputError(f"unknown key --{key}; {nearest(key, keys)}")
     line = _without_unset(line)
     if "output_dir" not in given:
         line += ["--output_dir", "unused"]
@@ -217,8 +247,11 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
         )
     except InputError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"the training arguments do not fit: {error}") from error
+    except (ValueError, ImportError, RuntimeError, OSError, TypeError, AttributeError) as error:
+        says = re.sub(r"\w+Strategy\.(\w+)", lambda m: m[1].lower(), " ".join(str(error).split()))
+        raise InputError(
+            says if says.startswith("--") else f"the training arguments do not fit: {says}"
+        ) from error
     if stray:
         raise InputError(
             f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"

@@ -74,6 +74,7 @@ class SoftLabels:
         seconds: How long it took, from the first text to the last score.
         score: How the scores are distributed.
         parts: Names of the files that hold what the teacher computed.
+        collection: The key of the collection that was scored.
     """
 
     key: str
@@ -94,6 +95,7 @@ class SoftLabels:
     seconds: float
     score: ScoreStatistics
     parts: list[str]
+    collection: str = ""
 
 
 @dataclass(frozen=True)
@@ -339,6 +341,7 @@ def score_collection(
             seconds=round(time.perf_counter() - began, 1),
             score=ScoreStatistics.of(values),
             parts=scored.parts,
+            collection=collection.key,
         )
         if PartialState().is_main_process:
             with written_whole(scores_path) as temporary:

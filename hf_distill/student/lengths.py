@@ -5,23 +5,24 @@ A model reads only the beginning of a text that is longer than its limit, and sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Router, Transformer
 from tokenizers import Tokenizer
 
-from hf_distill.compute.encode import Item, batches_by_length
+from hf_distill.compute.encode import Asked, batches_by_length
 from hf_distill.data.collection import Collection
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import stage
 from hf_distill.student.build import backbone_identity, build_student
-from hf_distill.teachers.base import Prompts, Teacher
+from hf_distill.teachers.base import Teacher, TextKind
 
 SAMPLE = 100_000
 """Of more texts than this, so many are counted."""
@@ -35,8 +36,10 @@ _UNLIMITED = 10**9
 _BATCH_TOKENS = 100_000
 _READ = 10_000
 
-Kind = Literal["queries", "documents", "pairs"]
-Task = Literal["query", "document"] | None
+KINDS: tuple[TextKind, ...] = ("query", "document")
+
+_Read = Callable[[np.ndarray], list[str] | list[tuple[str, str]]]
+"""The texts or pairs at some places (m,)."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,12 @@ class ModelLengths:
     Attributes:
         role: What it is in the run.
         name: The teacher's name; of the student, its backbone.
-        of: What it reads -> how long that is. A cross-encoder reads pairs.
+        of: `queries` and `documents`, or of a cross-encoder `pairs` -> how long they are.
     """
 
     role: Literal["teacher", "student"]
     name: str
-    of: dict[Kind, Lengths]
+    of: dict[str, Lengths]
 
 
 @dataclass(frozen=True)
@@ -186,17 +189,16 @@ def text_lengths(earlier: Earlier) -> TextLengths:
 
     def make(key: str) -> TextLengths:
         members = [member for member, _ in teacher.members] or [teacher]
-        models = [
-            ModelLengths("teacher", member.name, _of_model(model, member.prompts, earlier))
-            for member in members
-            if (model := _model_of(member))
-        ]
-        backbone = recipe.student.student_backbone
+        readers = [reader for member in members if (reader := _reader_of(member))]
         student = build_student(recipe.student, teacher, None, recipe.seed)
-        of_student = _of_model(student, teacher.prompts, earlier)
-        models.append(ModelLengths("student", backbone, of_student))
-        unknown = tuple(member.name for member in members if not _model_of(member))
-        return TextLengths(key, tuple(models), unknown)
+        asked = {kind: Asked({"prompt": teacher.prompts.of(kind)}) for kind in KINDS}
+        readers.append(_Reader("student", recipe.student.student_backbone, student, asked, ""))
+        counted: dict[str, np.ndarray] = {}
+        return TextLengths(
+            key=key,
+            models=tuple(_measured(reader, collection, recipe.seed, counted) for reader in readers),
+            unknown=tuple(member.name for member in members if not _reader_of(member)),
+        )
 
     inputs = [
         collection.key, teacher.identity, vars(teacher.prompts), vars(recipe.student),
@@ -205,89 +207,129 @@ def text_lengths(earlier: Earlier) -> TextLengths:
     return stage(earlier.folder.text_lengths, TextLengths, inputs, make)
 
 
-def _model_of(teacher: Teacher) -> BaseModel | None:
-    """The model that reads texts for the teacher in this process."""
-    own = getattr(teacher, "model", None)
-    return own if isinstance(own, BaseModel) else teacher.backbone
+@dataclass(frozen=True)
+class _Reader:
+    """A model, and how it is asked.
+
+    Attributes:
+        role, name: As in `ModelLengths`.
+        model: The model.
+        asked: How it is asked for each kind of text; of a cross-encoder, for pairs.
+        before_documents: Text before the document of a pair.
+    """
+
+    role: Literal["teacher", "student"]
+    name: str
+    model: BaseModel
+    asked: Mapping[TextKind, Asked] | Asked
+    before_documents: str
+
+    def tokens(self, items: list[Any], kind: TextKind | None, whole: bool) -> np.ndarray:
+        """Tokens (n,) of texts or pairs: as many as the model reads, or, with `whole`, as many as
+        there are.
+        """
+        asked = self._asked(kind)
+        tokenizer = self._first(kind).tokenizer
+        if isinstance(tokenizer, Tokenizer):  # of a table of token vectors
+            if whole:
+                tokenizer = Tokenizer.from_str(tokenizer.to_str())
+                tokenizer.no_truncation()
+            texts = [asked.prompt + text for text in items]
+            encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return np.array([len(one) for one in encoded])
+        limit = {"max_length": _UNLIMITED} if whole else {}
+        features = self.model.preprocess(items, **{**asked.preprocess, **limit})
+        if "attention_mask" in features:
+            tokens: np.ndarray = features["attention_mask"].sum(dim=1).numpy()
+        else:  # not padded (`unpad_inputs`)
+            tokens = np.diff(features["cu_seq_lens_q"].numpy())
+        return tokens
+
+    def splits_like(self, kind: TextKind | None) -> str:
+        """Two models that return the same split these texts into the same tokens, as a student that
+        is cut from its teacher does.
+        """
+        first = self._first(kind)
+        backend = getattr(first.tokenizer, "backend_tokenizer", None)
+        if type(first) is not Transformer or backend is None:
+            return f"{self.role} {self.name} {kind}"
+        how = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+        return json.dumps([how, kind, self._asked(kind).prompt])
+
+    def declared_limit(self, kind: TextKind | None) -> int | None:
+        """The limit that the model names."""
+        limit = getattr(self._first(kind), "max_seq_length", None)
+        return int(limit) if limit and limit < _UNLIMITED else None
+
+    def _asked(self, kind: TextKind | None) -> Asked:
+        return self.asked if isinstance(self.asked, Asked) else self.asked[kind or "query"]
+
+    def _first(self, kind: TextKind | None) -> Any:
+        """The module that reads these texts."""
+        first: Any = self.model[0]
+        if not isinstance(first, Router):
+            return first
+        task = self._asked(kind).preprocess.get("task")
+        routes: Any = first.sub_modules
+        return routes[task if task in routes else first.default_route][0]
 
 
-def _of_model(model: BaseModel, prompts: Prompts, earlier: Earlier) -> dict[Kind, Lengths]:
-    """How long what `model` reads is."""
-    collection = earlier.collection
+def _reader_of(teacher: Teacher) -> _Reader | None:
+    """How the teacher reads texts; None if no model in this process does."""
+    model = getattr(teacher, "model", None)
+    if not isinstance(model, BaseModel):
+        model = teacher.backbone
+    if model is None:
+        return None
+    prompts = teacher.prompts
+    asked = getattr(teacher, "asked", {kind: Asked({"prompt": prompts.of(kind)}) for kind in KINDS})
+    return _Reader("teacher", teacher.name, model, asked, prompts.document)
+
+
+def _measured(
+    reader: _Reader, collection: Collection, seed: int, counted: dict[str, np.ndarray]
+) -> ModelLengths:
+    """How long what `reader` reads is. `counted` holds the tokens of models that split texts
+    alike.
+    """
     pairs = collection.every_pair()
-
-    def queries(numbers: np.ndarray) -> list[str]:
-        return [prompts.query + text for text in collection.query_texts(numbers)]
-
-    def documents(numbers: np.ndarray) -> list[str]:
-        return [prompts.document + text for text in collection.document_texts(numbers)]
 
     def both(places: np.ndarray) -> list[tuple[str, str]]:
         some = pairs.take(places)
-        return list(zip(queries(some.queries), documents(some.documents), strict=True))
+        documents = collection.document_texts(some.documents)
+        documents = [reader.before_documents + document for document in documents]
+        return list(zip(collection.query_texts(some.queries), documents, strict=True))
 
-    def measured(read: Callable[[np.ndarray], Sequence[Item]], count: int, task: Task) -> Lengths:
+    def lengths(read: _Read, count: int, kind: TextKind | None) -> Lengths:
         places = np.arange(count)
         if count > SAMPLE:
-            draw = np.random.default_rng(earlier.recipe.seed)
+            draw = np.random.default_rng(seed)
             places = np.sort(draw.choice(count, SAMPLE, replace=False))
-        blocks = (read(places[start : start + _READ]) for start in range(0, len(places), _READ))
-        return Lengths.of(*_tokens_and_limit(model, blocks, task), count)
+        like = reader.splits_like(kind)
+        if like not in counted:
+            counted[like] = _count(reader, read, places, kind)
+        tokens = counted[like]
+        # The limit is what it reads of the longest text, or what it declares if that is not cut.
+        longest = read(places[[tokens.argmax()]])
+        most = int(reader.tokens(longest, kind, whole=False)[0])
+        limit = most if most < tokens.max() else reader.declared_limit(kind)
+        return Lengths.of(tokens, limit, count)
 
-    if isinstance(model, CrossEncoder):
-        return {"pairs": measured(both, len(pairs), None)}
-    return {
-        "queries": measured(queries, len(collection.queries), "query"),
-        "documents": measured(documents, len(collection.documents), "document"),
-    }
+    of: dict[str, Lengths] = {}
+    if isinstance(reader.model, CrossEncoder):
+        of["pairs"] = lengths(both, len(pairs), None)
+    else:
+        of["queries"] = lengths(collection.query_texts, len(collection.queries), "query")
+        of["documents"] = lengths(collection.document_texts, len(collection.documents), "document")
+    return ModelLengths(reader.role, reader.name, of)
 
 
-def _tokens_and_limit(
-    model: BaseModel, blocks: Iterable[Sequence[Item]], task: Task
-) -> tuple[np.ndarray, int | None]:
-    """Tokens (n,) of all items, and the most that `model` reads of one. The limit is what it reads
-    of the longest item, if it cuts that, and else what it declares.
-    """
-    counts: list[np.ndarray] = []
-    longest: Item = ""
-    most = -1
-    for items in blocks:
-        tokens = np.empty(len(items), dtype=np.int64)
+def _count(reader: _Reader, read: _Read, places: np.ndarray, kind: TextKind | None) -> np.ndarray:
+    """(n,) int64, the tokens of the texts or pairs at `places` (n,), uncut."""
+    counts = np.empty(len(places), dtype=np.int64)
+    for start in range(0, len(places), _READ):
+        items = read(places[start : start + _READ])
         for batch in batches_by_length(items, _BATCH_TOKENS):
-            tokens[batch] = _tokens(model, [items[i] for i in batch], task, whole=True)
-        if tokens.max() > most:
-            most, longest = int(tokens.max()), items[int(tokens.argmax())]
-        counts.append(tokens)
-    read = int(_tokens(model, [longest], task, whole=False)[0])
-    return np.concatenate(counts), read if read < most else _declared(model, task)
-
-
-def _tokens(model: BaseModel, items: list[Any], task: Task, whole: bool) -> np.ndarray:
-    """Tokens (n,) of items: as many as `model` reads, or, with `whole`, as many as there are."""
-    tokenizer = model.tokenizer
-    if isinstance(tokenizer, Tokenizer):  # of a static model
-        if whole:
-            tokenizer = Tokenizer.from_str(tokenizer.to_str())
-            tokenizer.no_truncation()
-        encoded = tokenizer.encode_batch_fast(items, add_special_tokens=False)
-        return np.array([len(one) for one in encoded])
-    arguments: dict[str, Any] = {"task": task} if task else {}
-    if whole:
-        arguments["max_length"] = _UNLIMITED
-    features = model.preprocess(items, **arguments)
-    if "attention_mask" in features:
-        tokens: np.ndarray = features["attention_mask"].sum(dim=1).numpy()
-    else:  # not padded (`unpad_inputs`)
-        tokens = np.diff(features["cu_seq_lens_q"].numpy())
-    return tokens
-
-
-def _declared(model: BaseModel, task: Task) -> int | None:
-    """The limit that the module which reads these texts names."""
-    first: Any = model[0]
-    if isinstance(first, Router):
-        routes: Any = first.sub_modules
-        route = task if task in routes else first.default_route
-        first = routes[route][0] if route else None
-    limit = getattr(first, "max_seq_length", None)
-    return int(limit) if limit and limit < _UNLIMITED else None
+            rows = start + np.array(batch)
+            counts[rows] = reader.tokens([items[i] for i in batch], kind, whole=True)
+    return counts

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from hf_distill.data.collection import SourcePairs
 from hf_distill.data.format import Format
-from hf_distill.data.sources.judged import pairs_of, role_of, shape_of, words_of
+from hf_distill.data.sources.id_tables import role_of, shape_of, words_of
+from hf_distill.data.sources.judged import pairs_of
 from hf_distill.data.tables.table import Tables
 from hf_distill.recipe.arguments import DataArguments
 

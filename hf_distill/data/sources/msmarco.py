@@ -1,12 +1,13 @@
 """MS MARCO's files: collection, queries, judgements, triples of texts or ids, and TREC runs, in any
-selection. Tables are told apart by their content, see `hf_distill.data.sources.judged.shape_of`.
+selection. Tables are told apart by their content, see `hf_distill.data.sources.id_tables.shape_of`.
 """
 
 from __future__ import annotations
 
 from hf_distill.data.collection import SourcePairs
 from hf_distill.data.format import Format
-from hf_distill.data.sources.judged import pairs_of, shape_of
+from hf_distill.data.sources.id_tables import shape_of
+from hf_distill.data.sources.judged import pairs_of
 from hf_distill.data.tables.table import Tables
 from hf_distill.recipe.arguments import DataArguments
 

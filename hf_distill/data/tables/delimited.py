@@ -151,8 +151,8 @@ def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(path: Path) -> str:
-    """The delimiter that cuts the first records into equally many cells, the most of them; else
-    the one that cuts the first record into most.
+    """Of the delimiters that cut the first record, one that cuts the next ones into equally many
+    cells, else the one that cuts it into most. A comma if none does.
     """
     widths: dict[str, list[int]] = {}
     for delimiter in (",", ";", "\t"):
@@ -166,7 +166,10 @@ def _delimiter(path: Path) -> str:
     if not any(any(found) for found in widths.values()):
         for _ in _quoted(path, ","):
             break
-    return max(widths, key=lambda d: (len(set(widths[d])) == 1, max(widths[d][:1], default=0)))
+    first = {delimiter: max(found[:1], default=0) for delimiter, found in widths.items()}
+    return max(
+        widths, key=lambda d: (first[d] > 1, first[d] > 1 and len(set(widths[d])) == 1, first[d])
+    )
 
 
 @dataclass
@@ -187,6 +190,7 @@ class _Quotes:
     _enclosing: bool = True
     _record_width: int = 0
     _open: list[str] = field(default_factory=list)
+    _length: int = 0
     _several_lines: bool = False
     _needless: bool = False
     _needless_beside_commas: bool = False
@@ -213,7 +217,8 @@ class _Quotes:
             self._open.append(line)
             if line.count('"') % 2 == (len(self._open) == 1):
                 # An odd number of quotes: the record goes on, or has just begun to.
-                self._enclosing = sum(map(len, self._open)) < LONGEST
+                self._length += len(line)
+                self._enclosing = self._length < LONGEST
                 return
             if len(self._open) == 1 or line.count('"') % 2:
                 self._close()
@@ -240,7 +245,7 @@ class _Quotes:
         rows = sum(line.count("\t") + 1 == self._width for line in self._open)
         record = "\n".join(self._open)
         several = len(self._open) > 1
-        self._open = []
+        self._open, self._length = [], 0
         if not _RECORD.fullmatch(record) or (several and self._width > 1 and rows > 1):
             # Quotes inside a cell, or a cell that swallows what are rows by themselves.
             self._enclosing = False
@@ -280,5 +285,5 @@ class _Quotes:
         return (
             not self._needless
             or not (self._needless_beside_commas or self._bare_comma)
-            or not (self._quoted_columns & self._bare_columns)
+            or bool(self._quoted_columns and not self._quoted_columns & self._bare_columns)
         )

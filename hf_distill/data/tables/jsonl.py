@@ -36,12 +36,13 @@ def open_json(file: File) -> Table | None:
         InputError: Text that is not JSON, or a row that is neither object nor list, with the line;
             more than 1,000 columns.
     """
-    first = next((text.lstrip()[:1] for text in chunks(file.path) if text.strip()), "")
-    if not first:
+    pieces = chunks(file.path)
+    start = next((text.lstrip() for text in pieces if not text.isspace()), "")
+    if not start:
         raise InputError(f"{file.path} is empty: it holds white space alone")
-    if _one_a_line(file):
+    if _one_a_line(file, start, next(pieces, "")):
         return _table(file, "line", lambda: _line_rows(file.path), _line_keys(file.path))
-    if first == "[":
+    if start[0] == "[":
         keys = (row for _, row in _list_rows(file.path))
         return _table(file, "row", lambda: _list_rows(file.path), keys)
     rows = _rows_of_document(_document(file.path))
@@ -63,18 +64,22 @@ def not_a_table(file: File) -> InputError:
     )
 
 
-def _one_a_line(file: File) -> bool:
-    """Whether each line is a row by itself. A `.json` with one line is a document."""
-    filled = (line for _, line in lines(file.path) if line.strip())
-    first = next(filled)
+def _one_a_line(file: File, start: str, more: str) -> bool:
+    """Whether each line is a row by itself, by the first two pieces. A `.json` with one line is a
+    document.
+    """
+    first, end, rest = start.partition("\n")
+    document = file.suffix == ".json"
+    if not end and more:
+        return not document and start[0] == "{"
     try:
         value = _DECODER.decode(first)
     except ValueError:
         # A bracket alone begins a document; what else is broken is refused with its line.
-        return file.suffix != ".json" and first.strip() not in ("[", "{")
+        return not document and first[0] == "{" and first.strip() != "{"
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
         return False
-    return file.suffix != ".json" or next(filled, None) is not None
+    return not document or bool(rest.strip() or more.strip())
 
 
 def _table(
