@@ -211,8 +211,8 @@ def training(**values: Any) -> TrainingRecord:
     """How a student was trained."""
     defaults = {
         "key": "t", "selection": "x", "steps": 2, "epochs": 1.0, "examples": 8, "processes": 1,
-        "pairs": 4, "sources": {}, "texts": 0, "seconds": 1.5, "resumed_from": None, "precision": "fp32",
-        "best_step": None, "layers": None, "log": [],
+        "pairs": 4, "sources": {}, "texts": 0, "seconds": 1.5, "resumed_from": None,
+        "precision": "fp32", "best_step": None, "layers": None, "log": [],
     }  # fmt: skip
     return msgspec.convert({**defaults, **values}, TrainingRecord)
 
