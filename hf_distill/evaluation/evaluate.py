@@ -81,8 +81,8 @@ def embed_task(
     model: SentenceTransformer, task: RetrievalTask, name: str = "model"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of the task's queries (Q, d) and documents (N, d), float32: those of the model's
-    own `encode_query` and `encode_document`. As after `model.encode`, the model is in evaluation mode
-    afterwards.
+    own `encode_query` and `encode_document`. As after `model.encode`, the model is in evaluation
+    mode afterwards.
 
     Args:
         model: Any SentenceTransformer.
