@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hf_distill.data.tables.open import open_tables
 from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe, TeacherArguments
-from hf_distill.run.stage import fingerprint, folder_written_whole, main_makes, sha256_of
+from hf_distill.run.stage import folder_written_whole, main_makes, sha256_of
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, reads
 
 SCORE_COLUMNS, TEXT_COLUMN, EMBEDDING_COLUMN = ("teacher_score", "score"), "text", "embedding"
@@ -236,7 +237,8 @@ def _embeddings_of(
     arguments: TeacherArguments = recipe.teacher
     declared = arguments.teacher_similarity == "declared"
     similarity = "cosine" if declared else arguments.teacher_similarity
-    kept = recipe.cache / f"embeddings-{fingerprint(digests)}"
+    content = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    kept = recipe.cache / f"embeddings-{content}"
 
     def make() -> None:
         with folder_written_whole(kept) as folder:
