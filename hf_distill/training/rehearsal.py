@@ -28,8 +28,8 @@ LAST, NONE = ("true", "last"), ("false",)
 """Values of `resume_from_checkpoint` beside a path."""
 
 _FAULTS = (
-    ArithmeticError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError,
-    OSError,
+    ArithmeticError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, LookupError,
+    AssertionError, OSError,
 )  # fmt: skip
 """What torch, transformers and their optional packages raise for settings that do not work here."""
 
@@ -87,8 +87,8 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
     broken = [name for name, p in student.named_parameters() if not bool(p.isfinite().all())]
     if broken:
         raise InputError(
-            f"--student_backbone {recipe.student.student_backbone}: {len(broken)} parameters of the "
-            f"untrained student hold NaN or infinite values, e.g. {broken[0]}; check the model's "
+            f"--student_backbone {recipe.student.student_backbone}: {len(broken)} parameters of "
+            f"the untrained student hold NaN or infinite values, e.g. {broken[0]}; check the model's "
             "weights"
         )
     check_checkpoint(recipe, student)
