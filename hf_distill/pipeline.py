@@ -20,9 +20,17 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection
+from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
+from hf_distill.evaluation.further import (
+    FurtherTasks,
+    check_tasks,
+    embed_by_teacher,
+    load_tasks,
+    with_shared_texts,
+)
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.validation import validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
@@ -36,19 +44,22 @@ from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.disk import Sizes, check_folders, check_space, plan
 from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
-from hf_distill.run.stage import read_json, stage
+from hf_distill.run.lock import held
+from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
-from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
+from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
+from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
+from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
@@ -123,7 +134,9 @@ class Run:
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
+        check_tasks(recipe.data)
         parse_terms(recipe.training)
+        check_mixing(recipe.training)
         if not run.wants("score"):
             return run
         check_objective(recipe, run.teacher, run.rules)
@@ -155,12 +168,22 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """Make or reuse the wanted stages in their order, and yield a summary of each."""
-        yield self.collection.summary()
+        """Make or reuse the wanted stages in their order, and yield a summary of each. Meanwhile a
+        second call in the same folder is refused.
+        """
+        with held(self.folder):
+            yield from self._stages()
+
+    def _stages(self) -> Iterator[str]:
+        yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
+        evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
             yield check_space(self.recipe, plan(self.recipe, self.sizes))
+            if evaluates and self.further_tasks.summary:
+                yield self.further_tasks.summary
+            yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
             yield self.selection.summary()
@@ -191,14 +214,34 @@ class Run:
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
             check_amounts(collection, self.recipe.training)
+            check_sources(collection, self.recipe.training)
             self.sizes = sizes_with(self.sizes, collection, self.teacher, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
 
     @cached_property
+    def lengths(self) -> TextLengths:
+        """How long the texts are for teacher and student, and how many they cut."""
+        return text_lengths(self)
+
+    @cached_property
     def scores(self) -> Scores:
         """The teacher's score of every pair, and its embedding of every text."""
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
+
+    @cached_property
+    def further_tasks(self) -> FurtherTasks:
+        """The further tasks of the evaluation. They are read before any scoring, and the teacher
+        embeds their texts while all processes are there.
+        """
+        tasks = with_shared_texts(load_tasks(self.recipe), self.collection)
+        for _, task in tasks.values():
+            embed_by_teacher(task, self.teacher, self._shards)
+        return FurtherTasks.of(tasks)
+
+    @property
+    def _shards(self) -> Path:
+        return shards_of(self.folder, self.recipe.teacher.teacher_cache)
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -243,7 +286,7 @@ class Run:
             return record
 
         inputs = self.training_inputs(self.selection)
-        files = [self.folder.student / "modules.json"]
+        files = [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
@@ -297,11 +340,17 @@ class Run:
                 scores=self.scores,
                 components=self.initialisation.components,
                 training=self.training.key,
+                language=self.recipe.data.language,
+                tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
+                shards=self._shards,
             )
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
-        inputs = [self.training.key, self.collection.key, self.scores.key]
-        return stage(self.folder.evaluation, Evaluation, inputs, make)
+        inputs = [
+            self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
+            list(self.further_tasks.digests.items()),
+        ]  # fmt: skip
+        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
     def results(self) -> RunResults:
@@ -314,6 +363,7 @@ class Run:
             audit=self.selection.audit,
             training=self.training,
             evaluation=self.evaluation,
+            lengths=self.lengths,
         )
 
     def release(self) -> list[str]:
@@ -380,7 +430,7 @@ def finished(path: Path, *line: str) -> RunResults:
     read_saved_recipe(folder)
     needed = (
         folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
-        folder.student / "modules.json", folder.training, folder.evaluation,
+        folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
     )  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
@@ -394,10 +444,11 @@ def finished(path: Path, *line: str) -> RunResults:
         recipe=recipe,
         folder=folder,
         collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_json(folder.selection, Audit),
-        training=read_json(folder.training, TrainingRecord),
-        evaluation=read_json(folder.evaluation, Evaluation),
+        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_result(folder.selection, Audit),
+        training=read_result(folder.training, TrainingRecord),
+        evaluation=read_result(folder.evaluation, Evaluation),
+        lengths=read_result(folder.text_lengths, TextLengths),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

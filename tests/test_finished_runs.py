@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Said, call
+from conftest import Said, call, run_tiny
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -281,3 +281,45 @@ def test_a_space_loads_what_the_demo_here_shows(
 def test_the_demo_is_a_gradio_app(copied: Path) -> None:
     gradio = pytest.importorskip("gradio")
     assert isinstance(demo_app.build(*local_demo(finished(copied))), gradio.Blocks)
+
+
+# --- what is published is what was measured
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["student_model_sd/model.safetensors", "dataset/selected/train-00000-of-00001.parquet",
+     "evaluation.json", "retrieval/student.run", "teacher_soft_labels.json"],
+)  # fmt: skip
+def test_a_damaged_artefact_is_not_published(copied: Path, damaged: str) -> None:
+    flip_a_bit(copied / damaged)
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    said = call(line, main)
+    assert said.code == 2
+    assert damaged in said.err
+
+
+def test_what_a_link_leads_to_is_not_published(copied: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    for folder in ("student_model_sd", "dataset/selected"):
+        link = copied / folder / "notes.txt"
+        link.symlink_to(secret)
+        line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+        said = call(line, main)
+        assert (said.code, f"{folder}/notes.txt" in said.err) == (2, True)
+        link.unlink()
+
+
+def test_pairs_of_an_earlier_selection_are_not_published(tiny: Path, copied: Path) -> None:
+    run_tiny(tiny, copied, "--selection", "percentile=50", "--until", "evaluate")
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    said = call(line, main)
+    assert said.code == 2
+    assert "earlier selection" in said.err

@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "the student's repository has no name; give one with --model, e.g. you/student"
         )
-    if results.recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
+    if results.recipe.run.hub_dataset_id and not folder.dataset_record.is_file():
         raise InputError(
             f"{folder.dataset} does not exist; make it: hf-distill train {folder.recipe} --run_dir "
             f"{folder.path} --until release"

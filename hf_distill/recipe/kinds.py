@@ -83,6 +83,9 @@ TEACHERS: Mapping[str, Kind] = {
     "cross-encoder": Kind(
         "hf_distill.teachers.cross_encoder:load_cross_encoder", "a CrossEncoder with one output"
     ),
+    "sparse-encoder": Kind(
+        "hf_distill.teachers.sparse_encoder:load_sparse_encoder", "a SparseEncoder (SPLADE)"
+    ),
     "endpoint": Kind(
         "hf_distill.teachers.endpoint:load_endpoint",
         "an OpenAI-compatible embeddings API (its key, if it needs one, in OPENAI_API_KEY)",

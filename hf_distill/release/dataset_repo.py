@@ -28,7 +28,7 @@ from hf_distill.release.cards import (
 from hf_distill.report.plots import save_selection_plot
 from hf_distill.report.results import RunResults
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import folder_written_whole
+from hf_distill.run.stage import folder_written_whole, write_result
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
@@ -70,6 +70,14 @@ _PRIVATE = frozenset((
     "trust_remote_code",
 ))  # fmt: skip
 """Keys that a card does not show: local paths and addresses, and keys that change no result."""
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """`dataset.json`: the scores and the selection that `dataset/` holds, by their keys."""
+
+    scores: str
+    selection: str
 
 
 @dataclass(frozen=True)
@@ -288,6 +296,8 @@ def write_dataset(
         )
         (new / "README.md").write_text(card, encoding="utf-8")
         save_selection_plot(results.audit, new / "scores.png")
+    record = DatasetRecord(results.soft_labels.key, results.audit.key)
+    write_result(folder.dataset_record, record, [folder.dataset])
 
 
 def size_category(pairs: int) -> str:

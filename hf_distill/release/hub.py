@@ -7,8 +7,10 @@ from huggingface_hub import DatasetCard, HfApi
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import PLACEHOLDER
+from hf_distill.release.dataset_repo import DatasetRecord
 from hf_distill.release.publish import Release, Settings, check_access, publish
 from hf_distill.report.results import RunResults
+from hf_distill.run.stage import read_result
 
 
 def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None) -> str:
@@ -28,12 +30,22 @@ def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None
 def releases_of(results: RunResults) -> list[Release]:
     """What a run publishes: the data set, if it has a name, and then the student, whose card links
     to it.
+
+    Raises:
+        InputError: The data set is of another selection or of other scores, or one of its files is
+            not what was written.
     """
     recipe, folder = results.recipe, results.folder
     model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
     student = Release(model, "model", folder.student)
     if dataset is None:
         return [student]
+    record = read_result(folder.dataset_record, DatasetRecord)
+    if record != DatasetRecord(results.soft_labels.key, results.audit.key):
+        raise InputError(
+            f"{folder.dataset} holds the pairs of an earlier selection, or other scores; run "
+            f"{folder.recipe} again with --until release, then publish"
+        )
     card = (folder.dataset / "README.md").read_text(encoding="utf-8")
     linked = linked_dataset_card(card, dataset, model, recipe.data.dataset_license)
     return [Release(dataset, "dataset", folder.dataset, {"README.md": linked.encode()}), student]

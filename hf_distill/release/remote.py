@@ -55,9 +55,17 @@ class Release:
     def files(self) -> dict[str, Path | bytes]:
         """Path in the repository -> file, or content. Hidden files are not published (a killed call
         may leave half-written ones), except for the evaluation results.
+
+        Raises:
+            InputError: A file or a folder is a link: what it leads to is not part of the run.
         """
         files: dict[str, Path | bytes] = {}
         for file in sorted(self.folder.rglob("*")):
+            if file.is_symlink():
+                raise InputError(
+                    f"{file} is a link to {file.resolve()}, and only files of the run itself are "
+                    "published; remove it"
+                )
             path = file.relative_to(self.folder)
             parts = path.parts[1:] if path.parts[0] == _RESULTS else path.parts
             if file.is_file() and not any(part.startswith(".") for part in parts):

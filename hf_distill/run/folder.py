@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.read import ENVIRONMENT_KEY
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import written_whole
+from hf_distill.run.stage import TEMPORARY, written_whole
 
 LAYOUT = 2
 """Which artefacts a run's folder holds, and in which form. Version 0.1.0 wrote no number."""
@@ -67,6 +67,16 @@ class RunFolder:
     @property
     def dataset(self) -> Path:
         return self.path / "dataset"
+
+    @property
+    def text_lengths(self) -> Path:
+        """How many texts teacher and student cut."""
+        return self.path / "text_lengths.json"
+
+    @property
+    def dataset_record(self) -> Path:
+        """What `dataset` was made of."""
+        return self.path / "dataset.json"
 
     @property
     def training(self) -> Path:
@@ -132,23 +142,24 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     return saved
 
 
-def _remove_leftovers(folder: RunFolder) -> None:
-    """Remove what an earlier call was writing when it was killed: hidden files of `written_whole`,
-    and hidden folders of `folder_written_whole`.
+def remove_leftovers(folder: RunFolder) -> None:
+    """Remove what an earlier call was writing when it was killed: only names that nobody else gives
+    (`TEMPORARY`), and nothing behind a link.
     """
-    places = (folder.path, folder.soft_labels, folder.cache, folder.retrieval, folder.pool)
-    for place in places:
-        for path in place.glob(".*.*"):
-            if path.is_file():
+    for place, folders, files in os.walk(folder.path, followlinks=False):
+        for name in [*folders, *files]:
+            path = Path(place, name)
+            if not TEMPORARY.fullmatch(name) or path.is_symlink():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
-    for whole in (folder.student, folder.dataset, folder.pairs):
-        for path in folder.path.glob(f".{whole.name}.*"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run_folder(recipe: Recipe) -> RunFolder:
-    """The run's folder, if it is free or holds an earlier call of the same recipe. Half-written
-    files of a call that was killed are removed. Nothing is written.
+    """The run's folder, if it is free or holds an earlier call of the same recipe. Nothing is
+    written.
 
     Raises:
         InputError: The folder is a file, holds something that is not a run, the run of another
@@ -161,9 +172,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         # A run that was killed while it read its data leaves these, and no recipe yet.
         own = {folder.cache.name, folder.pairs.name}
         strangers = (
-            sorted(
-                {p.name for p in folder.path.iterdir() if not p.name.startswith(".pairs.")} - own
-            )
+            sorted({p.name for p in folder.path.iterdir() if not TEMPORARY.fullmatch(p.name)} - own)
             if folder.path.exists()
             else []
         )
@@ -187,8 +196,6 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
             f"--run_dir {folder.path} holds another run: {'; '.join(differences)}. Name another "
             "--run_dir, or remove that folder"
         )
-    if PartialState().is_main_process:
-        _remove_leftovers(folder)
     return folder
 
 

@@ -28,6 +28,7 @@ from hf_distill.student.layers import SEARCH
 from hf_distill.teachers.base import EmbeddingTeacher, Scale, Teacher
 from hf_distill.training.rehearsal import wanted_checkpoint
 from hf_distill.training.rows import Rows
+from hf_distill.training.sources import drawn_of
 from hf_distill.training.texts import pool_size
 from hf_distill.training.trainer import DistillationTrainer, check_scale
 
@@ -44,6 +45,8 @@ class TrainingRecord:
         examples: Pairs seen; a pair that was seen twice counts twice.
         processes: How many processes trained together.
         pairs: Training pairs.
+        sources: Source -> how many of its pairs were drawn, repeats included (see
+            `hf_distill.training.sources.drawn_of`); empty if no pair has a source.
         texts: Texts of the pool; 0 without one.
         seconds: Seconds since the first step of this call, or since it resumed from a checkpoint.
         resumed_from: Name of the checkpoint that it resumed from, if it did.
@@ -64,6 +67,7 @@ class TrainingRecord:
     examples: int
     processes: int
     pairs: int
+    sources: dict[str, int]
     texts: int
     seconds: float
     resumed_from: str | None
@@ -81,9 +85,11 @@ class TrainingRecord:
         if self.watched:
             best += f"; watched: {self.watched}"
         went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""
+        drawn = ", ".join(f"{name} {number:,}" for name, number in self.sources.items())
+        sources = f"\n         pairs drawn: {drawn}" if drawn else ""
         return (
             f"Training {self.pairs:,} pairs{beside}, {self.steps:,} steps ({self.epochs:.1f} "
-            f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}"
+            f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}{sources}"
         )
 
 
@@ -309,6 +315,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         examples=state.global_step * step,
         processes=config.world_size,
         pairs=len(rows.train),
+        sources=drawn_of(trainer.plan, rows.train, state.global_step, config),
         texts=0 if pool is None else len(pool),
         seconds=round(seconds, 1),
         resumed_from=Path(checkpoint).name if checkpoint else None,

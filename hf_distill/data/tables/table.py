@@ -32,14 +32,16 @@ class Table:
             said.
         columns: Names in order. Of delimited text, the cells of its first line, whether that is a
             header or not.
-        unit: What its places count.
-        first: Place of the first row: 1 for lines, 0 for rows of Arrow and Parquet.
+        unit: What its places count: lines, from 1; or rows, from 0, of Arrow and Parquet and of
+            JSON that is one value.
         read: Its rows with their places, in order, read from disk again at each call and never
             held in memory as a whole. Delimited text: below the first line, every value a str; an
             empty cell is None.
         cells: Of delimited text (CSV, TSV, TREC): all lines, the first one too, as cells. None for
             everything else.
         count: Number of rows if it is known without reading them.
+        reading: How the file is read where that had to be decided by its content: `separated by
+            tabs, quotes are text`. Empty if nothing had to be.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Table:
     read: Callable[[], Iterator[tuple[Place, Row]]]
     cells: Callable[[], Iterator[tuple[Place, list[str]]]] | None = None
     count: int | None = None
+    reading: str = ""
 
     def where(self, place: Place) -> str:
         """`pairs.jsonl, line 17`, for messages."""

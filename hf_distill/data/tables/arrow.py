@@ -1,0 +1,113 @@
+"""Parquet, and the two forms of Arrow files: streams (`datasets`) and files (Feather)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_distill.data.tables.files import File
+from hf_distill.data.tables.table import Row, Table
+from hf_distill.data.tables.text import compression, first_bytes, open_bytes, refused
+from hf_distill.errors import InputError
+
+_ROWS = 1000
+"""Rows that become Python objects at once."""
+
+
+def open_parquet(file: File, cache: Path) -> Table:
+    """A table of a Parquet file.
+
+    Raises:
+        InputError: The file is damaged, or names a column twice.
+    """
+
+    def open_file() -> Any:
+        return pq.ParquetFile(_unpacked(file.path, cache), memory_map=True, pre_buffer=False)
+
+    with refused(file.path), open_file() as parquet:
+        names, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+
+    def batches() -> Iterator[Any]:
+        with open_file() as parquet:
+            yield from parquet.iter_batches(batch_size=_ROWS)
+
+    return _table(file, names, batches, count)
+
+
+def open_arrow(file: File, cache: Path) -> Table:
+    """A table of an Arrow file or stream. The lengths of its batches are read at once, so that a
+    stream that was cut off is refused before its rows are read.
+
+    Raises:
+        InputError: The file is damaged, or names a column twice.
+    """
+    is_file = first_bytes(file.path, 6) == b"ARROW1"
+
+    def batches() -> Iterator[Any]:
+        with pa.memory_map(str(_unpacked(file.path, cache))) as source:
+            if is_file:
+                reader = pa.ipc.open_file(source)
+                yield from map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                yield from pa.ipc.open_stream(source)
+
+    with refused(file.path), pa.memory_map(str(_unpacked(file.path, cache))) as source:
+        opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        names = opened.schema.names
+        count = sum(batch.num_rows for batch in batches())
+    return _table(file, names, batches, count)
+
+
+def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
+    """The rows of Arrow batches or tables, numbered from 0."""
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS):
+            for row in batch.slice(start, _ROWS).to_pylist():
+                yield number, row
+                number += 1
+
+
+def _table(file: File, names: list[str], batches: Callable[[], Iterator[Any]], count: int) -> Table:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"{file.path}: {names.count(twice[0])} columns are called {twice[0]!r}; give each its "
+            "own name"
+        )
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        found = rows_of(batches())
+        while True:
+            with refused(file.path):
+                numbered = next(found, None)
+            if numbered is None:
+                return
+            yield numbered
+
+    return Table(
+        file.name, file.stem, file.config, file.split, tuple(names), "row", rows, count=count
+    )
+
+
+def _unpacked(path: Path, cache: Path) -> Path:
+    """The file itself; a compressed one is written to `cache` first, because it is read at places
+    and not from its beginning.
+    """
+    if compression(path) is None:
+        return path
+    state = path.stat()
+    name = sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
+    target = cache / f"{name[:16]}{path.suffixes[-2] if len(path.suffixes) > 1 else ''}"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.part")
+        with refused(path), open_bytes(path) as source, part.open("wb") as written:
+            shutil.copyfileobj(source, written, 1 << 20)
+        part.replace(target)
+    return target

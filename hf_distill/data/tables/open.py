@@ -1,0 +1,111 @@
+"""Files and folders become tables: `open_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from hf_distill.data.tables.arrow import open_arrow, open_parquet
+from hf_distill.data.tables.delimited import open_csv, open_lines, open_text, open_tsv
+from hf_distill.data.tables.files import COMPRESSED, File, describe, describe_folder
+from hf_distill.data.tables.jsonl import not_a_table, open_json
+from hf_distill.data.tables.table import Table, Tables
+from hf_distill.data.tables.text import first_bytes
+from hf_distill.errors import InputError
+
+READERS: Mapping[str, Callable[[File, Path], Table | None]] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), lambda file, _: open_json(file)),
+    ".csv": lambda file, _: open_csv(file),
+    **dict.fromkeys((".tsv", ".tab"), lambda file, _: open_tsv(file)),
+    **dict.fromkeys((".txt", ".trec", ".run", ".qrels"), lambda file, _: open_text(file)),
+    **dict.fromkeys((".parquet", ".pq"), open_parquet),
+    **dict.fromkeys((".arrow", ".feather"), open_arrow),
+}
+"""Extension -> what reads it. A reader returns None for a file that holds no table."""
+
+
+def open_tables(path: Path, key: str, cache: Path) -> Tables:
+    """The tables at `path`: a file, a folder of files, what `save_to_disk` wrote, or the clone of
+    a data set's repository.
+
+    Args:
+        path: File or folder. Brackets and asterisks in it are plain characters.
+        key: The recipe's key that names `path`, for messages.
+        cache: Where compressed Parquet and Arrow files are unpacked.
+
+    Raises:
+        InputError: Nothing there, no table, two files that may be the same table, or a file that
+            cannot be read, with the line if it has lines.
+    """
+    if not path.exists():
+        raise InputError(f"--{key} {path}: there is no such file or folder")
+    if path.is_dir():
+        return _open_folder(path, key, cache)
+    file = describe(path, path.parent)
+    table = _open_file(file, key, cache)
+    name = PurePosixPath(file.name.removesuffix(path.suffix if _packed(path) else "")).stem
+    return Tables(path, name, key, (table,))
+
+
+def _packed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
+
+
+def _open_file(file: File, key: str, cache: Path) -> Table:
+    reader = READERS.get(file.suffix)
+    if reader is None:
+        start = first_bytes(file.path, 6)
+        if start.startswith(b"PAR1"):
+            return open_parquet(file, cache)
+        if start == b"ARROW1":
+            return open_arrow(file, cache)
+        table = open_text(file) if start.isascii() and b"\0" not in start else None
+        if table is None:
+            raise InputError(
+                f"--{key} {file.path}: {file.suffix or 'a name without an extension'} cannot be "
+                f"read; name a {', '.join(READERS)} file, or one of these compressed "
+                f"({', '.join(COMPRESSED)})"
+            )
+        return table
+    table = reader(file, cache)
+    if table is not None:
+        return table
+    if file.suffix in (".json", ".jsonl", ".ndjson"):
+        raise not_a_table(file)
+    return open_lines(file)
+
+
+def _open_folder(path: Path, key: str, cache: Path) -> Tables:
+    files, others, license_name = describe_folder(path)
+    readable = [file for file in files if file.suffix in READERS]
+    others += [file.name for file in files if file.suffix not in READERS]
+    _check_names(readable, path, key)
+    tables = []
+    for file in readable:
+        table = READERS[file.suffix](file, cache)
+        if table is None:
+            others.append(file.name)
+        else:
+            tables.append(table)
+    if not tables:
+        what = f"; it holds {', '.join(sorted(others)[:8])}" if others else "; it is empty"
+        raise InputError(
+            f"--{key} {path}: the folder holds no {', '.join(READERS)} file with a table{what}"
+        )
+    name = path.resolve().name
+    ordered = tuple(sorted(tables, key=lambda table: table.name))
+    return Tables(path, name, key, ordered, tuple(sorted(others)), license_name)
+
+
+def _check_names(files: list[File], path: Path, key: str) -> None:
+    """The same table in two forms would be read twice."""
+    names: dict[str, str] = {}
+    for file in files:
+        whole = file.name.removesuffix(file.path.suffix) if _packed(file.path) else file.name
+        name = whole.removesuffix(PurePosixPath(whole).suffix)
+        if name in names:
+            raise InputError(
+                f"--{key} {path}: {names[name]} and {file.name} may be one table in two forms, "
+                "and would be read twice; keep one of them, or name the file"
+            )
+        names[name] = file.name
