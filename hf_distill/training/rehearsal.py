@@ -88,7 +88,7 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
     if broken:
         raise InputError(
             f"--student_backbone {recipe.student.student_backbone}: {len(broken)} parameters of "
-            f"the untrained student hold NaN or infinite values, e.g. {broken[0]}; check the model's "
+            f"the untrained student hold NaN or infinite values, e.g. {broken[0]}; check its "
             "weights"
         )
     check_checkpoint(recipe, student)
