@@ -124,7 +124,11 @@ def test_every_flag_that_a_message_names_exists() -> None:
     keys = {name for part in (*PARTS, DistillationConfig) for name in part.__dataclass_fields__}
     commands = "".join(p.read_text() for p in (ROOT / "hf_distill" / "commands").glob("*.py"))
     keys |= set(re.findall(r'"--([a-z]\w*)"', commands)) | {"key", "help"}
-    others = {"nproc_per_node", "num_processes", "no_"} | {"ink", "own", "other"}  # CSS, in plots
+    others = {"nproc_per_node", "num_processes", "no_", "name", "student_"} | {
+        "ink",
+        "own",
+        "other",
+    }  # CSS, in plots
     for file in (ROOT / "hf_distill").rglob("*.py"):
         flags = set(re.findall(r"--([a-z][a-z0-9_]+)", file.read_text(encoding="utf-8")))
         assert flags <= keys | others, f"{file.name}: {flags - keys}"
