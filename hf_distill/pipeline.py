@@ -24,6 +24,13 @@ from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
+from hf_distill.evaluation.further import (
+    FurtherTasks,
+    check_tasks,
+    embed_by_teacher,
+    load_tasks,
+    with_shared_texts,
+)
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.validation import validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
@@ -40,7 +47,7 @@ from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe,
 from hf_distill.run.lock import held
 from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
-from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
+from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
@@ -127,6 +134,7 @@ class Run:
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
+        check_tasks(recipe.data)
         parse_terms(recipe.training)
         check_mixing(recipe.training)
         if not run.wants("score"):
@@ -170,8 +178,11 @@ class Run:
         yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
+        evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
             yield check_space(self.recipe, plan(self.recipe, self.sizes))
+            if evaluates and self.further_tasks.summary:
+                yield self.further_tasks.summary
             yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
@@ -217,6 +228,20 @@ class Run:
     def scores(self) -> Scores:
         """The teacher's score of every pair, and its embedding of every text."""
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
+
+    @cached_property
+    def further_tasks(self) -> FurtherTasks:
+        """The further tasks of the evaluation. They are read before any scoring, and the teacher
+        embeds their texts while all processes are there.
+        """
+        tasks = with_shared_texts(load_tasks(self.recipe), self.collection)
+        for _, task in tasks.values():
+            embed_by_teacher(task, self.teacher, self._shards)
+        return FurtherTasks.of(tasks)
+
+    @property
+    def _shards(self) -> Path:
+        return shards_of(self.folder, self.recipe.teacher.teacher_cache)
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -315,10 +340,16 @@ class Run:
                 scores=self.scores,
                 components=self.initialisation.components,
                 training=self.training.key,
+                language=self.recipe.data.language,
+                tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
+                shards=self._shards,
             )
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
-        inputs = [self.training.key, self.collection.key, self.scores.key]
+        inputs = [
+            self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
+            list(self.further_tasks.digests.items()),
+        ]  # fmt: skip
         return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
@@ -332,6 +363,7 @@ class Run:
             audit=self.selection.audit,
             training=self.training,
             evaluation=self.evaluation,
+            lengths=self.lengths,
         )
 
     def release(self) -> list[str]:
@@ -398,7 +430,7 @@ def finished(path: Path, *line: str) -> RunResults:
     read_saved_recipe(folder)
     needed = (
         folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
-        folder.student / "modules.json", folder.training, folder.evaluation,
+        folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
     )  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
@@ -416,6 +448,7 @@ def finished(path: Path, *line: str) -> RunResults:
         audit=read_result(folder.selection, Audit),
         training=read_result(folder.training, TrainingRecord),
         evaluation=read_result(folder.evaluation, Evaluation),
+        lengths=read_result(folder.text_lengths, TextLengths),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

@@ -106,8 +106,8 @@ def score_run(path: Path, values: np.ndarray, collection: str = "key") -> None:
     record = SoftLabels(
         key="s", teacher="some/teacher", teacher_kind="bi-encoder", teacher_identity="0",
         precision="float32", query_prompt="", document_prompt="", instruction="",
-        scale=SCALES["cosine"].record(), dimension=8, pairs=len(values), unscored=0, item="text",
-        items=8,
+        scale=SCALES["cosine"].record(),
+        dimension=8, pairs=len(values), unscored=0, item="text", items=8,
         items_without_deduplication=8, seconds=0.5, score=ScoreStatistics.of(values), parts=[],
         collection=collection,
     )  # fmt: skip

@@ -161,9 +161,9 @@ def test_real_qrecc_splits_without_leaks(qrecc_train: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{not json", "line 1: not JSON"),
-        ('{"a": 1}', "one object, with the keys .a."),
-        ("[1]", "bad.json, row 0: .*int"),
+        ("{not json", "bad.json, line 1: .*JSON"),
+        ('{"a": 1}', "bad.json .*one object.*'a'"),
+        ("[1]", "bad.json, row 0: 1 is a int"),
         ('[{"Question": "x"}]', "row 0 .*'Conversation_no'.* Question"),
     ],
 )
@@ -486,7 +486,11 @@ def test_a_pair_id_that_comes_again_gets_a_suffix(tmp_path: Path) -> None:
         ({"query": "a", "document": ["b"]}, r"row 1 of rows: the document holds a list"),
         ({"query": "a", "document": "b", "grade": "high"}, "row 1 of rows: the grade is 'high'"),
         ({"query": "a", "document": "b", "grade": 0.5}, "row 1 of rows: the grade is 0.5"),
+        ({"query": "a", "document": "b", "grade": 2**31}, "row 1 of rows: the grade is 2147483648"),
+        ({"query": "a", "document": "b", "grade": float("nan")}, "row 1 of rows: the grade is nan"),
         ({"query": "a", "document": "b", "score": "x"}, "row 1 of rows: the score is 'x'"),
+        ({"query": "a", "document": "b", "score": 10**400}, "row 1 of rows: the score is 1000"),
+        ({"query": "a", "document": "b", "score": 1e39}, r"row 1 of rows: the score is 1e\+39"),
     ],
 )
 def test_a_row_that_is_not_a_pair_of_texts_is_refused(tmp_path: Path, row: dict, says: str) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.index import hamming_search, index_size
 from hf_distill.evaluation.mixed_index import mixed_index
 from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
-    bm25_run,
     depth_of,
     make_run,
     parse_measures,

@@ -77,11 +77,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
-        test_set = (
-            read_path(Path(data.test_path), "test_path", data, recipe.reading)
-            if data.test_path
-            else None
-        )
+        test_set = read_test_set(data.test_path, data, recipe.reading) if data.test_path else None
         inputs = source(recipe), test_set
         record = write_collection(inputs, data, recipe.seed, folder, key)
         shutil.rmtree(recipe.reading, ignore_errors=True)
@@ -100,6 +96,12 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     return open_collection(folder, data.dataset_license)
+
+
+def read_test_set(path: str, data: DataArguments, cache: Path) -> SourcePairs:
+    """What `test_path` names. Its format is its own, and it needs neither groups nor sources."""
+    own = dataclasses.replace(data, format="auto", group_column=None, source_column=None)
+    return read_path(Path(path), "test_path", own, cache)
 
 
 def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Collection:

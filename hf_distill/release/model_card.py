@@ -30,7 +30,7 @@ from hf_distill.release.cards import (
     render,
 )
 from hf_distill.release.onnx import FILES, measured_onnx
-from hf_distill.report.headline import NDCG, systems_in_order, verdict
+from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import read_saved_recipe
 from hf_distill.run.stage import written_whole
@@ -45,32 +45,38 @@ _OBJECTIVE = (
 
 
 def _model_results(results: RunResults) -> list[EvalResult]:
-    """The student's means as a `model-index`."""
-    source = results.collection.source.name
+    """The student's means as a `model-index`, on the held-out pairs and on further tasks. Figures
+    that show nothing are left out.
+    """
+    source, evaluation = results.collection.source.name, results.evaluation
+    measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
+    measured |= {name: (name, task.retrieval) for name, task in evaluation.tasks.items()}
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information retrieval",
-            dataset_type=hub_id(source) or re.sub(r"[^\w.-]", "-", source),
-            dataset_name=f"{source} (held-out)",
+            dataset_type=hub_id(kind) or re.sub(r"[^\w.-]", "-", kind),
+            dataset_name=name,
             dataset_split="test",
             metric_type=re.sub(r"\W+", "_", measure).lower(),
             metric_name=measure,
             metric_value=float(f"{estimate.value:.4f}"),
         )
-        for measure, estimate in results.evaluation.retrieval.systems[STUDENT].items()
+        for name, (kind, retrieval) in measured.items()
+        if not retrieval.trivial
+        for measure, estimate in retrieval.systems[STUDENT].items()
     ]
 
 
 def _write_eval_results(results: RunResults) -> None:
     """Write the student's nDCG@10 as the Hub's evaluation-results file, which names the published
-    data set. Without a data set there is no file.
+    data set. Without a data set, or where the figures show nothing, there is no file.
     """
     folder, dataset = results.folder.student / ".eval_results", results.recipe.run.hub_dataset_id
     shutil.rmtree(folder, ignore_errors=True)
-    if dataset is None:
-        return
     retrieval = results.evaluation.retrieval
+    if dataset is None or retrieval.trivial:
+        return
     estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
@@ -177,7 +183,7 @@ def write_model_card(results: RunResults) -> None:
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
         verdict=verdict(evaluation),
-        systems=systems_in_order(evaluation),
+        evaluation=evaluation,
         retrieval=evaluation.retrieval,
         significance=evaluation.significance,
         fidelity=evaluation.fidelity,
@@ -192,6 +198,8 @@ def write_model_card(results: RunResults) -> None:
         source=results.collection.source,
         record=results.collection.record,
         license_of_texts=licence_of_texts(results),
+        soft_labels=results.soft_labels,
+        lengths=results.lengths,
         audit=results.audit,
         training=results.training,
         objective=_objective(recipe),

@@ -146,6 +146,13 @@ class Scores:
         )
 
 
+def shards_of(folder: RunFolder, shared: str | None, item: str = "text") -> Path:
+    """Where what a teacher computes for each `item` (`text` or `pair`) is kept: in `shared`, the
+    recipe's `teacher_cache`, or in the run's folder.
+    """
+    return Path(shared) if shared else folder.soft_labels / f"{item}s"
+
+
 @dataclass(frozen=True)
 class _Store:
     """Where what a teacher computes is kept: `shared` between runs, or in the run's folder."""
@@ -154,7 +161,7 @@ class _Store:
     shared: str | None
 
     def shards(self, item: str) -> Path:
-        return Path(self.shared) if self.shared else self.folder.soft_labels / f"{item}s"
+        return shards_of(self.folder, self.shared, item)
 
     def embed(self, collection: Collection, teacher: Teacher) -> EmbeddingTable:
         return embed_collection(

@@ -122,8 +122,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self.plan = plan_of(train_dataset, args)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
-        own = isinstance(self.data_collator, DistillationCollator)
-        self._epochs: list[Tensor] = [self.data_collator.epoch] if own else []
+        self._epochs: list[Tensor] = []
+        if isinstance(self.data_collator, DistillationCollator):
+            self._epochs.append(self.data_collator.epoch)
         self.add_callback(_TellEpoch(self._epochs))
         if args.device.type == "cpu":
             self.add_callback(_GiveBackMemory())
