@@ -358,6 +358,14 @@ def test_a_student_without_layers_has_nothing_to_recompute(parts: Tiny) -> None:
         check_training(recipe_of("recommended", gradient_checkpointing=True), static)
 
 
+def test_a_student_of_nans_is_refused(parts: Tiny) -> None:
+    broken = copy.deepcopy(parts.student)
+    with torch.no_grad():
+        broken[2].linear.weight[3, 5] = torch.nan
+    with pytest.raises(InputError, match=r"^--student_backbone teacher: 1 .* 2\.linear\.weight"):
+        check_training(recipe_of("recommended"), broken)
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ _VALUES = (
 
 
 def _as_flag(message: str) -> str:
-    """What argparse says, as `--flag value: what is wrong`, in one line."""
+    """What argparse says, in one line that begins with the flag and its value."""
     message = " ".join(message.split())
     of = _OF_ARGUMENT.fullmatch(message)
     if of is None:

@@ -28,8 +28,8 @@ LAST, NONE = ("true", "last"), ("false",)
 """Values of `resume_from_checkpoint` beside a path."""
 
 _FAULTS = (
-    ImportError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError,
-    OSError,
+    ArithmeticError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, LookupError,
+    AssertionError, OSError,
 )  # fmt: skip
 """What torch, transformers and their optional packages raise for settings that do not work here."""
 
@@ -61,8 +61,8 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
 
     Raises:
         InputError: A setting that does nothing or fails on this machine (a precision, an optimizer,
-            a schedule, a compiler, a package that is not installed), or no checkpoint to resume
-            from.
+            a schedule, a compiler, a package that is not installed), weights that are not finite,
+            or no checkpoint to resume from.
     """
     config = recipe.training
     if config.fp16 and device_type() == "cpu":
@@ -84,6 +84,13 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
                 f"--learning_rate_mapping {pattern}: no parameter of the student has such a name; "
                 f"they look like model.{next(iter(dict(student.named_parameters())))}"
             )
+    broken = [name for name, p in student.named_parameters() if not bool(p.isfinite().all())]
+    if broken:
+        raise InputError(
+            f"--student_backbone {recipe.student.student_backbone}: {len(broken)} parameters of "
+            f"the untrained student hold NaN or infinite values, e.g. {broken[0]}; check its "
+            "weights"
+        )
     check_checkpoint(recipe, student)
     for name in config.report_to or []:
         _try("report_to", name, partial(_start_reporting, name))
@@ -92,7 +99,7 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
 
 
 def _try(name: str, value: object, act: Callable[[], object]) -> None:
-    """Do `act`; if it fails, `--name value` is why."""
+    """Do `act`; if it fails, the value of the flag `name` is why."""
     try:
         act()
     except InputError:
@@ -228,6 +235,6 @@ def check_checkpoint(recipe: Recipe, student: SentenceTransformer) -> None:
     if others:
         raise InputError(
             f"--resume_from_checkpoint {named}: it holds another student: {len(others)} of "
-            f"{len(here)} parameters differ, e.g. {sorted(others)[0]}; give the --student_ flags "
-            "that it was trained with, or name another checkpoint"
+            f"{len(here)} parameters differ, e.g. {sorted(others)[0]}; build the student "
+            "as that one was built, or name another checkpoint"
         )
