@@ -1,162 +1,33 @@
-"""The pairs of folders whose judgements and lists name texts by id: BEIR's and MS MARCO's.
-
-The texts lie on disk until they are needed; of each, 16 bytes are in memory.
-"""
+"""The pairs of folders whose judgements and lists name texts by id: BEIR's and MS MARCO's."""
 
 from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import tempfile
-import weakref
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-from datasets import Dataset, Features, Value
 
-from hf_distill.data.collection import (
-    Source,
-    SourcePairs,
-    TableWriter,
-    is_unicode,
-    pair_number,
-    text_number,
-)
+from hf_distill.data.collection import Source, SourcePairs, pair_number, text_number
 from hf_distill.data.sources.id_tables import (
-    BATCH,
     SPLITS,
     Judged,
     Named,
     Parts,
-    TextTable,
     parts_of,
     role_of,
     shape_of,
 )
 from hf_distill.data.sources.rows import COLUMN_OPTIONS
+from hf_distill.data.sources.stored import BATCH, StoredTexts
 from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
 
 _ORDER = ("test", "validation", "train", None)
 """Of the judgements: a pair that is in two splits keeps its id in the first one."""
-_WORKING = Features({"text": Value("string"), "id": Value("string")})
-
-
-# --- texts by id
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Texts in an Arrow file.
-
-    Attributes:
-        table: Columns `text` and `id`.
-        numbers: (n,) uint64, ascending: the `text_number` of each id.
-        rows: (n,) int64: where in `table` the text with each of these is.
-    """
-
-    table: Dataset
-    numbers: np.ndarray
-    rows: np.ndarray
-
-
-class StoredTexts:
-    """Looks texts up by id. They are read when they are first needed, into a working folder that
-    goes with this object.
-    """
-
-    def __init__(self, tables: Sequence[TextTable], what: str, unused: dict[str, int]) -> None:
-        self._tables, self._what, self._unused = tables, what, unused
-
-    @cached_property
-    def _stored(self) -> _Stored:
-        folder = tempfile.mkdtemp(prefix="hf_distill-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        path, numbers, ends = Path(folder) / "texts.arrow", array("Q"), []
-        unused: Counter[str] = Counter()
-        with TableWriter(path, _WORKING) as writer:
-            for text in self._tables:
-                for place, name, content in text.read(unused):
-                    if not is_unicode(name + content):
-                        raise InputError(
-                            f"{text.table.where(place)}: invalid Unicode (a lone surrogate); fix "
-                            "or remove the line"
-                        )
-                    numbers.append(text_number(name))
-                    writer.add(content, name)
-                ends.append(len(numbers))
-        self._unused.update(unused)
-        table = Dataset.from_file(str(path)).with_format("arrow")
-        every = np.array(numbers, dtype=np.uint64)
-        rows = np.argsort(every, kind="stable")
-        stored = _Stored(table, every[rows], rows)
-        self._check_repeated(stored, np.array(ends))
-        return stored
-
-    def _check_repeated(self, stored: _Stored, ends: np.ndarray) -> None:
-        """An id may stand in two files (MS MARCO's dev and dev.small), but not with two texts."""
-        repeated = np.flatnonzero(stored.numbers[1:] == stored.numbers[:-1])
-        for start in range(0, len(repeated), BATCH):
-            places = repeated[start : start + BATCH]
-            first, second = stored.rows[places], stored.rows[places + 1]
-            tables = [np.searchsorted(ends, rows, side="right") for rows in (first, second)]
-            texts = [stored.table[rows]["text"].to_pylist() for rows in (first, second)]
-            bad = (tables[0] == tables[1]) | np.array([a != b for a, b in zip(*texts, strict=True)])
-            if bad.any():
-                at = int(second[np.flatnonzero(bad)].min())
-                self._refuse(stored.table[[at]]["id"][0].as_py(), at, ends)
-
-    def _refuse(self, name: str, row: int, ends: np.ndarray) -> None:
-        number = int(np.searchsorted(ends, row, side="right"))
-        before = int(ends[number - 1]) if number else 0
-        text = self._tables[number]
-        place, *_ = next(itertools.islice(text.read(Counter()), row - before, None))
-        raise InputError(
-            f"{text.table.where(place)}: the {self._what} id {name!r} appears a second time; make "
-            "ids unique"
-        )
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """(text, id) of each, in order."""
-        table = self._stored.table
-        for start in range(0, len(table), BATCH):
-            part = table[start : start + BATCH]
-            yield from zip(part["text"].to_pylist(), part["id"].to_pylist(), strict=True)
-
-    def __len__(self) -> int:
-        return len(self._stored.rows)
-
-    @property
-    def unique(self) -> int:
-        """The number of ids, where `len` is the number of texts."""
-        return len(np.unique(self._stored.numbers))
-
-    def places(self, names: Sequence[str]) -> np.ndarray:
-        """(n,) int64: the row of each of these ids; -1: there is no such text."""
-        numbers = np.array([text_number(name) for name in names], dtype=np.uint64)
-        stored = self._stored
-        if not len(stored.rows):
-            return np.full(len(names), -1)
-        place = np.searchsorted(stored.numbers, numbers)
-        place = np.minimum(place, len(stored.rows) - 1)
-        return np.where(stored.numbers[place] == numbers, stored.rows[place], -1)
-
-    def texts(self, places: np.ndarray) -> list[str | None]:
-        """The texts in these rows (n,); None for -1."""
-        known = places >= 0
-        found = self._stored.table[places[known]]["text"].to_pylist() if known.any() else []
-        texts = iter(found)
-        return [next(texts) if here else None for here in known.tolist()]
-
-
-# --- pairs
 
 
 def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -> SourcePairs:
@@ -170,6 +41,7 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
     parts = parts_of(tables)
     about = Source(tables.name, tables.license, tables.url, description)
     _check_whole(parts, tables)
+    _check_one_run(parts.runs)
     unused = dict(parts.unused)
     judgements = _of_splits(parts.judgements, data.dataset_split, unused)
     lists = [*parts.triples, *parts.runs]
@@ -275,6 +147,22 @@ def _check_whole(parts: Parts, tables: Tables) -> None:
         )
 
 
+def _check_one_run(runs: Sequence[Judged]) -> None:
+    """Refuse the scores of two systems for one query, which are not on one scale."""
+    scored = [part for part in runs if part.scored]
+    by_query: dict[str, str] = {}
+    for part in scored if len(scored) > 1 else ():
+        queries = {query for _, query, *_ in part.read()}
+        if both := queries & by_query.keys():
+            query = min(both)
+            raise InputError(
+                f"{by_query[query]} and {part.table.name} both score documents for the query "
+                f"{query!r}, and their scores may have different scales; keep one of them beside "
+                "the data"
+            )
+        by_query.update(dict.fromkeys(queries, part.table.name))
+
+
 def _own_name(table: Table) -> str:
     """What a table of judgements without a known split is called: `dl19` of `qrels/dl19.tsv`."""
     return "" if table.stem in ("qrels", "all", table.config) else table.stem
@@ -304,7 +192,7 @@ def _of_splits(parts: Sequence[Judged], wanted: str | None, unused: dict[str, in
     chosen = []
     for part, name in zip(parts, names, strict=True):
         if name in splits:
-            chosen.append(part if splits is _ORDER else Judged(part.table, None, part.read))
+            chosen.append(part if splits is _ORDER else replace(part, split=None))
         else:
             count = part.table.count
             unused[f"judgements of {part.table.name} ({name or 'no split'})"] = (
