@@ -23,7 +23,8 @@ DOCUMENT_IDS = (
     "corpus_id", "doc_id", "docid", "document_id", "documentid", "pid", "passage_id", "docno",
 )  # fmt: skip
 TEXTS = ("text", "contents", "content", "passage", "document", "body", "query", "question")
-GRADES = ("score", "grade", "relevance", "label", "rel", "judgement", "judgment")
+LABELS = ("grade", "relevance", "label", "rel", "judgement", "judgment")
+GRADES = ("score", *LABELS)
 RANKS = ("rank", "ranking", "position")
 """What columns are called, in lower case and with underscores."""
 
@@ -32,11 +33,6 @@ _PAIRS = {*TEXTS, "answer", "positive", "anchor", "negative"}
 _HIGHEST_GRADE = 10
 """Of a third column of whole numbers without a name: greater ones are ids."""
 _HEAD = 20
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    "test": "test",
-}
 
 Shape = Literal[
     "qrels", "texts", "lines", "documents", "run", "named run", "ranks", "id triples",
@@ -118,20 +114,18 @@ def lines_of(table: Table) -> Iterator[tuple[Place, list[str]]]:
             yield place, parts
 
 
-_NO_NUMBER = re.compile("nan|[-+]?inf(inity)?", re.IGNORECASE)
-
-
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()) is not None
+
+
+def _is_score(text: str) -> bool:
+    """A number, or what a system writes that has none."""
+    return _is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 
 def _is_header(cells: Sequence[str]) -> bool:
     """Whether no cell is an id or a number: those have digits."""
     return not any(char.isdigit() for cell in cells if cell != "Q0" for char in cell)
-
-
-def _is_whole(text: str) -> bool:
-    return text.strip().lstrip("-").isdigit()
 
 
 def shape_of(table: Table) -> Shape | None:
@@ -140,7 +134,8 @@ def shape_of(table: Table) -> Shape | None:
     keys = {_plain(key) for key in _keys(table)}
     ids = column_of(table, QUERY_IDS) and column_of(table, DOCUMENT_IDS)
     if "qrel" in words or (ids and not keys & _PAIRS):
-        return "named run" if ids and column_of(table, RANKS) else "qrels"
+        ranked = "qrel" not in words and column_of(table, RANKS) and not column_of(table, LABELS)
+        return "named run" if ranked else "qrels"
     if table.cells is None and {"qid", "pos", "neg"} <= keys:
         return "hard negatives"
     if _id_column(table) and column_of(table, TEXTS) and not ids:
@@ -190,12 +185,11 @@ def _shape_of_ids(rows: list[list[str]], words: str) -> Shape | None:
     match columns:
         case [*_] if not _are_tokens(columns[:5]):
             shape = None
-        case [_, marks, _, ranks, scores, _] if set(marks) == {"Q0"} or (
-            all(map(_is_whole, ranks))
-            and all(_is_number(score) or _NO_NUMBER.fullmatch(score) for score in scores)
+        case [_, marks, _, _, scores, _] if set(marks) == {"Q0"} or (
+            numbers[3] and all(map(_is_score, scores))
         ):
             shape = "run"
-        case [_, zeros, _, _] if set(zeros) == {"0"} or (set(zeros) <= {"0", "Q0"} and numbers[3]):
+        case [_, zeros, _, _] if set(zeros) <= {"0", "Q0"} and (numbers[3] or not header):
             shape = "qrels"
         case [_, _, _] if "triple" in words:
             shape = "id triples"
@@ -230,16 +224,6 @@ def role_of(table: Table) -> Literal["corpus", "queries"] | None:
     return None
 
 
-def split_of(table: Table) -> str | None:
-    """The split that the table is for: the data's own word, or one in its name."""
-    if table.split is not None:
-        return SPLITS.get(table.split, table.split)
-    for word in reversed(re.split(r"[^a-z0-9]+", table.name.lower())):
-        if word in SPLITS:
-            return SPLITS[word]
-    return None
-
-
 def parts_of(tables: Tables) -> Parts:
     """What each table is. Tables that are nothing here stand in `unused`."""
     parts = Parts()
@@ -248,7 +232,7 @@ def parts_of(tables: Tables) -> Parts:
         shape = shape_of(table)
         match shape:
             case "qrels":
-                parts.judgements.append(Judged(table, split_of(table), partial(_judged, table)))
+                parts.judgements.append(Judged(table, table.split, partial(_judged, table)))
             case "texts" | "lines" | "documents":
                 role = "corpus" if shape == "documents" else role_of(table)
                 read = {"texts": _text_rows, "lines": _text_lines, "documents": _long_documents}
@@ -258,10 +242,10 @@ def parts_of(tables: Tables) -> Parts:
             case "run" | "named run" | "ranks":
                 listed = {"run": _run, "named run": _named_run, "ranks": _ranks}[shape]
                 scored = shape == "run" or (shape == "named run" and bool(_score_of_run(table)))
-                parts.runs.append(Judged(table, split_of(table), partial(listed, table), scored))
+                parts.runs.append(Judged(table, table.split, partial(listed, table), scored))
             case "id triples" | "hard negatives":
                 said = _id_triples if shape == "id triples" else _hard_negatives
-                parts.triples.append(Judged(table, split_of(table), partial(said, table)))
+                parts.triples.append(Judged(table, table.split, partial(said, table)))
             case "triples" | "top":
                 rows = _triples(table) if shape == "triples" else _top(table)
                 parts.texts.append((table, rows))
@@ -283,8 +267,10 @@ def _tell_by_ids(nameless: list[TextTable], parts: Parts) -> None:
     rows = [*itertools.islice(itertools.chain(*(part.read() for part in judged)), BATCH)]
     queries, documents = {row[1] for row in rows}, {row[2] for row in rows}
     for text in nameless:
-        ids = {name for _, name, _ in text.read(Counter())}
-        as_query, as_document = len(ids & queries), len(ids & documents)
+        as_query = as_document = 0
+        for _, name, _ in text.read(Counter()):
+            as_query += name in queries
+            as_document += name in documents
         if as_query != as_document:
             (parts.queries if as_query > as_document else parts.corpus).append(text)
         elif as_query == 0:
@@ -493,7 +479,7 @@ def _hard_negatives(table: Table) -> Iterator[Named]:
 
 def _triples(table: Table) -> Iterator[Row]:
     names = {"query": "query", "document": "positive"}, {"query": "query", "document": "negative"}
-    split = split_of(table)
+    split = table.split
     for number, (place, cells) in enumerate(lines_of(table)):
         _expect(table, place, cells, ("query", "positive", "negative"))
         if number == 0 and _is_header_of_triples(cells):

@@ -12,7 +12,6 @@ import numpy as np
 
 from hf_distill.data.collection import Source, SourcePairs, pair_number, text_number
 from hf_distill.data.sources.id_tables import (
-    SPLITS,
     Judged,
     Named,
     Parts,
@@ -22,6 +21,7 @@ from hf_distill.data.sources.id_tables import (
 )
 from hf_distill.data.sources.rows import COLUMN_OPTIONS
 from hf_distill.data.sources.stored import BATCH, StoredTexts
+from hf_distill.data.tables.files import split_of
 from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
@@ -51,38 +51,29 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
     found = "rows found" if lists or parts.texts else "judgements found"
     by_id = bool(judgements or lists)
 
+    def counted(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            counts[found] += 1
+            yield row
+
     def rows() -> Iterator[Row]:
         counts[found] = 0
-        positives, judged = _Positives(), np.zeros(len(queries) if by_id else 0, dtype=bool)
+        positives, said = _Positives(), set[int]()
+        judged = np.zeros(len(queries) if by_id else 0, dtype=bool)
         tables_of = Counter(part.split for part in judgements)
-        said = set[int]()
         for part in judgements:
-            usable = 0
-            for row in _looked_up(part, queries, corpus, judged):
-                counts[found] += 1
-                usable += row["grade"] > 0 and bool(row["query"]) and bool(row["document"])
-                if parts.triples or parts.texts:
-                    positives.add(row)
-                if tables_of[part.split] > 1:  # as MS MARCO's dev and dev.small
-                    number = text_number(f"{part.split} {row['pair_id']} {row['grade']}")
-                    if number in said:
-                        counts["repeated judgements"] += 1
-                        continue
-                    said.add(number)
-                yield row
-            if part.split == "test" and not usable and len(judgements) > 1:
-                raise InputError(
-                    f"{part.table.name} holds no judgement above 0 of a query and a document with "
-                    "text, so there is nothing to test with; fix it, or remove it to split the "
-                    "other judgements"
-                )
-        listed = (_looked_up(part, queries, corpus, judged) for part in lists)
-        for row in itertools.chain(*listed, *(rows for _, rows in parts.texts)):
-            counts[found] += 1
-            if row.get("candidate") or positives.add(row):
-                yield row
-            else:
-                counts["repeated positives"] += 1
+            graded = counted(_looked_up(part, queries, corpus, judged))
+            if part.split == "test" and len(judgements) > 1:
+                graded = _testable(graded, part.table)
+            if parts.triples or parts.texts:
+                graded = positives.noted(graded)
+            if tables_of[part.split] > 1:  # as MS MARCO's dev and dev.small
+                graded = _once(graded, said, counts)
+            yield from graded
+        for part in lists:
+            yield from positives.new(counted(_looked_up(part, queries, corpus, judged)), counts)
+        for _, of_texts in parts.texts:
+            yield from positives.new(counted(of_texts), counts)
         if by_id and (unjudged := queries.unique - int(judged.sum())):
             unused["queries without a judgement"] = unjudged
 
@@ -123,15 +114,13 @@ def _check_whole(parts: Parts, tables: Tables) -> None:
             "be the same; name one of them"
         )
     by_id = [part.table.name for part in (*parts.judgements, *parts.triples, *parts.runs)]
-    positives = by_id[: len(parts.judgements) + len(parts.triples)]
-    texts = any(shape_of(table) == "triples" for table, _ in parts.texts)
+    triples = any(shape_of(table) == "triples" for table, _ in parts.texts)
+    judged = bool(parts.judgements or parts.triples or triples)
+    need_texts = bool(by_id) or not triples
     missing = {
-        "judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)": not positives
-        and not texts,
-        "the documents' texts (corpus.jsonl or collection.tsv)": not parts.corpus
-        and (bool(by_id) or not texts),
-        "the queries' texts (queries.jsonl or queries.tsv)": not parts.queries
-        and (bool(by_id) or not texts),
+        "judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)": not judged,
+        "the documents' texts (corpus.jsonl or collection.tsv)": need_texts and not parts.corpus,
+        "the queries' texts (queries.jsonl or queries.tsv)": need_texts and not parts.queries,
     }
     if any(missing.values()):
         there = [*by_id, *(text.table.name for text in (*parts.corpus, *parts.queries))]
@@ -175,7 +164,7 @@ def _of_splits(parts: Sequence[Judged], wanted: str | None, unused: dict[str, in
     names = [part.split or _own_name(part.table) for part in parts]
     splits: tuple[str | None, ...] = ("",)
     if wanted is not None:
-        splits = (SPLITS.get(wanted, wanted),)
+        splits = (split_of(wanted),)
     elif any(name in _ORDER for name in names):
         splits = _ORDER
     elif len(set(names)) == 1:
@@ -201,6 +190,30 @@ def _of_splits(parts: Sequence[Judged], wanted: str | None, unused: dict[str, in
     return sorted(chosen, key=lambda part: _ORDER.index(part.split))
 
 
+def _testable(rows: Iterable[Row], table: Table) -> Iterator[Row]:
+    """The rows of the test split; refused where none of them can be tested with."""
+    usable = False
+    for row in rows:
+        usable = usable or bool(row["grade"] > 0 and row["query"] and row["document"])
+        yield row
+    if not usable:
+        raise InputError(
+            f"{table.name} holds no judgement above 0 of a query and a document with text, so "
+            "there is nothing to test with; fix it, or remove it to split the other judgements"
+        )
+
+
+def _once(rows: Iterable[Row], said: set[int], counts: Counter[str]) -> Iterator[Row]:
+    """The judgements that `said` does not hold; they are added to it."""
+    for row in rows:
+        number = text_number(f"{row['split']} {row['pair_id']} {row['grade']}")
+        if number in said:
+            counts["repeated judgements"] += 1
+        else:
+            said.add(number)
+            yield row
+
+
 class _Positives:
     """Pairs that were said to be relevant. A triple repeats them: it is one pair, with a longer
     list.
@@ -209,7 +222,7 @@ class _Positives:
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
-    def add(self, row: Row) -> bool:
+    def _add(self, row: Row) -> bool:
         """Whether the pair is new."""
         if not row["query"] or not row["document"]:
             return True
@@ -218,6 +231,20 @@ class _Positives:
         if row["grade"] > 0:
             self._seen.add(key)
         return new
+
+    def noted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """All of the rows."""
+        for row in rows:
+            self._add(row)
+            yield row
+
+    def new(self, rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+        """Candidates, and the pairs that were not there before."""
+        for row in rows:
+            if row.get("candidate") or self._add(row):
+                yield row
+            else:
+                counts["repeated positives"] += 1
 
 
 def _batches(rows: Iterable[Named]) -> Iterator[list[Named]]:

@@ -59,19 +59,24 @@ def open_tsv(file: File) -> Table:
 
 def open_text(file: File) -> Table | None:
     """A TREC file, whose cells are separated by white space; else a table with tabs. None if it is
-    neither. What its name calls judgements or a run is one, even if its numbers are none.
+    neither. What says that it is a run or judgements is one, even if its numbers are none.
     """
     head = [line for _, line in islice(lines(file.path), _HEAD) if line.strip()]
-    widths = {len(line.split()) for line in head}
-    named = file.suffix in (".trec", ".run", ".qrels") or file.stem == "qrels"
     tabs = all("\t" in line for line in head)
-    if head and (
-        all(_is_trec(line.split()) for line in head)
-        or (named and not tabs and len(widths) == 1 and widths <= {3, 4, 6})
-    ):
+    if head and (all(_is_trec(line.split()) for line in head) or _says_trec(file, head, tabs)):
         read = lambda: _split(file.path, str.split)  # noqa: E731
         return _table(file, read, reading="separated by white space")
     return open_tsv(file) if head and tabs else None
+
+
+def _says_trec(file: File, head: list[str], tabs: bool) -> bool:
+    """Whether the name or the first line says so, whatever the other lines are."""
+    first, widths = head[0].split(), {len(line.split()) for line in head}
+    if len(first) == 6 and first[1] == "Q0":
+        return True
+    named = file.suffix in (".trec", ".run", ".qrels")
+    named |= file.stem == "qrels" and len(widths) == 1
+    return named and not tabs and len(first) in (3, 4, 6)
 
 
 def open_lines(file: File) -> Table:

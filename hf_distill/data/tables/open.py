@@ -143,7 +143,8 @@ def _check_names(files: list[File], path: Path, key: str) -> None:
     names: dict[str, str] = {}
     for file in files:
         whole = file.name.removesuffix(file.path.suffix) if _packed(file.path) else file.name
-        name = whole[: len(whole) - len(file.suffix)]
+        known = file.suffix in READERS
+        name = whole[: len(whole) - len(file.suffix)] if known else whole
         if name in names:
             raise InputError(
                 f"--{key} {path}: {names[name]} and {file.name} may be one table in two forms, "
