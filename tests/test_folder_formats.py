@@ -567,6 +567,7 @@ def test_runs_for_other_queries_and_lists_without_scores_go_together(tmp_path: P
         ("a.run", "topic Q0 doc rank score tag\n1 Q0 12 1 7.5 x\n", 7.5),
         ("a.tsv", "qid\tpid\trank\tscore\n1\t12\t1\t7.5\n", 7.5),
         ("a.tsv", "qid\tpid\trank\n1\t12\t1\n", None),
+        ("a.tsv", "frage\ttext\tplatz\n1\t12\t1\n1\t13\t2\n", None),
         ("a.jsonl", '{"query_id": 1, "doc_id": 12, "rank": 1, "score": 7.5}\n', 7.5),
     ],
 )
@@ -575,7 +576,9 @@ def test_a_run_may_have_a_header(
 ) -> None:
     folder = beir(tmp_path / "b")
     (folder / name).write_text(content)
-    assert said(read(folder))[7:] == [("1", "12", "candidate", score, None)]
+    rows = said(read(folder))[7:]
+    assert rows[:1] == [("1", "12", "candidate", score, None)]
+    assert len(rows) == content.count("\n") - (not name.endswith("jsonl"))
 
 
 def msmarco(path: Path, **names: str) -> Path:

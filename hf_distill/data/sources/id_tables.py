@@ -444,8 +444,10 @@ def _named_run(table: Table) -> Iterator[Named]:
 
 
 def _ranks(table: Table) -> Iterator[Named]:
-    for place, cells in lines_of(table):
+    for number, (place, cells) in enumerate(lines_of(table)):
         _expect(table, place, cells, ("query id", "document id", "rank"))
+        if number == 0 and _is_header(cells):
+            continue
         yield place, cells[0], cells[1], {"candidate": True}
 
 

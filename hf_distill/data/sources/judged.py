@@ -233,7 +233,7 @@ class _Positives:
         return new
 
     def noted(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """All of the rows."""
+        """All of the rows; their pairs are not new any more."""
         for row in rows:
             self._add(row)
             yield row
