@@ -10,6 +10,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -17,7 +18,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import PARTS, Recipe, trainer_names
 from hf_distill.recipe.check import check_recipe
 from hf_distill.recipe.config import DistillationConfig
@@ -173,6 +174,20 @@ def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list
     return line
 
 
+def _check_unicode(line: Sequence[str]) -> None:
+    """Raise InputError if a value is no text that a file can hold, e.g. a path in another
+    encoding.
+    """
+    for flag, token in pairwise(["", *line]):
+        try:
+            token.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{flag} {printable(token)}: it is not valid Unicode ({error.reason}); rename it, "
+                "or write it in UTF-8"
+            ) from error
+
+
 def _optional_keys() -> set[str]:
     """Keys that `none` unsets: those whose default is None, and lists that are empty by default."""
     optional = set()
@@ -229,6 +244,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
     keys = sorted({action.dest for action in parser._actions} - {"help"})
     name, content = _read_yaml(recipe)
     line = [*_flags(content, recipe, keys), *arguments]
+    _check_unicode(line)
     given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
     given = {key.removeprefix("no_") if key not in keys else key for key in given}
     for key in sorted(given - set(keys) - {"help"}):

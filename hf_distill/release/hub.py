@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from huggingface_hub import DatasetCard, HfApi
 
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.release.cards import PLACEHOLDER
+from hf_distill.release.cards import PLACEHOLDER, hub_link, licence_metadata
 from hf_distill.release.dataset_repo import DatasetRecord
 from hf_distill.release.publish import Release, Settings, check_access, publish
 from hf_distill.report.results import RunResults
@@ -17,14 +19,13 @@ def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None
     """A run's dataset card with its names on the Hub: its own repository, and that of the student
     trained on it.
     """
-    linked = DatasetCard(card.replace(PLACEHOLDER, repo))
-    if license_id:
-        linked.data["license"] = license_id
+    linked = DatasetCard(card.replace(json.dumps(PLACEHOLDER), json.dumps(repo)))
+    for key, value in licence_metadata(license_id).items():
+        linked.data[key] = value
     linked.text = (
-        f"{linked.text.rstrip()}\n\n## Student\n\n"
-        f"[`{model}`](https://huggingface.co/{model}) was trained on these pairs.\n"
+        f"{linked.text.rstrip()}\n\n## Student\n\n{hub_link(model)} was trained on these pairs.\n"
     )
-    return str(linked)
+    return printable(str(linked))
 
 
 def releases_of(results: RunResults) -> list[Release]:

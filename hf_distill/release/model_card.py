@@ -24,6 +24,8 @@ from hf_distill.release.cards import (
     code,
     front_matter,
     hub_id,
+    language_metadata,
+    licence_metadata,
     licence_of_texts,
     public_name,
     public_teacher,
@@ -125,13 +127,13 @@ def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
     optional: dict[str, Any] = {
-        "license": recipe.run.student_license,
+        **language_metadata(recipe.data.language),
+        **licence_metadata(recipe.run.student_license),
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "datasets": [name for name in data_sets if name],
     }
     return ModelCardData(
-        language=recipe.data.language,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[
@@ -174,7 +176,8 @@ def write_model_card(results: RunResults) -> None:
         language=recipe.data.language,
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
-        backbone=_layers_text(student.student_layers, results.training.layers) + named,
+        layers=_layers_text(student.student_layers, results.training.layers),
+        backbone=named,
         static=static,
         pooling=student.student_pooling,
         vocabulary=student.student_vocabulary,
