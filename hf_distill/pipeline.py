@@ -111,7 +111,7 @@ class Run:
     Attributes:
         recipe: The resolved recipe.
         folder: Where the results are kept.
-        sizes: How much it works on, as far as that is known.
+        sizes: How large the student is, once the run is open.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
@@ -180,7 +180,9 @@ class Run:
             save_recipe(self.recipe, self.folder)
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
-            yield check_space(self.recipe, plan(self.recipe, self.sizes))
+            recipe, teacher = self.recipe, self.teacher
+            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.training)
+            yield check_space(recipe, plan(recipe, sizes))
             if evaluates and self.further_tasks.summary:
                 yield self.further_tasks.summary
             yield self.lengths.summary()
@@ -215,7 +217,6 @@ class Run:
         if self.wants("score"):
             check_amounts(collection, self.recipe.training)
             check_sources(collection, self.recipe.training)
-            self.sizes = sizes_with(self.sizes, collection, self.teacher, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
 

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 from conftest import recipe_of, sentences
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -847,3 +848,60 @@ def test_everything_found_is_used_or_counted_and_nothing_judged_bad_is_a_pair(
         assert total == len(rows)
     if form == "flag":
         assert total == sum(max(1, len(row["pos"])) + len(row["neg"]) for row in rows)
+
+
+# --- what somebody tried on purpose
+
+
+def test_a_class_is_read_by_its_name_and_not_by_its_number(tmp_path: Path) -> None:
+    names = ["relevant", "irrelevant"]
+    features = Features(
+        {"query": Value("string"), "document": Value("string"), "label": ClassLabel(names=names)}
+    )
+    rows = {"query": ["a", "b"], "document": ["x", "y"], "label": [0, 1]}
+    table = Dataset.from_dict(rows, features=features)
+    table.to_parquet(str(tmp_path / "pairs.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    for path in (tmp_path / "pairs.parquet", tmp_path / "saved"):
+        said = list(read_any(recipe_of(dataset_path=path, run_dir=tmp_path / "run")).rows)
+        assert [(row["query"], row["grade"]) for row in said] == [("a", 1), ("b", 0)]
+
+
+def test_classes_that_say_nothing_of_relevance_are_refused(tmp_path: Path) -> None:
+    names = ["entailment", "neutral", "contradiction"]
+    features = Features(
+        {"query": Value("string"), "document": Value("string"), "label": ClassLabel(names=names)}
+    )
+    rows = {"query": ["a", "b"], "document": ["x", "y"], "label": [2, 0]}
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "nli.parquet"))
+    source = read_any(recipe_of(dataset_path=tmp_path / "nli.parquet", run_dir=tmp_path / "run"))
+    with pytest.raises(InputError, match=r"nli\.parquet, row 0: .*'label'.*contradiction"):
+        list(source.rows)
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    table = Dataset.from_dict({"query": ["a"], "document": ["x"]})
+    table.to_parquet(str(tmp_path / "data" / "train-00000-of-00002.parquet"))
+    with pytest.raises(InputError, match=r"train has 2 parts, and 1 of them"):
+        read_any(recipe_of(dataset_path=tmp_path, run_dir=tmp_path / "run"))
+
+
+def test_an_underscore_is_no_part_of_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("query,document,label\na,x,1_0\n")
+    with pytest.raises(InputError, match=r"pairs\.csv, line 2: .*'1_0'"):
+        list(read_any(recipe_of(dataset_path=path, run_dir=tmp_path / "run")).rows)
+
+
+def test_a_table_beside_train_is_not_trained_on(tmp_path: Path) -> None:
+    for i, name in enumerate(("train", "dev", "dev2")):
+        jsonl(tmp_path / "d" / f"{name}.jsonl", [row(10 * i), row(10 * i + 1)])
+    source = read_any(recipe_of(dataset_path=tmp_path / "d", run_dir=tmp_path / "run"))
+    assert [r["split"] for r in source.rows] == ["validation"] * 2 + ["train"] * 2
+    assert source.unused == {"table dev2.jsonl": 2}
+
+
+def test_it_is_said_that_a_test_split_alone_is_divided(tmp_path: Path) -> None:
+    jsonl(tmp_path / "d" / "test.jsonl", [row(0), row(1)])
+    source = read_any(recipe_of(dataset_path=tmp_path / "d", run_dir=tmp_path / "run"))
+    assert source.read_as.endswith("; all of it is the split test, which is divided")

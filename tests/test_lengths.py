@@ -41,7 +41,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lengths_of(pairs: Path, run_dir: Path, teacher: object, **keys: Any) -> TextLengths:
     """The result for a student of at most 20 tokens, unless told otherwise."""
-    defaults = {"eval_strategy": "no", 
+    defaults = {"eval_strategy": "no",
         "teacher": teacher, "dataset": "files", "dataset_path": pairs, "run_dir": run_dir,
         "student_layers": "0,2", "student_dim": 16, "student_max_length": 20,
         "per_device_train_batch_size": 4, "selection": None,

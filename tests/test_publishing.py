@@ -389,6 +389,9 @@ def test_the_evaluation_results_are_read_back_by_the_client(
         notes=(),
         systems={STUDENT: {"nDCG@10": Estimate(0.51234, 0.4, 0.6, 9)}},
         student_over_teacher=None,
+        not_applicable={},
+        same_text=0,
+        words="",
     )
 
     def write(dataset: str | None) -> None:

@@ -166,7 +166,8 @@ def write_collection(
         read = read_pairs(pairs, working, test_set)
         numbers = _pair_numbers(read)
         if (numbers.given == ELSEWHERE).all():
-            reasons = ", ".join(f"{why}: {count}" for why, count in read.counts.items())
+            counts = (f"{why}: {count}" for why, count in read.counts.items())
+            reasons = ", ".join(counts) or "there are no rows"
             raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
         arrangement = arrange(
             numbers, data, seed, lambda rows: _texts(read.documents, read.pair_documents[rows])

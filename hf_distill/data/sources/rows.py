@@ -5,7 +5,6 @@ labels and scores, and which documents of a scored list are relevant.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +70,7 @@ class Reading:
         counts: Reason -> (query, document)s that are left out; filled while rows are read.
         beside: Tables that these need, such as those with the texts of ids.
         unused: Filled while rows are read.
+        note: What `read_as` adds about the splits.
     """
 
     tables: Tables
@@ -78,6 +78,7 @@ class Reading:
     beside: tuple[Table, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
+    note: str = ""
 
     def pairs(
         self,
@@ -104,7 +105,7 @@ class Reading:
             rows(),
             corpus=corpus,
             counts=self.counts,
-            read_as=read_as,
+            read_as=f"{read_as}{self.note}",
             unused=self.unused,
         )
 
@@ -148,7 +149,8 @@ def start_reading(
     """Choose the tables that are read, and say for which split each is.
 
     A split of one name alone is no split: its rows are divided. Tables for a purpose that is not
-    train, validation or test are not read.
+    train, validation or test are not read; a table without a split is for training where no other
+    is.
 
     Args:
         tables: All of them.
@@ -179,14 +181,18 @@ def start_reading(
                 f"splits are {', '.join(str(split) for split in splits)}"
             )
         return Reading(tables, tuple((t, None) for t in chosen if t.split == wanted))
-    parts = [(t, t.split or "train") for t in chosen if t.split in (None, *SPLIT_NAMES)]
+    usual = SPLIT_NAMES if "train" in splits else (None, *SPLIT_NAMES)
+    parts = [(t, t.split or "train") for t in chosen if t.split in usual]
     if not parts and len(splits) > 1:
         raise InputError(
             f"{named(tables)} has the splits {', '.join(map(str, splits))}, and none of them is "
             "train, validation or test; name one with --dataset_split"
         )
     if len({split for _, split in parts}) <= 1:
-        return Reading(tables, tuple((t, None) for t, _ in parts or [(t, "") for t in chosen]))
+        parts = parts or [(table, "") for table in chosen]
+        only = {table.split for table, _ in parts} - {None, "train"}
+        note = f"; all of it is the split {only.pop()}, which is divided" if only else ""
+        return Reading(tables, tuple((table, None) for table, _ in parts), note=note)
     return Reading(tables, tuple(parts))
 
 
@@ -311,6 +317,8 @@ def as_number(value: object) -> float | None:
     """A label as a number; None if it is none."""
     if isinstance(value, str):
         value = _LABEL_WORDS.get(value.strip().lower(), value)
+    if isinstance(value, str) and "_" in value:
+        return None  # Python reads 1_0 as 10
     try:
         return float(value)  # type: ignore[arg-type]  # tried
     except (TypeError, ValueError):
@@ -438,8 +446,3 @@ def how_many(counts: Iterable[int], one: str) -> str:
     if len(numbers) == 1:
         return f"{numbers[0]} {one}{'' if numbers[0] == 1 else 's'}"
     return f"{numbers[0]} to {numbers[-1]} {one}s"
-
-
-def natural(names: Iterable[str]) -> list[str]:
-    """`negative_2` before `negative_10`."""
-    return sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])

@@ -32,7 +32,6 @@ from hf_distill.data.sources.rows import (
     how_many,
     list_of,
     named,
-    natural,
     positives_rule,
     refuse_options,
     refuse_scored_list,
@@ -94,7 +93,7 @@ def _columns(table: Table, data: DataArguments) -> _Columns | None:
         return None
     negatives = [
         column
-        for column in natural(table.columns)
+        for column in table.columns
         if _NEGATIVE.fullmatch(column)
         and column not in (query, document)
         and not holds(column, int, float, dict)  # a count of negatives is not one

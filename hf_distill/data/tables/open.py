@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +23,9 @@ READERS: Mapping[str, Callable[[File, Path], Table | None]] = {
     **dict.fromkeys((".arrow", ".feather"), open_arrow),
 }
 """Extension -> what reads it. A reader returns None for a file that holds no table."""
+
+
+_PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 
 
 def open_tables(path: Path, key: str, cache: Path) -> Tables:
@@ -80,6 +84,7 @@ def _open_folder(path: Path, key: str, cache: Path) -> Tables:
     readable = [file for file in files if file.suffix in READERS]
     others += [file.name for file in files if file.suffix not in READERS]
     _check_names(readable, path, key)
+    _check_parts(readable, path, key)
     tables = []
     for file in readable:
         table = READERS[file.suffix](file, cache)
@@ -95,6 +100,21 @@ def _open_folder(path: Path, key: str, cache: Path) -> Tables:
     name = path.resolve().name
     ordered = tuple(sorted(tables, key=lambda table: table.name))
     return Tables(path, name, key, ordered, tuple(sorted(others)), license_name)
+
+
+def _check_parts(files: list[File], path: Path, key: str) -> None:
+    """`train-00000-of-00002` without its neighbour is half of a table."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if part := _PART_OF.search(file.name):
+            whole = file.name[: part.start()]
+            numbers.setdefault((whole, int(part[2])), set()).add(int(part[1]))
+    for (whole, total), there in numbers.items():
+        if missing := sorted(set(range(total)) - there):
+            raise InputError(
+                f"--{key} {path}: {whole} has {total} parts, and {len(missing)} of them are not "
+                f"there (e.g. number {missing[0]}); download the folder again"
+            )
 
 
 def _check_names(files: list[File], path: Path, key: str) -> None:
