@@ -440,7 +440,8 @@ def finished(path: Path, *line: str) -> RunResults:
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
     # This machine may not support the precision that the run was trained in.
-    recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
+    own = ("--run_dir", str(path), "--bf16", "false", "--fp16", "false")
+    recipe = read_recipe([str(folder.recipe), *own, *line], runs=False)
     results = RunResults(
         recipe=recipe,
         folder=folder,

@@ -19,7 +19,7 @@ from huggingface_hub import (
 
 from hf_distill.evaluation.results import STUDENT, TEACHER
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
     code,
     front_matter,

@@ -12,7 +12,7 @@ import yaml
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.stage import TEMPORARY, written_whole
 
