@@ -31,6 +31,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.stage import write_result
 
 PAYLOADS = (
     "<img src=x onerror=\"document.title='owned'\">",
@@ -135,6 +136,7 @@ def hostile(folder: RunFolder, payload: str) -> RunResults:
     prompts = {"prompts": {"query": payload, "document": payload}}
     (folder.student / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     (folder.student / "2_Dense" / "config.json").write_text(json.dumps({"bias": False}))
+    write_result(folder.training, results.training, [folder.student])
     write_dataset(results, scores, *rest)
     write_model_card(results)
     return results
