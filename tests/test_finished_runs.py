@@ -251,9 +251,7 @@ def test_the_demos_teacher_is_the_runs(
         "query_prompt": "ask ",
         "regression_weight": 0.0,
     }
-    content = yaml.safe_load((copied / "recipe.yaml").read_text())
-    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, **changed}))
-    results = finished(copied)
+    results = finished(copied, *(text for k, v in changed.items() for text in (f"--{k}", str(v))))
     _, (side, _), _, texts = local_demo(results)
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
@@ -355,3 +353,21 @@ def test_only_files_that_the_run_wrote_are_published(copied: Path) -> None:
     assert b"not the card" not in files["README.md"]
     own = {p.relative_to(student.folder).as_posix() for p in student.folder.rglob("*")}
     assert set(files) - own <= {".eval_results/retrieval.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "until"),
+    [("temperature", 0.4, "select"), ("query_prompt", "ask ", "score"), ("seed", 9, "read"),
+     ("eval_strategy", "no", "select")],
+)  # fmt: skip
+def test_a_recipe_that_a_stopped_call_changed_is_noticed(
+    tiny: Path, copied: Path, key: str, value: object, until: str
+) -> None:
+    more = ("--load_best_model_at_end", "false", "--early_stopping_patience", "none")
+    line = (f"--{key}", value, *(more if value == "no" else ()))
+    run_tiny(tiny, copied, *line, "--until", until)
+    with pytest.raises(InputError, match=rf"recipe.yaml.* {key} is {value!r} there"):
+        finished(copied)
+    if key == "temperature":
+        run_tiny(tiny, copied, "--until", "read", "--card_examples", "false")
+        assert finished(copied), "the recipe is that of the results again"

@@ -132,9 +132,8 @@ def test_code_in_the_folders_of_models_is_not_run(
 ) -> None:
     ran = with_code(teacher_dir, tmp_path / "teacher")
     content = yaml.safe_load((copied / "recipe.yaml").read_text())
-    theirs = {"trust_remote_code": True, "teacher": str(tmp_path / "teacher")}
-    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, **theirs}))
-    results = finished(copied)
+    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, "trust_remote_code": True}))
+    results = finished(copied, "--teacher", str(tmp_path / "teacher"))
     with pytest.raises(InputError, match="trust_remote_code"):
         local_demo(results)
     assert not ran.exists()
