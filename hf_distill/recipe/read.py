@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
-import yaml
 from transformers import HfArgumentParser
 
 from hf_distill.errors import InputError, printable
@@ -24,6 +23,7 @@ from hf_distill.recipe.check import check_recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.no_effect import nearest
 from hf_distill.recipe.saved import ENVIRONMENT_KEY, is_saved, obeyed, saved_name
+from hf_distill.recipe.yaml_text import read_yaml
 
 DEFAULT = "quickstart"
 """The recipe that is read when the command line names none."""
@@ -139,10 +139,7 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
             name, text = path.stem, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{recipe} is not UTF-8 text: {error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe} is not a YAML file: {error}") from error
+    content = read_yaml(text, recipe)
     if not isinstance(content, (dict, types.NoneType)):
         raise InputError(
             f"{recipe} holds a {type(content).__name__}, but a recipe maps keys to values"
@@ -169,6 +166,12 @@ def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list
             raise InputError(f"{recipe}: unknown key {key!r}; {nearest(str(key), keys)}")
         line.append(f"--{key}")
         if isinstance(value, list):
+            for item in value:
+                if isinstance(item, (list, dict)):
+                    raise InputError(
+                        f"{recipe}: {key} has a {type(item).__name__} in its list; write its "
+                        "values one after another"
+                    )
             line += [str(item) for item in value] or [NONE]
         elif isinstance(value, dict):
             line.append(json.dumps(value))

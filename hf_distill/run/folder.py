@@ -14,6 +14,7 @@ import yaml
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe, deciding
 from hf_distill.recipe.saved import ENVIRONMENT_KEY
+from hf_distill.recipe.yaml_text import read_yaml
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.stage import TEMPORARY, read_result, write_result, written_whole
 
@@ -132,10 +133,10 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
             f"{folder.path} is not a run: it holds no recipe.yaml; hf-distill train makes one"
         )
     try:
-        content = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        content = read_yaml(folder.recipe.read_text(encoding="utf-8"), folder.recipe)
         environment = content[ENVIRONMENT_KEY]
         layout, version = environment.get("layout"), environment["packages"]["hf_distill"]
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{folder.recipe} is damaged ({error!r}); name another --run_dir"
         ) from error
