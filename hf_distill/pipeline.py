@@ -43,7 +43,14 @@ from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
 from hf_distill.run.disk import Sizes, check_folders, check_space, plan
-from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
+from hf_distill.run.folder import (
+    RunFolder,
+    check_made_with,
+    open_run_folder,
+    read_saved_recipe,
+    save_made_with,
+    save_recipe,
+)
 from hf_distill.run.lock import held
 from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
@@ -111,7 +118,7 @@ class Run:
     Attributes:
         recipe: The resolved recipe.
         folder: Where the results are kept.
-        sizes: How much it works on, as far as that is known.
+        sizes: How large the student is, once the run is open.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
@@ -180,7 +187,9 @@ class Run:
             save_recipe(self.recipe, self.folder)
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
-            yield check_space(self.recipe, plan(self.recipe, self.sizes))
+            recipe, teacher = self.recipe, self.teacher
+            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.training)
+            yield check_space(recipe, plan(recipe, sizes))
             if evaluates and self.further_tasks.summary:
                 yield self.further_tasks.summary
             yield self.lengths.summary()
@@ -191,6 +200,7 @@ class Run:
             yield self.training.summary()
         if self.wants("evaluate"):
             write_report(self.results)
+            save_made_with(self.recipe, self.folder)
         if self.wants("release"):
             yield from self.release()
         if self.wants("evaluate"):
@@ -215,7 +225,6 @@ class Run:
         if self.wants("score"):
             check_amounts(collection, self.recipe.training)
             check_sources(collection, self.recipe.training)
-            self.sizes = sizes_with(self.sizes, collection, self.teacher, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
 
@@ -423,14 +432,15 @@ def finished(path: Path, *line: str) -> RunResults:
         *line: Further keys (`--key`, `value`, ...) that override its recipe's.
 
     Raises:
-        InputError: Not a run, not finished, or its results come from different calls: a later call
-            with other keys was stopped before its end.
+        InputError: Not a run, not finished, or its recipe and its results come from different
+            calls: a later call with other keys was stopped before its end.
     """
     folder = RunFolder(path)
     read_saved_recipe(folder)
     needed = (
         folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
         folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
+        folder.made_with,
     )  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
@@ -438,8 +448,10 @@ def finished(path: Path, *line: str) -> RunResults:
         raise InputError(
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
+    check_made_with(folder)
     # This machine may not support the precision that the run was trained in.
-    recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
+    own = ("--run_dir", str(path), "--bf16", "false", "--fp16", "false")
+    recipe = read_recipe([str(folder.recipe), *own, *line], runs=False)
     results = RunResults(
         recipe=recipe,
         folder=folder,

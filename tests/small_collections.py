@@ -13,7 +13,7 @@ from conftest import recipe_of
 from hf_distill.data.collection import Collection, Source, SourcePairs
 from hf_distill.data.load import open_collection, write_collection
 from hf_distill.run.folder import RunFolder, save_recipe
-from hf_distill.run.stage import write_json
+from hf_distill.run.stage import write_result
 from hf_distill.scoring.scores import ScoreStatistics, SoftLabels
 from hf_distill.teachers.base import SCALES
 
@@ -95,7 +95,7 @@ def read_run(
     recipe = recipe_of(run_dir=path)
     data = dataclasses.replace(recipe.data, validation_fraction=0.0)  # only what the data says
     record = write_collection((SourcePairs(source, rows, corpus), None), data, 0, folder, "key")
-    write_json(folder.pairs / "manifest.json", record)
+    write_result(folder.pairs / "manifest.json", record, [])
     save_recipe(recipe, folder)
     return open_collection(folder)
 
@@ -111,5 +111,5 @@ def score_run(path: Path, values: np.ndarray, collection: str = "key") -> None:
         items_without_deduplication=8, seconds=0.5, score=ScoreStatistics.of(values), parts=[],
         collection=collection,
     )  # fmt: skip
-    write_json(folder.soft_labels / "manifest.json", record)
+    write_result(folder.soft_labels / "manifest.json", record, [])
     np.save(folder.soft_labels / "scores.npy", values.astype(np.float32))

@@ -57,6 +57,12 @@ def run(*line: object) -> Said:
     return call(line, main)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def card_of(folder: Path) -> str:
     return (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
 
@@ -110,15 +116,18 @@ def test_a_flipped_byte_on_the_hub_is_noticed(tiny: Path, copied: Path, tmp_path
 
 def test_a_dry_run_shows_what_would_be_sent(copied: Path) -> None:
     line = ("publish", copied, "--model", "you/student", "--dataset", "you/pairs")
+    before = contents(copied)
     said = run(*line, "--license", "mit", "--dry_run")
+    assert contents(copied) == before, "a dry run writes nothing"
     assert said.code == 0
     assert "model you/student: would be created" in said.out
     assert ".eval_results/retrieval.yaml" in said.out
     assert "nothing was sent" in said.out
     assert "private" not in said.out
-    assert "license: mit" in card_of(copied)
-    assert not card_errors(card_of(copied), "model")
-    linked = releases_of(finished(copied, *PUSH))[0].instead["README.md"].decode()
+    releases = releases_of(finished(copied, *PUSH, "--student_license", "mit"))
+    linked, card = (release.instead["README.md"].decode() for release in releases)
+    assert "license: mit" in card
+    assert not card_errors(card, "model")
     assert not card_errors(linked, "dataset")
     assert 'load_dataset("you/pairs", "selected"' in linked
     assert "https://huggingface.co/you/student" in linked
@@ -242,9 +251,7 @@ def test_the_demos_teacher_is_the_runs(
         "query_prompt": "ask ",
         "regression_weight": 0.0,
     }
-    content = yaml.safe_load((copied / "recipe.yaml").read_text())
-    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, **changed}))
-    results = finished(copied)
+    results = finished(copied, *(text for k, v in changed.items() for text in (f"--{k}", str(v))))
     _, (side, _), _, texts = local_demo(results)
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
@@ -323,3 +330,44 @@ def test_pairs_of_an_earlier_selection_are_not_published(tiny: Path, copied: Pat
     said = call(line, main)
     assert said.code == 2
     assert "earlier selection" in said.err
+
+
+def test_only_files_that_the_run_wrote_are_published(copied: Path) -> None:
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    sent = r"^  send .* bytes  (.*)$"
+    before = re.findall(sent, run(*line).out, re.MULTILINE)
+    foreign = ["student_model_sd/secret.txt", "student_model_sd/onnx/model.onnx",
+               "student_model_sd/.eval_results/x.yaml", "dataset/selected/train-9.parquet",
+               "student_model_sd/2_Dense/pytorch_model.bin"]  # fmt: skip
+    for name in foreign:
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("not of this run")
+    (copied / "student_model_sd" / "README.md").write_text("not the card of this run")
+    said = run(*line)
+    assert re.findall(sent, said.out, re.MULTILINE) == before
+    for name in foreign:
+        assert f"{name.split('/', 1)[1]} was not written by this run" in said.out
+    student = releases_of(finished(copied, *PUSH))[1]
+    files = student.files()
+    assert sorted(files) == sorted(set(files) - {"secret.txt"})
+    assert b"not the card" not in files["README.md"]
+    own = {p.relative_to(student.folder).as_posix() for p in student.folder.rglob("*")}
+    assert set(files) - own <= {".eval_results/retrieval.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "until"),
+    [("temperature", 0.4, "select"), ("query_prompt", "ask ", "score"), ("seed", 9, "read"),
+     ("eval_strategy", "no", "select")],
+)  # fmt: skip
+def test_a_recipe_that_a_stopped_call_changed_is_noticed(
+    tiny: Path, copied: Path, key: str, value: object, until: str
+) -> None:
+    more = ("--load_best_model_at_end", "false", "--early_stopping_patience", "none")
+    line = (f"--{key}", value, *(more if value == "no" else ()))
+    run_tiny(tiny, copied, *line, "--until", until)
+    with pytest.raises(InputError, match=rf"recipe.yaml.* {key} is {value!r} there"):
+        finished(copied)
+    if key == "temperature":
+        run_tiny(tiny, copied, "--until", "read", "--card_examples", "false")
+        assert finished(copied), "the recipe is that of the results again"

@@ -388,6 +388,9 @@ def test_results_of_different_calls_are_refused(tiny: Path, copied: Path) -> Non
         finished(copied)
     (copied / "evaluation.json").write_text(text)
     run_tiny(tiny, copied, "--until", "select", "--selection", "percentile=50")
+    with pytest.raises(InputError, match=r"recipe\.yaml.*selection is \['percentile=50'\] there"):
+        finished(copied)
+    run_tiny(tiny, copied, "--until", "read")
     with pytest.raises(InputError, match=r"training\.json.*selection\.json"):
         finished(copied)
 

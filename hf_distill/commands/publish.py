@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the student's card with its names on the Hub, and publish.
+    """Write the student's card with its names on the Hub, and publish. A dry run writes nothing.
 
     Raises:
         InputError: The run is not finished, a name is missing, or the token may not write there.
@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
         tag=arguments.revision or training.hub_revision,
         collection=arguments.collection,
     )
-    write_model_card(results)
     act = dry_run if arguments.dry_run else publish
+    if not arguments.dry_run:
+        write_model_card(results)
     for line_of_text in act(releases_of(results), settings, HfApi(token=training.hub_token)):
         print(line_of_text)

@@ -14,6 +14,15 @@ from hf_distill.recipe.no_effect import check_effect
 
 Number = float | None
 
+_MAY_BE_EMPTY = ("query_prompt", "document_prompt")
+"""Texts that are read, not names: an empty prompt is none."""
+
+_NAMES = (
+    "output_dir", "run_name", "hub_model_id", "hub_revision", "hub_token", "terms",
+    "source_shares", "resume_from_checkpoint", "metric_for_best_model",
+)  # fmt: skip
+"""Names among the keys of the training."""
+
 
 def _ranges(
     recipe: Recipe,
@@ -78,6 +87,7 @@ def check_recipe(recipe: Recipe) -> None:
         for name, value in values.items():
             if value is not None and not holds(value):
                 raise InputError(f"--{name} {value}: it {says}")
+    _check_names(recipe)
     check_kind(recipe.data.dataset, SOURCES, "dataset")
     if recipe.data.format != "auto":
         check_kind(recipe.data.format, FORMATS, "format")
@@ -93,6 +103,20 @@ def check_recipe(recipe: Recipe) -> None:
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
             "--push_to_hub; add it, or set --hub_dataset_id none"
         )
+
+
+def _check_names(recipe: Recipe) -> None:
+    """An empty text names nothing: no column, no file, no model."""
+    parts = (recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student)
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    values |= {name: getattr(recipe.training, name) for name in _NAMES}
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        empty = [text for text in texts if isinstance(text, str) and not text.strip()]
+        if empty and name in recipe.given and name not in _MAY_BE_EMPTY:
+            raise InputError(
+                f"--{name} {empty[0]!r}: an empty text is no name; give one, or leave --{name} out"
+            )
 
 
 def _check_objective(recipe: Recipe) -> None:

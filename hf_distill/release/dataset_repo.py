@@ -16,10 +16,13 @@ from huggingface_hub import DatasetCardData
 
 from hf_distill.data.collection import Pairs
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD
+from hf_distill.errors import printable
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import (
     front_matter,
     hub_id,
+    language_metadata,
+    licence_metadata,
     licence_of_texts,
     public_name,
     public_teacher,
@@ -205,16 +208,20 @@ def _reproducing(recipe: Recipe) -> str:
         ]
     elif "teacher" in keys:
         keys["teacher"] = public_name(recipe.teacher.teacher)
-    return yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
+    return printable(text)
 
 
 def _metadata(results: RunResults, sizes: Sequence[tuple[str, str, int]]) -> DatasetCardData:
     """The card's metadata. `sizes`: configuration, split, pairs."""
     recipe, source = results.recipe, results.collection.source
     teacher = "an ensemble" if recipe.teacher.ensemble else Path(recipe.teacher.teacher).name
+    named: dict[str, Any] = {
+        **language_metadata(recipe.data.language),
+        **licence_metadata(licence_of_texts(results) or "unknown"),
+    }
     return DatasetCardData(
-        language=recipe.data.language,
-        license=licence_of_texts(results) or "unknown",
+        **named,
         task_categories=["text-retrieval", "sentence-similarity"],
         size_categories=size_category(sum(n for config, _, n in sizes if config == "all")),
         source_datasets=[source.name] if hub_id(source.name) else ["original"],

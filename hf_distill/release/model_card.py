@@ -19,11 +19,13 @@ from huggingface_hub import (
 
 from hf_distill.evaluation.results import STUDENT, TEACHER
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
     code,
     front_matter,
     hub_id,
+    language_metadata,
+    licence_metadata,
     licence_of_texts,
     public_name,
     public_teacher,
@@ -68,15 +70,16 @@ def _model_results(results: RunResults) -> list[EvalResult]:
     ]
 
 
-def _write_eval_results(results: RunResults) -> None:
-    """Write the student's nDCG@10 as the Hub's evaluation-results file, which names the published
-    data set. Without a data set, or where the figures show nothing, there is no file.
+_CARD, _RESULTS = "README.md", ".eval_results/retrieval.yaml"
+
+
+def _eval_results(results: RunResults) -> str | None:
+    """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data
+    set. None without a data set, or where the figures show nothing.
     """
-    folder, dataset = results.folder.student / ".eval_results", results.recipe.run.hub_dataset_id
-    shutil.rmtree(folder, ignore_errors=True)
-    retrieval = results.evaluation.retrieval
+    dataset, retrieval = results.recipe.run.hub_dataset_id, results.evaluation.retrieval
     if dataset is None or retrieval.trivial:
-        return
+        return None
     estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
@@ -87,10 +90,7 @@ def _write_eval_results(results: RunResults) -> None:
             f"95% interval {estimate.low:.4f} to {estimate.high:.4f}"
         ),
     )
-    with written_whole(folder / "retrieval.yaml") as temporary:
-        temporary.write_text(
-            yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8"
-        )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def _objective(recipe: Recipe) -> dict[str, Any]:
@@ -125,13 +125,13 @@ def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
     optional: dict[str, Any] = {
-        "license": recipe.run.student_license,
+        **language_metadata(recipe.data.language),
+        **licence_metadata(recipe.run.student_license),
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "datasets": [name for name in data_sets if name],
     }
     return ModelCardData(
-        language=recipe.data.language,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[
@@ -156,6 +156,15 @@ def _saved(results: RunResults, path: str) -> dict[str, Any]:
 
 def write_model_card(results: RunResults) -> None:
     """Write `student_model_sd/README.md`, and the evaluation-results file beside it."""
+    student = results.folder.student
+    shutil.rmtree(student / Path(_RESULTS).parent, ignore_errors=True)
+    for name, content in model_cards(results).items():
+        with written_whole(student / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def model_cards(results: RunResults) -> dict[str, bytes]:
+    """The card of the student and its evaluation results: path in its folder -> content."""
     recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
     static = student.student_backbone == STATIC
     from_teacher = student.student_backbone in ("teacher", STATIC)
@@ -174,7 +183,8 @@ def write_model_card(results: RunResults) -> None:
         language=recipe.data.language,
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
-        backbone=_layers_text(student.student_layers, results.training.layers) + named,
+        layers=_layers_text(student.student_layers, results.training.layers),
+        backbone=named,
         static=static,
         pooling=student.student_pooling,
         vocabulary=student.student_vocabulary,
@@ -204,6 +214,5 @@ def write_model_card(results: RunResults) -> None:
         training=results.training,
         objective=_objective(recipe),
     )
-    with written_whole(results.folder.student / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    _write_eval_results(results)
+    measured = _eval_results(results)
+    return {_CARD: card.encode()} | ({_RESULTS: measured.encode()} if measured else {})

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import matplotlib as mpl
 
+from hf_distill.errors import printable
 from hf_distill.evaluation.results import STUDENT, TEACHER, Estimate, SourceResults
 from hf_distill.report import plots
 from hf_distill.report.headline import (
@@ -35,6 +36,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja.finalize = lambda value: printable(value) if type(value) is str else value
     jinja.filters |= {
         "probability": probability,
         "in_a_sentence": in_a_sentence,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 import yaml
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.arguments import Recipe, deciding
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
+from hf_distill.recipe.yaml_text import read_yaml
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import TEMPORARY, written_whole
+from hf_distill.run.stage import TEMPORARY, read_result, write_result, written_whole
 
 LAYOUT = 2
 """Which artefacts a run's folder holds, and in which form. Version 0.1.0 wrote no number."""
@@ -95,6 +97,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def made_with(self) -> Path:
+        """The keys that all results together were made with."""
+        return self.path / "results.json"
+
+    @property
     def retrieval(self) -> Path:
         """TREC runs of the systems, `<system>.run`, and `qrels.txt`, for `ir_measures`."""
         return self.path / "retrieval"
@@ -126,10 +133,10 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
             f"{folder.path} is not a run: it holds no recipe.yaml; hf-distill train makes one"
         )
     try:
-        content = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        content = read_yaml(folder.recipe.read_text(encoding="utf-8"), folder.recipe)
         environment = content[ENVIRONMENT_KEY]
         layout, version = environment.get("layout"), environment["packages"]["hf_distill"]
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{folder.recipe} is damaged ({error!r}); name another --run_dir"
         ) from error
@@ -209,4 +216,42 @@ def save_recipe(recipe: Recipe, folder: RunFolder) -> None:
             + yaml.safe_dump(recipe.keys(), sort_keys=False, allow_unicode=True)
             + yaml.safe_dump({ENVIRONMENT_KEY: environment}, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
+        )
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """`results.json`: the keys that can change a result, when every result was made or found to be
+    current. It is written when they all are there.
+    """
+
+    keys: dict[str, Any]
+
+
+def save_made_with(recipe: Recipe, folder: RunFolder) -> None:
+    """Write down that every result in the folder is that of `recipe`."""
+    write_result(folder.made_with, MadeWith(deciding(recipe.keys())), [])
+
+
+def check_made_with(folder: RunFolder) -> None:
+    """Check that `recipe.yaml` is what the results were made with.
+
+    Raises:
+        InputError: A later call changed it and was stopped before the results were there: which
+            keys.
+    """
+    saved = read_saved_recipe(folder)
+    del saved[ENVIRONMENT_KEY]
+    now = json.loads(json.dumps(deciding(saved), default=str))
+    before = read_result(folder.made_with, MadeWith).keys
+    differences = [
+        f"{key} is {now.get(key)!r} there, and was {before.get(key)!r}"
+        for key in sorted(now.keys() | before.keys())
+        if now.get(key) != before.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"{folder.recipe} is not what the results were made with: {'; '.join(differences)}. A "
+            "later call changed it, and stopped early; run it again: hf-distill train "
+            f"{folder.recipe} --run_dir {folder.path} --until release"
         )

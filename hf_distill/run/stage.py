@@ -235,6 +235,20 @@ def read_result(path: Path, kind: type[T]) -> T:
         ) from error
 
 
+def files_of(path: Path, folder: Path) -> frozenset[str]:
+    """The files in `folder` that belong to the result at `path`, as paths in it. All are what was
+    written.
+
+    Raises:
+        InputError: As `read_result`.
+    """
+    _content(path)
+    files = [path.parent / name for name in json.loads(path.read_bytes())[_SEAL]["files"]]
+    return frozenset(
+        file.relative_to(folder).as_posix() for file in files if file.is_relative_to(folder)
+    )
+
+
 def _key_of(path: Path) -> str | None:
     """The key of the result at `path`; None if there is none, or if it cannot be used. The rest may
     be of another form.
