@@ -567,7 +567,7 @@ def test_runs_for_other_queries_and_lists_without_scores_go_together(tmp_path: P
         ("a.run", "topic Q0 doc rank score tag\n1 Q0 12 1 7.5 x\n", 7.5),
         ("a.tsv", "qid\tpid\trank\tscore\n1\t12\t1\t7.5\n", 7.5),
         ("a.tsv", "qid\tpid\trank\n1\t12\t1\n", None),
-        ("a.tsv", "frage\ttext\tplatz\n1\t12\t1\n1\t13\t2\n", None),
+        ("a.tsv", "frage\tdokument\tplatz\n1\t12\t1\n1\t13\t2\n", None),
         ("a.jsonl", '{"query_id": 1, "doc_id": 12, "rank": 1, "score": 7.5}\n', 7.5),
     ],
 )
