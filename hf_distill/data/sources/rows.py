@@ -303,7 +303,7 @@ def score_of(value: object, table: Table, place: Place, column: str) -> float | 
     """
     try:
         score = math.nan if value is None else float(value)  # type: ignore[arg-type]  # tried
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isinf(score):
         raise InputError(
@@ -321,7 +321,7 @@ def as_number(value: object) -> float | None:
         return None  # Python reads 1_0 as 10
     try:
         return float(value)  # type: ignore[arg-type]  # tried
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -334,7 +334,7 @@ def grade_of(value: object, table: Table, place: Place, column: str) -> int | No
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     number = as_number(value)
-    if number is None or not number.is_integer():
+    if number is None or not math.isfinite(number) or not number.is_integer():
         raise InputError(
             f"{table.where(place)}: the column {column!r} holds {value!r:.50}, but a label is a "
             "whole number: 0 for a document that is not relevant, 1 or more for one that is. Name "
