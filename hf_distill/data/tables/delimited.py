@@ -232,7 +232,9 @@ class _Quotes:
 
     def _note_bare(self, cells: list[str]) -> None:
         self._bare_columns |= {
-            place for place, cell in enumerate(cells) if cell and not _NUMBER.fullmatch(cell)
+            place
+            for place, cell in enumerate(cells)
+            if cell and cell[0] != '"' and not _NUMBER.fullmatch(cell)
         }
 
     def _count(self, width: int) -> None:
