@@ -59,8 +59,9 @@ from hf_distill.compute.device import cpu_cores, device_type, keep_freed_memory
 from hf_distill.compute.search import search
 from hf_distill.data.collection import text_id
 from hf_distill.errors import InputError
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import embed_task
-from hf_distill.evaluation.retrieval import NDCG, bm25_run, per_query
+from hf_distill.evaluation.retrieval import NDCG, per_query
 from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
 from hf_distill.pipeline import Run, with_precision
 from hf_distill.recipe.arguments import Recipe

@@ -1,4 +1,6 @@
-"""The one exception that means "your input, not our code", and what may be printed of any text."""
+"""The exceptions that mean "your input" and "your disk", not our code; and what may be printed."""
+
+import re
 
 
 class InputError(ValueError):
@@ -9,6 +11,17 @@ class InputError(ValueError):
     """
 
 
+class WriteError(OSError):
+    """A file cannot be written: the disk, a quota or a limit on the size of files is full.
+
+    The message names the file. `train.py` prints it without a traceback and exits with code 1.
+    """
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that command a terminal or turn the direction of a text, and halves of characters."""
+
+
 def printable(text: str) -> str:
-    """`text` without control characters, which could command a terminal. Line breaks stay."""
-    return "\n".join("".join(c for c in line if c.isprintable()) for line in text.split("\n"))
+    """`text` with its control characters shown (`\\x1b`), not sent. Line breaks and tabs stay."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

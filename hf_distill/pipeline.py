@@ -20,10 +20,19 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection
+from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
+from hf_distill.evaluation.further import (
+    FurtherTasks,
+    check_tasks,
+    embed_by_teacher,
+    load_tasks,
+    with_shared_texts,
+)
 from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.validation import validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -33,25 +42,40 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
-from hf_distill.run.folder import RunFolder, open_run_folder, read_saved_recipe, save_recipe
-from hf_distill.run.stage import read_json, stage
+from hf_distill.run.disk import Sizes, check_folders, check_space, plan
+from hf_distill.run.folder import (
+    RunFolder,
+    check_made_with,
+    open_run_folder,
+    read_saved_recipe,
+    save_made_with,
+    save_recipe,
+)
+from hf_distill.run.lock import held
+from hf_distill.run.stage import read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
-from hf_distill.scoring.scores import Scores, SoftLabels, score_collection
+from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
+from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
+from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
+from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
     TrainingTask,
+    check_amounts,
     check_batch,
     check_objective,
+    sizes_with,
+    student_sizes,
     train_student,
 )
 
@@ -94,11 +118,13 @@ class Run:
     Attributes:
         recipe: The resolved recipe.
         folder: Where the results are kept.
+        sizes: How large the student is, once the run is open.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.sizes = Sizes()
 
     @classmethod
     def open(cls, recipe: Recipe) -> Run:
@@ -110,15 +136,23 @@ class Run:
                 cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_folders(recipe)
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
+        check_tasks(recipe.data)
         parse_terms(recipe.training)
+        check_mixing(recipe.training)
         if not run.wants("score"):
             return run
         check_objective(recipe, run.teacher, run.rules)
-        build_student(recipe.student, run.teacher, None, recipe.seed)
+        student = build_student(recipe.student, run.teacher, None, recipe.seed)
+        run.sizes = student_sizes(student)
+        check_space(recipe, plan(recipe, run.sizes))
+        if run.wants("train"):
+            watched_measure(recipe)
+            check_training(recipe, student)
         return run
 
     def with_recipe(self, recipe: Recipe) -> Run:
@@ -141,11 +175,24 @@ class Run:
         return STAGES.index(name) <= STAGES.index(self.recipe.run.until)
 
     def stages(self) -> Iterator[str]:
-        """Make or reuse the wanted stages in their order, and yield a summary of each."""
-        yield self.collection.summary()
+        """Make or reuse the wanted stages in their order, and yield a summary of each. Meanwhile a
+        second call in the same folder is refused.
+        """
+        with held(self.folder):
+            yield from self._stages()
+
+    def _stages(self) -> Iterator[str]:
+        yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
+        evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
+            recipe, teacher = self.recipe, self.teacher
+            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.training)
+            yield check_space(recipe, plan(recipe, sizes))
+            if evaluates and self.further_tasks.summary:
+                yield self.further_tasks.summary
+            yield self.lengths.summary()
             yield self.scores.summary()
         if self.wants("select"):
             yield self.selection.summary()
@@ -153,6 +200,7 @@ class Run:
             yield self.training.summary()
         if self.wants("evaluate"):
             write_report(self.results)
+            save_made_with(self.recipe, self.folder)
         if self.wants("release"):
             yield from self.release()
         if self.wants("evaluate"):
@@ -175,14 +223,34 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            check_batch(len(collection.pairs("train")), self.recipe.training)
+            check_amounts(collection, self.recipe.training)
+            check_sources(collection, self.recipe.training)
             check_negatives(collection, self.teacher, self.recipe)
         return collection
+
+    @cached_property
+    def lengths(self) -> TextLengths:
+        """How long the texts are for teacher and student, and how many they cut."""
+        return text_lengths(self)
 
     @cached_property
     def scores(self) -> Scores:
         """The teacher's score of every pair, and its embedding of every text."""
         return score_collection(self.collection, self.teacher, self.recipe, self.folder)
+
+    @cached_property
+    def further_tasks(self) -> FurtherTasks:
+        """The further tasks of the evaluation. They are read before any scoring, and the teacher
+        embeds their texts while all processes are there.
+        """
+        tasks = with_shared_texts(load_tasks(self.recipe), self.collection)
+        for _, task in tasks.values():
+            embed_by_teacher(task, self.teacher, self._shards)
+        return FurtherTasks.of(tasks)
+
+    @property
+    def _shards(self) -> Path:
+        return shards_of(self.folder, self.recipe.teacher.teacher_cache)
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -227,7 +295,7 @@ class Run:
             return record
 
         inputs = self.training_inputs(self.selection)
-        files = [self.folder.student / "modules.json"]
+        files = [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
@@ -264,6 +332,7 @@ class Run:
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=checkpoints,
+            evaluator=validation_evaluator(self.recipe, self.collection),
         )
         return student, train_student(task, key)
 
@@ -280,11 +349,17 @@ class Run:
                 scores=self.scores,
                 components=self.initialisation.components,
                 training=self.training.key,
+                language=self.recipe.data.language,
+                tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
+                shards=self._shards,
             )
             return evaluate(subject, self.folder, self.recipe.seed, key)
 
-        inputs = [self.training.key, self.collection.key, self.scores.key]
-        return stage(self.folder.evaluation, Evaluation, inputs, make)
+        inputs = [
+            self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
+            list(self.further_tasks.digests.items()),
+        ]  # fmt: skip
+        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
     def results(self) -> RunResults:
@@ -297,6 +372,7 @@ class Run:
             audit=self.selection.audit,
             training=self.training,
             evaluation=self.evaluation,
+            lengths=self.lengths,
         )
 
     def release(self) -> list[str]:
@@ -356,14 +432,15 @@ def finished(path: Path, *line: str) -> RunResults:
         *line: Further keys (`--key`, `value`, ...) that override its recipe's.
 
     Raises:
-        InputError: Not a run, not finished, or its results come from different calls: a later call
-            with other keys was stopped before its end.
+        InputError: Not a run, not finished, or its recipe and its results come from different
+            calls: a later call with other keys was stopped before its end.
     """
     folder = RunFolder(path)
     read_saved_recipe(folder)
     needed = (
         folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
-        folder.student / "modules.json", folder.training, folder.evaluation,
+        folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
+        folder.made_with,
     )  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
@@ -371,16 +448,19 @@ def finished(path: Path, *line: str) -> RunResults:
         raise InputError(
             f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
         )
+    check_made_with(folder)
     # This machine may not support the precision that the run was trained in.
-    recipe = read_recipe([str(folder.recipe), "--bf16", "false", "--fp16", "false", *line])
+    own = ("--run_dir", str(path), "--bf16", "false", "--fp16", "false")
+    recipe = read_recipe([str(folder.recipe), *own, *line], runs=False)
     results = RunResults(
         recipe=recipe,
         folder=folder,
         collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_json(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_json(folder.selection, Audit),
-        training=read_json(folder.training, TrainingRecord),
-        evaluation=read_json(folder.evaluation, Evaluation),
+        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        audit=read_result(folder.selection, Audit),
+        training=read_result(folder.training, TrainingRecord),
+        evaluation=read_result(folder.evaluation, Evaluation),
+        lengths=read_result(folder.text_lengths, TextLengths),
     )
     evaluation, training, audit = results.evaluation, results.training, results.audit
     if training.selection != audit.key:

@@ -47,6 +47,7 @@ from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores, ScoreStatistics, SoftLabels
 from hf_distill.selection.rules import parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
+from hf_distill.student.lengths import Lengths, ModelLengths, TextLengths
 from hf_distill.teachers.base import SCALES
 from hf_distill.training.train import TrainingRecord
 
@@ -54,6 +55,16 @@ NASTY = '<script>alert("query")</script>'
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 SPLIT = {"train": 140, "validation": 20, "test": 36, "leaked": 4}
 SCORES = np.linspace(0.1, 0.9, 30)
+LENGTHS = TextLengths(
+    "l",
+    (
+        ModelLengths("teacher", "t", {"queries": Lengths(200, 200, 9.0, 9, 12, 14, 32, 0, 0.0)}),
+        ModelLengths(
+            "student", "b", {"documents": Lengths(200, 200, 9.0, 9, 40, 48, 32, 7, 0.051)}
+        ),
+    ),
+    ("an endpoint",),
+)
 
 
 def random_values(systems: tuple[str, ...] = SYSTEMS, n: int = 40) -> dict[str, np.ndarray]:
@@ -78,6 +89,9 @@ def retrieval_results(values: Mapping[str, np.ndarray]) -> RetrievalResults:
         notes=(f"a note {NASTY}",),
         systems={name: {"nDCG@10": estimate(mean, [v], 0)} for name, v in values.items()},
         student_over_teacher=None if teacher is None else estimate(ratio, [own, teacher], 0),
+        not_applicable={},
+        same_text=0,
+        words="language en",
     )
 
 
@@ -122,6 +136,8 @@ def evaluation(
         index={name: index[name] for name in names},
         mixed_index=mixed if TEACHER in values else MixedIndex("the teacher has no index"),
         pairs=PairScores((), tuple(teacher.tolist()), tuple(student.tolist())),
+        tasks={},
+        by_source={},
     )
 
 
@@ -170,9 +186,10 @@ def scores(of: Collection) -> Scores:
     values = np.random.default_rng(1).uniform(-0.2, 1, len(of.judgements)).astype(np.float32)
     record = SoftLabels(
         key="s", teacher="t", teacher_kind="bi-encoder", teacher_identity="0123456789abcdef",
-        precision="float32", query_prompt="", document_prompt="", scale=SCALES["cosine"].record(),
-        dimension=8, pairs=len(values), unscored=0, item="text", items=8,
-        items_without_deduplication=16, seconds=0.5, score=ScoreStatistics.of(values), parts=[],
+        precision="float32", query_prompt="", document_prompt="", instruction="",
+        scale=SCALES["cosine"].record(), dimension=8, pairs=len(values), unscored=0,
+        item="text", items=8, items_without_deduplication=16, seconds=0.5,
+        score=ScoreStatistics.of(values), parts=[],
     )  # fmt: skip
     return Scores(record, values, None, SCALES["cosine"])
 
@@ -194,8 +211,8 @@ def training(**values: Any) -> TrainingRecord:
     """How a student was trained."""
     defaults = {
         "key": "t", "selection": "x", "steps": 2, "epochs": 1.0, "examples": 8, "processes": 1,
-        "pairs": 4, "texts": 0, "seconds": 1.5, "resumed_from": None, "precision": "fp32",
-        "best_step": None, "layers": None, "log": [],
+        "pairs": 4, "sources": {}, "texts": 0, "seconds": 1.5, "resumed_from": None,
+        "precision": "fp32", "best_step": None, "layers": None, "log": [],
     }  # fmt: skip
     return msgspec.convert({**defaults, **values}, TrainingRecord)
 
@@ -229,5 +246,6 @@ def run_results(
         audit=selected.audit,
         training=training(),
         evaluation=measured or usual_evaluation(),
+        lengths=LENGTHS,
     )
     return results, scored, ranked, selected

@@ -107,7 +107,10 @@ def test_every_subcommand_is_described_and_every_described_one_exists() -> None:
 
 def test_every_flag_and_key_that_a_page_names_exists() -> None:
     keys = {name for part in (*PARTS, DistillationConfig) for name in part.__dataclass_fields__}
-    of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help"}
+    of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help"} | {
+        "split",
+        "output",
+    }
     of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}
     of_benchmarks = {"steps", "turns", "peers"}
     flags = {flag for page in PAGES.values() for flag in re.findall(r"--([a-z]\w+)", page)}
@@ -121,7 +124,11 @@ def test_every_flag_that_a_message_names_exists() -> None:
     keys = {name for part in (*PARTS, DistillationConfig) for name in part.__dataclass_fields__}
     commands = "".join(p.read_text() for p in (ROOT / "hf_distill" / "commands").glob("*.py"))
     keys |= set(re.findall(r'"--([a-z]\w*)"', commands)) | {"key", "help"}
-    others = {"nproc_per_node", "num_processes", "no_"} | {"ink", "own", "other"}  # CSS, in plots
+    others = {"nproc_per_node", "num_processes", "no_", "name", "student_"} | {
+        "ink",
+        "own",
+        "other",
+    }  # CSS, in plots
     for file in (ROOT / "hf_distill").rglob("*.py"):
         flags = set(re.findall(r"--([a-z][a-z0-9_]+)", file.read_text(encoding="utf-8")))
         assert flags <= keys | others, f"{file.name}: {flags - keys}"

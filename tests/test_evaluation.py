@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,8 +31,10 @@ from hf_distill.data.collection import (
 )
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import overlaps, rank_biased_overlap, ranking_agreement
+from hf_distill.evaluation.bm25 import bm25_run
+from hf_distill.evaluation.by_source import Scored, by_source
 from hf_distill.evaluation.efficiency import bytes_on_disk, efficiency, peak_megabytes
-from hf_distill.evaluation.evaluate import Subject, embed_task, evaluate, ratio_of_means
+from hf_distill.evaluation.evaluate import Subject, embed_task, evaluate
 from hf_distill.evaluation.examples import per_query_values, wins_and_losses
 from hf_distill.evaluation.fidelity import (
     average_precision,
@@ -56,10 +59,19 @@ from hf_distill.evaluation.paper_protocol import (
     paper_protocol,
     recall_at,
 )
-from hf_distill.evaluation.results import SYSTEMS, Estimate, Evaluation, Example
-from hf_distill.evaluation.retrieval import bm25_run, make_run, per_query
+from hf_distill.evaluation.results import SYSTEMS, Estimate, Evaluation, Example, NotApplicable
+from hf_distill.evaluation.retrieval import make_run, per_query
 from hf_distill.evaluation.significance import paired_tests
+from hf_distill.evaluation.systems import not_applicable, ratio_of_means
 from hf_distill.evaluation.tasks import RetrievalTask, held_out_task
+from hf_distill.report.headline import (
+    Standing,
+    is_it_good_enough,
+    results_table,
+    standing,
+    verdict,
+)
+from hf_distill.report.plots import plot_cost, plot_retrieval
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json, write_json
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, Teacher
@@ -652,3 +664,143 @@ def test_a_model_that_returns_nan_is_named(teacher_dir: Path) -> None:
     next(model.parameters()).data.fill_(float("nan"))
     with pytest.raises(InputError, match=r"the student returns NaN .* 1 of 1 queries"):
         embed_task(model, task, "student")
+
+
+# --- what must not be claimed -------------------------------------------------------------------
+
+
+def with_documents(collection: Collection, change: Callable[[int, str], str]) -> Collection:
+    """`collection` with other document texts."""
+    table = collection.documents
+    texts = [change(i, text) for i, text in enumerate(table["text"])]
+    return dataclasses.replace(
+        collection, documents=Dataset.from_dict({"text": texts, "searched": table["searched"]})
+    )
+
+
+def cyrillic(_: int, text: str) -> str:
+    """`text` in other letters: no query shares a word with it."""
+    letters = {ord("a") + i: chr(ord("а") + i) for i in range(26)}
+    return text.translate(letters)
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+def test_a_bm25_that_finds_nothing_is_not_applicable_and_never_beaten(
+    embeds: bool, toy: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    model = model_of(teacher_dir)
+    teacher = Embedder(model) if embeds else Ranker()
+    result = evaluate(subject_of(with_documents(toy, cyrillic), teacher, model), folder, 0, "key")
+    write_json(folder.evaluation, result)
+    assert read_json(folder.evaluation, Evaluation) == result
+    content = json.loads(folder.evaluation.read_text())
+    row = content["retrieval"]["systems"]["bm25"]["nDCG@10"]
+    assert (row["value"], row["low"], row["n"]) == (None, None, 30)
+    reason = "not applicable: finds no document for 30 of 30 queries"
+    assert row["undefined"] == reason
+    assert content["retrieval"]["not_applicable"] == {"bm25": {"unanswered": 30, "queries": 30}}
+    assert "bm25" not in result.significance.comparisons
+    assert "bm25" not in result.per_query.systems
+    assert result.wins_and_losses.against == ("teacher" if embeds else "untrained student")
+    assert "bm25" not in sum(vars(standing(result)).values(), ())
+    assert "better than BM25" not in verdict(result)
+    for said in (results_table(result), verdict(result), is_it_good_enough(result)):
+        assert reason in said
+    assert "BM25" not in plot_retrieval(result.retrieval).alt
+    assert "BM25" not in plot_cost(result).alt
+
+
+def test_half_of_the_queries_are_enough_for_bm25(
+    toy: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    """Fifteen of thirty queries have an answer, so the row stays."""
+    task = held_out_task(toy)
+    run = {query: {} if i < 15 else {"d": 1.0} for i, query in enumerate(task.qrels)}
+    assert not_applicable(run, task.qrels) is None
+    run[list(task.qrels)[20]] = {}
+    assert not_applicable(run, task.qrels) == NotApplicable(16, 30)
+
+
+def test_retrieval_of_a_query_that_is_its_own_document_shows_nothing(
+    toy: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    def same(i: int, text: str) -> str:
+        return f"{QUERIES[i].upper()}!" if 10 <= i < 26 else text
+
+    model = model_of(teacher_dir)
+    subject = subject_of(with_documents(toy, same), Embedder(model), model)
+    result = evaluate(subject, folder, 0, "key")
+    assert result.retrieval.same_text == 16
+    reason = "16 of 30 queries are the text of their own document, which any system finds"
+    assert result.retrieval.trivial == reason
+    assert reason in verdict(result)
+    assert is_it_good_enough(result) == f"Not shown: {reason}."
+    assert standing(result) == Standing((), (), ())
+    fewer = dataclasses.replace(result.retrieval, same_text=15)
+    assert fewer.trivial is None, "half of them is not most of them"
+
+
+def test_scores_that_differ_by_rounding_alone_are_constant() -> None:
+    rounded, student = 1 - RNG.uniform(0, 9e-7, 50), RNG.uniform(size=50)
+    result = fidelity(rounded, student, 0)
+    assert result.pearson.undefined == "the teacher's scores are all equal"
+    assert result.spearman.value is None
+    assert result.decisions["median"].roc_auc.value is None
+    paper = paper_protocol(rounded, student)
+    assert (paper.student.pearson, paper.unranked) == (None, "the teacher's scores are all equal")
+    assert fidelity(rounded * 1e-7, student, 0).pearson.value is None
+    tiny = RNG.uniform(1e-9, 1e-8, 50)  # small, and not all equal
+    assert fidelity(tiny, student, 0).pearson.value is not None
+
+
+# --- by source ----------------------------------------------------------------------------------
+
+
+def with_sources(collection: Collection, sources: list[str | None]) -> Collection:
+    table = collection.judgements.remove_columns("source").add_column("source", sources)
+    return dataclasses.replace(collection, judgements=table)
+
+
+def test_figures_by_source_are_those_of_its_queries_and_pairs(
+    toy: Collection, teacher_dir: Path, folder: RunFolder
+) -> None:
+    """42 pairs: 10 train, then held out 20 of `faq`, 11 of `docs` and, beside the last query, one
+    without a source. `log` is trained on alone.
+    """
+    sources = ["log"] * 10 + ["faq"] * 20 + ["docs"] * 11 + [None]
+    model = model_of(teacher_dir)
+    subject = subject_of(with_sources(toy, sources), Embedder(model), model)
+    result = evaluate(subject, folder, 0, "key")
+    rows = result.by_source
+    assert {name: (row.num_queries, row.num_pairs) for name, row in rows.items()} == {
+        "faq": (20, 20), "docs": (10, 11), "(no source)": (1, 0), "log": (0, 0),
+    }  # fmt: skip
+    student = np.array(result.per_query.systems["student"])
+    for name, places in (("faq", slice(0, 20)), ("docs", slice(20, 30))):
+        row = rows[name].systems["student"]["nDCG@10"]
+        assert row.value == pytest.approx(student[places].mean())
+        assert row.low <= row.value <= row.high
+        assert set(rows[name].systems) == set(SYSTEMS)
+    both = np.array(result.pairs.teacher), np.array(result.pairs.student)
+    assert rows["faq"].mae.value == pytest.approx(np.abs(both[0] - both[1])[:20].mean(), abs=1e-4)
+    expected = scipy.stats.pearsonr(both[0][20:31], both[1][20:31]).statistic
+    assert rows["docs"].pearson.value == pytest.approx(expected, abs=1e-3)
+    assert rows["log"].systems["student"]["nDCG@10"].undefined == "none of its queries is held out"
+    assert rows["(no source)"].mae.undefined == "none of its held-out pairs has a score"
+
+
+def test_one_source_has_no_rows_and_many_are_summed(toy: Collection) -> None:
+    task, n = held_out_task(toy), 32
+    values = {"student": {m: RNG.uniform(size=30) for m in ("nDCG@10", "R@10")}}
+    scores = Scored(np.ones(n, dtype=bool), RNG.uniform(size=n), RNG.uniform(size=n))
+    for one in (["a"] * 42, [None] * 42):
+        assert by_source(with_sources(toy, one), task, values, scores, 0) == {}
+    many = ["big"] * 15 + [f"s{i:02}" for i in range(25)] + ["big"] * 2
+    rows = by_source(with_sources(toy, many), task, values, scores, 0)
+    assert len(rows) == 21
+    assert next(iter(rows)) == "big"
+    others = rows["others (6 sources)"]
+    assert (others.num_queries, others.num_pairs) == (6, 6)
+    alone = values["student"]["nDCG@10"][24:30]
+    assert others.systems["student"]["nDCG@10"].value == pytest.approx(alone.mean())
+    assert sum(row.num_pairs for row in rows.values()) == n

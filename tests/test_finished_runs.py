@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import Said, call
+from conftest import Said, call, run_tiny
 from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -55,6 +55,12 @@ def train(tiny: Path, folder: Path, env: dict[str, str]) -> subprocess.Completed
 
 def run(*line: object) -> Said:
     return call(line, main)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def card_of(folder: Path) -> str:
@@ -110,15 +116,18 @@ def test_a_flipped_byte_on_the_hub_is_noticed(tiny: Path, copied: Path, tmp_path
 
 def test_a_dry_run_shows_what_would_be_sent(copied: Path) -> None:
     line = ("publish", copied, "--model", "you/student", "--dataset", "you/pairs")
+    before = contents(copied)
     said = run(*line, "--license", "mit", "--dry_run")
+    assert contents(copied) == before, "a dry run writes nothing"
     assert said.code == 0
     assert "model you/student: would be created" in said.out
     assert ".eval_results/retrieval.yaml" in said.out
     assert "nothing was sent" in said.out
     assert "private" not in said.out
-    assert "license: mit" in card_of(copied)
-    assert not card_errors(card_of(copied), "model")
-    linked = releases_of(finished(copied, *PUSH))[0].instead["README.md"].decode()
+    releases = releases_of(finished(copied, *PUSH, "--student_license", "mit"))
+    linked, card = (release.instead["README.md"].decode() for release in releases)
+    assert "license: mit" in card
+    assert not card_errors(card, "model")
     assert not card_errors(linked, "dataset")
     assert 'load_dataset("you/pairs", "selected"' in linked
     assert "https://huggingface.co/you/student" in linked
@@ -242,9 +251,7 @@ def test_the_demos_teacher_is_the_runs(
         "query_prompt": "ask ",
         "regression_weight": 0.0,
     }
-    content = yaml.safe_load((copied / "recipe.yaml").read_text())
-    (copied / "recipe.yaml").write_text(yaml.safe_dump({**content, **changed}))
-    results = finished(copied)
+    results = finished(copied, *(text for k, v in changed.items() for text in (f"--{k}", str(v))))
     _, (side, _), _, texts = local_demo(results)
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     teacher[1] = Pooling(teacher[1].embedding_dimension, pooling_mode="cls")
@@ -281,3 +288,86 @@ def test_a_space_loads_what_the_demo_here_shows(
 def test_the_demo_is_a_gradio_app(copied: Path) -> None:
     gradio = pytest.importorskip("gradio")
     assert isinstance(demo_app.build(*local_demo(finished(copied))), gradio.Blocks)
+
+
+# --- what is published is what was measured
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["student_model_sd/model.safetensors", "dataset/selected/train-00000-of-00001.parquet",
+     "evaluation.json", "retrieval/student.run", "teacher_soft_labels.json"],
+)  # fmt: skip
+def test_a_damaged_artefact_is_not_published(copied: Path, damaged: str) -> None:
+    flip_a_bit(copied / damaged)
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    said = call(line, main)
+    assert said.code == 2
+    assert damaged in said.err
+
+
+def test_what_a_link_leads_to_is_not_published(copied: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("secret")
+    for folder in ("student_model_sd", "dataset/selected"):
+        link = copied / folder / "notes.txt"
+        link.symlink_to(secret)
+        line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+        said = call(line, main)
+        assert (said.code, f"{folder}/notes.txt" in said.err) == (2, True)
+        link.unlink()
+
+
+def test_pairs_of_an_earlier_selection_are_not_published(tiny: Path, copied: Path) -> None:
+    run_tiny(tiny, copied, "--selection", "percentile=50", "--until", "evaluate")
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    said = call(line, main)
+    assert said.code == 2
+    assert "earlier selection" in said.err
+
+
+def test_only_files_that_the_run_wrote_are_published(copied: Path) -> None:
+    line = ["publish", copied, "--model", "you/student", "--dataset", "you/pairs", "--dry_run"]
+    sent = r"^  send .* bytes  (.*)$"
+    before = re.findall(sent, run(*line).out, re.MULTILINE)
+    foreign = ["student_model_sd/secret.txt", "student_model_sd/onnx/model.onnx",
+               "student_model_sd/.eval_results/x.yaml", "dataset/selected/train-9.parquet",
+               "student_model_sd/2_Dense/pytorch_model.bin"]  # fmt: skip
+    for name in foreign:
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("not of this run")
+    (copied / "student_model_sd" / "README.md").write_text("not the card of this run")
+    said = run(*line)
+    assert re.findall(sent, said.out, re.MULTILINE) == before
+    for name in foreign:
+        assert f"{name.split('/', 1)[1]} was not written by this run" in said.out
+    student = releases_of(finished(copied, *PUSH))[1]
+    files = student.files()
+    assert sorted(files) == sorted(set(files) - {"secret.txt"})
+    assert b"not the card" not in files["README.md"]
+    own = {p.relative_to(student.folder).as_posix() for p in student.folder.rglob("*")}
+    assert set(files) - own <= {".eval_results/retrieval.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "until"),
+    [("temperature", 0.4, "select"), ("query_prompt", "ask ", "score"), ("seed", 9, "read"),
+     ("eval_strategy", "no", "select")],
+)  # fmt: skip
+def test_a_recipe_that_a_stopped_call_changed_is_noticed(
+    tiny: Path, copied: Path, key: str, value: object, until: str
+) -> None:
+    more = ("--load_best_model_at_end", "false", "--early_stopping_patience", "none")
+    line = (f"--{key}", value, *(more if value == "no" else ()))
+    run_tiny(tiny, copied, *line, "--until", until)
+    with pytest.raises(InputError, match=rf"recipe.yaml.* {key} is {value!r} there"):
+        finished(copied)
+    if key == "temperature":
+        run_tiny(tiny, copied, "--until", "read", "--card_examples", "false")
+        assert finished(copied), "the recipe is that of the results again"

@@ -22,6 +22,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import verdict
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.stage import write_result
 
 
 @given(st.text())
@@ -75,6 +76,7 @@ def released(folder: RunFolder, *line: str, source: Source) -> RunResults:
     prompts = {"prompts": {"query": "query: ", "document": ""}}
     (folder.student / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     (folder.student / "2_Dense" / "config.json").write_text(json.dumps({"bias": False}))
+    write_result(folder.training, results.training, [folder.student])
     write_dataset(results, *rest)
     write_model_card(results)
     return results

@@ -46,13 +46,14 @@ def parts(folder: Path) -> dict[str, bytes]:
 
 
 def artefacts(run: Path) -> dict[str, object]:
-    """Everything that a finished run leaves, less the seconds it took."""
+    """Everything that a finished run leaves, less the seconds it took and the seal over them."""
     manifest = json.loads((run / "soft_labels" / "manifest.json").read_text())
+    timed = ("seconds", "sealed")
     return {
         "labels": (run / "teacher_soft_labels.json").read_bytes(),
         "texts": parts(run / "soft_labels" / "texts"),
         "scores": (run / "soft_labels" / "scores.npy").read_bytes(),
-        "manifest": {key: value for key, value in manifest.items() if key != "seconds"},
+        "manifest": {key: value for key, value in manifest.items() if key not in timed},
     }
 
 

@@ -23,7 +23,7 @@ from hf_distill.evaluation.results import Evaluation
 from hf_distill.pipeline import Run, finished
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.onnx import export_onnx
-from hf_distill.run.stage import read_json
+from hf_distill.run.stage import read_json, write_result
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -379,13 +379,18 @@ def test_real_qrecc_with_the_papers_recipe(
 
 def test_results_of_different_calls_are_refused(tiny: Path, copied: Path) -> None:
     assert finished(copied).training.pairs == finished(copied).audit.kept
-    text = (copied / "evaluation.json").read_text()
+    path = copied / "evaluation.json"
+    text = path.read_text()
     other = {**json.loads(text), "training": "another student's"}
-    (copied / "evaluation.json").write_text(json.dumps(other))
+    del other["sealed"]
+    write_result(path, other, [])
     with pytest.raises(InputError, match=r"evaluation\.json.*hf-distill train .*--until release"):
         finished(copied)
     (copied / "evaluation.json").write_text(text)
     run_tiny(tiny, copied, "--until", "select", "--selection", "percentile=50")
+    with pytest.raises(InputError, match=r"recipe\.yaml.*selection is \['percentile=50'\] there"):
+        finished(copied)
+    run_tiny(tiny, copied, "--until", "read")
     with pytest.raises(InputError, match=r"training\.json.*selection\.json"):
         finished(copied)
 

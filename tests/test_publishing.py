@@ -22,7 +22,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.results import STUDENT, Estimate, RetrievalResults
 from hf_distill.release import access
 from hf_distill.release.access import PublishingError, check_access
-from hf_distill.release.model_card import _write_eval_results
+from hf_distill.release.model_card import _eval_results
 from hf_distill.release.publish import Settings, dry_run, prepare, publish
 from hf_distill.release.remote import Release, commit_release
 from hf_distill.report.results import RunResults
@@ -351,7 +351,7 @@ def test_a_dry_run_prints_no_control_characters_of_the_hub(
     hub.commit("models", release.repo, {"onnx/\x1b[2J.onnx": b"old"})
     lines = dry_run([release], Settings(private=True, gated="auto", collection="x"), api)
     assert all(line.isprintable() for line in lines)
-    assert any("remove" in line and "onnx/[2J.onnx" in line for line in lines)
+    assert any("remove" in line and "onnx/\\x1b[2J.onnx" in line for line in lines)
 
 
 def test_a_flipped_byte_on_the_hub_is_noticed_before_tagging(
@@ -389,15 +389,20 @@ def test_the_evaluation_results_are_read_back_by_the_client(
         notes=(),
         systems={STUDENT: {"nDCG@10": Estimate(0.51234, 0.4, 0.6, 9)}},
         student_over_teacher=None,
+        not_applicable={},
+        same_text=0,
+        words="",
     )
 
     def write(dataset: str | None) -> None:
         results = SimpleNamespace(
-            folder=SimpleNamespace(student=release.folder),
             recipe=SimpleNamespace(run=SimpleNamespace(hub_dataset_id=dataset)),
             evaluation=SimpleNamespace(retrieval=retrieval),
         )
-        _write_eval_results(cast(RunResults, results))
+        path = release.folder / ".eval_results" / "retrieval.yaml"
+        text = _eval_results(cast(RunResults, results))
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True) if text is None else path.write_text(text)
 
     write("you/pairs")
     commit(api, release)

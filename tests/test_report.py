@@ -21,7 +21,13 @@ from run_results import (
 )
 
 from hf_distill.evaluation.fidelity import fidelity
-from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.intervals import estimate, mean, undefined
+from hf_distill.evaluation.results import (
+    Evaluation,
+    NotApplicable,
+    SourceResults,
+    TaskResults,
+)
 from hf_distill.evaluation.significance import student_significance
 from hf_distill.report.headline import (
     is_it_good_enough,
@@ -245,3 +251,97 @@ def test_one_query_and_constant_scores_have_a_page(folder: RunFolder) -> None:
     assert "Not shown: on 1 query, training made no clear difference" in text
     assert "The differences do not vary over these queries" in text
     assert text.count("There are none.") == 2
+
+
+def richer() -> Evaluation:
+    """With a BM25 that is not applicable, a task out of domain, and two sources."""
+    values = random_values(SYSTEMS[:3])
+    absent = NotApplicable(39, 40)
+    measured = evaluation(values)
+    nothing = undefined(40, absent.reason)
+    retrieval = dataclasses.replace(
+        measured.retrieval,
+        systems={**measured.retrieval.systems, "bm25": {"nDCG@10": nothing}},
+        not_applicable={"bm25": absent},
+    )
+    task = TaskResults(
+        f"a/{NASTY}", retrieval_results(random_values()), measured.significance, measured.per_query
+    )
+    row = {
+        name: {m: estimate(mean, [array], 0) for m in ("nDCG@10", "R@10")}
+        for name, array in values.items()
+    }
+    nobody = {name: dict.fromkeys(measures, undefined(0, "none")) for name, measures in row.items()}
+    mae = measured.fidelity.mae
+    sources = {
+        NASTY: SourceResults(40, 30, row, measured.fidelity.pearson, mae),
+        "wiki": SourceResults(0, 0, nobody, undefined(0, "none"), undefined(0, "none")),
+    }
+    return dataclasses.replace(
+        measured, retrieval=retrieval, tasks={NASTY: task}, by_source=sources
+    )
+
+
+def test_the_page_shows_tasks_sources_and_a_baseline_that_is_not_applicable(
+    folder: RunFolder,
+) -> None:
+    measured = richer()
+    text = page(measured, folder)
+    reader = Reader(text)
+    assert "<script" not in text
+    assert "BM25 not applicable: finds no document for 39 of 40 queries" in reader.text
+    assert "better than BM25" not in reader.text[: reader.text.index("Out of domain")]
+    assert "There is no BM25 to compare with" in reader.text
+    elsewhere = reader.text[reader.text.index("Out of domain") :]
+    own = measured.tasks[NASTY].retrieval.systems["student"]["nDCG@10"]
+    assert f"student {own.value:.3f} {own.low:.3f} to {own.high:.3f}" in elsewhere
+    assert "wiki 0 – – – –" in elsewhere
+    assert "how the student performs elsewhere was not measured" not in reader.text
+
+
+def test_the_page_says_what_was_cut(usual_page: str) -> None:
+    text = Reader(usual_page).text
+    assert "student: documents 200 9 40 48 32 7 3.5% 5.1%" in text
+    assert "teacher: queries 200 9 12 14 32 0 0.0% 0.0%" in text
+    assert "What an endpoint cuts is not known here." in text
+
+
+def test_the_page_says_what_was_recognised_and_what_is_not_used(folder: RunFolder) -> None:
+    results, *_ = run_results(folder)
+    record = dataclasses.replace(
+        results.collection.record,
+        read_as="FlagEmbedding lists",
+        unused={f"column {NASTY}": 1200},
+        split={**results.collection.record.split, "candidates": 1400},
+    )
+    collection = dataclasses.replace(results.collection, record=record)
+    labels = dataclasses.replace(results.soft_labels, query_prompt="query: ")
+    write_report(dataclasses.replace(results, collection=collection, soft_labels=labels))
+    text = Reader(folder.report.read_text(encoding="utf-8")).text
+    assert "Read as FlagEmbedding lists." in text
+    assert "1,400 candidates stand beside the pairs" in text
+    assert f"Not used: column {NASTY}: 1,200." in text
+    assert 'It reads queries behind the prompt "query: "' in text
+
+
+def test_the_table_names_tasks_and_what_is_not_applicable() -> None:
+    table = results_table(richer())
+    lines = table.splitlines()
+    row = next(line for line in lines if line.startswith("BM25"))
+    assert row.split(None, 1)[1] == "not applicable: finds no document for 39 of 40 queries"
+    title = lines.index(f"{NASTY}: 40 queries, 40 documents")
+    assert [line.split()[0] for line in lines[title + 1 : title + 5]] == [
+        "teacher", "student", "untrained", "BM25",
+    ]  # fmt: skip
+    assert lines[-1].startswith(f"{NASTY}: The student keeps")
+
+
+def test_a_retrieval_that_shows_nothing_makes_no_claim(folder: RunFolder) -> None:
+    usual = usual_evaluation()
+    trivial = dataclasses.replace(usual.retrieval, same_text=40)
+    text = Reader(page(dataclasses.replace(usual, retrieval=trivial), folder)).text
+    first = text[: text.index("Retrieval on held-out queries")]
+    assert "not shown" in first
+    assert "% of the teacher" not in first
+    assert "better than" not in first
+    assert "40 of 40 queries are the text of their own document" in first

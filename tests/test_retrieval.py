@@ -15,12 +15,12 @@ import pytest
 
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.index import hamming_search, index_size
 from hf_distill.evaluation.mixed_index import mixed_index
 from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
-    bm25_run,
     depth_of,
     make_run,
     parse_measures,
@@ -182,29 +182,29 @@ def test_what_is_odd_in_a_task_is_said(beir: Path) -> None:
     task = load_task(str(beir))
     assert list(task.queries) == ["q1", "q2", "q4"]
     assert task.notes == (
-        "1 of 4 queries have no judgement and are left out, e.g. 'q3'",
         "1 of 4 judgements name a document that is not in the corpus, e.g. 'd9' for query 'q1': "
         "no system can find it",
         "1 of 3 judged queries have no relevant document in the corpus, e.g. 'q4': every system "
         "gets 0 there",
+        "not used: queries without a judgement: 1",
     )
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("corpus.jsonl", "", "the corpus is empty"),
+        ("corpus.jsonl", "", r"corpus\.jsonl is empty"),
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
-            "line 2: the id 'd1' appears a second time",
+            "line 2: the document id 'd1' appears a second time",
         ),
         (
             "queries.jsonl",
             '{"_id": "q1", "text": "a"}\n',
             r"1 of 2 judged queries have no text \(e.g. 'q2'\)",
         ),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "none of its 2 queries"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "tiny-beir judges nothing"),
         (
             "qrels/test.tsv",
             "h\th\th\nq1\td1\t1\nq1\td1\t2\n",
@@ -228,7 +228,7 @@ def test_duplicate_ids_of_any_source_are_refused() -> None:
 def test_a_text_that_names_no_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--task .*nowhere"):
         load_task(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"neither recipe.yaml .* nor corpus.jsonl"):
+    with pytest.raises(InputError, match=r"--task .*holds no"):
         load_task(str(tmp_path))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +16,15 @@ from conftest import recipe_of
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.run.folder import open_run_folder, save_recipe
+from hf_distill.run.folder import RunFolder, open_run_folder, save_recipe
+from hf_distill.run.lock import held
 from hf_distill.run.stage import (
     fingerprint,
     folder_written_whole,
     read_json,
+    read_result,
     stage,
+    temporary_of,
     write_json,
     written_whole,
 )
@@ -103,14 +109,41 @@ def test_a_stage_is_made_once_and_again_when_an_input_changes(tmp_path: Path) ->
     assert len(calls) == 3, "what belongs to it was gone"
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["sum.json", "beside", "folder/part"])
+def test_a_damaged_result_is_noticed_made_again_and_said(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+
+    def make(key: str) -> Sum:
+        calls.append(key)
+        (tmp_path / "beside").write_text("content")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "part").write_text("content")
+        return Sum(key, 0.5, {})
+
+    path, files = tmp_path / "sum.json", [tmp_path / "beside", tmp_path / "folder"]
+    first = stage(path, Sum, [], make, files)
+    (tmp_path / "folder" / "later").write_text("a card")  # it does not belong to the result
+    assert read_result(path, Sum) == stage(path, Sum, [], make, files) == first
+    assert (len(calls), caplog.text) == (1, "")
+    content = bytearray((tmp_path / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(InputError, match=f"{damaged} is damaged"):
+        read_result(path, Sum)
+    assert stage(path, Sum, [], make, files) == first
+    assert len(calls) == 2
+    assert damaged in caplog.text
+
+
+def test_a_result_of_another_kind_is_named(tmp_path: Path) -> None:
     path = tmp_path / "sum.json"
-    path.write_text("{half")
-    with pytest.raises(InputError, match=r"sum\.json"):
-        stage(path, Sum, [], lambda key: Sum(key, 0, {}))
     path.write_text('{"key": "k", "total": "many", "parts": {}}')
     with pytest.raises(InputError, match=r"sum\.json.*total"):
         read_json(path, Sum)
+    with pytest.raises(InputError, match=r"sum\.json is damaged"):
+        read_result(path, Sum)
 
 
 def test_a_folder_is_reopened_by_its_own_recipe_alone(
@@ -157,17 +190,54 @@ def test_no_token_is_ever_saved(mine: Path, tmp_path: Path) -> None:
     assert "secret" not in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
-def test_leftovers_of_a_killed_call_are_removed(recipe: Recipe) -> None:
+def test_leftovers_of_a_killed_call_are_removed_and_nothing_else(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     folder = open_run_folder(recipe)
     save_recipe(recipe, folder)
-    for name in (
-        "evaluation.json", ".evaluation.json.k1.json", "soft_labels/.scores.npy.k1.npy",
-        "cache/.tokens.npy.k1.npy", ".dataset.k1/dataset/README.md",
-        ".student_model_sd.k1/student_model_sd/model.safetensors", "student_model_sd/modules.json",
-    ):  # fmt: skip
+    for name in ("evaluation.json", "soft_labels/scores.npy", "cache/tokens.npy"):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder.path / name).touch()
-    open_run_folder(recipe)
-    left = {path.name for path in folder.path.rglob("*") if path.is_file()}
-    assert left == {"recipe.yaml", "evaluation.json", "modules.json"}
-    assert not list(folder.path.glob(".*")), "folders too"
+        temporary_of(folder.path / name).touch()
+    for name in ("dataset", "student_model_sd"):
+        temporary_of(folder.path / name).mkdir()
+        (temporary_of(folder.path / name).parent / ".env.local").touch()
+    elsewhere = tmp_path / "home"
+    elsewhere.mkdir()
+    strange = temporary_of(elsewhere / "evaluation.json")
+    strange.touch()
+    (folder.path / "retrieval").symlink_to(elsewhere)
+    (folder.path / "soft_labels" / ".editor.swp").touch()
+    (folder.path / temporary_of(Path("link")).name).symlink_to(elsewhere)
+    with held(folder):
+        left = {path.name for path in folder.path.rglob("*") if not path.is_symlink()}
+    assert left == {
+        "recipe.yaml", "soft_labels", "cache", "lock", "lock.json", ".env.local", ".editor.swp",
+    }  # fmt: skip
+    assert strange.exists()
+
+
+def test_a_second_call_in_a_folder_is_refused_and_told_by_whom(recipe: Recipe) -> None:
+    folder = RunFolder(recipe.run_dir)
+    with held(folder), pytest.raises(InputError, match=rf"--run_dir .*process {os.getpid()} "):
+        held(folder).__enter__()
+    assert not folder.path.exists(), "nothing was made, so nothing is left"
+    save_recipe(recipe, folder)
+    with held(folder):
+        pass
+    assert folder.recipe.exists()
+
+
+def test_the_lock_of_a_killed_call_blocks_nobody(recipe: Recipe) -> None:
+    folder = RunFolder(recipe.run_dir)
+    save_recipe(recipe, folder)
+    code = (
+        "import os, sys; from pathlib import Path; from hf_distill.run.folder import RunFolder; "
+        "from hf_distill.run.lock import held; lock = held(RunFolder(Path(sys.argv[1]))); "
+        "lock.__enter__(); "
+        "os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, folder.path], check=False)
+    assert killed.returncode == -9
+    assert (folder.cache / "lock.json").exists()
+    with held(folder):
+        pass

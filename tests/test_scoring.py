@@ -18,7 +18,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors, embed_texts
 from hf_distill.scoring.scores import score_collection
 from hf_distill.scoring.shards import Part
-from hf_distill.teachers.base import PairTeacher, Prompts, Scale, Teacher
+from hf_distill.teachers.base import PairTeacher, Prompts, Scale, Teacher, TextKind
 
 
 def pairs() -> list[tuple[str, str, str]]:
@@ -404,3 +404,52 @@ def test_a_table_reads_only_the_parts_that_it_is_asked_for() -> None:
     assert table.of_queries(np.array([0, 0])).tolist() == [[1, 1], [1, 1]]
     with pytest.raises(AssertionError, match="this part was read"):
         table.of_documents(np.array([1]))
+
+
+class Broken(LengthTeacher):
+    """Fails in the middle of its work."""
+
+    def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
+        assert advance is not None
+        advance(1, 1)
+        raise InputError("it fails")
+
+
+def test_an_error_begins_on_a_line_of_its_own(
+    collection: Collection, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="it fails"):
+        score_collection(collection, Broken(), recipe(), folder)
+    bar = capsys.readouterr().err
+    assert "200 pairs" in bar
+    assert bar.endswith("\n")
+
+
+def test_prompts_and_instruction_are_printed(collection: Collection, folder: RunFolder) -> None:
+    teacher = LengthTeacher(prompts=Prompts(query="who: "))
+    teacher.instruction = "judge the document"
+    said = score_collection(collection, teacher, recipe(), folder).summary()
+    assert "query 'who: ', instruction 'judge the document'" in said
+
+
+class Routes(TinyTeacher):
+    """Embeds a text as a query with the sign turned."""
+
+    by_kind = True
+
+    def embed_as(
+        self, kind: TextKind, texts: list[str], advance: Advance | None = None
+    ) -> np.ndarray:
+        return super().embed_as(kind, texts, advance) * (-1 if kind == "query" else 1)
+
+
+@pytest.mark.parametrize("by_kind", [False, True])
+def test_a_text_that_is_query_and_document_is_embedded_twice_only_by_a_teacher_with_routes(
+    teacher_dir: Path, folder: RunFolder, by_kind: bool
+) -> None:
+    texts = Dataset.from_dict({"text": ["a cat", "a cat"], "kind": ["query", "document"]})
+    teacher = Routes(teacher_dir) if by_kind else TinyTeacher(teacher_dir)
+    vectors = embed_texts(texts, teacher, folder.path / "shards")
+    query, document = vectors[np.arange(2)].astype(np.float32)
+    np.testing.assert_array_equal(query, -document if by_kind else document)
+    assert sum(map(len, vectors.parts)) == (2 if by_kind else 1)

@@ -123,7 +123,9 @@ def test_a_cross_encoders_nan_is_said_with_the_pair(load: Any, cross_encoder_dir
     teacher = load(teacher=cross_encoder_dir, teacher_kind="cross-encoder")
     with torch.no_grad():
         next(teacher.model.parameters()).fill_(torch.nan)
-    with pytest.raises(InputError, match=r"NaN for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"):
+    with pytest.raises(
+        InputError, match=r"NaN or infinity for 1 of 1 pairs, e\.g\. for 'a cat' and 'a dog'"
+    ):
         teacher.score([("a cat", "a dog")])
 
 
@@ -156,15 +158,49 @@ def test_the_soft_labels_of_a_run_are_a_teacher(load: Any, tmp_path: Path) -> No
     assert teacher.scale.record()["range"] == [0, 1]
 
 
-def test_texts_are_in_the_recipes_columns(load: Any, tmp_path: Path) -> None:
-    row = {"question": " a ", "answer": "b", "teacher_score": 0.5}
-    path = lines(tmp_path / "scores.jsonl", [row])
-    keys = {"teacher": path, "teacher_kind": "precomputed"}
-    teacher = load(**keys, query_column="question", document_column="answer")
+def test_texts_are_in_the_recipes_columns_or_those_of_a_format(load: Any, tmp_path: Path) -> None:
+    row = {"asked": " a ", "told": "b", "teacher_score": 0.5}
+    keys = {"teacher": lines(tmp_path / "scores.jsonl", [row]), "teacher_kind": "precomputed"}
+    teacher = load(**keys, query_column="asked", document_column="told")
     assert teacher.score([("a", "b")]) == [0.5]
-    says = "question, answer, teacher_score; it needs query, document, teacher_score .*--query_col"
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=r"asked, told, teacher_score.*--query_column"):
         load(**keys)
+
+
+LISTS: dict[str, tuple[dict[str, object], list[float]]] = {
+    "FlagEmbedding": (
+        {"query": "q", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [1], "neg_scores": [0, 0.25]},
+        [1, 0, 0.25],
+    ),
+    "lists of documents": (
+        {"query": "q", "documents": ["a", "b", "c"], "scores": [0.5, -0.5, 0.25]},
+        [0.5, -0.5, 0.25],
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "scores"), LISTS.values(), ids=LISTS)
+def test_scores_are_read_from_the_lists_of_other_projects(
+    load: Any, tmp_path: Path, row: dict[str, object], scores: list[float]
+) -> None:
+    path = lines(tmp_path / "lists.jsonl", [row])
+    teacher = load(teacher=path, teacher_kind="precomputed")
+    pairs = [("q", "a"), ("q", "b"), ("q", "c"), ("q", "d")]
+    np.testing.assert_array_equal(teacher.score(pairs), [*scores, np.nan])
+
+
+def test_one_row_for_each_score_needs_no_word_of_what_is_relevant(
+    load: Any, tmp_path: Path
+) -> None:
+    rows = [{"query": "q", "document": d, "teacher_score": s} for d, s in (("a", 1), ("b", 0))]
+    teacher = load(teacher=lines(tmp_path / "s.jsonl", rows), teacher_kind="precomputed")
+    np.testing.assert_array_equal(teacher.score([("q", "a"), ("q", "b")]), [1, 0])
+
+
+def test_a_file_without_scores_is_said(load: Any, tmp_path: Path) -> None:
+    path = lines(tmp_path / "s.jsonl", [{"query": "q", "document": "a"}])
+    with pytest.raises(InputError, match=r"none of its 1 rows has a score.*--score_column"):
+        load(teacher=path, teacher_kind="precomputed")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +208,7 @@ def test_texts_are_in_the_recipes_columns(load: Any, tmp_path: Path) -> None:
     [
         ([0.5, 8.25], {}, r"1 of 2 scores .*\[-1, 1\].*8\.2500"),
         ([0.5, -0.25], {"score_range": [0, 1]}, r"\[0, 1\].*-0\.2500"),
-        (["high"], {}, "row 0: teacher_score is 'high'"),
+        (["high"], {}, "line 1: .*teacher_score.*'high'"),
         ([], {}, "is empty"),
         ([0.5], {"score_range": [1, 0]}, r"--score_range 1\.0 0\.0"),
         ([0.5], {"score_range": [1]}, r"--score_range 1\.0"),
@@ -201,7 +237,7 @@ def test_two_scores_for_one_pair_are_said(load: Any, tmp_path: Path) -> None:
     path.write_text(text + text)
     assert load(teacher=path, teacher_kind="precomputed").score(PAIRS[:1]) == [0.5]
     path.write_text(text + text.replace("0.5", "0.75"))
-    with pytest.raises(InputError, match=r"row 0 says 0\.5, row 1 says 0\.75"):
+    with pytest.raises(InputError, match=r"line 1 says 0\.5, .*line 2 says 0\.75"):
         load(teacher=path, teacher_kind="precomputed")
 
 
@@ -230,11 +266,12 @@ def test_precomputed_embeddings_are_a_teacher_that_embeds(load: Any, tmp_path: P
 
 
 def test_embeddings_that_cannot_be_used_are_said(load: Any, tmp_path: Path) -> None:
-    table = {"text": ["a", "b", "c"], "embedding": [[1.0, 2.0], [1.0], [1.0, np.nan]]}
-    pq.write_table(pa.table(table), tmp_path / "e.parquet")
-    teacher = load(teacher=tmp_path / "e.parquet", teacher_kind="precomputed")
-    with pytest.raises(InputError, match="have 1, 2 dimensions, but the first row has 2"):
-        teacher.embed(["a", "b"])
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "embedding": [[1.0, 2.0], [1.0]]}), path)
+    with pytest.raises(InputError, match=r"e\.parquet, row 1 .* 1 dimensions.* one of 2"):
+        load(teacher=path, teacher_kind="precomputed")
+    path = embeddings_file(tmp_path / "n.parquet", ["a", "c"], np.array([[1, 2], [1, np.nan]]))
+    teacher = load(teacher=path, teacher_kind="precomputed")
     with pytest.raises(InputError, match=r"for 1 of 1 texts, e\.g\. for 'c'"):
         teacher.embed(["c"])
 

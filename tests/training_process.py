@@ -1,5 +1,6 @@
 """Train the tiny student for some steps, on as many processes as there are, and save it:
-`training_process.py TEACHER BATCH OUT`. Once on rows with texts, once on rows by number.
+`training_process.py TEACHER BATCH OUT`. On rows with texts, on rows by number, and on rows of two
+sources that never share a batch.
 """
 
 import json
@@ -35,11 +36,17 @@ def rows_with_texts(parts: Tiny) -> Dataset:
     return Dataset.from_dict({**columns, **further}).with_format("numpy")
 
 
-FORMS = {"texts": rows_with_texts, "numbers": rows_by_number}
+def rows_of_sources(parts: Tiny) -> Dataset:
+    """The same as `rows_by_number`; a quarter of them is from `a`."""
+    names = ["a" if i % 4 == 0 else "b" for i in range(64)]
+    return rows_by_number(parts).add_column("source", names).with_format("numpy")
+
+
+FORMS = {"texts": rows_with_texts, "numbers": rows_by_number, "sources": rows_of_sources}
 
 
 def train(teacher: Path, batch: int, out: Path) -> None:
-    """Train on both forms of rows; the student and its gradient norms go to `out`/FORM."""
+    """Train on each form of rows; the student and its gradient norms go to `out`/FORM."""
     parts = tiny(teacher, pairs=64, pool=512)
     for form, rows_of in FORMS.items():
         # SGD: Adam divides what is 0 but for rounding by its own size.
@@ -49,7 +56,7 @@ def train(teacher: Path, batch: int, out: Path) -> None:
             regression_weight=2, regression_on="matrix", kl_weight=0.5, margin_weight=0.5,
             alignment_weight=3, false_negative_margin=0.05, contrastive_symmetric=True,
             matryoshka_dims=[8], texts_per_pair=2, components=parts.components,
-            lookup=parts.lookup,
+            lookup=parts.lookup, one_source_per_batch=form == "sources",
         )  # fmt: skip
         trainer.train()
         if trainer.is_world_process_zero():

@@ -15,13 +15,13 @@ from hf_distill.compute.device import use_all_cores
 from hf_distill.compute.models import load_sentence_transformer
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import embed_task
 from hf_distill.evaluation.intervals import bootstrap_settings, estimate, mean
 from hf_distill.evaluation.results import BM25, Bootstrap, Comparison, Estimate
 from hf_distill.evaluation.retrieval import (
     MEASURES,
     Run,
-    bm25_run,
     depth_of,
     parse_measures,
     per_query,
@@ -29,6 +29,7 @@ from hf_distill.evaluation.retrieval import (
     write_run,
 )
 from hf_distill.evaluation.significance import compare_systems
+from hf_distill.evaluation.systems import not_applicable
 from hf_distill.evaluation.tasks import RetrievalTask, load_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import write_json
@@ -147,7 +148,11 @@ def run(arguments: argparse.Namespace) -> None:
     bar = tqdm(models.items(), desc="Comparing", unit=" models", leave=False)
     runs = {name: run_of_model(location, name, task, depth) for name, location in bar}
     if arguments.bm25:
-        runs[BM25] = bm25_run(task.queries, task.documents, depth)
+        bm25 = bm25_run(task.queries, task.documents, depth)
+        if nothing := not_applicable(bm25, task.qrels):
+            print(f"BM25 is {nothing.reason}")
+        else:
+            runs[BM25] = bm25
     if arguments.runs:
         write_qrels(task.qrels, arguments.runs / "qrels.txt")
         for name, ranking in runs.items():

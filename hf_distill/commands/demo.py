@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="With --push: only you see the Space. Default: the recipe's hub_private_repo.",
     )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="Let the teacher run code from its repository. What the run's recipe says about that "
+        "does not count here.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if not arguments.push and importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is not installed: pip install 'hf_distill[demo]'")
-    results = finished(arguments.run_dir)
+    trust = ("--trust_remote_code", "true") if arguments.trust_remote_code else ()
+    results = finished(arguments.run_dir, *trust)
     use_all_cores(1)
     if not arguments.push:
         demo_app.build(*local_demo(results)).launch()

@@ -7,7 +7,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from hf_distill.commands import compare, demo, export, publish, search, study, train
+from hf_distill.commands import (
+    compare,
+    dataset,
+    demo,
+    export,
+    publish,
+    search,
+    study,
+    train,
+)
 from hf_distill.commands.terminal import exit_code, set_up
 from hf_distill.errors import InputError
 
@@ -25,6 +34,7 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "study": study,
     "compare": compare,
+    "dataset": dataset,
     "export": export,
     "publish": publish,
     "search": search,

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the student's card with its names on the Hub, and publish.
+    """Write the student's card with its names on the Hub, and publish. A dry run writes nothing.
 
     Raises:
         InputError: The run is not finished, a name is missing, or the token may not write there.
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "the student's repository has no name; give one with --model, e.g. you/student"
         )
-    if results.recipe.run.hub_dataset_id and not (folder.dataset / "README.md").is_file():
+    if results.recipe.run.hub_dataset_id and not folder.dataset_record.is_file():
         raise InputError(
             f"{folder.dataset} does not exist; make it: hf-distill train {folder.recipe} --run_dir "
             f"{folder.path} --until release"
@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
         tag=arguments.revision or training.hub_revision,
         collection=arguments.collection,
     )
-    write_model_card(results)
     act = dry_run if arguments.dry_run else publish
+    if not arguments.dry_run:
+        write_model_card(results)
     for line_of_text in act(releases_of(results), settings, HfApi(token=training.hub_token)):
         print(line_of_text)

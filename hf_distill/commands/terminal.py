@@ -4,23 +4,50 @@ into one message and an exit code.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any, TextIO
 
 import datasets
 import transformers
 
 from hf_distill.compute.device import keep_freed_memory
-from hf_distill.errors import InputError, printable
+from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
+from hf_distill.run.disk import why_not_written
+
+
+class _Line(logging.Formatter):
+    """A line of the log, with its control characters shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _Shown:
+    """A stream for text whose control characters are shown, not sent: names and texts of the data
+    may hold some.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def set_up() -> None:
     """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
     # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
@@ -29,15 +56,25 @@ def set_up() -> None:
 
 
 def exit_code(program: str, act: Callable[[], None]) -> int:
-    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub 1, each with one
-    message.
+    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub or a full disk 1,
+    each with one message.
     """
     try:
-        act()
+        with contextlib.redirect_stdout(_Shown(sys.stdout)):
+            act()
     except InputError as error:
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
         return 2
-    except PublishingError as error:
+    except (PublishingError, WriteError) as error:
         print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a library's working file; all others are raised again
+        why = why_not_written(error)
+        if why is None:
+            raise
+        named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        print(
+            f"{program}: error: a file{printable(named)} cannot be written: {why}", file=sys.stderr
+        )
         return 1
     return 0

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
+from sentence_transformers.base.modules import Transformer
 from torch import nn
 
 from hf_distill.compute.device import device_type, fast_precision
+from hf_distill.compute.encode import position_tables
 from hf_distill.errors import InputError
 from hf_distill.run.stage import sha256_of
 
@@ -29,6 +33,23 @@ QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab12
 
 _SETTINGS = {".json", ".txt", ".model", ".jinja", ".py"}
 """Files of a model that, beside its weights, decide what it computes."""
+
+_KIND_OF = {
+    "SentenceTransformer": "bi-encoder",
+    "CrossEncoder": "cross-encoder",
+    "SparseEncoder": "sparse-encoder",
+}
+"""The `teacher_kind` of each class of sentence-transformers."""
+
+_HEADS = {
+    "CrossEncoder": ("ForSequenceClassification", "ForCausalLM"),
+    "SparseEncoder": ("ForMaskedLM",),
+}
+"""Endings of the architectures of transformers whose head each class scores with. On any other it
+would put a new, random one.
+"""
+
+_MULTI_VECTOR = "MultiVectorEncoder"
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -101,23 +122,153 @@ def locate_model(name: str, key: str) -> Path:
         ) from error
 
 
+def _json(path: Path) -> Any:
+    """What a JSON file says; an empty mapping if it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); download the model again") from error
+
+
+def _class_of(folder: Path) -> str | None:
+    """The class of sentence-transformers that a model in `folder` was saved with, or belongs to by
+    its head; None for a backbone of transformers without one.
+    """
+    modules = [str(module.get("type")) for module in _json(folder / "modules.json")]
+    declared = _json(folder / "config_sentence_transformers.json").get("model_type")
+    architectures = _json(folder / "config.json").get("architectures") or []
+    if (
+        declared in (_MULTI_VECTOR, "ColBERT")
+        or any(name.startswith("pylate.") or ".multi_vector_encoder." in name for name in modules)
+        or any("colbert" in name.lower() or name.endswith("ForRetrieval") for name in architectures)
+    ):
+        return _MULTI_VECTOR
+    if modules:
+        return declared or "SentenceTransformer"
+    classifies = any(name.endswith("ForSequenceClassification") for name in architectures)
+    return "CrossEncoder" if classifies else None
+
+
+def _check_folder(folder: Path, kind: type[BaseModel], name: str, key: str) -> None:
+    """Refuse a folder of which `kind` would make another model than the one that was trained, with
+    the reason; the library would convert it.
+    """
+    saved = _class_of(folder)
+    if saved == _MULTI_VECTOR:
+        raise InputError(
+            f"--{key} {name} is a multi-vector model (one embedding a token, compared by MaxSim), "
+            "which is neither a teacher nor a student here; name a model with one embedding a "
+            "text, or give its scores as a file with --teacher_kind precomputed"
+        )
+    for module in _json(folder / "modules.json"):
+        package = str(module.get("type")).partition(".")[0]
+        is_code_of_the_model = any(folder.rglob(f"{package}.py")) or "--" in package
+        if not is_code_of_the_model and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"--{key} {name} has the module {module['type']}, and the package {package} is "
+                "not installed; install it, or name another model"
+            )
+    wanted = kind.__name__
+    if key == "student_backbone" or saved == wanted:
+        return  # a student takes the transformer alone, whatever it was trained for
+    if saved in _KIND_OF:
+        raise InputError(
+            f"--{key} {name} is a {saved}, not a {wanted}; "
+            + (f"set --teacher_kind {_KIND_OF[saved]}" if key == "teacher" else "name another")
+        )
+    heads = _HEADS.get(wanted, ("",))
+    architectures = _json(folder / "config.json").get("architectures") or []
+    if architectures and not any(str(name).endswith(heads) for name in architectures):
+        raise InputError(
+            f"--{key} {name} is a {', '.join(architectures)} without a trained head, so it would "
+            f"score at random as a {wanted}; name a model that was trained as one"
+        )
+
+
 def load_model(kind: type[M], name: str, key: str, trust_remote_code: bool = False) -> M:
     """Load a sentence-transformers model of `kind` in float32 for inference, from where
     `locate_model` finds it.
 
     Raises:
-        InputError: It cannot be found or loaded.
+        InputError: It cannot be found or loaded, belongs to another class than `kind`, or its
+            tokenizer cannot pad.
     """
     folder = locate_model(name, key)
+    _check_folder(folder, kind, name, key)
     try:
-        return kind(
+        model = kind(
             str(folder),
             device=device_type(),
             trust_remote_code=trust_remote_code,
             model_kwargs={"dtype": torch.float32},
         ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"--{key} {name} needs code from its repository, which runs on this machine; "
+                + ("if you trust it, set --trust_remote_code true" if key == "teacher"
+                   else "name a model without")
+            ) from error  # fmt: skip
         raise InputError(f"--{key} {name!r}: {folder} cannot be loaded: {error}") from error
+    for transformer in transformers_of(model):
+        tokenizer = transformer.tokenizer
+        if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:
+            raise InputError(
+                f"--{key} {name}: its tokenizer has no padding token, so the model reads no "
+                "batches, neither here nor in sentence-transformers; give it one (pad_token in "
+                "tokenizer_config.json, e.g. its eos_token), or name another model"
+            )
+    return model
+
+
+def transformers_of(model: nn.Module) -> list[Transformer]:
+    """The transformers in a model: one, or that of each route."""
+    return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def most_tokens(transformer: Transformer) -> int | None:
+    """The longest text that a transformer can read, in tokens; None if its positions have no end.
+
+    Some models leave the first places of their table of positions free: RoBERTa those up to the
+    padding token, so a table of 514 is for 512 tokens; BART and OPT two.
+    """
+    limits = []
+    for table in position_tables(transformer):
+        free = 0 if table.padding_idx is None else table.padding_idx + 1
+        limits.append(table.num_embeddings - int(getattr(table, "offset", free)))
+    return min(limits, default=None)
+
+
+def set_length(model: BaseModel, name: str, given: int | None) -> None:
+    """Cut a teacher's texts after `given` tokens, if it can read texts of that length.
+
+    Args:
+        model: The teacher.
+        name: Its name.
+        given: `teacher_max_length`. None: the model's own limit stays.
+
+    Raises:
+        InputError: `given`, or the model's own `max_seq_length`, is above what it has positions
+            for; or nothing in the model cuts texts.
+    """
+    for transformer in transformers_of(model):
+        most, own = most_tokens(transformer), transformer.max_seq_length
+        if most is not None and (given or own or 0) > most:
+            what = f"--teacher_max_length {given}" if given else f"max_seq_length {own}"
+            raise InputError(
+                (f"{what}: " if given else "")
+                + f"--teacher {name} has positions for {most} tokens"
+                + (f", but its own {what} is above that" if not given else "")
+                + f"; set --teacher_max_length {most} or less"
+            )
+    try:
+        if given:
+            model.max_seq_length = given
+    except AttributeError as error:
+        raise InputError(
+            f"--teacher_max_length {given}: {name} reads texts of any length and cuts none; leave "
+            "it out"
+        ) from error
 
 
 def load_sentence_transformer(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import folder_written_whole, read_json, stage
+from hf_distill.run.stage import folder_written_whole, read_result, stage, working_folder
 
 _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 """Options of the data that do not change any pair."""
@@ -78,11 +77,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
-        test_set = (
-            read_path(Path(data.test_path), "test_path", data, recipe.reading)
-            if data.test_path
-            else None
-        )
+        test_set = read_test_set(data.test_path, data, recipe.reading) if data.test_path else None
         inputs = source(recipe), test_set
         record = write_collection(inputs, data, recipe.seed, folder, key)
         shutil.rmtree(recipe.reading, ignore_errors=True)
@@ -103,6 +98,12 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
     return open_collection(folder, data.dataset_license)
 
 
+def read_test_set(path: str, data: DataArguments, cache: Path) -> SourcePairs:
+    """What `test_path` names. Its format is its own, and it needs neither groups nor sources."""
+    own = dataclasses.replace(data, format="auto", group_column=None, source_column=None)
+    return read_path(Path(path), "test_path", own, cache)
+
+
 def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Collection:
     """The collection that a run has read.
 
@@ -116,7 +117,7 @@ def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Co
     manifest = folder.pairs / "manifest.json"
     if not manifest.is_file():
         raise InputError(f"{folder.path} holds no pairs (no {manifest}); run its recipe first")
-    record = read_json(manifest, CollectionRecord)
+    record = read_result(manifest, CollectionRecord)
     if dataset_license is not None:
         source = dataclasses.replace(record.source, license=dataset_license)
         record = dataclasses.replace(record, source=source)
@@ -161,12 +162,12 @@ def write_collection(
         InputError: As `load_collection`.
     """
     pairs, test_set = sources
-    folder.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.cache) as working:
-        read = read_pairs(pairs, Path(working), test_set)
+    with working_folder(folder.cache / "working") as working:
+        read = read_pairs(pairs, working, test_set)
         numbers = _pair_numbers(read)
         if (numbers.given == ELSEWHERE).all():
-            reasons = ", ".join(f"{why}: {count}" for why, count in read.counts.items())
+            counts = (f"{why}: {count}" for why, count in read.counts.items())
+            reasons = ", ".join(counts) or "there are no rows"
             raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
         arrangement = arrange(
             numbers, data, seed, lambda rows: _texts(read.documents, read.pair_documents[rows])

@@ -37,6 +37,7 @@ _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
+_LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
 
 
 def open_tables(folder: Path, record: CollectionRecord) -> Collection:
@@ -152,10 +153,8 @@ class _Reader:
         query, document = at.text("query"), at.text("document")
         score = at.score()
         grade = _NOT_JUDGED if row.get("candidate") else at.grade()
-        if not query:
-            return "no query"
-        if not document:
-            return "no document"
+        if not query or not document:
+            return str(row.get("lacks") or ("no document" if query else "no query"))
         pair_id, group, source = (at.name(key) for key in ("pair_id", "group", "source"))
         try:
             f"{query}{document}{pair_id}{group}{source}".encode()
@@ -224,10 +223,10 @@ class _Place:
         value = self.row.get("grade")
         if value is None:
             return 1
-        if not isinstance(value, (int, float)) or value != int(value):
+        if not isinstance(value, (int, float)) or not value < _LARGEST or value % 1:
             raise InputError(
-                f"{self}: the grade is {value!r}; a grade is a whole number: 0 for a document that "
-                "is not relevant, 1 or more for one that is"
+                f"{self}: the grade is {value!r:.50}; a grade is a whole number: 0 for a document "
+                f"that is not relevant, 1 or more (below {_LARGEST:,}) for one that is"
             )
         return max(0, int(value))
 
@@ -236,8 +235,8 @@ class _Place:
         value = self.row.get("score")
         if value is None:
             return float("nan")
-        if not isinstance(value, (int, float)) or math.isnan(value):
-            raise InputError(f"{self}: the score is {value!r}, but a score is a number")
+        if not isinstance(value, (int, float)) or not abs(value) <= _HIGHEST:
+            raise InputError(f"{self}: the score is {value!r:.50}, but a score is a finite number")
         return float(value)
 
 

@@ -215,7 +215,8 @@ def split_pairs(
     if not (given == TEST).any():
         split[order] = deal_groups(len(order), test_fraction, validation_fraction)
     elif not (given == VALIDATION).any():
-        split[order[: round(validation_fraction * len(order))]] = VALIDATION
+        number = max(1, round(validation_fraction * len(order))) if validation_fraction else 0
+        split[order[:number]] = VALIDATION
     return np.where(free, split[groups], given)
 
 

@@ -24,13 +24,13 @@ _DOCUMENTS, _QUERIES, _BATCH, _ROUNDS = 128, 24, 16, 3
 
 def _documents_per_second(model: SentenceTransformer, documents: list[str]) -> float:
     start = time.perf_counter()
-    model.encode(documents, batch_size=_BATCH, show_progress_bar=False)
+    model.encode_document(documents, batch_size=_BATCH, show_progress_bar=False)
     return len(documents) / (time.perf_counter() - start)
 
 
 def _latency(model: SentenceTransformer, query: str) -> float:
     start = time.perf_counter()
-    model.encode(query, show_progress_bar=False)
+    model.encode_query(query, show_progress_bar=False)
     return 1000 * (time.perf_counter() - start)
 
 
@@ -74,14 +74,14 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         before = torch.cuda.memory_allocated(model.device)
-        model.encode(documents, batch_size=len(documents), show_progress_bar=False)
+        model.encode_document(documents, batch_size=len(documents), show_progress_bar=False)
         return (weights + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
     # The profiler reads this when it is first used. Above 5 it does not print when it starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
-        model.encode(documents, batch_size=len(documents), show_progress_bar=False)
+        model.encode_document(documents, batch_size=len(documents), show_progress_bar=False)
     events = [
         event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
     ]
@@ -106,7 +106,7 @@ def efficiency(
     """
     sample, asked = list(documents[:_DOCUMENTS]), list(queries[:_QUERIES])
     for model in models.values():
-        model.encode(sample[:4], show_progress_bar=False)  # the first call takes longer
+        model.encode_document(sample[:4], show_progress_bar=False)  # the first call takes longer
     speeds: dict[str, list[float]] = {name: [] for name in models}
     latencies: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(_ROUNDS):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from hf_distill.compute.encode import encode
-from hf_distill.compute.search import search
+from hf_distill.compute.encode import encode, how_asked
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import ranking_agreement
+from hf_distill.evaluation.by_source import Scored, by_source
 from hf_distill.evaluation.efficiency import efficiency
-from hf_distill.evaluation.examples import per_query_values, wins_and_losses
+from hf_distill.evaluation.examples import wins_and_losses
 from hf_distill.evaluation.fidelity import fidelity
+from hf_distill.evaluation.further import embed_by_teacher, folder_name
 from hf_distill.evaluation.index import index_size
-from hf_distill.evaluation.intervals import bootstrap_settings, estimate, mean
+from hf_distill.evaluation.intervals import bootstrap_settings
 from hf_distill.evaluation.mixed_index import Embedded, mixed_index
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.results import (
@@ -28,28 +30,15 @@ from hf_distill.evaluation.results import (
     TEACHER,
     UNTRAINED,
     Efficiency,
-    Estimate,
     Evaluation,
     PairScores,
-    RetrievalResults,
+    TaskResults,
 )
-from hf_distill.evaluation.retrieval import (
-    DEPTH,
-    MEASURES,
-    Run,
-    bm25_run,
-    per_query,
-    write_qrels,
-    write_run,
-)
-from hf_distill.evaluation.significance import student_significance
+from hf_distill.evaluation.systems import NDCG, Systems
 from hf_distill.evaluation.tasks import HeldOutTask, RetrievalTask, held_out_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import Teacher
-
-NDCG = "nDCG@10"
-"""The measure of significance, examples and ratios."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +55,9 @@ class Subject:
         components: (c, d) principal components of the teacher's embeddings (see
             `hf_distill.student.initialise`); None without embeddings.
         training: The key of the training that made the student.
+        language: Of the texts (ISO code).
+        tasks: Name -> a further task to measure on, and what the recipe calls it.
+        shards: Folder of the teacher's embeddings of these.
     """
 
     student: SentenceTransformer
@@ -75,18 +67,17 @@ class Subject:
     scores: Scores
     components: np.ndarray | None
     training: str
-
-
-def _prompt(model: SentenceTransformer, *names: str) -> str:
-    return next((str(model.prompts[name]) for name in names if model.prompts.get(name)), "")
+    language: str = "en"
+    tasks: Mapping[str, tuple[str, RetrievalTask]] = field(default_factory=dict)
+    shards: Path | None = None
 
 
 def embed_task(
     model: SentenceTransformer, task: RetrievalTask, name: str = "model"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the task's queries (Q, d) and documents (N, d), float32, with the model's own
-    prompts for queries and documents. As after `model.encode`, the model is in evaluation mode
-    afterwards.
+    """Embeddings of the task's queries (Q, d) and documents (N, d), float32: those of the model's
+    own `encode_query` and `encode_document`. As after `model.encode`, the model is in evaluation
+    mode afterwards.
 
     Args:
         model: Any SentenceTransformer.
@@ -98,12 +89,12 @@ def embed_task(
     """
     model.eval()
     parts = (
-        ("queries", _prompt(model, "query"), task.queries),
-        ("documents", _prompt(model, "document", "passage", "corpus"), task.documents),
+        ("queries", how_asked(model, lambda: model.encode_query("a")), task.queries),
+        ("documents", how_asked(model, lambda: model.encode_document("a")), task.documents),
     )
     embedded = []
-    for what, prompt, texts in parts:
-        values = encode(model, [prompt + text for text in texts.values()]).numpy()
+    for what, asked, texts in parts:
+        values = encode(model, list(texts.values()), asked=asked).numpy()
         broken = int((~np.isfinite(values).all(axis=1)).sum())
         if broken:
             raise InputError(
@@ -123,13 +114,6 @@ def pair_cosines(task: HeldOutTask, queries: np.ndarray, documents: np.ndarray) 
     return cosines
 
 
-def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """mean(numerator) / mean(denominator) over the last axis; NaN where the denominator is 0."""
-    below = denominator.mean(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(below > 0, numerator.mean(-1) / below, np.nan))
-
-
 def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evaluation:
     """Evaluate on the held-out pairs, and write the TREC files of the run's folder.
 
@@ -144,15 +128,10 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
     """
     task = held_out_task(subject.collection)
     similarity = subject.scores.scale.similarity  # the teacher's; students are compared by cosine
-    embedded = _embed_systems(subject, task)
-    runs = {
-        name: task.run(search(*pair, DEPTH, similarity if name == TEACHER else "dot"))
-        for name, pair in embedded.items()
-    }
-    runs[BM25] = bm25_run(task.queries, task.documents)
-    _write_trec_files(task, runs, folder)
-    values = {name: per_query(run, task.qrels) for name, run in runs.items()}
-    ndcg = {name: measures[NDCG] for name, measures in values.items()}
+    embedded = _embed_held_out(subject, task)
+    systems = Systems.search(task, embedded, similarity, subject.language)
+    systems.write(folder.retrieval)
+    runs, ndcg = systems.runs, systems.ndcg
 
     pairs = subject.collection.pairs("test")
     teacher_scores = subject.scores.of(pairs.rows).astype(np.float64)
@@ -162,17 +141,16 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
         pair_cosines(task, *embedded[name])[scored] for name in (STUDENT, UNTRAINED)
     )
     pair_ids = pairs.take(np.flatnonzero(scored)).column("pair_id")
+    against = next(name for name in (TEACHER, BM25, UNTRAINED) if name in ndcg)
     return Evaluation(
         key=key,
         training=subject.training,
         collection=subject.collection.key,
         bootstrap=bootstrap_settings(seed),
-        retrieval=_retrieval(task, values, seed),
-        significance=student_significance(NDCG, ndcg, seed),
-        per_query=per_query_values(NDCG, ndcg, list(task.qrels)),
-        wins_and_losses=wins_and_losses(
-            NDCG, (STUDENT, TEACHER if TEACHER in runs else BM25), ndcg, runs, task
-        ),
+        retrieval=systems.retrieval(seed),
+        significance=systems.significance(seed),
+        per_query=systems.per_query(),
+        wins_and_losses=wins_and_losses(NDCG, (STUDENT, against), ndcg, runs, task),
         ranking_agreement=ranking_agreement(
             runs[TEACHER], {name: runs[name] for name in (STUDENT, UNTRAINED)}, seed
         )
@@ -197,47 +175,46 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             tuple(round(score, 5) for score in teacher_scores.tolist()),
             tuple(round(score, 5) for score in student_scores.tolist()),
         ),
+        tasks={
+            name: _further_task(subject, *named, folder.retrieval / folder_name(name), seed)
+            for name, named in subject.tasks.items()
+        },
+        by_source=by_source(
+            subject.collection,
+            task,
+            systems.values,
+            Scored(scored, teacher_scores, student_scores),
+            seed,
+        ),
     )
 
 
-def _embed_systems(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
-    """The embeddings of every system that has any."""
+def _embed_models(subject: Subject, task: RetrievalTask) -> dict[str, Embedded]:
     models = {STUDENT: subject.student, UNTRAINED: subject.untrained}
-    bar = tqdm(models.items(), desc="Evaluating", unit=" models", leave=False)
-    embedded = {name: embed_task(model, task, name) for name, model in bar}
-    table = subject.scores.embeddings
+    bar = tqdm(models.items(), desc=f"Evaluating on {task.name}", unit=" models", leave=False)
+    return {name: embed_task(model, task, name) for name, model in bar}
+
+
+def _embed_held_out(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
+    """The embeddings of every system that has any."""
+    embedded, table = _embed_models(subject, task), subject.scores.embeddings
     if not subject.teacher.embeds or table is None:
         return embedded
     of_teacher = table.of_queries(task.query_numbers), table.of_documents(task.document_numbers)
     return {TEACHER: of_teacher, **embedded}
 
 
-def _write_trec_files(task: RetrievalTask, runs: Mapping[str, Run], folder: RunFolder) -> None:
-    write_qrels(task.qrels, folder.retrieval / "qrels.txt")
-    for name, run in runs.items():
-        write_run(run, folder.retrieval / f"{name.replace(' ', '-')}.run", name)
-
-
-def _retrieval(
-    task: RetrievalTask, values: Mapping[str, Mapping[str, np.ndarray]], seed: int
-) -> RetrievalResults:
-    """The means of `values` (system -> measure -> (Q,)), and the student's share of the teacher."""
-
-    def over_teacher() -> Estimate | None:
-        if TEACHER not in values or not values[TEACHER][NDCG].any():
-            return None
-        ratio = [values[name][NDCG] for name in (STUDENT, TEACHER)]
-        return estimate(ratio_of_means, ratio, seed)
-
-    return RetrievalResults(
-        num_queries=len(task.queries),
-        num_documents=len(task.documents),
-        notes=task.notes,
-        systems={
-            name: {str(m): estimate(mean, [measures[str(m)]], seed) for m in MEASURES}
-            for name, measures in values.items()
-        },
-        student_over_teacher=over_teacher(),
+def _further_task(
+    subject: Subject, named: str, task: RetrievalTask, folder: Path, seed: int
+) -> TaskResults:
+    """Every system on a further task; its TREC files go to `folder`."""
+    of_teacher = embed_by_teacher(task, subject.teacher, subject.shards)
+    embedded = {**({TEACHER: of_teacher} if of_teacher else {}), **_embed_models(subject, task)}
+    similarity = subject.scores.scale.similarity
+    systems = Systems.search(task, embedded, similarity, subject.language)
+    systems.write(folder)
+    return TaskResults(
+        named, systems.retrieval(seed), systems.significance(seed), systems.per_query()
     )
 
 

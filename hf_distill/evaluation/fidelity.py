@@ -26,6 +26,10 @@ THRESHOLDS = {"median": 0.5, "p80": 0.8}
 """Where the teacher's scores are cut, as quantiles: the paper's F1, and what the paper selects for
 training.
 """
+ROUNDING = 1e-6
+"""Scores that differ by no more than this share of the largest one are constant: their order is
+that of rounding.
+"""
 _CELLS = 2**20
 
 
@@ -96,12 +100,17 @@ def bias(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray((y - x).mean(-1))
 
 
-def _why_unordered(teacher: np.ndarray, student: np.ndarray) -> str | None:
+def is_flat(scores: np.ndarray) -> bool:
+    """Whether `scores` (n,) are all equal, up to rounding."""
+    return bool(np.ptp(scores) <= ROUNDING * np.abs(scores).max())
+
+
+def why_unordered(teacher: np.ndarray, student: np.ndarray) -> str | None:
     """Why these scores have no correlation; None if they have."""
     if len(teacher) < 2:
         return "one pair has no correlation"
     for side, scores in (("teacher", teacher), ("student", student)):
-        if np.ptp(scores) == 0:
+        if is_flat(scores):
             return f"the {side}'s scores are all equal"
     return None
 
@@ -126,7 +135,7 @@ def by_range(teacher: np.ndarray, student: np.ndarray, width: float = 0.1) -> tu
 
 
 def _range_row(low: float, high: float, teacher: np.ndarray, student: np.ndarray) -> ByRange:
-    ordered = _why_unordered(teacher, student) is None
+    ordered = why_unordered(teacher, student) is None
     return ByRange(
         low=low,
         high=high,
@@ -248,7 +257,7 @@ def decide(teacher: np.ndarray, student: np.ndarray, quantile: float, seed: int)
             return undefined(len(truth), reason)
         return estimate(statistic, [truth, values], seed)
 
-    unordered = everything or _why_unordered(teacher, student)
+    unordered = everything or why_unordered(teacher, student)
     return Decision(
         quantile=quantile,
         threshold=threshold,
@@ -283,7 +292,7 @@ def fidelity(teacher: np.ndarray, student: np.ndarray, seed: int) -> Fidelity:
             f"{bad[0]} teacher scores and {bad[1]} student scores are NaN or infinite; leave out "
             "those pairs, and report how many"
         )
-    both, unordered = [teacher, student], _why_unordered(teacher, student)
+    both, unordered = [teacher, student], why_unordered(teacher, student)
 
     def unless_unordered(make: Callable[[], Estimate]) -> Estimate:
         return undefined(len(teacher), unordered) if unordered else make()

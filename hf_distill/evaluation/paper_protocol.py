@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_distill.evaluation.fidelity import f1, mae, pearson
+from hf_distill.evaluation.fidelity import f1, is_flat, mae, pearson
 from hf_distill.evaluation.results import PaperFigures, PaperProtocol
 from hf_distill.evaluation.significance import is_constant, t_test, wilcoxon
 
@@ -78,7 +78,7 @@ def paper_protocol(teacher: np.ndarray, student: np.ndarray) -> PaperProtocol:
     """
     correlation = float(pearson(teacher, student))
     sides = (("teacher", teacher), ("student", student))
-    flat = next((name for name, scores in sides if np.ptp(scores) == 0), None)
+    flat = next((name for name, scores in sides if is_flat(scores)), None)
     cutoffs = [k for k in CUTOFFS if k <= len(teacher)]
     differences = teacher - student
     t = t_test(differences)
@@ -86,7 +86,7 @@ def paper_protocol(teacher: np.ndarray, student: np.ndarray) -> PaperProtocol:
         num_pairs=len(teacher),
         unranked=f"the {flat}'s scores are all equal" if flat else None,
         student=PaperFigures(
-            pearson=correlation if np.isfinite(correlation) else None,
+            pearson=None if flat or not np.isfinite(correlation) else correlation,
             mae=float(mae(teacher, student)),
             recall={k: None if flat else recall_at(teacher, student, k) for k in cutoffs},
             ndcg={k: None if flat else ndcg_at(teacher, student, k) for k in cutoffs},

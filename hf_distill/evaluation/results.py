@@ -15,6 +15,11 @@ it, every number looks better than it is.
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 """In the order in which tables show them."""
 
+UNANSWERED = 0.5
+"""A system that finds no document for a larger share of the queries is not applicable."""
+TRIVIAL = 0.5
+"""Retrieval shows nothing where a larger share of queries are the text of their own document."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -45,17 +50,41 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
+class NotApplicable:
+    """A system that finds no document for most queries, such as BM25 where queries and documents
+    share no words. Nothing is compared with it.
+
+    Attributes:
+        unanswered: Queries for which it finds no document.
+        queries: All queries.
+    """
+
+    unanswered: int
+    queries: int
+
+    @property
+    def reason(self) -> str:
+        """Why it has no figures."""
+        return (
+            f"not applicable: finds no document for {self.unanswered:,} of {self.queries:,} queries"
+        )
+
+
+@dataclass(frozen=True)
 class RetrievalResults:
-    """Retrieval over the whole held-out corpus.
+    """Retrieval over a whole corpus: the held-out documents, or those of a further task.
 
     Attributes:
         num_queries: Judged queries; every system is measured on all of them.
         num_documents: Documents that each query searches.
         notes: What a reader should know about the task, e.g. judgements of missing documents.
-        systems: System -> measure -> its mean over the queries. A teacher that embeds no texts has
-            no row.
+        systems: System -> measure -> its mean over the queries; undefined for a system that is not
+            applicable. A teacher that embeds no texts has no row.
         student_over_teacher: The student's nDCG@10 divided by the teacher's; None if the teacher
             embeds no texts or finds nothing.
+        not_applicable: Systems that find no document for most queries.
+        same_text: Queries that are the text of a document that is relevant to them.
+        words: What BM25 took for words.
     """
 
     num_queries: int
@@ -63,6 +92,19 @@ class RetrievalResults:
     notes: tuple[str, ...]
     systems: dict[str, dict[str, Estimate]]
     student_over_teacher: Estimate | None
+    not_applicable: dict[str, NotApplicable]
+    same_text: int
+    words: str
+
+    @property
+    def trivial(self) -> str | None:
+        """Why these figures show nothing; None if they show something."""
+        if self.same_text <= TRIVIAL * self.num_queries:
+            return None
+        return (
+            f"{self.same_text:,} of {self.num_queries:,} queries are the text of their own "
+            "document, which any system finds"
+        )
 
 
 @dataclass(frozen=True)
@@ -486,6 +528,42 @@ class PairScores:
 
 
 @dataclass(frozen=True)
+class SourceResults:
+    """The figures of one source of the pairs. Its queries search all held-out documents.
+
+    Attributes:
+        num_queries: Held-out queries with a pair of this source.
+        num_pairs: Its held-out pairs that the teacher scored.
+        systems: System -> `nDCG@10` and `R@10` over these queries.
+        pearson, mae: Between student and teacher on these pairs.
+    """
+
+    num_queries: int
+    num_pairs: int
+    systems: dict[str, dict[str, Estimate]]
+    pearson: Estimate
+    mae: Estimate
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """A further task, out of domain: the test set of `test_path`, or one of `eval_tasks`.
+
+    Attributes:
+        named: What the recipe calls it.
+        retrieval: Every system over the task's corpus. A teacher that cannot embed new texts has no
+            row.
+        significance: The student minus each other system; Holm's correction is within the task.
+        per_query: nDCG@10 of each query.
+    """
+
+    named: str
+    retrieval: RetrievalResults
+    significance: Significance
+    per_query: PerQuery
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The content of `evaluation.json`.
 
@@ -497,8 +575,8 @@ class Evaluation:
         retrieval: Every system over the held-out corpus.
         significance: The student minus each other system.
         per_query: nDCG@10 of each query.
-        wins_and_losses: The student against the teacher, or against BM25 if the teacher embeds no
-            texts.
+        wins_and_losses: The student against the first of teacher, BM25 and untrained student that
+            can be compared.
         ranking_agreement: None if the teacher embeds no texts.
         fidelity, fidelity_untrained: Fidelity of the student and of the untrained student.
         paper_protocol: The paper's table.
@@ -506,6 +584,8 @@ class Evaluation:
         index: `student`, and `teacher` if it embeds -> the sizes of an index.
         mixed_index: Whether the teacher's index can be kept.
         pairs: Scores of the held-out pairs.
+        tasks: Name -> the figures of a further task.
+        by_source: Source -> its figures, the largest first. Empty if the pairs have one source.
     """
 
     key: str
@@ -524,3 +604,5 @@ class Evaluation:
     index: dict[str, IndexSize]
     mixed_index: MixedIndex
     pairs: PairScores
+    tasks: dict[str, TaskResults]
+    by_source: dict[str, SourceResults]

@@ -1,5 +1,5 @@
-"""Full-corpus retrieval: runs without ties, measures per query through `ir-measures`, TREC files,
-and BM25.
+"""Full-corpus retrieval: runs without ties, measures per query through `ir-measures`, and TREC
+files.
 
 Among equal scores, trec_eval (nDCG, R, AP) puts the greater document id first and the MS MARCO
 script (RR@10) the smaller one; `ir_measures` calls both. A run therefore holds no ties, so that
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import bm25s
 import ir_measures
 import numpy as np
 
@@ -87,41 +86,6 @@ def make_run(
         query: {document_ids[j]: float(score) for score, j in zip(row_scores, row, strict=True)}
         for query, row_scores, row in zip(query_ids, without_ties(scores), indices, strict=True)
     }
-
-
-def bm25_run(queries: Mapping[str, str], documents: Mapping[str, str], depth: int = DEPTH) -> Run:
-    """BM25 (`bm25s`, its defaults: Lucene's variant, k1 = 1.5, b = .75; no stemming, English stop
-    words) over a corpus.
-
-    A document that shares no word with the query is not retrieved. Ties as in `make_run`.
-
-    Args:
-        queries: Id -> text.
-        documents: Id -> text.
-        depth: Documents per query, at most.
-    """
-    tokens = bm25s.tokenize(list(documents.values()), stopwords="en", show_progress=False)
-    if not tokens.vocab or all(not ids for ids in tokens.ids):
-        return {query: {} for query in queries}  # there is not a word in the whole corpus
-    index = bm25s.BM25()
-    index.index(tokens, show_progress=False)
-    words_of = bm25s.tokenize(
-        list(queries.values()), stopwords="en", show_progress=False, return_ids=False
-    )
-    document_ids = list(documents)
-    run: Run = {}
-    for query, words in zip(queries, words_of, strict=True):
-        scores = (
-            np.asarray(index.get_scores(words), dtype=np.float32)
-            if words
-            else np.zeros(len(documents), dtype=np.float32)
-        )
-        hits = np.flatnonzero(scores > 0)
-        if len(hits) > depth:  # keep all that tie at the cut; the sort keeps the first of them
-            hits = hits[scores[hits] >= np.partition(scores[hits], -depth)[-depth]]
-        best = hits[np.argsort(-scores[hits], kind="stable")[:depth]]
-        run |= make_run([query], document_ids, scores[best][None], best[None])
-    return run
 
 
 def per_query(

@@ -1,11 +1,13 @@
-"""Retrieval tasks: a run's held-out pairs, a BEIR folder, or a task of `mteb`. `load_task` reads
-the one that a text names.
+"""Retrieval tasks: a run's held-out pairs, a test set in any format, or a task of `mteb`.
+`load_task` reads the one that a text names.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.data.collection import Collection, text_id
+from hf_distill.data.collection import Collection, SourcePairs, is_unicode, text_id
 from hf_distill.data.load import open_collection
-from hf_distill.data.sources.beir import read_qrels, read_texts
+from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
 from hf_distill.evaluation.retrieval import NDCG, Qrels, Run, make_run, per_query
+from hf_distill.recipe.arguments import DataArguments
 from hf_distill.run.folder import RunFolder
 
 Answer = tuple[np.ndarray, np.ndarray]
@@ -159,9 +162,115 @@ def _notes(texts: Mapping[str, str], corpus: Mapping[str, str], qrels: Qrels) ->
         )
 
 
+class _Judged:
+    """What the rows of a source say, split by split: ids, and the texts of queries."""
+
+    def __init__(self, pairs: SourcePairs, name: str) -> None:
+        self.name = name
+        self.queries: dict[str, str] = {}
+        self.documents: dict[str, str] = {}
+        self.judgements: dict[str | None, list[tuple[str, str, int]]] = {}
+        self.candidates: dict[str, set[str]] = {}
+        self.without_text = 0
+        self.in_corpus = pairs.corpus is not None
+        for text, key in pairs.corpus or ():
+            self._add(self.documents, key, text.strip(), "document")
+        for row in pairs.rows:
+            self._take(row)
+
+    def _add(self, texts: dict[str, str], key: object, text: str, what: str) -> str:
+        """The id of `text`: the data's own, else the one of its content."""
+        name = text_id(text) if key is None else str(key)
+        if texts.setdefault(name, text) != text:
+            raise InputError(f"{self.name}: the {what} id {name!r} has two texts; make ids unique")
+        return name
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        names = []
+        for what, texts in (("query", self.queries), ("document", self.documents)):
+            text, key = self._text(row, what), row.get(f"{what}_id")
+            if text:
+                names.append(self._add(texts, key, text, what))
+            elif key is not None:
+                names.append(str(key))
+            else:
+                self.without_text += 1
+                return
+        query, document = names
+        if row.get("candidate"):
+            self.candidates.setdefault(query, set()).add(document)
+            return
+        grade = 1 if row.get("grade") is None else row["grade"]
+        if not isinstance(grade, (int, float)) or not float(grade).is_integer():
+            raise InputError(
+                f"{self._place(row)}: the grade is {grade!r}, but a grade is a whole number"
+            )
+        self.judgements.setdefault(row.get("split"), []).append((query, document, int(grade)))
+
+    def _text(self, row: Mapping[str, Any], what: str) -> str:
+        """The text, stripped; empty if it is missing or cannot be written."""
+        text = row.get(what)
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise InputError(
+                f"{self._place(row)}: the {what} is a {type(text).__name__} ({text!r:.50}), but it "
+                "must be text"
+            )
+        return text.strip() if is_unicode(text) else ""
+
+    def _place(self, row: Mapping[str, Any]) -> str:
+        if "at" not in row:
+            return self.name
+        table, place = row["at"]
+        return str(table.where(place))
+
+
+def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
+    """A source as a task: its test split, else its validation split, else all that it judges.
+
+    Documents that are judged not relevant keep their grade of 0. The queries search the source's
+    corpus; without one, all documents that the source names beside them. Ids are the data's own;
+    where it has none, `text_id`s.
+
+    Raises:
+        InputError: As `make_task` and the source, or an id stands for two texts.
+    """
+    judged = _Judged(pairs, name)
+    splits = judged.judgements
+    split = next((split for split in ("test", "validation") if split in splits), None)
+    chosen = list(itertools.chain(*splits.values())) if split is None else splits[split]
+    if not chosen:
+        raise InputError(f"{name} judges nothing, so nothing can be measured; add judgements")
+    documents = judged.documents
+    if not judged.in_corpus:
+        beside = {document for _, document, _ in chosen}.union(
+            *(judged.candidates.get(query, ()) for query, _, _ in chosen)
+        )
+        documents = {key: text for key, text in documents.items() if key in beside}
+    queries = {query for query, _, _ in chosen}
+    task = make_task(
+        ((key, text) for key, text in judged.queries.items() if key in queries),
+        documents.items(),
+        chosen,
+        name,
+    )
+    others = {other: len(rows) for other, rows in splits.items() if split not in (None, other)}
+    notes = [
+        *(
+            f"{count} judgements of the split {other} are left out"
+            for other, count in others.items()
+        ),
+        *(f"not used: {what}: {count}" for what, count in pairs.unused.items()),
+    ]
+    if judged.without_text:
+        notes.append(f"{judged.without_text} rows without a query or a document are left out")
+    return replace(task, notes=(*task.notes, *notes))
+
+
 def held_out_task(collection: Collection) -> HeldOutTask:
     """The retrieval task of the held-out pairs: their queries search every document that is marked
-    as searched.
+    as searched. Documents that were judged not relevant keep their grade of 0.
     """
     pairs = collection.pairs("test")
     numbers, first, place = np.unique(pairs.queries, return_index=True, return_inverse=True)
@@ -175,13 +284,20 @@ def held_out_task(collection: Collection) -> HeldOutTask:
     document_ids = [text_id(text) for text in document_texts]
     by_id = np.array(sorted(range(len(searched)), key=document_ids.__getitem__), dtype=np.int64)
     document_numbers = searched[by_id]
-    pair_documents = np.argsort(by_id)[np.searchsorted(searched, pairs.documents)]
+    place_of = np.argsort(by_id)
+    pair_documents = place_of[np.searchsorted(searched, pairs.documents)]
+    lists = collection.lists(query_numbers)
+    zeros = lists.grades == 0
+    judged_queries = np.repeat(np.arange(len(query_numbers)), np.diff(lists.starts))[zeros]
+    judged_documents = place_of[np.searchsorted(searched, lists.documents[zeros])]
 
     grades: dict[tuple[int, int], int] = {}
     for query, document, grade in zip(
         pair_queries.tolist(), pair_documents.tolist(), pairs.column("grade"), strict=True
     ):
         grades[query, document] = max(grade, grades.get((query, document), 0))
+    for pair in zip(judged_queries.tolist(), judged_documents.tolist(), strict=True):
+        grades.setdefault(pair, 0)
     ids = [document_ids[i] for i in by_id]
     task = make_task(
         zip(query_ids, query_texts, strict=True),
@@ -208,26 +324,9 @@ def run_task(folder: RunFolder) -> HeldOutTask:
     return replace(held_out_task(open_collection(folder)), name=name)
 
 
-def beir_task(folder: Path) -> RetrievalTask:
-    """The whole corpus and the test judgements of a BEIR folder (Thakur et al., 2021), with its own
-    ids.
-
-    Raises:
-        InputError: As `make_task`, or a file is missing or malformed, with the line.
-    """
-    qrels = folder / "qrels" / "test.tsv"
-    if not qrels.is_file():
-        raise InputError(
-            f"{folder / 'qrels'} holds no test.tsv; put the judgements to measure with there"
-        )
-    queries = read_texts(folder / "queries.jsonl", ("text",))
-    documents = read_texts(folder / "corpus.jsonl", ("title", "text"))
-    return make_task(queries.items(), documents.items(), read_qrels(qrels), folder.resolve().name)
-
-
-def mteb_task(name: str) -> RetrievalTask:
+def mteb_task(name: str, key: str = "task") -> RetrievalTask:
     """A retrieval task of the `mteb` package: its own split and ids, title and text joined by a
-    space; from the local cache or the Hub.
+    space; from the local cache or the Hub. `key` is the option that names it, for messages.
 
     Raises:
         InputError: `mteb` is not installed or has no such retrieval task, the data is neither in
@@ -235,7 +334,7 @@ def mteb_task(name: str) -> RetrievalTask:
     """
     if importlib.util.find_spec("mteb") is None:
         raise InputError(
-            f"--task mteb:{name} needs the package mteb; pip install 'hf_distill[mteb]'"
+            f"--{key} mteb:{name} needs the package mteb; pip install 'hf_distill[mteb]'"
         )
     import mteb  # noqa: PLC0415  (an extra, and the import takes ten seconds)
 
@@ -245,17 +344,17 @@ def mteb_task(name: str) -> RetrievalTask:
     except KeyError as error:
         reason = error.args[0] if error.args else error
         raise InputError(
-            f"--task mteb:{name} is unknown to mteb ({reason}); name one of its retrieval tasks"
+            f"--{key} mteb:{name} is unknown to mteb ({reason}); name one of its retrieval tasks"
         ) from error
     about = task.metadata
     if about.type != "Retrieval" or not set(about.modalities) <= {"text"}:
         raise InputError(
-            f"--task mteb:{name} is a {about.type} task of {', '.join(about.modalities)}; name a "
+            f"--{key} mteb:{name} is a {about.type} task of {', '.join(about.modalities)}; name a "
             "text retrieval task"
         )
     if len(task.hf_subsets) != 1 or len(task.eval_splits) != 1:
         raise InputError(
-            f"--task mteb:{name} has {len(task.hf_subsets)} subsets "
+            f"--{key} mteb:{name} has {len(task.hf_subsets)} subsets "
             f"({', '.join(task.hf_subsets[:5])}) and {len(task.eval_splits)} splits; name a task "
             "with one of each"
         )
@@ -264,7 +363,7 @@ def mteb_task(name: str) -> RetrievalTask:
     except (OSError, ValueError) as error:  # those of `datasets` and `huggingface_hub`, too
         reason = str(error).splitlines()[0] if str(error) else "no message"
         raise InputError(
-            f"--task mteb:{name}: its data (data set {about.dataset['path']}, revision "
+            f"--{key} mteb:{name}: its data (data set {about.dataset['path']}, revision "
             f"{about.dataset['revision']}) is not in the local cache and could not be downloaded "
             f"({type(error).__name__}: {reason}); download it once with a network"
         ) from error
@@ -284,29 +383,34 @@ def mteb_task(name: str) -> RetrievalTask:
     )
 
 
-def load_task(text: str) -> RetrievalTask:
-    """The task that `text` names: a run's folder, a BEIR folder, `mteb:NAME`, or `nano:NAME` for
-    NanoBEIR, e.g. `nano:SciFact`.
+def load_task(text: str, key: str = "task") -> RetrievalTask:
+    """The task that `text` names: a run's folder, a BEIR folder (or a test set in any other
+    format), `mteb:NAME`, or `nano:NAME` for NanoBEIR, e.g. `nano:SciFact`.
+
+    Args:
+        text: Names the task.
+        key: The option that says so, for messages.
 
     Raises:
         InputError: `text` is none of these, or as the readers.
     """
     kind, _, name = text.partition(":")
     if kind == "mteb" and name:
-        return mteb_task(name)
+        return mteb_task(name, key)
     if kind == "nano" and name:
-        return mteb_task(f"Nano{name}Retrieval")
-    folder = Path(text)
-    if not folder.is_dir():
+        return mteb_task(f"Nano{name}Retrieval", key)
+    path = Path(text)
+    if not path.exists():
         raise InputError(
-            f"--task {text}: there is no such folder; name a run's folder, a BEIR folder, "
+            f"--{key} {text}: there is no such file or folder; name a run's folder, a BEIR folder, "
             "mteb:NAME or nano:NAME (e.g. nano:SciFact)"
         )
-    if (run := RunFolder(folder)).recipe.is_file():
+    if (run := RunFolder(path)).recipe.is_file():
         return run_task(run)
-    if (folder / "corpus.jsonl").is_file():
-        return beir_task(folder)
-    raise InputError(
-        f"--task {text}: this folder holds neither recipe.yaml (a run) nor corpus.jsonl (a BEIR "
-        "folder); name another one"
-    )
+    if run.pairs.is_dir():
+        raise InputError(
+            f"--{key} {text}: this run's folder has no recipe.yaml yet; let its recipe come to its "
+            "end"
+        )
+    with tempfile.TemporaryDirectory() as cache:
+        return task_of(read_path(path, key, DataArguments(), Path(cache)), path.resolve().name)

@@ -7,6 +7,7 @@ Objective and training are `hf_distill.recipe.config.DistillationConfig`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,11 @@ STAGES = ("read", "score", "select", "train", "evaluate", "release")
 _NO_EFFECT_ON_STUDENT = (
     "output_dir", "logging", "report_to", "push_to_hub", "hub_", "disable_tqdm", "run_name",
     "local_rank", "resume_from", "save_total",
+)  # fmt: skip
+
+_NO_EFFECT_ON_RESULTS = (
+    *_NO_EFFECT_ON_STUDENT, "run_dir", "until", "explain", "card_examples", "student_license",
+    "dataset_license", "teacher_cache", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -307,6 +313,13 @@ class Recipe:
 
 
 PARTS = (RunArguments, DataArguments, TeacherArguments, SelectionArguments, StudentArguments)
+
+
+def deciding(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `keys` that can change a pair, a score, the student or a figure."""
+    return {
+        name: value for name, value in keys.items() if not name.startswith(_NO_EFFECT_ON_RESULTS)
+    }
 
 
 def trainer_names() -> set[str]:

@@ -7,9 +7,21 @@ import math
 from collections.abc import Callable, Mapping
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.arguments import DataArguments, Recipe
+from hf_distill.recipe.config import DistillationConfig
+from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
+from hf_distill.recipe.no_effect import check_effect
 
 Number = float | None
+
+_MAY_BE_EMPTY = ("query_prompt", "document_prompt")
+"""Texts that are read, not names: an empty prompt is none."""
+
+_NAMES = (
+    "output_dir", "run_name", "hub_model_id", "hub_revision", "hub_token", "terms",
+    "source_shares", "resume_from_checkpoint", "metric_for_best_model",
+)  # fmt: skip
+"""Names among the keys of the training."""
 
 
 def _ranges(
@@ -26,6 +38,14 @@ def _ranges(
         "student_max_length": student.student_max_length,
         "max_pairs": data.max_pairs,
         "teacher_max_length": teacher.teacher_max_length,
+        "learning_rate": training.learning_rate,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "save_total_limit": training.save_total_limit,
+        "early_stopping_patience": training.early_stopping_patience,
+        "save_steps": training.save_steps if training.save_strategy == "steps" else None,
+        "eval_steps": training.eval_steps if training.eval_strategy == "steps" else None,
     }
     shares = {
         "test_fraction": data.test_fraction,
@@ -33,15 +53,20 @@ def _ranges(
         "head_dropout": student.head_dropout,
         "student_dropout": student.student_dropout,
     }
+    alpha = {"source_alpha": training.source_alpha}
     counts = {
         **weights_of(recipe),
         "hard_negatives_per_pair": training.hard_negatives_per_pair,
         "texts_per_pair": training.texts_per_pair,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "dataloader_num_workers": training.dataloader_num_workers,
     }
     return (
         (positive, lambda x: 0 < x < math.inf, "must be above 0"),
         (shares, lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
         (counts, lambda x: 0 <= x < math.inf, "must be a number of at least 0"),
+        (alpha, lambda x: 0 <= x <= 1, "must be between 0 (every source as often) and 1"),
     )
 
 
@@ -62,7 +87,40 @@ def check_recipe(recipe: Recipe) -> None:
         for name, value in values.items():
             if value is not None and not holds(value):
                 raise InputError(f"--{name} {value}: it {says}")
-    data, training = recipe.data, recipe.training
+    _check_names(recipe)
+    check_kind(recipe.data.dataset, SOURCES, "dataset")
+    if recipe.data.format != "auto":
+        check_kind(recipe.data.format, FORMATS, "format")
+    check_kind(recipe.teacher.teacher_kind, TEACHERS, "teacher_kind")
+    check_effect(recipe.training, recipe.given)
+    _check_objective(recipe)
+    _check_split(recipe.data, recipe.training)
+    _check_columns(recipe.data)
+    _check_sources(recipe.data, recipe.training)
+    _check_training(recipe.training, recipe.given)
+    if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
+        raise InputError(
+            f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
+            "--push_to_hub; add it, or set --hub_dataset_id none"
+        )
+
+
+def _check_names(recipe: Recipe) -> None:
+    """An empty text names nothing: no column, no file, no model."""
+    parts = (recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student)
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    values |= {name: getattr(recipe.training, name) for name in _NAMES}
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        empty = [text for text in texts if isinstance(text, str) and not text.strip()]
+        if empty and name in recipe.given and name not in _MAY_BE_EMPTY:
+            raise InputError(
+                f"--{name} {empty[0]!r}: an empty text is no name; give one, or leave --{name} out"
+            )
+
+
+def _check_objective(recipe: Recipe) -> None:
+    training = recipe.training
     if not any(weights_of(recipe).values()) and not training.terms:
         raise InputError(
             f"every weight of the objective is 0 ({', '.join(weights_of(recipe))}), so there is "
@@ -74,30 +132,151 @@ def check_recipe(recipe: Recipe) -> None:
                 f"--matryoshka_dims {dimension}: it must be between 1 and student_dim - 1 "
                 f"({recipe.student.student_dim - 1})"
             )
+
+
+def _check_split(data: DataArguments, training: DistillationConfig) -> None:
     if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
         raise InputError(
             f"--test_fraction {data.test_fraction} and --validation_fraction "
             f"{data.validation_fraction}: both training and evaluation need some groups; the first "
             "must be above 0 and their sum below 1"
         )
-    if training.early_stopping_patience is not None and training.eval_strategy == "no":
-        raise InputError(
-            f"--early_stopping_patience {training.early_stopping_patience}: it watches the "
-            "validation loss, and --eval_strategy no computes none; set --eval_strategy steps or "
-            "epoch"
-        )
-    if training.early_stopping_patience is not None and training.metric_for_best_model is None:
-        raise InputError(
-            f"--early_stopping_patience {training.early_stopping_patience}: it compares with the "
-            "best evaluation, and none is kept; set --load_best_model_at_end true"
-        )
     if training.eval_strategy != "no" and not data.validation_fraction:
         raise InputError(
             "--validation_fraction 0: --eval_strategy steps or epoch needs "
             "validation pairs; set --eval_strategy no, or a fraction above 0"
         )
-    if recipe.run.hub_dataset_id and not training.push_to_hub:
+
+
+def _check_columns(data: DataArguments) -> None:
+    """No column can be two things, and a score decides what is relevant only if it is a number."""
+    roles = ("query_column", "document_column", "label_column", "score_column")
+    named: dict[str, str] = {}
+    for role in roles:
+        column = getattr(data, role)
+        first = named.setdefault(column, role) if column is not None else role
+        if first != role and {first, role} == {"query_column", "document_column"}:
+            raise InputError(
+                f"--query_column {column} and --document_column {column}: every text would search "
+                "for itself, and find itself; name another column for one of them, or leave both "
+                "out and set --format texts, if the file holds texts without queries"
+            )
+        if first != role:
+            raise InputError(
+                f"--{role} {column}: --{first} names this column already; name another one, or set "
+                f"--{role} none"
+            )
+    rule = data.positives
+    if rule not in (None, "best", "first", "all") and not math.isfinite(_number(rule)):
+        raise InputError(f"--positives {rule}: it must be best, first, all, or a score, e.g. 0.5")
+
+
+def _number(text: str) -> float:
+    """`text` as a number; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _named(texts: list[str], key: str, example: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise InputError(f"--{key} {text}: it must read {example}")
+        if name in values:
+            raise InputError(f"--{key} {text}: there is another one named {name}; rename it")
+        values[name] = value
+    return values
+
+
+def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
+    """One place says where the pairs are, and what mixes sources names them."""
+    places = {
+        name: value if isinstance(value, str) else " ".join(value)
+        for name in ("sources", "dataset_path", "dataset_name")
+        if (value := getattr(data, name))
+    }
+    if len(places) > 1:
+        first, second = list(places.items())[:2]
         raise InputError(
-            f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
-            "--push_to_hub; add it, or set --hub_dataset_id none"
+            f"--{second[0]} {second[1]}: --{first[0]} {first[1]} says already where the data is; "
+            f"set one of them to none, or name both as --sources NAME=PATH NAME=PATH"
+        )
+    sources = _named(data.sources, "sources", "NAME=PATH, e.g. faq=faq.jsonl")
+    shares = _named(training.source_shares, "source_shares", "NAME=SHARE, e.g. faq=0.7")
+    for name, share in shares.items():
+        if not 0 <= _number(share) < math.inf:
+            raise InputError(
+                f"--source_shares {name}={share}: a share is a number of at least 0, e.g. "
+                f"{name}=0.5"
+            )
+    if shares and not sum(map(float, shares.values())):
+        raise InputError(
+            f"--source_shares {' '.join(training.source_shares)}: they sum to 0, so there is "
+            "nothing to train on; set one above 0"
+        )
+    if shares and training.source_alpha != 1:
+        raise InputError(
+            f"--source_alpha {training.source_alpha}: --source_shares says already how often each "
+            "source is drawn; set --source_shares none, or leave --source_alpha at 1"
+        )
+    if sources and shares and sources.keys() != shares.keys():
+        unknown = sorted(shares.keys() - sources.keys())
+        missing = sorted(sources.keys() - shares.keys())
+        says = f"there is no source {unknown[0]}" if unknown else f"{missing[0]} has no share"
+        raise InputError(
+            f"--source_shares {' '.join(training.source_shares)}: {says}; give one share to each "
+            f"of {', '.join(sources)}"
+        )
+    if len(sources) == 1 and (shares or training.one_source_per_batch):
+        raise InputError(
+            f"--sources {data.sources[0]}: there is one source, so nothing can be mixed; remove "
+            "--source_shares and --one_source_per_batch, or name more sources"
+        )
+    for task in data.eval_tasks:
+        kind, colon, name = task.partition(":")
+        if not task.strip() or (colon and kind in ("nano", "mteb") and not name):
+            raise InputError(
+                f"--eval_tasks {task!r}: it must be a folder, nano:NAME or mteb:NAME, e.g. "
+                "nano:SciFact"
+            )
+
+
+def _check_training(training: DistillationConfig, given: frozenset[str]) -> None:
+    """What the Trainer would find out later, or never say."""
+    steps, epochs = training.max_steps, training.num_train_epochs
+    if steps == 0 or steps < -1:
+        raise InputError(
+            f"--max_steps {steps}: nothing would be trained; name a number of steps, or set "
+            "--max_steps -1 and --num_train_epochs"
+        )
+    if steps == -1 and not 0 < epochs < math.inf:
+        raise InputError(
+            f"--num_train_epochs {epochs}: nothing would be trained; name a number above 0"
+        )
+    if str(getattr(training.batch_sampler, "value", training.batch_sampler)) == "group_by_label":
+        raise InputError(
+            "--batch_sampler group_by_label: pairs have no labels to group by; use batch_sampler "
+            "or no_duplicates, or --one_source_per_batch for batches of one source"
+        )
+    patience, metric = training.early_stopping_patience, training.metric_for_best_model
+    if training.eval_strategy == "no":
+        for name in ("early_stopping_patience", "load_best_model_at_end", "metric_for_best_model"):
+            if value := getattr(training, name):
+                raise InputError(
+                    f"--{name} {value}: it watches the evaluations during training, and "
+                    "--eval_strategy no makes none; set --eval_strategy steps or epoch"
+                )
+    if patience is not None and metric is None:
+        raise InputError(
+            f"--early_stopping_patience {patience}: it compares with the "
+            "best evaluation, and none is kept; set --load_best_model_at_end true"
+        )
+    if "output_dir" in given and training.save_strategy == "no":
+        raise InputError(
+            f"--output_dir {training.output_dir}: it is the folder of checkpoints, and "
+            "--save_strategy no writes none; everything else is written to --run_dir"
         )

@@ -83,6 +83,9 @@ TEACHERS: Mapping[str, Kind] = {
     "cross-encoder": Kind(
         "hf_distill.teachers.cross_encoder:load_cross_encoder", "a CrossEncoder with one output"
     ),
+    "sparse-encoder": Kind(
+        "hf_distill.teachers.sparse_encoder:load_sparse_encoder", "a SparseEncoder (SPLADE)"
+    ),
     "endpoint": Kind(
         "hf_distill.teachers.endpoint:load_endpoint",
         "an OpenAI-compatible embeddings API (its key, if it needs one, in OPENAI_API_KEY)",
@@ -132,10 +135,16 @@ def load_kind(name: str, kinds: Mapping[str, Kind], key: str) -> Any:
         InputError: An unknown name (the nearest one is suggested), a module that cannot be
             imported, or one that has no such attribute.
     """
-    if name in kinds:
-        return load_object(kinds[name].where, key)
-    if PLUGIN.fullmatch(name):
-        return load_object(name, key)
+    check_kind(name, kinds, key)
+    return load_object(kinds[name].where if name in kinds else name, key)
+
+
+def check_kind(name: str, kinds: Mapping[str, Kind], key: str) -> None:
+    """Raise InputError, with the nearest name, if `name` is none of `kinds` and reads not like
+    `package.module:name`. Nothing is imported.
+    """
+    if name in kinds or PLUGIN.fullmatch(name):
+        return
     near = difflib.get_close_matches(name, kinds, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InputError(

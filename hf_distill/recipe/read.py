@@ -6,23 +6,24 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
-import yaml
 from transformers import HfArgumentParser
 
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import PARTS, Recipe, trainer_names
 from hf_distill.recipe.check import check_recipe
 from hf_distill.recipe.config import DistillationConfig
-
-ENVIRONMENT_KEY = "environment"
-"""The only key of a saved recipe that is not a flag: what the run was made with."""
+from hf_distill.recipe.no_effect import nearest
+from hf_distill.recipe.saved import ENVIRONMENT_KEY, is_saved, obeyed, saved_name
+from hf_distill.recipe.yaml_text import read_yaml
 
 DEFAULT = "quickstart"
 """The recipe that is read when the command line names none."""
@@ -52,7 +53,38 @@ class _RecipeParser(HfArgumentParser):
     """argparse, but an error is one `InputError` instead of a usage text of two hundred flags."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}\n  See: {self.prog} --help")
+        raise InputError(f"{_as_flag(message)}. See: {self.prog} --help")
+
+
+_OF_ARGUMENT = re.compile(r"argument --(\w+)(?:/--[\w-]+)*: (.*)")
+_SHOWN = 8
+"""Choices that a message lists, at most."""
+_VALUES = (
+    re.compile(r"invalid (?P<what>choice): (?P<value>'.*?'|\S+) \(choose from (?P<choices>.*)\)"),
+    re.compile(r"invalid (?P<what>\w+) value: (?P<value>.*)"),
+    re.compile(r"Truthy (?P<what>value) expected: got (?P<value>.*?) but"),
+)
+
+
+def _as_flag(message: str) -> str:
+    """What argparse says, in one line that begins with the flag and its value."""
+    message = " ".join(message.split())
+    of = _OF_ARGUMENT.fullmatch(message)
+    if of is None:
+        return message
+    name, says = of.groups()
+    said = next((found for pattern in _VALUES if (found := pattern.match(says))), None)
+    if said is None:
+        return f"--{name}: {says}"
+    value = said["value"].strip("'")
+    if said["what"] == "choice":
+        choices = [choice.strip("'") for choice in said["choices"].split(", ")]
+        if len(choices) > _SHOWN:
+            near = difflib.get_close_matches(value, choices, n=_SHOWN, cutoff=0)
+            return f"--{name} {value}: it is unknown; the nearest are {', '.join(near)}"
+        return f"--{name} {value}: it must be one of {', '.join(choices)}"
+    kinds = {"int": "a whole number", "float": "a number", "value": "true or false"}
+    return f"--{name} {value}: it must be {kinds.get(said['what'], 'a ' + said['what'])}"
 
 
 def _parser(program: str) -> _RecipeParser:
@@ -71,6 +103,8 @@ def _parser(program: str) -> _RecipeParser:
     for action in parser._actions:
         if action.option_strings[0].startswith("--no_"):
             action.help = argparse.SUPPRESS  # `--key false` says the same
+        if action.dest == "report_to":
+            action.nargs = "+"  # the Trainer takes a list, and its parser one value
     inherited = trainer_names()
     own = parser.add_argument_group("objective and training")
     trainer = parser.add_argument_group("every argument of SentenceTransformerTrainer")
@@ -86,13 +120,10 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir())
 
 
-def _nearest(key: str, keys: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "--help lists the keys."
-
-
-def _read_yaml(recipe: str) -> tuple[str, dict[str, Any]]:
-    """The name of a recipe and its content; `recipe` is a name of this package or a path."""
+def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dict[str, Any]]:
+    """The name of a recipe and its content; `recipe` is a name of this package or a path. `said`
+    and `runs` are those of `obeyed`.
+    """
     packaged = RECIPES / f"{recipe}.yaml"
     if recipe in recipe_names():
         name, text = recipe, packaged.read_text(encoding="utf-8")
@@ -108,18 +139,18 @@ def _read_yaml(recipe: str) -> tuple[str, dict[str, Any]]:
             name, text = path.stem, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{recipe} is not UTF-8 text: {error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe} is not a YAML file: {error}") from error
+    content = read_yaml(text, recipe)
     if not isinstance(content, (dict, types.NoneType)):
         raise InputError(
             f"{recipe} holds a {type(content).__name__}, but a recipe maps keys to values"
         )
     content = content or {}
+    if recipe in recipe_names():
+        return name, content
     if name == "recipe":  # a run's own resolved recipe: the run keeps its name
-        saved = content.get(ENVIRONMENT_KEY) or {}
-        name = saved.get("recipe") or Path(recipe).resolve().parent.name
+        name = saved_name(content, Path(recipe))
+    if is_saved(Path(recipe), content):
+        content = obeyed(content, Path(recipe), said, runs)
     return name, content
 
 
@@ -132,15 +163,35 @@ def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list
         if key == ENVIRONMENT_KEY:
             continue
         if key not in keys:
-            raise InputError(f"{recipe}: unknown key {key!r}; {_nearest(str(key), keys)}")
+            raise InputError(f"{recipe}: unknown key {key!r}; {nearest(str(key), keys)}")
         line.append(f"--{key}")
         if isinstance(value, list):
+            for item in value:
+                if isinstance(item, (list, dict)):
+                    raise InputError(
+                        f"{recipe}: {key} has a {type(item).__name__} in its list; write its "
+                        "values one after another"
+                    )
             line += [str(item) for item in value] or [NONE]
         elif isinstance(value, dict):
             line.append(json.dumps(value))
         else:
             line.append(NONE if value is None else str(value))
     return line
+
+
+def _check_unicode(line: Sequence[str]) -> None:
+    """Raise InputError if a value is no text that a file can hold, e.g. a path in another
+    encoding.
+    """
+    for flag, token in pairwise(["", *line]):
+        try:
+            token.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{flag} {printable(token)}: it is not valid Unicode ({error.reason}); rename it, "
+                "or write it in UTF-8"
+            ) from error
 
 
 def _optional_keys() -> set[str]:
@@ -180,13 +231,20 @@ def _without_unset(line: Sequence[str]) -> list[str]:
     return [*stray, *(token for tokens in kept for token in tokens)]
 
 
-def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
+def _keys_in(line: Sequence[str]) -> set[str]:
+    """The keys that a command line gives a value."""
+    return {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
+
+
+def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool = True) -> Recipe:
     """Read `[RECIPE] [--key value ...]` into a :class:`Recipe`.
 
     Args:
         argv: The command line without the program's name. RECIPE is a name of this package or a
             path; left out, it is `DEFAULT`.
         program: The program's name in `--help` and errors.
+        runs: Whether the recipe is going to be run; else its code is not (see
+            `hf_distill.recipe.saved.obeyed`).
 
     Raises:
         InputError: A missing or malformed recipe, an unknown key (the nearest one is suggested), or
@@ -197,12 +255,13 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
     recipe = arguments.pop(0) if named else DEFAULT
     parser = _parser(program)
     keys = sorted({action.dest for action in parser._actions} - {"help"})
-    name, content = _read_yaml(recipe)
+    name, content = _read_yaml(recipe, _keys_in(arguments), runs)
     line = [*_flags(content, recipe, keys), *arguments]
-    given = {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
+    _check_unicode(line)
+    given = _keys_in(line)
     given = {key.removeprefix("no_") if key not in keys else key for key in given}
     for key in sorted(given - set(keys) - {"help"}):
-        raise InputError(f"unknown key --{key}; {_nearest(key, keys)}")
+        raise InputError(f"unknown key --{key}; {nearest(key, keys)}")
     line = _without_unset(line)
     if "output_dir" not in given:
         line += ["--output_dir", "unused"]
@@ -217,8 +276,11 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py") -> Recipe:
         )
     except InputError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"the training arguments do not fit: {error}") from error
+    except (ValueError, ImportError, RuntimeError, OSError, TypeError, AttributeError) as error:
+        says = re.sub(r"\w+Strategy\.(\w+)", lambda m: m[1].lower(), " ".join(str(error).split()))
+        raise InputError(
+            says if says.startswith("--") else f"the training arguments do not fit: {says}"
+        ) from error
     if stray:
         raise InputError(
             f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"

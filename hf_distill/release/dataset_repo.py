@@ -16,10 +16,13 @@ from huggingface_hub import DatasetCardData
 
 from hf_distill.data.collection import Pairs
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD
+from hf_distill.errors import printable
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import (
     front_matter,
     hub_id,
+    language_metadata,
+    licence_metadata,
     licence_of_texts,
     public_name,
     public_teacher,
@@ -28,7 +31,7 @@ from hf_distill.release.cards import (
 from hf_distill.report.plots import save_selection_plot
 from hf_distill.report.results import RunResults
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import folder_written_whole
+from hf_distill.run.stage import folder_written_whole, write_result
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
@@ -70,6 +73,14 @@ _PRIVATE = frozenset((
     "trust_remote_code",
 ))  # fmt: skip
 """Keys that a card does not show: local paths and addresses, and keys that change no result."""
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """`dataset.json`: the scores and the selection that `dataset/` holds, by their keys."""
+
+    scores: str
+    selection: str
 
 
 @dataclass(frozen=True)
@@ -197,16 +208,20 @@ def _reproducing(recipe: Recipe) -> str:
         ]
     elif "teacher" in keys:
         keys["teacher"] = public_name(recipe.teacher.teacher)
-    return yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
+    return printable(text)
 
 
 def _metadata(results: RunResults, sizes: Sequence[tuple[str, str, int]]) -> DatasetCardData:
     """The card's metadata. `sizes`: configuration, split, pairs."""
     recipe, source = results.recipe, results.collection.source
     teacher = "an ensemble" if recipe.teacher.ensemble else Path(recipe.teacher.teacher).name
+    named: dict[str, Any] = {
+        **language_metadata(recipe.data.language),
+        **licence_metadata(licence_of_texts(results) or "unknown"),
+    }
     return DatasetCardData(
-        language=recipe.data.language,
-        license=licence_of_texts(results) or "unknown",
+        **named,
         task_categories=["text-retrieval", "sentence-similarity"],
         size_categories=size_category(sum(n for config, _, n in sizes if config == "all")),
         source_datasets=[source.name] if hub_id(source.name) else ["original"],
@@ -288,6 +303,8 @@ def write_dataset(
         )
         (new / "README.md").write_text(card, encoding="utf-8")
         save_selection_plot(results.audit, new / "scores.png")
+    record = DatasetRecord(results.soft_labels.key, results.audit.key)
+    write_result(folder.dataset_record, record, [folder.dataset])
 
 
 def size_category(pairs: int) -> str:

@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+import json
+
 from huggingface_hub import DatasetCard, HfApi
 
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.release.cards import PLACEHOLDER
+from hf_distill.release.cards import PLACEHOLDER, hub_link, licence_metadata
+from hf_distill.release.dataset_repo import DatasetRecord
+from hf_distill.release.model_card import model_cards
+from hf_distill.release.onnx import onnx_files
 from hf_distill.release.publish import Release, Settings, check_access, publish
 from hf_distill.report.results import RunResults
+from hf_distill.run.stage import files_of, read_result
 
 
 def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None) -> str:
     """A run's dataset card with its names on the Hub: its own repository, and that of the student
     trained on it.
     """
-    linked = DatasetCard(card.replace(PLACEHOLDER, repo))
-    if license_id:
-        linked.data["license"] = license_id
+    linked = DatasetCard(card.replace(json.dumps(PLACEHOLDER), json.dumps(repo)))
+    for key, value in licence_metadata(license_id).items():
+        linked.data[key] = value
     linked.text = (
-        f"{linked.text.rstrip()}\n\n## Student\n\n"
-        f"[`{model}`](https://huggingface.co/{model}) was trained on these pairs.\n"
+        f"{linked.text.rstrip()}\n\n## Student\n\n{hub_link(model)} was trained on these pairs.\n"
     )
-    return str(linked)
+    return printable(str(linked))
 
 
 def releases_of(results: RunResults) -> list[Release]:
     """What a run publishes: the data set, if it has a name, and then the student, whose card links
-    to it.
+    to it. Only files that the run wrote are part of it, and the student's card is made for its name
+    on the Hub. Nothing is written.
+
+    Raises:
+        InputError: The data set is of another selection or of other scores, or one of its files is
+            not what was written.
     """
     recipe, folder = results.recipe, results.folder
     model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
-    student = Release(model, "model", folder.student)
+    own = files_of(folder.training, folder.student) | onnx_files(results)
+    student = Release(model, "model", folder.student, model_cards(results), own)
     if dataset is None:
         return [student]
+    record = read_result(folder.dataset_record, DatasetRecord)
+    if record != DatasetRecord(results.soft_labels.key, results.audit.key):
+        raise InputError(
+            f"{folder.dataset} holds the pairs of an earlier selection, or other scores; run "
+            f"{folder.recipe} again with --until release, then publish"
+        )
     card = (folder.dataset / "README.md").read_text(encoding="utf-8")
     linked = linked_dataset_card(card, dataset, model, recipe.data.dataset_license)
-    return [Release(dataset, "dataset", folder.dataset, {"README.md": linked.encode()}), student]
+    own = files_of(folder.dataset_record, folder.dataset)
+    return [
+        Release(dataset, "dataset", folder.dataset, {"README.md": linked.encode()}, own),
+        student,
+    ]
 
 
 def check_publishing(recipe: Recipe) -> None:

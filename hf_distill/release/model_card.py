@@ -19,18 +19,20 @@ from huggingface_hub import (
 
 from hf_distill.evaluation.results import STUDENT, TEACHER
 from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
     code,
     front_matter,
     hub_id,
+    language_metadata,
+    licence_metadata,
     licence_of_texts,
     public_name,
     public_teacher,
     render,
 )
 from hf_distill.release.onnx import FILES, measured_onnx
-from hf_distill.report.headline import NDCG, systems_in_order, verdict
+from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import read_saved_recipe
 from hf_distill.run.stage import written_whole
@@ -45,32 +47,39 @@ _OBJECTIVE = (
 
 
 def _model_results(results: RunResults) -> list[EvalResult]:
-    """The student's means as a `model-index`."""
-    source = results.collection.source.name
+    """The student's means as a `model-index`, on the held-out pairs and on further tasks. Figures
+    that show nothing are left out.
+    """
+    source, evaluation = results.collection.source.name, results.evaluation
+    measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
+    measured |= {name: (name, task.retrieval) for name, task in evaluation.tasks.items()}
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information retrieval",
-            dataset_type=hub_id(source) or re.sub(r"[^\w.-]", "-", source),
-            dataset_name=f"{source} (held-out)",
+            dataset_type=hub_id(kind) or re.sub(r"[^\w.-]", "-", kind),
+            dataset_name=name,
             dataset_split="test",
             metric_type=re.sub(r"\W+", "_", measure).lower(),
             metric_name=measure,
             metric_value=float(f"{estimate.value:.4f}"),
         )
-        for measure, estimate in results.evaluation.retrieval.systems[STUDENT].items()
+        for name, (kind, retrieval) in measured.items()
+        if not retrieval.trivial
+        for measure, estimate in retrieval.systems[STUDENT].items()
     ]
 
 
-def _write_eval_results(results: RunResults) -> None:
-    """Write the student's nDCG@10 as the Hub's evaluation-results file, which names the published
-    data set. Without a data set there is no file.
+_CARD, _RESULTS = "README.md", ".eval_results/retrieval.yaml"
+
+
+def _eval_results(results: RunResults) -> str | None:
+    """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data
+    set. None without a data set, or where the figures show nothing.
     """
-    folder, dataset = results.folder.student / ".eval_results", results.recipe.run.hub_dataset_id
-    shutil.rmtree(folder, ignore_errors=True)
-    if dataset is None:
-        return
-    retrieval = results.evaluation.retrieval
+    dataset, retrieval = results.recipe.run.hub_dataset_id, results.evaluation.retrieval
+    if dataset is None or retrieval.trivial:
+        return None
     estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
@@ -81,10 +90,7 @@ def _write_eval_results(results: RunResults) -> None:
             f"95% interval {estimate.low:.4f} to {estimate.high:.4f}"
         ),
     )
-    with written_whole(folder / "retrieval.yaml") as temporary:
-        temporary.write_text(
-            yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False), encoding="utf-8"
-        )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
 def _objective(recipe: Recipe) -> dict[str, Any]:
@@ -119,13 +125,13 @@ def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
     optional: dict[str, Any] = {
-        "license": recipe.run.student_license,
+        **language_metadata(recipe.data.language),
+        **licence_metadata(recipe.run.student_license),
         "base_model": base_model,
         "base_model_relation": "finetune" if base_model else None,
         "datasets": [name for name in data_sets if name],
     }
     return ModelCardData(
-        language=recipe.data.language,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=[
@@ -150,6 +156,15 @@ def _saved(results: RunResults, path: str) -> dict[str, Any]:
 
 def write_model_card(results: RunResults) -> None:
     """Write `student_model_sd/README.md`, and the evaluation-results file beside it."""
+    student = results.folder.student
+    shutil.rmtree(student / Path(_RESULTS).parent, ignore_errors=True)
+    for name, content in model_cards(results).items():
+        with written_whole(student / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def model_cards(results: RunResults) -> dict[str, bytes]:
+    """The card of the student and its evaluation results: path in its folder -> content."""
     recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
     static = student.student_backbone == STATIC
     from_teacher = student.student_backbone in ("teacher", STATIC)
@@ -168,7 +183,8 @@ def write_model_card(results: RunResults) -> None:
         language=recipe.data.language,
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
-        backbone=_layers_text(student.student_layers, results.training.layers) + named,
+        layers=_layers_text(student.student_layers, results.training.layers),
+        backbone=named,
         static=static,
         pooling=student.student_pooling,
         vocabulary=student.student_vocabulary,
@@ -177,7 +193,7 @@ def write_model_card(results: RunResults) -> None:
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
         verdict=verdict(evaluation),
-        systems=systems_in_order(evaluation),
+        evaluation=evaluation,
         retrieval=evaluation.retrieval,
         significance=evaluation.significance,
         fidelity=evaluation.fidelity,
@@ -192,10 +208,11 @@ def write_model_card(results: RunResults) -> None:
         source=results.collection.source,
         record=results.collection.record,
         license_of_texts=licence_of_texts(results),
+        soft_labels=results.soft_labels,
+        lengths=results.lengths,
         audit=results.audit,
         training=results.training,
         objective=_objective(recipe),
     )
-    with written_whole(results.folder.student / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    _write_eval_results(results)
+    measured = _eval_results(results)
+    return {_CARD: card.encode()} | ({_RESULTS: measured.encode()} if measured else {})

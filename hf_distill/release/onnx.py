@@ -31,7 +31,7 @@ from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.report.results import RunResults
-from hf_distill.run.stage import read_json, sha256_of, stage, written_whole
+from hf_distill.run.stage import files_of, read_result, sha256_of, stage, written_whole
 
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
@@ -266,7 +266,7 @@ def measure_onnx(results: RunResults) -> OnnxRecord:
         return OnnxRecord(key, results.training.key, len(queries), variants)
 
     inputs = [results.training.key, results.collection.key, seed, *map(sha256_of, files.values())]
-    return stage(results.folder.onnx, OnnxRecord, inputs, make)
+    return stage(results.folder.onnx, OnnxRecord, inputs, make, list(files.values()))
 
 
 def measured_onnx(results: RunResults) -> OnnxRecord | None:
@@ -276,5 +276,11 @@ def measured_onnx(results: RunResults) -> OnnxRecord | None:
     folder = results.folder
     if not folder.onnx.is_file() or not all((folder.student / f).is_file() for f in FILES.values()):
         return None
-    record = read_json(folder.onnx, OnnxRecord)
+    record = read_result(folder.onnx, OnnxRecord)
     return record if record.training == results.training.key else None
+
+
+def onnx_files(results: RunResults) -> frozenset[str]:
+    """The ONNX files of this student that were measured, as paths in its folder."""
+    folder = results.folder
+    return files_of(folder.onnx, folder.student) if measured_onnx(results) else frozenset()

@@ -150,7 +150,8 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
         for release in releases:
             prepare(api, release, settings)
         commits = [_commit(api, release, settings) for release in releases]
-        lines = [
+        lines = [line for release in releases for line in _left_out(release)]
+        lines += [
             f"{c.release.repo}: nothing to do, {c.tag or 'main'} is this release"
             for c in commits
             if c.done
@@ -172,7 +173,15 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
         tag = f" ({c.tag})" if c in fresh else ""
         address = f"{api.endpoint}/{_PATHS[c.release.kind]}{c.release.repo}/commit/{c.commit}"
         lines.append(f"Published: {address}{tag}")
-    return lines
+    return [shown(line, api) for line in lines]
+
+
+def _left_out(release: Release) -> list[str]:
+    """A line for each file beside the release that is not sent."""
+    return [
+        f"{release.repo}: {name} was not written by this run, so it is not sent"
+        for name in release.foreign()
+    ]
 
 
 def dry_run(releases: Sequence[Release], settings: Settings, api: HfApi) -> list[str]:
@@ -201,6 +210,7 @@ def dry_run(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
             for name, size in sizes.items()
         ]
         lines += [f"  {'remove':<6} {'':>13}        {name}" for name in remove]
+        lines += _left_out(release)
         total = sum(sizes[name] for name in send)
         tagged = (
             "" if release.kind == "space" else f", tagged {tag_of(release, remote, settings.tag)}"

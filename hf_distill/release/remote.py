@@ -45,24 +45,48 @@ class Release:
         kind: Model, data set or Space.
         folder: Its files.
         instead: Path in the repository -> content that replaces the file's own.
+        own: The files of the folder that are published, as paths in the repository: those that the
+            run wrote. None: all.
     """
 
     repo: str
     kind: Literal["model", "dataset", "space"]
     folder: Path
     instead: Mapping[str, bytes] = field(default_factory=dict)
+    own: frozenset[str] | None = None
 
     def files(self) -> dict[str, Path | bytes]:
-        """Path in the repository -> file, or content. Hidden files are not published (a killed call
-        may leave half-written ones), except for the evaluation results.
+        """Path in the repository -> file, or content.
+
+        Raises:
+            InputError: A file or a folder is a link: what it leads to is not part of the run.
         """
-        files: dict[str, Path | bytes] = {}
+        there = self._there()
+        own = {name: path for name, path in there.items() if self.own is None or name in self.own}
+        return {**own, **self.instead}
+
+    def foreign(self) -> list[str]:
+        """Files of the folder that are not published, because the run did not write them."""
+        if self.own is None:
+            return []
+        return [name for name in self._there() if name not in self.own | self.instead.keys()]
+
+    def _there(self) -> dict[str, Path]:
+        """Path in the repository -> file. Hidden files are none (a killed call may leave
+        half-written ones), except for the evaluation results.
+        """
+        files: dict[str, Path] = {}
         for file in sorted(self.folder.rglob("*")):
+            if file.is_symlink():
+                raise InputError(
+                    f"{file} is a link to {file.resolve()}, and only files of the run itself are "
+                    "published; remove it"
+                )
             path = file.relative_to(self.folder)
             parts = path.parts[1:] if path.parts[0] == _RESULTS else path.parts
             if file.is_file() and not any(part.startswith(".") for part in parts):
                 files[path.as_posix()] = file
-        return {**files, **self.instead}
+        return files
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from hf_distill.evaluation.results import (
     UNTRAINED,
     Estimate,
     Evaluation,
+    RetrievalResults,
+    TaskResults,
 )
 from hf_distill.evaluation.significance import ALPHA
 
@@ -29,27 +31,46 @@ def in_a_sentence(system: str) -> str:
     return LABELS[system] if system == BM25 else f"the {LABELS[system]}"
 
 
-def systems_in_order(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
     """System -> measure -> its mean, in the order of the table's rows."""
-    systems = evaluation.retrieval.systems
+    systems = retrieval.systems
     return {name: systems[name] for name in SYSTEMS if name in systems}
+
+
+def _rows(retrieval: RetrievalResults, width: int) -> list[str]:
+    """The means of each system, a line each."""
+    lines = []
+    for name, measures in systems_in_order(retrieval).items():
+        absent = retrieval.not_applicable.get(name)
+        means = "".join(f"{estimate.value:>10.3f}" for estimate in measures.values() if not absent)
+        lines.append(f"{LABELS[name]:<{width}}{f'  {absent.reason}' if absent else means}")
+    return lines
 
 
 def results_table(evaluation: Evaluation) -> str:
     """The most important numbers as a short table for a terminal, and the verdict below it."""
-    systems, fidelity = systems_in_order(evaluation), evaluation.fidelity
-    lines = [" " * 18 + "".join(f"{measure:>10}" for measure in systems[STUDENT])]
-    for name, measures in systems.items():
-        means = "".join(f"{estimate.value:>10.3f}" for estimate in measures.values())
-        lines.append(f"{LABELS[name]:<18}{means}")
+    retrieval, fidelity, tasks = evaluation.retrieval, evaluation.fidelity, evaluation.tasks
+    titles = {name: _title(name, task) for name, task in tasks.items()}
+    width = max([18, *(len(title) + 2 for title in titles.values())])
+    measures = retrieval.systems[STUDENT]
+    lines = [" " * width + "".join(f"{measure:>10}" for measure in measures)]
+    lines += _rows(retrieval, width)
+    for name, task in tasks.items():
+        lines += ["", titles[name], *_rows(task.retrieval, width)]
     pairs = f"to the teacher on {fidelity.num_pairs:,} held-out pairs"
     lines += [
         "",
         f"Pearson {pairs}: {with_interval(fidelity.pearson)}",
         f"MAE {pairs}: {with_interval(fidelity.mae)}",
         verdict(evaluation),
+        *(f"{name}: {task_verdict(task)}" for name, task in tasks.items()),
     ]
     return "\n".join(lines)
+
+
+def _title(name: str, task: TaskResults) -> str:
+    retrieval = task.retrieval
+    return f"{name}: {retrieval.num_queries:,} queries, {retrieval.num_documents:,} documents"
 
 
 def with_interval(estimate: Estimate) -> str:
@@ -68,12 +89,13 @@ class Standing:
     worse: tuple[str, ...]
 
 
-def standing(evaluation: Evaluation) -> Standing:
+def standing(measured: Evaluation | TaskResults) -> Standing:
     """Where the student stands, by the sign-flip randomisation test at 5% after Holm's
-    correction. A test without a p-value shows no difference.
+    correction. A test without a p-value shows no difference. A system that is not applicable has no
+    test, and nothing is claimed where retrieval shows nothing.
     """
     stands: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-    comparisons = evaluation.significance.comparisons
+    comparisons = {} if measured.retrieval.trivial else measured.significance.comparisons
     for name in (BM25, UNTRAINED, TEACHER):
         if name not in comparisons:
             continue
@@ -91,9 +113,31 @@ def standing(evaluation: Evaluation) -> Standing:
 
 def verdict(evaluation: Evaluation) -> str:
     """One honest sentence: what share of the teacher's nDCG@10 the student keeps, and which other
-    systems it is better or worse than (see `standing`).
+    systems it is better or worse than (see `standing`). A second one names a system that is not
+    applicable.
     """
-    stands, retrieval = standing(evaluation), evaluation.retrieval
+    retrieval = evaluation.retrieval
+    if retrieval.trivial:
+        return f"The retrieval shows nothing: {retrieval.trivial}."
+    if retrieval.student_over_teacher is not None or TEACHER not in retrieval.systems:
+        why = "the teacher embeds no texts, so it cannot search the corpus"
+    else:
+        why = "the teacher finds nothing"
+    return _sentence(evaluation, why)
+
+
+def task_verdict(task: TaskResults) -> str:
+    """The same for a further task."""
+    if task.retrieval.trivial:
+        return f"shows nothing: {task.retrieval.trivial}."
+    in_table = TEACHER in task.retrieval.systems
+    return _sentence(
+        task, "the teacher finds nothing" if in_table else "the teacher cannot embed these texts"
+    )
+
+
+def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
+    stands, retrieval = standing(measured), measured.retrieval
     claims = [
         f"{verb} {' and '.join(in_a_sentence(name) for name in names if name != TEACHER)}"
         for verb, names in (
@@ -111,16 +155,13 @@ def verdict(evaluation: Evaluation) -> str:
         )
     else:
         own = retrieval.systems[STUDENT][NDCG]
-        why = (
-            "the teacher finds nothing"
-            if TEACHER in retrieval.systems
-            else "the teacher embeds no texts, so it cannot search the corpus"
-        )
         kept = (
             f"The student reaches {NDCG} {own.value:.3f} "
-            f"(95% interval {own.low:.3f} to {own.high:.3f}; {why})"
+            f"(95% interval {own.low:.3f} to {own.high:.3f}; {without_teacher})"
         )
-    return f"{kept}; it {_joined(claims)}."
+    said = f"{kept}; it {_joined(claims)}." if claims else f"{kept}."
+    absent = (f" {LABELS[n]} is {a.reason}." for n, a in retrieval.not_applicable.items())
+    return said + "".join(absent)
 
 
 def _joined(claims: list[str]) -> str:
@@ -131,7 +172,10 @@ def is_it_good_enough(evaluation: Evaluation) -> str:
     """The answer in a sentence, by fixed rules: training must have helped, the student must beat
     BM25, then the teacher counts (see `standing`).
     """
-    stands, queries = standing(evaluation), evaluation.retrieval.num_queries
+    retrieval, stands = evaluation.retrieval, standing(evaluation)
+    if retrieval.trivial:
+        return f"Not shown: {retrieval.trivial}."
+    queries = retrieval.num_queries
     on = f"on {queries:,} quer{'y' if queries == 1 else 'ies'}"
     rules = (
         (stands.worse, UNTRAINED, "No: it is worse than before training."),
@@ -151,11 +195,17 @@ def is_it_good_enough(evaluation: Evaluation) -> str:
             "the difference to you.",
         ),
     )
+    beaten = _joined([in_a_sentence(BM25)] * (BM25 in stands.better) + ["itself before training"])
     without_teacher = (
-        "It is useful: it beats BM25 and itself before training. Its teacher cannot search, so the "
-        "two cannot be compared."
+        f"It is useful: it beats {beaten}. Its teacher cannot search, so the two cannot be "
+        "compared."
     )
-    return next((answer for names, name, answer in rules if name in names), without_teacher)
+    answer = next((answer for names, name, answer in rules if name in names), without_teacher)
+    if BM25 not in retrieval.not_applicable:
+        return answer
+    return (
+        f"{answer} There is no BM25 to compare with: it is {retrieval.not_applicable[BM25].reason}."
+    )
 
 
 def probability(p: float | None) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import jinja2
 import matplotlib as mpl
 
-from hf_distill.evaluation.results import STUDENT, TEACHER
+from hf_distill.errors import printable
+from hf_distill.evaluation.results import STUDENT, TEACHER, Estimate, SourceResults
 from hf_distill.report import plots
 from hf_distill.report.headline import (
     LABELS,
@@ -16,6 +17,7 @@ from hf_distill.report.headline import (
     is_it_good_enough,
     probability,
     systems_in_order,
+    task_verdict,
     verdict,
     with_interval,
 )
@@ -34,14 +36,26 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja.finalize = lambda value: printable(value) if type(value) is str else value
     jinja.filters |= {
         "probability": probability,
         "in_a_sentence": in_a_sentence,
         "with_interval": with_interval,
+        "in_order": systems_in_order,
+        "shown_by_source": _shown_by_source,
+        "task_verdict": task_verdict,
         "count": "{:,}".format,
     }
     jinja.globals |= {"labels": LABELS, "ndcg": NDCG}
     return jinja
+
+
+def _shown_by_source(row: SourceResults) -> dict[str, Estimate]:
+    """The retrieval figures of a source that its row shows, by the heads of their columns: nDCG@10
+    of every system, and R@10 of the student.
+    """
+    shown = {f"{LABELS[name]}, {NDCG}": row.systems[name][NDCG] for name in row.systems}
+    return {**shown, f"{LABELS[STUDENT]}, R@10": row.systems[STUDENT]["R@10"]}
 
 
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
@@ -76,7 +90,7 @@ def write_report(results: RunResults) -> None:
             audit=results.audit,
             training=results.training,
             evaluation=evaluation,
-            systems=systems_in_order(evaluation),
+            lengths=results.lengths,
             student=evaluation.efficiency.systems[STUDENT],
             teacher=evaluation.efficiency.systems.get(TEACHER),
             answer=is_it_good_enough(evaluation),

@@ -107,7 +107,11 @@ def _arms(estimates: list[Estimate]) -> tuple[np.ndarray, np.ndarray]:
 
 def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     """nDCG@10 of every system with its interval."""
-    names = [name for name in (BM25, UNTRAINED, STUDENT, TEACHER) if name in retrieval.systems]
+    names = [
+        name
+        for name in (BM25, UNTRAINED, STUDENT, TEACHER)
+        if name in retrieval.systems and name not in retrieval.not_applicable
+    ]
     estimates = [retrieval.systems[name][NDCG] for name in names]
     values, (down, up) = _arms(estimates)
     rows, colours = np.arange(len(names)), [_colour(name) for name in names]
@@ -133,7 +137,7 @@ def plot_cost(evaluation: Evaluation) -> Picture:
     plot, axes = _plot(5.4, 3.2)
     story = []
     for name in (TEACHER, STUDENT, UNTRAINED, BM25):
-        if name not in systems:
+        if name not in systems or name in evaluation.retrieval.not_applicable:
             continue
         estimate, colour = systems[name][NDCG], _colour(name)
         # The untrained student has the same architecture, so it costs the same.

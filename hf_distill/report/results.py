@@ -10,6 +10,7 @@ from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import SoftLabels
 from hf_distill.selection.audit import Audit
+from hf_distill.student.lengths import TextLengths
 from hf_distill.training.train import TrainingRecord
 
 
@@ -25,6 +26,7 @@ class RunResults:
         audit: What the selection did.
         training: How the student was trained.
         evaluation: What was measured on held-out data.
+        lengths: How many texts teacher and student cut.
     """
 
     recipe: Recipe
@@ -34,3 +36,4 @@ class RunResults:
     audit: Audit
     training: TrainingRecord
     evaluation: Evaluation
+    lengths: TextLengths

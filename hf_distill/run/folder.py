@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe
-from hf_distill.recipe.read import ENVIRONMENT_KEY
+from hf_distill.recipe.arguments import Recipe, deciding
+from hf_distill.recipe.saved import ENVIRONMENT_KEY
+from hf_distill.recipe.yaml_text import read_yaml
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import written_whole
+from hf_distill.run.stage import TEMPORARY, read_result, write_result, written_whole
 
 LAYOUT = 2
 """Which artefacts a run's folder holds, and in which form. Version 0.1.0 wrote no number."""
@@ -69,6 +71,16 @@ class RunFolder:
         return self.path / "dataset"
 
     @property
+    def text_lengths(self) -> Path:
+        """How many texts teacher and student cut."""
+        return self.path / "text_lengths.json"
+
+    @property
+    def dataset_record(self) -> Path:
+        """What `dataset` was made of."""
+        return self.path / "dataset.json"
+
+    @property
     def training(self) -> Path:
         return self.path / "training.json"
 
@@ -83,6 +95,11 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def made_with(self) -> Path:
+        """The keys that all results together were made with."""
+        return self.path / "results.json"
 
     @property
     def retrieval(self) -> Path:
@@ -116,10 +133,10 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
             f"{folder.path} is not a run: it holds no recipe.yaml; hf-distill train makes one"
         )
     try:
-        content = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        content = read_yaml(folder.recipe.read_text(encoding="utf-8"), folder.recipe)
         environment = content[ENVIRONMENT_KEY]
         layout, version = environment.get("layout"), environment["packages"]["hf_distill"]
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{folder.recipe} is damaged ({error!r}); name another --run_dir"
         ) from error
@@ -132,23 +149,24 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     return saved
 
 
-def _remove_leftovers(folder: RunFolder) -> None:
-    """Remove what an earlier call was writing when it was killed: hidden files of `written_whole`,
-    and hidden folders of `folder_written_whole`.
+def remove_leftovers(folder: RunFolder) -> None:
+    """Remove what an earlier call was writing when it was killed: only names that nobody else gives
+    (`TEMPORARY`), and nothing behind a link.
     """
-    places = (folder.path, folder.soft_labels, folder.cache, folder.retrieval, folder.pool)
-    for place in places:
-        for path in place.glob(".*.*"):
-            if path.is_file():
+    for place, folders, files in os.walk(folder.path, followlinks=False):
+        for name in [*folders, *files]:
+            path = Path(place, name)
+            if not TEMPORARY.fullmatch(name) or path.is_symlink():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
-    for whole in (folder.student, folder.dataset, folder.pairs):
-        for path in folder.path.glob(f".{whole.name}.*"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run_folder(recipe: Recipe) -> RunFolder:
-    """The run's folder, if it is free or holds an earlier call of the same recipe. Half-written
-    files of a call that was killed are removed. Nothing is written.
+    """The run's folder, if it is free or holds an earlier call of the same recipe. Nothing is
+    written.
 
     Raises:
         InputError: The folder is a file, holds something that is not a run, the run of another
@@ -161,9 +179,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         # A run that was killed while it read its data leaves these, and no recipe yet.
         own = {folder.cache.name, folder.pairs.name}
         strangers = (
-            sorted(
-                {p.name for p in folder.path.iterdir() if not p.name.startswith(".pairs.")} - own
-            )
+            sorted({p.name for p in folder.path.iterdir() if not TEMPORARY.fullmatch(p.name)} - own)
             if folder.path.exists()
             else []
         )
@@ -187,8 +203,6 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
             f"--run_dir {folder.path} holds another run: {'; '.join(differences)}. Name another "
             "--run_dir, or remove that folder"
         )
-    if PartialState().is_main_process:
-        _remove_leftovers(folder)
     return folder
 
 
@@ -202,4 +216,42 @@ def save_recipe(recipe: Recipe, folder: RunFolder) -> None:
             + yaml.safe_dump(recipe.keys(), sort_keys=False, allow_unicode=True)
             + yaml.safe_dump({ENVIRONMENT_KEY: environment}, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
+        )
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """`results.json`: the keys that can change a result, when every result was made or found to be
+    current. It is written when they all are there.
+    """
+
+    keys: dict[str, Any]
+
+
+def save_made_with(recipe: Recipe, folder: RunFolder) -> None:
+    """Write down that every result in the folder is that of `recipe`."""
+    write_result(folder.made_with, MadeWith(deciding(recipe.keys())), [])
+
+
+def check_made_with(folder: RunFolder) -> None:
+    """Check that `recipe.yaml` is what the results were made with.
+
+    Raises:
+        InputError: A later call changed it and was stopped before the results were there: which
+            keys.
+    """
+    saved = read_saved_recipe(folder)
+    del saved[ENVIRONMENT_KEY]
+    now = json.loads(json.dumps(deciding(saved), default=str))
+    before = read_result(folder.made_with, MadeWith).keys
+    differences = [
+        f"{key} is {now.get(key)!r} there, and was {before.get(key)!r}"
+        for key in sorted(now.keys() | before.keys())
+        if now.get(key) != before.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"{folder.recipe} is not what the results were made with: {'; '.join(differences)}. A "
+            "later call changed it, and stopped early; run it again: hf-distill train "
+            f"{folder.recipe} --run_dir {folder.path} --until release"
         )

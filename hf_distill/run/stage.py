@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,8 +25,11 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_distill.errors import InputError
+from hf_distill.run.disk import naming
 
 _POLL_SECONDS = 0.3
+
+_log = logging.getLogger(__name__)
 
 
 class Result(Protocol):
@@ -52,19 +57,28 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.hf_distill-part(\.\w+)?")
+"""Names of files and folders that are being written. Nobody else gives a file such a name."""
+
+
+def temporary_of(path: Path) -> Path:
+    """A new name beside `path`, for what is not whole yet."""
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex}.hf_distill-part{path.suffix}")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success flush it to disk and rename it; on an
     exception remove it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = temporary_of(path)
+    temporary.touch(exist_ok=False)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -76,14 +90,26 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`. On success it replaces `path` as a whole; on
     an exception it is removed and `path` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        new = Path(temporary) / path.name
-        new.mkdir()
-        yield new
+    with working_folder(path) as new:
+        with naming(path):
+            yield new
         if path.exists():
             shutil.rmtree(path)
         new.replace(path)
+
+
+@contextlib.contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which is removed afterwards, or by the next call if this
+    one is killed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_of(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
@@ -108,6 +134,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
 
 
+def _text(content: Any) -> str:
+    plain = msgspec.to_builtins(content, enc_hook=_plain, str_keys=True)
+    return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` (dataclasses, dicts, lists, numbers, arrays) as indented UTF-8 JSON, whole
     or not at all.
@@ -115,12 +146,9 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         ValueError: NaN or an infinity, which JSON cannot hold.
     """
-    plain = msgspec.to_builtins(content, enc_hook=_plain, str_keys=True)
+    text = _text(content)
     with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, kind: type[T]) -> T:
@@ -137,17 +165,101 @@ def read_json(path: Path, kind: type[T]) -> T:
         ) from error
 
 
-def _key_of(path: Path) -> str | None:
-    """The key of the result at `path`; None if there is none. The rest may be of another form."""
+# --- seals: what belongs to a result, and what it was when it was written ------------------------
+
+_SEAL = "sealed"
+
+
+def _files_of(beside: Sequence[Path]) -> list[Path]:
+    """The files among `beside`, and those in the folders among them."""
+    every = (sorted(p.rglob("*")) if p.is_dir() else [p] for p in beside)
+    return [path for paths in every for path in paths if path.is_file()]
+
+
+def _seal(path: Path, result: Any, beside: Sequence[Path]) -> dict[str, Any]:
+    """`result` as JSON, with the SHA-256 of itself and of every file that belongs to it."""
+    content: dict[str, Any] = json.loads(_text(result))
+    files = {os.path.relpath(file, path.parent): sha256_of(file) for file in _files_of(beside)}
+    return content | {_SEAL: {"sha256": _digest(content, files), "files": files}}
+
+
+def _digest(content: dict[str, Any], files: dict[str, str]) -> str:
+    text = json.dumps([content, files], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`, without its seal.
+
+    Raises:
+        InputError: It is not what `stage` wrote, or a file that belongs to it is not: which one.
+    """
+    again = "remove it and run again to make a new one"
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
+        seal = content.pop(_SEAL)
+        files: dict[str, str] = seal["files"]
+        intact = seal["sha256"] == _digest(content, files)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {again}") from error
+    if not intact:
+        raise InputError(f"{path} is damaged (it is not what was written); {again}")
+    for name, digest in files.items():
+        file = path.parent / name
+        if not file.is_file():
+            raise InputError(f"{file} is gone, but {path} belongs to it; {again}")
+        if sha256_of(file) != digest:
+            raise InputError(f"{file} is damaged (its SHA-256 is not {digest}); {again}")
+    return dict(content)
+
+
+def write_result(path: Path, result: Any, files: Sequence[Path]) -> None:
+    """Write a result to `path`, with the SHA-256 of `files` and of the files in the folders among
+    them: `read_result` compares. They are all there already.
+    """
+    write_json(path, _seal(path, result, files))
+
+
+def read_result(path: Path, kind: type[T]) -> T:
+    """The result that a stage wrote to `path`. It and every file that belongs to it are compared
+    with what was written.
+
+    Raises:
+        InputError: A file is gone, is damaged, or is not of this kind: which one.
+    """
+    try:
+        return msgspec.convert(_content(path), kind, str_keys=True)
+    except msgspec.MsgspecError as error:
         raise InputError(
             f"{path} is damaged ({error}); remove it and run again to make a new one"
         ) from error
-    return content.get("key") if isinstance(content, dict) else None
+
+
+def files_of(path: Path, folder: Path) -> frozenset[str]:
+    """The files in `folder` that belong to the result at `path`, as paths in it. All are what was
+    written.
+
+    Raises:
+        InputError: As `read_result`.
+    """
+    _content(path)
+    files = [path.parent / name for name in json.loads(path.read_bytes())[_SEAL]["files"]]
+    return frozenset(
+        file.relative_to(folder).as_posix() for file in files if file.is_relative_to(folder)
+    )
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of the result at `path`; None if there is none, or if it cannot be used. The rest may
+    be of another form.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return _content(path).get("key")
+    except InputError as error:
+        _log.warning("%s. It is made again now.", error.args[0].partition(";")[0])
+        return None
 
 
 def stage(
@@ -167,7 +279,8 @@ def stage(
         inputs: Everything that the result depends on: keys of earlier results, settings, the
             identity of models. JSON, or things whose `str` says what they are.
         make: Makes the result, given its key, and writes whatever belongs to it.
-        files: What `make` writes beside `path`. If one of them is gone, the stage is made again.
+        files: Files that `make` writes beside `path`, or folders of them. If one of them is gone or
+            is not what was written, the stage is made again, and says so.
         together: All processes call `make` at the same time, for work that they share (scoring,
             training). Otherwise the main process makes it and the others wait.
 
@@ -177,7 +290,7 @@ def stage(
     key = fingerprint(kind.__name__, *inputs)
 
     def is_current(path: Path) -> bool:
-        return _key_of(path) == key and all(file.exists() for file in files)
+        return all(file.exists() for file in files) and _key_of(path) == key
 
     def replace() -> R:
         """Make it. The old result is gone meanwhile, so that after a kill it does not stand beside
@@ -194,10 +307,10 @@ def stage(
                 path.write_bytes(before)
             raise
         if main:
-            write_json(path, result)
+            write_result(path, result, files)
         return result
 
     if together and not is_current(path):
         return replace()
     main_makes(path, replace, is_current)
-    return read_json(path, kind)
+    return read_result(path, kind)

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +19,7 @@ from hf_distill.errors import InputError
 from hf_distill.run.stage import fingerprint, main_makes, written_whole
 from hf_distill.scoring.items import Items, work_once
 from hf_distill.scoring.shards import Shards
-from hf_distill.teachers.base import EmbeddingTeacher, Prompts
+from hf_distill.teachers.base import EmbeddingTeacher, TextKind
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,24 @@ class EmbeddingTable:
         return self.vectors[self.documents[numbers]]
 
 
-def _embed(teacher: EmbeddingTeacher, texts: list[str], advance: Advance) -> np.ndarray:
+Asked = tuple[str, str]
+"""What a teacher embeds: the kind of a text (`query` or `document`), and the text without its
+prompt.
+"""
+
+
+def _embed(teacher: EmbeddingTeacher, texts: list[Asked], advance: Advance) -> np.ndarray:
     """The teacher's embeddings as float16, checked."""
-    values = teacher.embed(texts, advance)
-    if values.shape != (len(texts), teacher.dimension):
-        raise InputError(
-            f"the teacher {teacher.name} returned embeddings of shape {values.shape} for "
-            f"{len(texts)} texts, expected dimension {teacher.dimension}"
-        )
+    if teacher.by_kind:
+        values = np.empty((len(texts), teacher.dimension), dtype=np.float32)
+        for kind in ("query", "document"):
+            rows = [i for i, (own, _) in enumerate(texts) if own == kind]
+            if rows:
+                part = teacher.embed_as(kind, [texts[i][1] for i in rows], advance)
+                values[rows] = _checked_shape(teacher, part, len(rows))
+    else:
+        prompted = [teacher.prompts.of(cast(TextKind, kind)) + text for kind, text in texts]
+        values = _checked_shape(teacher, teacher.embed(prompted, advance), len(texts))
     with np.errstate(over="ignore"):
         stored: np.ndarray = values.astype(np.float16)
     if not np.isfinite(stored).all():
@@ -106,8 +117,17 @@ def _embed(teacher: EmbeddingTeacher, texts: list[str], advance: Advance) -> np.
     return stored
 
 
+def _checked_shape(teacher: EmbeddingTeacher, values: np.ndarray, count: int) -> np.ndarray:
+    if values.shape != (count, teacher.dimension):
+        raise InputError(
+            f"the teacher {teacher.name} returned embeddings of shape {values.shape} for "
+            f"{count} texts, expected dimension {teacher.dimension}"
+        )
+    return values
+
+
 def _stored(
-    texts: Items[str], keys: np.ndarray, teacher: EmbeddingTeacher, folder: Path
+    texts: Items[Asked], keys: np.ndarray, teacher: EmbeddingTeacher, folder: Path
 ) -> tuple[Vectors, np.ndarray, tuple[str, ...]]:
     """Embeddings by ascending key, the row (count,) of each text in them, and names of the
     files.
@@ -119,28 +139,41 @@ def _stored(
     return Vectors(values, stored.places, teacher.dimension), stored.unique, names
 
 
-def _texts_of(collection: Collection, prompts: Prompts) -> Items[str]:
-    """The collection's queries, then its documents, with their prompts."""
+def _texts_of(collection: Collection) -> Items[Asked]:
+    """The collection's queries, then its documents."""
     queries = len(collection.queries)
 
-    def read(places: np.ndarray) -> list[str]:
+    def read(places: np.ndarray) -> list[Asked]:
         is_query = places < queries
         texts = np.empty(len(places), dtype=object)
-        for here, prompt, batch in (
-            (is_query, prompts.query, collection.query_texts(places[is_query])),
-            (~is_query, prompts.document, collection.document_texts(places[~is_query] - queries)),
-        ):
-            texts[here] = np.array([prompt + text for text in batch], dtype=object)
-        return list(texts)
+        texts[is_query] = collection.query_texts(places[is_query])
+        texts[~is_query] = collection.document_texts(places[~is_query] - queries)
+        kinds = np.where(is_query, "query", "document").tolist()
+        return list(zip(kinds, texts.tolist(), strict=True))
 
     return Items(queries + len(collection.documents), read, "text")
 
 
-def _keys_of(texts: Items[str], path: Path) -> np.ndarray:
+def _keys(texts: Items[Asked], teacher: EmbeddingTeacher) -> np.ndarray:
+    """(count,) uint64: texts with equal embeddings have equal keys. That is a text with its prompt,
+    and for a teacher with `by_kind` also its kind and where the prompt ends.
+    """
+
+    def read(places: np.ndarray) -> list[str]:
+        asked = [
+            (kind, teacher.prompts.of(cast(TextKind, kind)), text)
+            for kind, text in texts.read(places)
+        ]
+        return ["\0".join(parts) if teacher.by_kind else parts[1] + parts[2] for parts in asked]
+
+    return Items(texts.count, read, texts.what).keys()
+
+
+def _kept_keys(texts: Items[Asked], teacher: EmbeddingTeacher, path: Path) -> np.ndarray:
     """The keys of `texts`, kept at `path`: hashing millions of texts takes seconds."""
 
     def make() -> None:
-        keys = texts.keys()
+        keys = _keys(texts, teacher)
         with written_whole(path) as temporary:
             np.save(temporary, keys)
 
@@ -163,9 +196,9 @@ def embed_collection(
     Raises:
         InputError: Embeddings that float16 cannot hold, or of another dimension than declared.
     """
-    texts = _texts_of(collection, teacher.prompts)
-    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts))
-    keys = _keys_of(texts, cache / f"text_keys-{name}.npy")
+    texts = _texts_of(collection)
+    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind)
+    keys = _kept_keys(texts, teacher, cache / f"text_keys-{name}.npy")
     vectors, rows, parts = _stored(texts, keys, teacher, folder)
     queries = len(collection.queries)
     return EmbeddingTable(vectors, rows[:queries], rows[queries:], parts)
@@ -184,13 +217,10 @@ def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: Path) -> Vect
         InputError: As `embed_collection`.
     """
 
-    def read(places: np.ndarray) -> list[str]:
+    def read(places: np.ndarray) -> list[Asked]:
         rows = texts[places]
-        return [
-            teacher.prompts.of(kind) + text
-            for kind, text in zip(rows["kind"], rows["text"], strict=True)
-        ]
+        return list(zip(rows["kind"], rows["text"], strict=True))
 
     items = Items(len(texts), read, "text")
-    vectors, rows, _ = _stored(items, items.keys(), teacher, folder)
+    vectors, rows, _ = _stored(items, _keys(items, teacher), teacher, folder)
     return dataclasses.replace(vectors, places=vectors.places[rows])

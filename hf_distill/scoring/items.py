@@ -97,13 +97,15 @@ def work_once(
         batch = items.read(first[np.searchsorted(unique, shard)])
         return work(batch, progress.shard(len(batch), sum(map(text_length, batch))))
 
-    shards.complete(
-        keys[todo][np.lexsort((keys[todo], -lengths))],
-        shard_size(len(unique)),
-        make,
-        state.process_index,
-        state.num_processes,
-    )
-    progress.close()
+    try:
+        shards.complete(
+            keys[todo][np.lexsort((keys[todo], -lengths))],
+            shard_size(len(unique)),
+            make,
+            state.process_index,
+            state.num_processes,
+        )
+    finally:
+        progress.close()  # else an error stands on the line of the bar
     give_back_freed_memory()
     return Stored(*locate(shards.parts(), unique), inverse)

@@ -63,6 +63,7 @@ class SoftLabels:
         teacher_identity: The fingerprint of the teacher: weights and settings.
         precision: The precision in which the teacher ran.
         query_prompt, document_prompt: Text before each query and document.
+        instruction: What a ranker's own default prompt tells it.
         scale: What the scores mean: `similarity`, `activation`, `range` (null: no bound).
         dimension: Of the teacher's embeddings; null if it has none.
         pairs: How many were scored, over all splits.
@@ -73,6 +74,7 @@ class SoftLabels:
         seconds: How long it took, from the first text to the last score.
         score: How the scores are distributed.
         parts: Names of the files that hold what the teacher computed.
+        collection: The key of the collection that was scored.
     """
 
     key: str
@@ -82,6 +84,7 @@ class SoftLabels:
     precision: str
     query_prompt: str
     document_prompt: str
+    instruction: str
     scale: dict[str, Any]
     dimension: int | None
     pairs: int
@@ -92,6 +95,7 @@ class SoftLabels:
     seconds: float
     score: ScoreStatistics
     parts: list[str]
+    collection: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,28 @@ class Scores:
         record, score = self.record, self.record.score
         repeats = record.items_without_deduplication - record.items
         speed = f", {record.pairs / record.seconds:,.0f} pairs/s" if record.seconds > 1 else ""
+        prompts = (
+            ("query", record.query_prompt),
+            ("document", record.document_prompt),
+            ("instruction", record.instruction),
+        )
+        used = ", ".join(f"{name} {text!r}" for name, text in prompts if text) or "none"
         unscored = f"; {record.unscored:,} without a score" if record.unscored else ""
         return (
             f"Scores   {record.pairs:,} pairs by {record.teacher} ({record.precision}; "
             f"{self.scale}), {record.items:,} unique {record.item}s ({repeats:,} repeats saved), "
             f"{record.seconds} s{speed}\n"
+            f"         prompts: {used}\n"
             f"         mean {score.mean:.3f}, sd {score.sd:.3f}, min {score.min:.3f}, "
             f"max {score.max:.3f}{unscored}"
         )
+
+
+def shards_of(folder: RunFolder, shared: str | None, item: str = "text") -> Path:
+    """Where what a teacher computes for each `item` (`text` or `pair`) is kept: in `shared`, the
+    recipe's `teacher_cache`, or in the run's folder.
+    """
+    return Path(shared) if shared else folder.soft_labels / f"{item}s"
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ class _Store:
     shared: str | None
 
     def shards(self, item: str) -> Path:
-        return Path(self.shared) if self.shared else self.folder.soft_labels / f"{item}s"
+        return shards_of(self.folder, self.shared, item)
 
     def embed(self, collection: Collection, teacher: Teacher) -> EmbeddingTable:
         return embed_collection(
@@ -312,6 +330,7 @@ def score_collection(
             precision=teacher.precision,
             query_prompt=teacher.prompts.query,
             document_prompt=teacher.prompts.document,
+            instruction=teacher.instruction,
             scale=teacher.scale.record(),
             dimension=table.dimension if table else None,
             pairs=len(values),
@@ -322,6 +341,7 @@ def score_collection(
             seconds=round(time.perf_counter() - began, 1),
             score=ScoreStatistics.of(values),
             parts=scored.parts,
+            collection=collection.key,
         )
         if PartialState().is_main_process:
             with written_whole(scores_path) as temporary:

@@ -37,13 +37,12 @@ def _teacher_of(recipe: Recipe) -> EmbeddingTeacher | None:
 
 def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) -> Side:
     """The teacher as the run uses it, with its prompts and its similarity."""
-    prompts = teacher.prompts
 
     def embed_documents(texts: list[str], advance: Advance) -> np.ndarray:
-        return teacher.embed([prompts.document + text for text in texts], advance)
+        return teacher.embed_as("document", texts, advance)
 
     def embed(question: str) -> np.ndarray:
-        query: np.ndarray = teacher.embed([prompts.query + question])[0]
+        query: np.ndarray = teacher.embed_as("query", [question])[0]
         return query
 
     def score(query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
@@ -53,7 +52,7 @@ def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) 
         row: np.ndarray = scores.numpy()[0]
         return row
 
-    identity = [teacher.identity, prompts.document]
+    identity = [teacher.identity, teacher.prompts.document]
     embeddings = embedded(corpus, identity, embed_documents, folder.search / "teacher")
     return Side(f"teacher: {public_name(teacher.name)}", embed, embeddings, score)
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_distill.compute.device import device_type
-from hf_distill.compute.models import load_sentence_transformer
+from hf_distill.compute.models import load_sentence_transformer, most_tokens
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import StudentArguments
 from hf_distill.run.stage import sha256_of
@@ -201,16 +201,20 @@ def _head(
     head = Dense(hidden, arguments.student_dim, bias=not pca, activation_function=nn.Identity())
     if not pca:
         return head
-    dimension = _dimension(teacher)
-    if dimension != hidden or arguments.student_dim > hidden:
+    dimension = _dimension(teacher) or 0
+    # A teacher that is cut to `truncate_dim` gives the first dimensions of its backbone's.
+    whole = dimension == hidden or getattr(teacher.backbone, "truncate_dim", None) == dimension
+    if not whole or not arguments.student_dim <= dimension <= hidden:
         raise InputError(
             f"--student_init pca: the backbone has {hidden} dimensions, the teacher's embeddings "
             f"have {dimension or 'none'}, and --student_dim is {arguments.student_dim}. The first "
-            "two must be equal (as with --student_backbone teacher), and the third must not be "
-            "larger; or set --student_init random"
+            "two must be equal (as with --student_backbone teacher; a teacher with truncate_dim "
+            "may have fewer), and the third must not be above the second; or set --student_init "
+            "random"
         )
     if components is not None:
-        head.linear.weight.data = torch.from_numpy(components.copy())
+        head.linear.weight.data.zero_()
+        head.linear.weight.data[: len(components), :dimension] = torch.from_numpy(components)
     return head
 
 
@@ -227,8 +231,9 @@ def _encoder_modules(
         )
     if arguments.student_dropout is not None:
         set_dropout(backbone, arguments.student_dropout)
-    limit = getattr(backbone.config, "max_position_embeddings", arguments.student_max_length)
-    if arguments.student_max_length > limit:
+    declared = getattr(backbone.config, "max_position_embeddings", None)
+    limits = [limit for limit in (declared, most_tokens(transformer)) if limit and limit > 0]
+    if arguments.student_max_length > (limit := min(limits, default=arguments.student_max_length)):
         raise InputError(
             f"--student_max_length {arguments.student_max_length}: the backbone reads at most "
             f"{limit} tokens; name a smaller number"

@@ -143,6 +143,8 @@ class Teacher:
         precision: `float32`, `bfloat16` or `float16`; `unknown` if it runs elsewhere.
         scale: What its scores mean.
         prompts: The text before each query and document.
+        instruction: The model's own instruction, which a ranker reads with each pair. A student
+            does not get it.
         embeds: It embeds texts (`embed`, `dimension`), and a pair's score is the similarity of its
             two embeddings.
         embeds_new_texts: It can embed any text, and not just those it was given embeddings of.
@@ -157,6 +159,7 @@ class Teacher:
     precision: str = "unknown"
     scale: Scale = SCALES["cosine"]
     prompts: Prompts = Prompts()
+    instruction: str = ""
     embeds: bool = False
     embeds_new_texts: bool = False
     scores_pairs: bool = False
@@ -169,9 +172,12 @@ class EmbeddingTeacher(Teacher, abc.ABC):
 
     Attributes:
         dimension: Dimensions of the embeddings.
+        by_kind: A text with its prompt may have one embedding as a query and another as a document:
+            the model has a route for each, or leaves the prompt out of its pooling.
     """
 
     dimension: int
+    by_kind: bool = False
     embeds = True
     embeds_new_texts = True
 
@@ -180,6 +186,14 @@ class EmbeddingTeacher(Teacher, abc.ABC):
         """Embeddings of `texts`, which have their prompts already: (len(texts), dimension) float32,
         L2-normalised if `scale.similarity` is `cosine`.
         """
+
+    def embed_as(
+        self, kind: TextKind, texts: list[str], advance: Advance | None = None
+    ) -> np.ndarray:
+        """Embeddings of `texts` as queries or as documents, which have no prompts yet; otherwise as
+        `embed`. A teacher with `by_kind` overrides it.
+        """
+        return self.embed([self.prompts.of(kind) + text for text in texts], advance)
 
     def checked(self, values: np.ndarray, texts: list[str], hint: str) -> np.ndarray:
         """`values` (len(texts), d) as `embed` returns them: L2-normalised, in float32, if the
@@ -212,6 +226,21 @@ class PairTeacher(Teacher, abc.ABC):
         """Scores (len(pairs),) float32 of (query, document) pairs, NaN for a pair without one. The
         texts have no prompts yet.
         """
+
+    def checked(self, scores: np.ndarray, pairs: list[tuple[str, str]], hint: str) -> np.ndarray:
+        """`scores` (len(pairs),) as they are.
+
+        Raises:
+            InputError: One of them is NaN or infinite: how many, for which pair, and `hint`.
+        """
+        broken = ~np.isfinite(scores)
+        if broken.any():
+            query, document = pairs[int(broken.argmax())]
+            raise InputError(
+                f"the teacher {self.name} returns NaN or infinity for {int(broken.sum())} of "
+                f"{len(pairs)} pairs, e.g. for {query[:60]!r} and {document[:60]!r}. {hint}"
+            )
+        return scores
 
 
 def reads(*options: str) -> Callable[[F], F]:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import pair_number, text_number
-from hf_distill.data.sources.files import load_files
+from hf_distill.data.sources.files import read_path
+from hf_distill.data.tables.open import open_tables
+from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe, TeacherArguments
-from hf_distill.run.stage import sha256_of
+from hf_distill.recipe.arguments import DataArguments, Recipe, TeacherArguments
+from hf_distill.run.stage import folder_written_whole, main_makes, sha256_of
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, reads
 
-SCORE_COLUMN, TEXT_COLUMN, EMBEDDING_COLUMN = "teacher_score", "text", "embedding"
+SCORE_COLUMNS, TEXT_COLUMN, EMBEDDING_COLUMN = ("teacher_score", "score"), "text", "embedding"
 
 _SAME = 1e-6
 """How far apart two scores of one pair may be and still count as equal."""
-
-_READ = 1000
 
 
 def _find(keys: np.ndarray, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +58,8 @@ class PrecomputedScores(PairTeacher):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrecomputedEmbeddings(EmbeddingTeacher):
     """Embeddings of some texts. `keys` (n,) uint64, ascending, are the `text_number` of each, and
-    `rows` (n,) its row in `table`. Prompts, if there were any, are part of the embeddings.
+    `rows` (n,) its row in `vectors` (m, dimension), memory-mapped float32. Prompts, if there were
+    any, are part of the embeddings.
     """
 
     name: str
@@ -63,7 +67,7 @@ class PrecomputedEmbeddings(EmbeddingTeacher):
     scale: Scale
     keys: np.ndarray
     rows: np.ndarray
-    table: Dataset
+    vectors: np.ndarray
     dimension: int
     embeds_new_texts = False
 
@@ -71,8 +75,7 @@ class PrecomputedEmbeddings(EmbeddingTeacher):
         """See :meth:`EmbeddingTeacher.embed`.
 
         Raises:
-            InputError: The file has no embedding of a text, one of another dimension, or one that
-                is not finite.
+            InputError: The file has no embedding of a text, or one that is not finite.
         """
         places, has = _find(self.keys, [text_number(text) for text in texts])
         if not has.all():
@@ -81,42 +84,45 @@ class PrecomputedEmbeddings(EmbeddingTeacher):
                 f"{texts[int(has.argmin())][:70]!r}. Every query and document needs one, with "
                 "exactly its text"
             )
-        embeddings = self.table[self.rows[places].tolist()][EMBEDDING_COLUMN]
-        sizes = {len(row or ()) for row in embeddings}
-        if sizes - {self.dimension}:
-            raise InputError(
-                f"{self.name}: embeddings have {', '.join(map(str, sorted(sizes)))} dimensions, "
-                f"but the first row has {self.dimension}; all need the same"
-            )
         if advance:
             advance(len(texts), 0)
-        return self.checked(np.asarray(embeddings, dtype=np.float32), texts, "Look at the file")
+        return self.checked(self.vectors[self.rows[places]], texts, "Look at the file")
 
 
 @reads("teacher_similarity", "teacher_activation", "score_range")
 def load_precomputed(recipe: Recipe) -> PrecomputedScores | PrecomputedEmbeddings:
-    """Read the file that `teacher` names. It has `teacher_score` beside the recipe's query and
-    document columns, or `embedding` beside `text`.
+    """Read the file or folder that `teacher` names: embeddings in the columns `text` and
+    `embedding`, or scores in any format that a data set can have.
 
     Raises:
-        InputError: There is no such file, it has none of these columns, a score is not a number or
-            lies outside the declared range (with its row), or one pair has two scores.
+        InputError: There is no such file, it holds neither, a score is not a number or lies outside
+            the declared range, embeddings of several sizes, or one pair has two scores.
     """
     path = Path(recipe.teacher.teacher)
-    table = load_files(path, recipe.cache, "teacher")
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    tables = open_tables(path, "teacher", recipe.cache)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digests = [sha256_of(file) for file in files]
-    pair_columns = [recipe.data.query_column or "query", recipe.data.document_column or "document"]
-    if {*pair_columns, SCORE_COLUMN} <= set(table.column_names):
-        return _scores_of(table.select_columns([*pair_columns, SCORE_COLUMN]), recipe, digests)
-    if {TEXT_COLUMN, EMBEDDING_COLUMN} <= set(table.column_names):
-        return _embeddings_of(table, recipe.teacher, digests)
-    raise InputError(
-        f"--teacher {path} has the columns {', '.join(table.column_names)}; it needs "
-        f"{', '.join([*pair_columns, SCORE_COLUMN])} for scores (name the first two with "
-        f"--query_column and --document_column), or {TEXT_COLUMN}, {EMBEDDING_COLUMN} for "
-        "embeddings"
+    embedded = [t for t in tables.tables if {TEXT_COLUMN, EMBEDDING_COLUMN} <= set(t.columns)]
+    if embedded:
+        return _embeddings_of(embedded, recipe, digests)
+    return _scores_of(_columns_there(recipe.data, tables), recipe, digests)
+
+
+def _columns_there(data: DataArguments, tables: Tables) -> DataArguments:
+    """Of the recipe's columns, which are those of the data set, the ones that the teacher's tables
+    have, too. Every row with a score counts, relevant or not.
+    """
+    there = {column for table in tables.tables for column in table.columns}
+    names = ("query_column", "document_column", "label_column", "score_column", "group_column",
+             "source_column")  # fmt: skip
+    given = {name: getattr(data, name) for name in names}
+    kept: dict[str, Any] = {
+        name: column if column in there else None for name, column in given.items()
+    }
+    kept["score_column"] = kept["score_column"] or next(
+        (column for column in SCORE_COLUMNS if column in there), None
     )
+    return dataclasses.replace(data, positives="all", **kept)
 
 
 def _scale_of(arguments: TeacherArguments) -> Scale:
@@ -132,24 +138,43 @@ def _scale_of(arguments: TeacherArguments) -> Scale:
     return Scale("given", activation, *(bounds or (-1.0, 1.0)))
 
 
-def _scores_of(table: Dataset, recipe: Recipe, digests: list[str]) -> PrecomputedScores:
-    path, scale, names = recipe.teacher.teacher, _scale_of(recipe.teacher), table.column_names
-    if not len(table):
-        raise InputError(f"--teacher {path} has no rows")
-    keys = np.empty(len(table), dtype=np.uint64)
-    scores = np.empty(len(table), dtype=np.float64)
-    for start in tqdm(range(0, len(table), _READ), desc="Reading scores", unit="k", delay=3):
-        block = table[start : start + _READ]
-        rows = zip(*(block[name] for name in names), strict=True)
-        for i, (query, document, score) in enumerate(rows, start):
+def _where(row: Any) -> str:
+    """Where a row of a source stands."""
+    table, place = row["at"]
+    return str(table.where(place))
+
+
+def _scores_of(data: DataArguments, recipe: Recipe, digests: list[str]) -> PrecomputedScores:
+    path, scale = recipe.teacher.teacher, _scale_of(recipe.teacher)
+    pairs = read_path(Path(path), "teacher", data, recipe.cache)
+    numbers, values, places, parts = array("Q"), array("d"), array("q"), array("L")
+    tables: dict[str, Table] = {}
+    rows = 0
+    with tqdm(pairs.rows, desc="Reading scores", unit=" rows", delay=3, leave=False) as bar:
+        for row in bar:
+            rows += 1
+            query, document, score = row.get("query"), row.get("document"), row.get("score")
+            if score is None or query is None or document is None:
+                continue
             try:
-                keys[i] = pair_number((query or "").strip(), (document or "").strip())
-                scores[i] = np.nan if score is None else float(score)
+                numbers.append(pair_number(query.strip(), document.strip()))
+                values.append(float(score))
             except (TypeError, ValueError, AttributeError):
                 raise InputError(
-                    f"--teacher {path}, row {i}: {SCORE_COLUMN} is {score!r}; a score is a number, "
-                    "query and document are texts"
+                    f"--teacher {path}: {_where(row)}: the score is {score!r}; a score is a "
+                    "number, query and document are texts"
                 ) from None
+            table, place = row["at"]
+            tables.setdefault(table.name, table)
+            parts.append(list(tables).index(table.name))
+            places.append(place)
+    if not numbers:
+        raise InputError(
+            f"--teacher {path} is read as {pairs.read_as}, and none of its {rows} rows has a "
+            f"score; they stand in a column {' or '.join(SCORE_COLUMNS)}, or name it with "
+            f"--score_column. Embeddings stand in {TEXT_COLUMN} and {EMBEDDING_COLUMN}"
+        )
+    keys, scores = np.array(numbers, dtype=np.uint64), np.array(values)
     if scale.activation == "sigmoid":
         scores = 1 / (1 + np.exp(-scores))
     scores = scale.check(scores, path)
@@ -159,41 +184,78 @@ def _scores_of(table: Dataset, recipe: Recipe, digests: list[str]) -> Precompute
     contradicts = same & (np.abs(scores[1:] - scores[:-1]) > _SAME)
     if contradicts.any():
         i = int(contradicts.argmax())
-        raise InputError(
-            f"--teacher {path} gives one pair two scores: row {order[i]} says {scores[i]:g}, row "
-            f"{order[i + 1]} says {scores[i + 1]:g} ({int(contradicts.sum())} such pairs); keep one"
+        first, second = (
+            f"{list(tables.values())[parts[j]].where(places[j])} says {scores[k]:g}"
+            for k, j in ((i, order[i]), (i + 1, order[i + 1]))
         )
-    first = np.concatenate([[True], ~same])
+        raise InputError(
+            f"--teacher {path} gives one pair two scores: {first}, {second} "
+            f"({int(contradicts.sum())} such pairs); keep one"
+        )
+    one = np.concatenate([[True], ~same])
+    columns = [getattr(data, f"{name}_column") for name in ("query", "document", "score")]
     return PrecomputedScores(
         name=path,
-        identity=("precomputed scores", digests, names, scale.record()),
+        identity=("precomputed scores", digests, columns, scale.record()),
         scale=scale,
-        keys=keys[first],
-        scores=scores[first].astype(np.float32),
+        keys=keys[one],
+        scores=scores[one].astype(np.float32),
     )
 
 
+def _written_embeddings(tables: Iterable[Table], folder: Path, name: str) -> None:
+    """Write the embeddings of `tables` to `folder` as float32, row after row, and the number of
+    each text beside them.
+    """
+    keys, dimension = array("Q"), 0
+    with (folder / "vectors").open("wb") as file:
+        for table in tables:
+            for place, row in tqdm(table.read(), desc="Reading embeddings", delay=3, leave=False):
+                text, values = row.get(TEXT_COLUMN), row.get(EMBEDDING_COLUMN)
+                try:
+                    vector = np.asarray(values or (), dtype=np.float32)
+                    number = text_number((text or "").strip())
+                except (TypeError, ValueError, AttributeError):
+                    raise InputError(
+                        f"--teacher {name}: {table.where(place)}: {TEXT_COLUMN} must be a text, "
+                        f"and {EMBEDDING_COLUMN} a list of numbers"
+                    ) from None
+                dimension = dimension or vector.size
+                if not vector.size or vector.shape != (dimension,):
+                    raise InputError(
+                        f"--teacher {name}: {table.where(place)} has an embedding of {vector.size} "
+                        f"dimensions, the first row one of {dimension}; all need the same"
+                    )
+                keys.append(number)
+                file.write(vector.tobytes())
+    np.save(folder / "keys.npy", np.array(keys, dtype=np.uint64))
+
+
 def _embeddings_of(
-    table: Dataset, arguments: TeacherArguments, digests: list[str]
+    tables: list[Table], recipe: Recipe, digests: list[str]
 ) -> PrecomputedEmbeddings:
-    path = arguments.teacher
-    dimension = len(table[0][EMBEDDING_COLUMN] or ()) if len(table) else 0
-    if not dimension:
-        raise InputError(f"--teacher {path} has no embedding in its first row; look at the file")
+    arguments: TeacherArguments = recipe.teacher
     declared = arguments.teacher_similarity == "declared"
     similarity = "cosine" if declared else arguments.teacher_similarity
-    texts = table.select_columns([TEXT_COLUMN])
-    keys = np.empty(len(table), dtype=np.uint64)
-    for start in tqdm(range(0, len(table), _READ), desc="Reading embeddings", unit="k", delay=3):
-        block = texts[start : start + _READ][TEXT_COLUMN]
-        keys[start : start + len(block)] = [text_number((text or "").strip()) for text in block]
-    keys, rows = np.unique(keys, return_index=True)
+    content = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    kept = recipe.cache / f"embeddings-{content}"
+
+    def make() -> None:
+        with folder_written_whole(kept) as folder:
+            _written_embeddings(tables, folder, arguments.teacher)
+
+    main_makes(kept, make, Path.is_dir)
+    every = np.load(kept / "keys.npy")
+    if not len(every):
+        raise InputError(f"--teacher {arguments.teacher} has no rows; look at the file")
+    vectors = np.memmap(kept / "vectors", dtype=np.float32, mode="r").reshape(len(every), -1)
+    keys, rows = np.unique(every, return_index=True)
     return PrecomputedEmbeddings(
-        name=path,
+        name=arguments.teacher,
         identity=("precomputed embeddings", digests, similarity),
         scale=SCALES[similarity],
         keys=keys,
         rows=rows,
-        table=table,
-        dimension=dimension,
+        vectors=vectors,
+        dimension=vectors.shape[1],
     )

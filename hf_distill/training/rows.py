@@ -11,6 +11,7 @@ embeddings themselves. `examples` turns both into one form.
 | `negatives` (optional, as many in each row) | (k,) int, documents | (k,) str |
 | `negative_scores` (with `negatives`) | (k,) float | (k,) float |
 | `row` (optional: the pair has texts of the pool beside it) | int | int |
+| `source` (optional: where the pair comes from) | str | str |
 | `teacher_query_embedding`, `teacher_document_embedding` | looked up | (D,) float, optional |
 | `teacher_negative_embeddings` | looked up | (k, D) float, optional |
 """
@@ -39,6 +40,7 @@ from hf_distill.scoring.scores import Scores
 from hf_distill.selection.select import Selection
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
 from hf_distill.training.in_batch import Sides
+from hf_distill.training.sources import NO_SOURCE, sources_of
 from hf_distill.training.texts import Pool, PoolPlan, load_pool, pool_size, student_words
 
 _BLOCK = 8192
@@ -107,6 +109,9 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
     train = collection.pairs("train").take(selection.kept)
     validation = collection.pairs("validation")
     columns: dict[str, np.ndarray] = {}
+    sources = sources_of(train)
+    if sources.names != (NO_SOURCE,):
+        columns["source"] = sources.column
     if selection.weight is not None:
         columns["weight"] = selection.weight[selection.kept]
     if wanted := recipe.training.hard_negatives_per_pair:

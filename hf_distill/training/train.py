@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import EarlyStoppingCallback
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_distill.compute.device import give_back_freed_memory
+from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.disk import DEPTH, Sizes
 from hf_distill.selection.rules import Rule, needed_columns
 from hf_distill.student.layers import SEARCH
-from hf_distill.teachers.base import Scale, Teacher
+from hf_distill.teachers.base import EmbeddingTeacher, Scale, Teacher
+from hf_distill.training.rehearsal import wanted_checkpoint
 from hf_distill.training.rows import Rows
+from hf_distill.training.sources import drawn_of
+from hf_distill.training.texts import pool_size
 from hf_distill.training.trainer import DistillationTrainer, check_scale
+
+_SOURCES = 8
+"""More sources than this are not named in a summary."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +48,19 @@ class TrainingRecord:
         examples: Pairs seen; a pair that was seen twice counts twice.
         processes: How many processes trained together.
         pairs: Training pairs.
+        sources: Source -> how many of its pairs were drawn, repeats included (see
+            `hf_distill.training.sources.drawn_of`); empty if no pair has a source.
         texts: Texts of the pool; 0 without one.
         seconds: Seconds since the first step of this call, or since it resumed from a checkpoint.
         resumed_from: Name of the checkpoint that it resumed from, if it did.
         precision: bf16, fp16 or fp32.
-        best_step: The step of the best validation loss, if that was kept.
+        best_step: The step of the best evaluation, if that was kept.
         layers: The layers of the backbone that a search chose, if there was one.
-        log: What the Trainer logged, in order: `step`, `epoch`, `loss`, `eval_loss` and each
-            weighted term by name. Values that are not finite are left out.
+        log: What the Trainer logged, in order: `step`, `epoch`, `loss`, `eval_loss`, each weighted
+            term by name, and the measure that chose the best student, e.g. `eval_nDCG@10`. Values
+            that are not finite are left out.
+        watched: The measure that the evaluations computed beside the loss, of how many queries and
+            documents; empty if none.
     """
 
     key: str
@@ -55,6 +70,7 @@ class TrainingRecord:
     examples: int
     processes: int
     pairs: int
+    sources: dict[str, int]
     texts: int
     seconds: float
     resumed_from: str | None
@@ -62,16 +78,22 @@ class TrainingRecord:
     best_step: int | None
     layers: tuple[int, ...] | None
     log: tuple[dict[str, float], ...]
+    watched: str = ""
 
     def summary(self) -> str:
         """How the training went, for a terminal."""
         beside = f" and {self.texts:,} texts of the pool" if self.texts else ""
         on = f", on {self.processes} processes" if self.processes > 1 else ""
         best = f"; kept: step {self.best_step:,}" if self.best_step else ""
+        if self.watched:
+            best += f"; watched: {self.watched}"
         went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""
+        drawn = ", ".join(f"{name} {number:,}" for name, number in self.sources.items())
+        few = 0 < len(self.sources) <= _SOURCES
+        sources = f"\n         pairs drawn: {drawn}" if few else ""
         return (
             f"Training {self.pairs:,} pairs{beside}, {self.steps:,} steps ({self.epochs:.1f} "
-            f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}"
+            f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}{sources}"
         )
 
 
@@ -88,6 +110,8 @@ class TrainingTask:
         scale: What the teacher's scores mean.
         layers: The layers of the backbone that a search chose, for the record.
         checkpoints: Folder for checkpoints of this training alone.
+        evaluator: What the evaluations compute beside the loss, and what then chooses the best
+            student. Its `primary_metric` is the name, and greater is better.
     """
 
     student: SentenceTransformer
@@ -97,15 +121,91 @@ class TrainingTask:
     scale: Scale
     layers: tuple[int, ...] | None
     checkpoints: Path
+    evaluator: BaseEvaluator | None = None
 
 
 def check_batch(pairs: int, config: DistillationConfig) -> None:
-    """Raise InputError if the pairs do not fill one batch of all processes."""
-    if pairs < config.train_batch_size * config.world_size:
+    """Raise InputError if the pairs do not fill one batch of all processes, or an epoch has fewer
+    batches than a step takes.
+    """
+    batch = config.train_batch_size * config.world_size
+    if pairs < batch:
         raise InputError(
             f"{pairs} training pairs do not fill one batch of {config.train_batch_size} on "
             f"{config.world_size} process(es); keep more pairs (--selection) or lower "
             "--per_device_train_batch_size"
+        )
+    batches = pairs // batch if config.dataloader_drop_last else math.ceil(pairs / batch)
+    if batches < config.gradient_accumulation_steps:
+        raise InputError(
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {pairs} training "
+            f"pairs are only {batches} batches, so no step would be as large; keep more pairs, or "
+            "lower it"
+        )
+
+
+def check_amounts(collection: Collection, config: DistillationConfig) -> None:
+    """Check, before anything is scored, that there are enough pairs and documents for the settings.
+
+    Raises:
+        InputError: As `check_batch`; no validation pairs for an evaluation, or fewer than a batch
+            where incomplete batches are dropped; or fewer documents than hard negatives.
+    """
+    check_batch(len(collection.pairs("train")), config)
+    validation = len(collection.pairs("validation"))
+    check_validation(validation, config)
+    documents, negatives = len(collection.documents), config.hard_negatives_per_pair
+    if negatives >= documents:
+        raise InputError(
+            f"--hard_negatives_per_pair {negatives}: there are only {documents} documents, so no "
+            "query has that many others; lower it"
+        )
+
+
+def student_sizes(student: SentenceTransformer) -> Sizes:
+    """How large a student is."""
+    tokenizer = getattr(student.tokenizer, "backend_tokenizer", student.tokenizer)
+    return Sizes(
+        student=sum(4 * tensor.numel() for tensor in student.state_dict().values()),
+        tokenizer=len(tokenizer.to_str()) if hasattr(tokenizer, "to_str") else 0,
+    )
+
+
+def sizes_with(
+    student: Sizes, collection: Collection, teacher: Teacher, config: DistillationConfig
+) -> Sizes:
+    """How much a run works on, once its pairs are read."""
+    split = collection.record.split
+    tables = (collection.queries, collection.documents)
+    return dataclasses.replace(
+        student,
+        pairs=len(collection.judgements),
+        train=split["train"],
+        texts=sum(map(len, tables)),
+        text_bytes=sum(table.data.nbytes for table in tables),
+        dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
+        pool=pool_size(split["train"], config),
+        tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
+    )
+
+
+def check_validation(pairs: int, config: DistillationConfig) -> None:
+    """Raise InputError if the evaluations during training have too few pairs."""
+    strategy = IntervalStrategy(config.eval_strategy).value
+    if strategy == "no":
+        return
+    if not pairs:
+        raise InputError(
+            f"--eval_strategy {strategy}: there are no validation pairs to evaluate "
+            "on; set --validation_fraction above 0, or --eval_strategy no"
+        )
+    batch = config.eval_batch_size * config.world_size
+    if config.dataloader_drop_last and pairs < batch:
+        raise InputError(
+            f"--per_device_eval_batch_size {config.per_device_eval_batch_size}: {pairs} validation "
+            f"pairs do not fill one batch on {config.world_size} process(es), and "
+            "--dataloader_drop_last drops what does not; lower it to "
+            f"{max(1, pairs // config.world_size)} or less"
         )
 
 
@@ -185,13 +285,12 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     config.output_dir = str(task.checkpoints)
     config.push_to_hub = False  # the release stage publishes, once everything is measured
     check_batch(len(rows.train), config)
-    strategy = IntervalStrategy(config.eval_strategy).value
-    evaluates = strategy != "no"
-    if evaluates and not len(rows.validation):
-        raise InputError(
-            f"--eval_strategy {strategy}: there are no validation pairs to evaluate "
-            "on; set --validation_fraction above 0, or --eval_strategy no"
-        )
+    check_validation(len(rows.validation), config)
+    evaluates = IntervalStrategy(config.eval_strategy).value != "no"
+    evaluator = task.evaluator if evaluates else None
+    if evaluator is not None:
+        config.metric_for_best_model = f"eval_{evaluator.primary_metric}"
+    config.greater_is_better = evaluator is not None  # otherwise it is the loss
     patience = config.early_stopping_patience
     trainer = DistillationTrainer(
         model=student,
@@ -201,11 +300,10 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         components=task.components,
         scale=task.scale,
         lookup=rows.lookup,
+        evaluator=evaluator,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
     )
-    checkpoint = config.resume_from_checkpoint
-    if not checkpoint and task.checkpoints.is_dir():
-        checkpoint = get_last_checkpoint(task.checkpoints)  # type: ignore[no-untyped-call]  # untyped
+    checkpoint = wanted_checkpoint(config, task.checkpoints)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
@@ -221,6 +319,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         examples=state.global_step * step,
         processes=config.world_size,
         pairs=len(rows.train),
+        sources=drawn_of(trainer.plan, rows.train, state.global_step, config),
         texts=0 if pool is None else len(pool),
         seconds=round(seconds, 1),
         resumed_from=Path(checkpoint).name if checkpoint else None,
@@ -228,6 +327,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         best_step=state.best_global_step,
         layers=task.layers,
         log=tuple(_finite(row) for row in state.log_history),
+        watched="" if evaluator is None else str(evaluator),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_distill.compute.device import give_back_freed_memory
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.disk import naming
 from hf_distill.teachers.base import SCALES, Scale
 from hf_distill.training.collator import DistillationCollator
 from hf_distill.training.in_batch import in_batches
 from hf_distill.training.packing import Packer, fast_on_cpu
 from hf_distill.training.rows import Lookup
+from hf_distill.training.sources import SourceBatches, plan_of
 from hf_distill.training.terms import parse_terms, weighted_terms
 
 _PACKED_GROUP, _CACHED_GROUP, _PADDED_GROUP = 512, 64, 16
@@ -34,16 +38,19 @@ _GIVE_BACK_STEPS = 32
 
 
 class _TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins, also if a training resumes from a checkpoint."""
+    """Tells the collator, and the sampler of several sources, which epoch begins, also if a
+    training resumes from a checkpoint.
+    """
 
-    def __init__(self, collator: DistillationCollator) -> None:
-        self._collator = collator
+    def __init__(self, epochs: list[Tensor]) -> None:
+        self._epochs = epochs
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Called by the Trainer, before the data loader reads ahead."""
-        self._collator.epoch.fill_(int(state.epoch or 0))
+        for epoch in self._epochs:
+            epoch.fill_(int(state.epoch or 0))
 
 
 class _GiveBackMemory(TrainerCallback):
@@ -80,8 +87,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
         **trainer: As for `SentenceTransformerTrainer`, except `loss`.
 
     Raises:
-        InputError: `args` is not a `DistillationConfig`, a term cannot be read, or the scores lie
-            outside the scale.
+        InputError: `args` is not a `DistillationConfig`, a term cannot be read, the scores lie
+            outside the scale, or the rows do not have the sources that `args` speaks of.
     """
 
     data_collator_class = DistillationCollator
@@ -113,9 +120,12 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self.components = None if components is None else torch.as_tensor(components)
         self._measure = scale.similarity if scale.similarity in SCALES else "cosine"
         self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
+        self.plan = plan_of(train_dataset, args)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
+        self._epochs: list[Tensor] = []
         if isinstance(self.data_collator, DistillationCollator):
-            self.add_callback(_TellEpoch(self.data_collator))
+            self._epochs.append(self.data_collator.epoch)
+        self.add_callback(_TellEpoch(self._epochs))
         if args.device.type == "cpu":
             self.add_callback(_GiveBackMemory())
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
@@ -152,9 +162,13 @@ class DistillationTrainer(SentenceTransformerTrainer):
         )
 
     def get_batch_sampler(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """The stock samplers on the two text columns alone, because `no_duplicates` compares all
-        columns.
+        """The batches of several sources, if the config says how they are drawn. Else the stock
+        samplers, on the two text columns alone, because `no_duplicates` compares all columns.
         """
+        if self.plan is not None and dataset is self.train_dataset:
+            batches = SourceBatches(self.plan, kwargs["batch_size"], kwargs["drop_last"])
+            self._epochs.append(batches.epoch)
+            return batches
         return super().get_batch_sampler(
             dataset.select_columns(["query", "document"]), *args, **kwargs
         )
@@ -170,6 +184,16 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """
         path = str(output_dir or self.args.output_dir)
         self.model.save_pretrained(path, create_model_card=False)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does. On a full disk, what was written of the checkpoint is removed."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            with naming(folder):
+                super()._save_checkpoint(*args, **kwargs)
+        except WriteError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _fast(self) -> contextlib.AbstractContextManager[None]:
         """A context within which the student is fast on this device."""

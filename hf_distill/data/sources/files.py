@@ -1,188 +1,259 @@
-"""Pairs from a table: JSONL, CSV or Parquet files, or a data set on the Hugging Face Hub."""
+"""Files and data sets of the Hub in any format, and several of them in one run.
+
+A format is recognised by its content (`recognise`), or named with `--format`.
+"""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset
-
 from hf_distill.data.collection import Source, SourcePairs
+from hf_distill.data.format import Format
+from hf_distill.data.sources.pydocs import read_pydocs
+from hf_distill.data.sources.rows import (
+    COLUMN_OPTIONS,
+    columns_of,
+    fitting_options,
+    named,
+)
+from hf_distill.data.tables.hub import hub_tables
+from hf_distill.data.tables.open import READERS, open_tables
+from hf_distill.data.tables.table import Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
-
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-def _files(path: Path, key: str) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"--{key} {path}: there is no such file or folder")
-    files = sorted(p for p in path.iterdir() if p.suffix in BUILDERS) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"--{key} {path}: the folder holds no {', '.join(BUILDERS)} file")
-    kinds = {BUILDERS.get(file.suffix) for file in files}
-    if None in kinds:
-        raise InputError(
-            f"--{key} {path}: {path.suffix or 'a name without an extension'} cannot be read; "
-            f"name a {', '.join(BUILDERS)} file"
-        )
-    if len(kinds) > 1:
-        raise InputError(
-            f"--{key} {path} mixes {', '.join(sorted({file.suffix for file in files}))}; keep one "
-            "kind in a folder"
-        )
-    return files
+from hf_distill.recipe.kinds import FORMATS, load_kind
 
 
-def _check_json_lines(file: Path) -> None:
-    """Raise an error that names the broken line: pyarrow names only the block."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{file}, line {number}: not JSON: {error.msg} at column {error.colno}"
-                ) from error
-            if not isinstance(record, dict):
-                raise InputError(
-                    f"{file}, line {number}: a {type(record).__name__}, but a row is an object "
-                    "with a query and a document"
-                )
-
-
-def load_files(path: Path, cache: Path, key: str) -> Dataset:
-    """The rows of a JSON, JSONL, CSV or Parquet file, or of a folder with one kind of them;
-    memory-mapped.
-
-    Args:
-        path: File or folder.
-        cache: Where `datasets` prepares them for reading.
-        key: The recipe's key that names `path`, for errors.
+def read_any(recipe: Recipe) -> SourcePairs:
+    """What `sources`, `dataset_path` or `dataset_name` names; without any of them, pydocs. A folder
+    with Python files and nothing that holds a table is a source tree, for pydocs.
 
     Raises:
-        InputError: Nothing there, mixed kinds, or a file that cannot be read (with the line, where
-            it is JSONL).
+        InputError: More than one of them is given; or as what is read.
     """
-    files = _files(path, key)
-    if empty := [file for file in files if file.stat().st_size == 0]:
-        raise InputError(f"--{key} {path}: {empty[0].name} is empty")
-    builder = BUILDERS[files[0].suffix]
-    options = {"sep": "\t"} if files[0].suffix == ".tsv" else {}
-    try:
-        return datasets.load_dataset(
-            builder,
-            data_files=[str(file) for file in files],
-            split="train",
-            cache_dir=str(cache),
-            **options,
-        )
-    except (datasets.exceptions.DatasetGenerationError, ValueError, UnicodeDecodeError) as error:
-        if files[0].suffix == ".jsonl":
-            for file in files:
-                _check_json_lines(file)
+    data = recipe.data
+    given = [key for key in ("sources", "dataset_path", "dataset_name") if getattr(data, key)]
+    if len(given) > 1:
         raise InputError(
-            f"--{key} {path} cannot be read as {builder}: {error.__cause__ or error}"
-        ) from error
+            f"{' and '.join(f'--{key}' for key in given)} are given, but a run reads one of them; "
+            "leave the others out, or name every path with --sources NAME=PATH"
+        )
+    if data.sources:
+        return read_sources(recipe)
+    if data.dataset_path is not None and not _is_source_tree(Path(data.dataset_path)):
+        return read_files(recipe)
+    return read_pydocs(recipe) if data.dataset_name is None else read_hub(recipe)
 
 
-def _pairs_of(table: Dataset, about: Source, data: DataArguments) -> SourcePairs:
-    """The pairs of a table, once its columns are checked."""
-    keys = ("query_column", "document_column", "group_column", "source_column")
-    given = {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
-    given = {"query_column": "query", "document_column": "document", **given}
-    for key, column in given.items():
-        if column not in table.column_names:
-            raise InputError(
-                f"--{key} {column}: {about.name} has no such column; its columns are "
-                f"{', '.join(table.column_names)}"
-            )
-        dtype = getattr(table.features[column], "dtype", "nested")
-        is_text = dtype in ("string", "large_string", "null")
-        if key in ("query_column", "document_column") and not is_text:
-            raise InputError(
-                f"--{key} {column}: this column of {about.name} is {dtype}, but queries and "
-                "documents are text"
-            )
-    columns = {key.removesuffix("_column"): column for key, column in given.items()}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for row in table.select_columns(list(dict.fromkeys(given.values()))):
-            yield {name: row[column] for name, column in columns.items()}
-
-    return SourcePairs(about, rows())
+def _is_source_tree(path: Path) -> bool:
+    """Whether a folder holds Python files, and no file that can be a table."""
+    suffixes = (
+        {file.suffix for file in path.rglob("*") if file.is_file()} if path.is_dir() else set()
+    )
+    return ".py" in suffixes and not suffixes & (READERS.keys() - {".txt"})
 
 
 def read_files(recipe: Recipe) -> SourcePairs:
-    """The columns `query_column` and `document_column` of the files at `dataset_path`. `group` is
-    `group_column`, else the query; `source` is `source_column`.
+    """The file or folder `dataset_path`, in any format.
 
     Raises:
-        InputError: As `load_files`; a missing column, or one that is not text.
+        InputError: As `read_path`.
     """
     data = recipe.data
     if data.dataset_path is None:
+        raise InputError(f"--dataset {data.dataset} needs --dataset_path, a file or a folder")
+    return read_path(Path(data.dataset_path), "dataset_path", data, recipe.reading)
+
+
+def read_beir(recipe: Recipe) -> SourcePairs:
+    """`dataset_path`, in the format beir."""
+    return read_files(_in_format(recipe, "beir"))
+
+
+def read_qrecc(recipe: Recipe) -> SourcePairs:
+    """`dataset_path`, in the format qrecc."""
+    return read_files(_in_format(recipe, "qrecc"))
+
+
+def _in_format(recipe: Recipe, name: str) -> Recipe:
+    if recipe.data.format not in ("auto", name):
         raise InputError(
-            f"--dataset files needs --dataset_path, a {', '.join(BUILDERS)} file or a folder"
+            f"--format {recipe.data.format} contradicts --dataset {name}; leave one of them out"
         )
-    path = Path(data.dataset_path)
-    table = load_files(path, recipe.reading, "dataset_path")
-    return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
+    data = dataclasses.replace(recipe.data, format=name)
+    return dataclasses.replace(recipe, data=data)
 
 
 def read_hub(recipe: Recipe) -> SourcePairs:
-    """The same columns of the split `dataset_split` of the data set `dataset_name` on the Hub.
+    """The data set `dataset_name` on the Hub, in any format.
 
     Raises:
-        InputError: The data set cannot be loaded; a missing column, or one that is not text.
+        InputError: It cannot be loaded; or as `read_path`.
     """
     data = recipe.data
     if data.dataset_name is None:
         raise InputError("--dataset hub needs --dataset_name, the id of a data set on the Hub")
-    try:
-        table = datasets.load_dataset(
-            data.dataset_name, data.dataset_config, split=data.dataset_split or "train"
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    tables = hub_tables(data.dataset_name, data.dataset_config, data.dataset_split, recipe.reading)
+    # The split that was named is the only one that was loaded.
+    return _read(tables, dataclasses.replace(data, dataset_split=None))
+
+
+def read_sources(recipe: Recipe) -> SourcePairs:
+    """Each of `sources`, NAME=PATH, in its own format. The row's `source` is NAME.
+
+    Raises:
+        InputError: A name that is missing or used twice, `source_column`, a column that no source
+            has; or as `read_path`.
+    """
+    data = recipe.data
+    paths = dict[str, Path]()
+    for given in data.sources:
+        name, _, path = given.partition("=")
+        if not name or not path:
+            raise InputError(f"--sources {given}: each is NAME=PATH, e.g. faq=faq.jsonl")
+        if name in paths:
+            raise InputError(f"--sources {given}: {name} is named twice; use another name")
+        paths[name] = Path(path)
+    if data.source_column is not None:
         raise InputError(
-            f"--dataset_name {data.dataset_name} (split {data.dataset_split!r}) cannot be loaded: "
-            f"{error}"
-        ) from error
-    about = Source(
-        data.dataset_name,
-        url=f"https://huggingface.co/datasets/{data.dataset_name}",
-        description=f"Pairs from the data set {data.dataset_name} on the Hugging Face Hub.",
+            f"--source_column {data.source_column} has no effect: a row's source is its NAME of "
+            "--sources; leave one of them out"
+        )
+    every = {name: open_tables(path, "sources", recipe.reading) for name, path in paths.items()}
+    there = {column for tables in every.values() for t in tables.tables for column in t.columns}
+    for key in COLUMN_OPTIONS:
+        if (column := getattr(data, key)) is not None and column not in there:
+            raise InputError(f"--{key} {column}: none of the sources has such a column")
+    return _together({name: _read(tables, data) for name, tables in every.items()})
+
+
+def _together(sources: dict[str, SourcePairs]) -> SourcePairs:
+    """Several sources as one. What is counted carries the source's name."""
+    counts, unused = Counter[str](), Counter[str]()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name, source in sources.items():
+            handed = 0
+            for row in source.rows:
+                handed += 1
+                group = row.get("group")
+                named_group = None if group is None else f"{name}: {group}"
+                yield {**row, "source": name, "group": named_group}
+            total = [n for what, n in source.counts.items() if what.endswith(" found")]
+            reasons = {w: n for w, n in source.counts.items() if not w.endswith(" found")}
+            counts["rows found"] += total[0] if total else handed + sum(reasons.values())
+            counts.update({f"{name}: {why}": count for why, count in reasons.items()})
+            unused.update({f"{name}: {what}": count for what, count in source.unused.items()})
+
+    corpora = [source.corpus for source in sources.values() if source.corpus is not None]
+    return SourcePairs(
+        _about(sources),
+        rows(),
+        corpus=chain.from_iterable(corpora) if corpora else None,
+        counts=counts,
+        read_as="; ".join(f"{name}: {source.read_as}" for name, source in sources.items()),
+        unused=unused,
     )
-    return _pairs_of(table, about, data)
+
+
+def _about(sources: dict[str, SourcePairs]) -> Source:
+    licenses = {source.about.license for source in sources.values()}
+    return Source(
+        " + ".join(sources),
+        license=licenses.pop() if len(licenses) == 1 else None,
+        description=" ".join(f"{name}: {s.about.description}" for name, s in sources.items()),
+    )
 
 
 def read_path(path: Path, key: str, data: DataArguments, cache: Path) -> SourcePairs:
-    """The pairs at `path`, in any format."""
-    table = load_files(path, cache, key)
-    return _pairs_of(table, Source(path.stem, description=f"Pairs from {path.name}."), data)
+    """A file or folder in any format.
+
+    Args:
+        path: File or folder.
+        key: The recipe's key that names it: `dataset_path`, `test_path`, `teacher` ... Of a test
+            set with splits, only its test split is read, else its validation split.
+        data: The options. Of those that choose something in the training data (`format`,
+            `dataset_split`, columns), what does not apply to another key is left out.
+        cache: For working files.
+
+    Raises:
+        InputError: Nothing there, a file that cannot be read, no format or one that lacks
+            something, or an option that has no effect.
+    """
+    tables = open_tables(path, key, cache)
+    if key != "dataset_path":
+        data = dataclasses.replace(data, format="auto", dataset_config=None, dataset_split=None)
+    elif data.dataset_config is not None:
+        tables = _configuration(tables, data.dataset_config)
+    pairs = _read(tables, data)
+    return _for_test(pairs, tables) if key == "test_path" else pairs
 
 
-def read_any(recipe: Recipe) -> SourcePairs:
-    """Whatever the recipe names."""
-    from hf_distill.data.sources.pydocs import read_pydocs
-
-    if recipe.data.dataset_path:
-        return read_files(recipe)
-    if recipe.data.dataset_name:
-        return read_hub(recipe)
-    return read_pydocs(recipe)
-
-
-def read_beir(recipe: Recipe) -> SourcePairs:
-    from hf_distill.data.sources import beir
-
-    return beir.read_beir(recipe)
+def _configuration(tables: Tables, config: str) -> Tables:
+    kept = tuple(table for table in tables.tables if table.config == config)
+    if not kept:
+        there = sorted({table.config for table in tables.tables if table.config})
+        raise InputError(
+            f"--dataset_config {config}: {tables.path} has no such configuration or folder; it has "
+            f"{', '.join(there) or 'none'}"
+        )
+    return dataclasses.replace(tables, tables=kept)
 
 
-def read_qrecc(recipe: Recipe) -> SourcePairs:
-    from hf_distill.data.sources import qrecc
+def _for_test(pairs: SourcePairs, tables: Tables) -> SourcePairs:
+    """The rows of the test split alone, where the data has several."""
+    splits = {table.split for table in tables.tables}
+    wanted = next((split for split in ("test", "validation") if split in splits), None)
+    counts = pairs.counts
 
-    return qrecc.read_qrecc(recipe)
+    def rows() -> Iterator[Any]:
+        for row in pairs.rows:
+            if row.get("split") in (None, wanted):
+                yield row
+            else:
+                counts["of another split"] = counts.get("of another split", 0) + 1
+
+    return dataclasses.replace(pairs, rows=rows())
+
+
+def _read(tables: Tables, data: DataArguments) -> SourcePairs:
+    data = fitting_options(tables, data)
+    pairs = recognise(tables, data).read(tables, data)
+    said = [f"{table.name} {table.reading}" for table in tables.tables if table.reading]
+    if not said:
+        return pairs
+    return dataclasses.replace(pairs, read_as=f"{pairs.read_as} ({', '.join(said[:3])})")
+
+
+def recognise(tables: Tables, data: DataArguments) -> Format:
+    """The format that is named, else the first that fits.
+
+    Raises:
+        InputError: An unknown name, or no format fits.
+    """
+    if data.format != "auto":
+        return _format(data.format)
+    for name in FORMATS:
+        format_ = _format(name)
+        if format_.fits(tables, data):
+            return format_
+    raise InputError(
+        f"{named(tables)} no format fits: {columns_of(tables)}. Name the columns of the texts with "
+        f"--query_column and --document_column, or the format with --format: {', '.join(FORMATS)}"
+    )
+
+
+def _format(name: str) -> Format:
+    found: object = load_kind(name, FORMATS, "format")
+    found = found if isinstance(found, Format) else getattr(found, "FORMAT", found)
+    if not isinstance(found, Format):
+        raise InputError(
+            f"--format {name} is a {type(found).__name__}, but it must be a "
+            "hf_distill.data.format.Format, or have one as its FORMAT"
+        )
+    return found

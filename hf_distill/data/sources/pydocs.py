@@ -165,6 +165,7 @@ def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
         raise InputError(f"there is no .py file in {', '.join(map(str, roots))}")
     files.sort(key=lambda entry: hashlib.sha256(f"{seed} {entry[0]}".encode()).digest())
     counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
         sieve, taken = _Sieve(), 0
@@ -173,8 +174,10 @@ def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
                 if max_pairs is not None and taken >= max_pairs:
                     return
                 tree = _parse(file)
-                counts["files read" if tree else "files that do not parse"] += 1
-                for name, text in _docstrings(tree, module) if tree else ():
+                if tree is None:
+                    unused["files that do not parse"] += 1
+                    continue
+                for name, text in _docstrings(tree, module):
                     head, _, rest = text.partition("\n\n")
                     query, document = " ".join(head.split()), passage(rest)
                     counts["docstrings found"] += 1
@@ -199,4 +202,4 @@ def harvest(root: Path | None, max_pairs: int | None, seed: int) -> SourcePairs:
         description=f"Docstrings of {where}: the summary is the query, the text after it is the "
         "document.",
     )
-    return SourcePairs(about, rows(), counts=counts)
+    return SourcePairs(about, rows(), counts=counts, read_as="docstrings", unused=unused)

@@ -4,21 +4,25 @@ this package implements.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_distill.data.collection import Source, SourcePairs, is_unicode
+from hf_distill.data.format import Format
+from hf_distill.data.sources.judged import check_no_columns
+from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.arguments import DataArguments
 
 MIN_QUERY_CHARACTERS = 6
 MIN_DOCUMENT_CHARACTERS = 11
 
+_NEEDED = ("Conversation_no", "Turn_no", "Answer")
+_USED = {*_NEEDED, "Rewrite", "Question", "Conversation_source"}
 
-def extract_pair(turn: dict[str, Any]) -> tuple[str, str, str | None]:
+
+def extract_pair(turn: Mapping[str, Any]) -> tuple[str, str, str | None]:
     """The paper's rule for one turn: (query, document, why it is not a pair or None).
 
     The query is `Rewrite`, or `Question` if that is empty; the document is `Answer`; both are
@@ -37,65 +41,43 @@ def extract_pair(turn: dict[str, Any]) -> tuple[str, str, str | None]:
     return query, document, None
 
 
-def _read_turns(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+def _has_turns(table: Table) -> bool:
+    return set(_NEEDED) <= set(table.columns)
+
+
+def _fits(tables: Tables, data: DataArguments) -> bool:
+    return any(_has_turns(table) for table in tables.tables)
+
+
+def _read(tables: Tables, data: DataArguments) -> SourcePairs:
+    """The turns of each table. `group` is the conversation, `pair_id` is conversation and turn."""
+    check_no_columns(tables, data, "QReCC")
+    read = [table for table in tables.tables if _has_turns(table)]
+    if not read:
+        table = tables.tables[0]
+        lacks = next(name for name in _NEEDED if name not in table.columns)
         raise InputError(
-            f"--dataset_path {path}: there is no such file; download QReCC from its own repository "
-            "(apple/ml-qrecc) and name its JSON file"
+            f"{table.where(1 if table.unit == 'line' else 0)} is no turn of QReCC: it has no "
+            f"{lacks!r}; its keys are {', '.join(sorted(table.columns))}"
         )
-    try:
-        turns = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from error
-    if not isinstance(turns, list):
-        raise InputError(
-            f"{path} holds a JSON {type(turns).__name__}, but QReCC is a list of turns"
-        )
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise InputError(
-                f"{path}: turn {number} is a {type(turn).__name__}, but a turn is an object with "
-                "Question, Rewrite, Answer, ..."
-            )
-        for key in ("Conversation_no", "Turn_no", "Answer"):
-            if key not in turn:
-                raise InputError(
-                    f"{path}: turn {number} has no {key!r}; its keys are "
-                    f"{', '.join(sorted(map(str, turn)))}"
-                )
-    return turns
+    others = [*(table.name for table in tables.tables if table not in read), *tables.others]
+    unused = {f"file {name}": 1 for name in others}
+    counts = Counter({"turns found": 0})
 
-
-def read_qrecc(recipe: Recipe) -> SourcePairs:
-    """The turns of the QReCC file `dataset_path`. `group` is the conversation, `pair_id` is
-    conversation and turn.
-
-    Raises:
-        InputError: The file is missing, is not JSON (with the place), or has another shape (with
-            the turn).
-    """
-    if recipe.data.dataset_path is None:
-        raise InputError("--dataset qrecc needs --dataset_path, the JSON file of QReCC")
-    turns = _read_turns(Path(recipe.data.dataset_path))
-    counts = Counter({"turns found": len(turns)})
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for turn in turns:
-            query, document, reason = extract_pair(turn)
-            if reason is not None:
-                counts[reason] += 1
-                continue
-            yield {
-                "pair_id": f"{turn['Conversation_no']}_{turn['Turn_no']}",
-                "query": query,
-                "document": document,
-                "group": turn["Conversation_no"],
-                "source": turn.get("Conversation_source"),
-            }
+    def rows() -> Iterator[Row]:
+        columns: Counter[str] = Counter()
+        for table in read:
+            for place, turn in table.read():
+                counts["turns found"] += 1
+                columns.update(key for key, value in turn.items() if key not in _USED and value)
+                row, reason = _row(table, place, turn)
+                if row is None:
+                    counts[str(reason)] += 1
+                    continue
+                if len(read) > 1:  # conversations may have the same numbers in each
+                    row |= {"group": f"{table.name} {row['group']}", "split": table.split}
+                yield row
+        unused.update({f"column {key}": count for key, count in columns.items()})
 
     about = Source(
         name="QReCC",
@@ -103,4 +85,29 @@ def read_qrecc(recipe: Recipe) -> SourcePairs:
         url="https://github.com/apple/ml-qrecc",
         description="Conversational questions, rewritten to stand alone, with their answers.",
     )
-    return SourcePairs(about, rows(), counts=counts)
+    return SourcePairs(about, rows(), counts=counts, read_as="QReCC", unused=unused)
+
+
+def _row(table: Table, place: int, turn: Row) -> tuple[Row | None, str | None]:
+    """The pair of a turn, or why it has none."""
+    for key in _NEEDED:
+        if key not in turn:
+            raise InputError(
+                f"{table.where(place)}: the turn has no {key!r}; its keys are "
+                f"{', '.join(sorted(map(str, turn)))}"
+            )
+    query, document, reason = extract_pair(turn)
+    if reason is not None:
+        return None, reason
+    row = {
+        "pair_id": f"{turn['Conversation_no']}_{turn['Turn_no']}",
+        "query": query,
+        "document": document,
+        "group": turn["Conversation_no"],
+        "source": turn.get("Conversation_source"),
+        "at": (table, place),
+    }
+    return row, None
+
+
+FORMAT = Format(_fits, _read)

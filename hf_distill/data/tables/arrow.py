@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ def open_parquet(file: File, cache: Path) -> Table:
         return pq.ParquetFile(_unpacked(file.path, cache), memory_map=True, pre_buffer=False)
 
     with refused(file.path), open_file() as parquet:
-        names, count = parquet.schema_arrow.names, parquet.metadata.num_rows
+        schema, count = parquet.schema_arrow, parquet.metadata.num_rows
 
     def batches() -> Iterator[Any]:
         with open_file() as parquet:
             yield from parquet.iter_batches(batch_size=_ROWS)
 
-    return _table(file, names, batches, count)
+    return _table(file, schema, batches, count)
 
 
 def open_arrow(file: File, cache: Path) -> Table:
@@ -59,9 +60,33 @@ def open_arrow(file: File, cache: Path) -> Table:
 
     with refused(file.path), pa.memory_map(str(_unpacked(file.path, cache))) as source:
         opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-        names = opened.schema.names
+        schema = opened.schema
         count = sum(batch.num_rows for batch in batches())
-    return _table(file, names, batches, count)
+    return _table(file, schema, batches, count)
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column -> the names of its classes, where `datasets` keeps the number of a class instead of
+    its name. What a number means is a matter of their order, so only the names can be read.
+    """
+    said = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(said)["info"]["features"] if said else {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def with_names(
+    rows: Iterable[tuple[int, Row]], classes: Mapping[str, list[str]]
+) -> Iterator[tuple[int, Row]]:
+    """`rows` with the names of classes instead of their numbers; -1 is no class."""
+    for number, row in rows:
+        for column, names in classes.items():
+            place = row[column]
+            row[column] = None if place is None or place < 0 else names[place]
+        yield number, row
 
 
 def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
@@ -74,7 +99,10 @@ def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
                 number += 1
 
 
-def _table(file: File, names: list[str], batches: Callable[[], Iterator[Any]], count: int) -> Table:
+def _table(
+    file: File, schema: pa.Schema, batches: Callable[[], Iterator[Any]], count: int
+) -> Table:
+    names, classes = schema.names, class_names(schema)
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
             f"{file.path}: {names.count(twice[0])} columns are called {twice[0]!r}; give each its "
@@ -82,7 +110,7 @@ def _table(file: File, names: list[str], batches: Callable[[], Iterator[Any]], c
         )
 
     def rows() -> Iterator[tuple[int, Row]]:
-        found = rows_of(batches())
+        found = with_names(rows_of(batches()), classes)
         while True:
             with refused(file.path):
                 numbered = next(found, None)

@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
 from huggingface_hub.errors import EntryNotFoundError
 
-from hf_distill.data.tables.arrow import rows_of
+from hf_distill.data.tables.arrow import class_names, rows_of, with_names
 from hf_distill.data.tables.files import split_of
 from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
@@ -109,8 +109,11 @@ def _table(name: str, config: str, split: str, data: Any) -> Table:
     that is no usual one (`corpus`), or the last part of the data set's id.
     """
 
+    classes = class_names(data.features.arrow_schema)
+
     def rows() -> Iterator[tuple[int, Row]]:
-        yield from rows_of(data.with_format("arrow").iter(batch_size=1000))
+        batches = data.with_format("arrow").iter(batch_size=1000)
+        yield from with_names(rows_of(batches), classes)
 
     said = split_of(split)
     usual = said in ("train", "validation", "test")

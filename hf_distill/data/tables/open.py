@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +24,11 @@ READERS: Mapping[str, Callable[[File, Path], Table | None]] = {
     **dict.fromkeys((".arrow", ".feather"), open_arrow),
 }
 """Extension -> what reads it. A reader returns None for a file that holds no table."""
+
+_WITHOUT_EXTENSION = re.compile(r"collection|corpus|quer|qrels|triples|\brun\b|top1000")
+"""What MS MARCO calls files of text that may have no extension: `top1000.dev`, `qrels.train`."""
+_SNIFFED = 4096
+_PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 
 
 def open_tables(path: Path, key: str, cache: Path) -> Tables:
@@ -75,14 +82,33 @@ def _open_file(file: File, key: str, cache: Path) -> Table:
     return open_lines(file)
 
 
+def _reader(file: File) -> Callable[[File, Path], Table | None] | None:
+    known = READERS.get(file.suffix)
+    if known or not _WITHOUT_EXTENSION.search(file.name.lower()):
+        return known
+    start = first_bytes(file.path, _SNIFFED) if file.path.stat().st_size else b""
+    return READERS[".txt"] if start and b"\0" not in start and _is_utf8(start) else None
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Whether these bytes are text that may go on behind them."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _open_folder(path: Path, key: str, cache: Path) -> Tables:
     files, others, license_name = describe_folder(path)
-    readable = [file for file in files if file.suffix in READERS]
-    others += [file.name for file in files if file.suffix not in READERS]
+    readers = {file: reader for file in files if (reader := _reader(file)) is not None}
+    readable = list(readers)
+    others += [file.name for file in files if file not in readers]
     _check_names(readable, path, key)
+    _check_parts(readable, path, key)
     tables = []
     for file in readable:
-        table = READERS[file.suffix](file, cache)
+        table = readers[file](file, cache)
         if table is None:
             others.append(file.name)
         else:
@@ -97,12 +123,28 @@ def _open_folder(path: Path, key: str, cache: Path) -> Tables:
     return Tables(path, name, key, ordered, tuple(sorted(others)), license_name)
 
 
+def _check_parts(files: list[File], path: Path, key: str) -> None:
+    """`train-00000-of-00002` without its neighbour is half of a table."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if part := _PART_OF.search(file.name):
+            whole = file.name[: part.start()]
+            numbers.setdefault((whole, int(part[2])), set()).add(int(part[1]))
+    for (whole, total), there in numbers.items():
+        if missing := sorted(set(range(total)) - there):
+            raise InputError(
+                f"--{key} {path}: {whole} has {total} parts, and {len(missing)} of them are not "
+                f"there (e.g. number {missing[0]}); download the folder again"
+            )
+
+
 def _check_names(files: list[File], path: Path, key: str) -> None:
     """The same table in two forms would be read twice."""
     names: dict[str, str] = {}
     for file in files:
         whole = file.name.removesuffix(file.path.suffix) if _packed(file.path) else file.name
-        name = whole.removesuffix(PurePosixPath(whole).suffix)
+        known = file.suffix in READERS
+        name = whole[: len(whole) - len(file.suffix)] if known else whole
         if name in names:
             raise InputError(
                 f"--{key} {path}: {names[name]} and {file.name} may be one table in two forms, "

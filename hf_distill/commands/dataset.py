@@ -1,0 +1,56 @@
+"""`hf-distill dataset RUN --format FORMAT`: the pairs of a run, in the files of another tool."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_distill.release.formats.export import EXPORT_FORMATS, EXPORTED, export_collection
+from hf_distill.run.folder import RunFolder
+
+HELP = (
+    "Write the pairs and lists of a run in the format of another tool, to train and measure there. "
+    "The run needs its pairs only (train --until read)."
+)
+
+_FORMATS = (
+    "flagembedding: JSONL with query, pos, neg and their scores. tevatron: JSONL with "
+    "positive_passages and negative_passages. sentence-transformers: Parquet with anchor, "
+    "positive, negatives and scores, or lists where the number of negatives differs. beir: "
+    "corpus.jsonl, queries.jsonl and qrels. trec: qrels, runs of the candidates, and the texts as "
+    "TSV."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "run_dir", metavar="RUN", type=Path, help="Folder of a run that has read its pairs."
+    )
+    parser.add_argument("--format", required=True, choices=[*EXPORT_FORMATS], help=_FORMATS)
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="A new folder, or one of an earlier export, which is replaced. Default: "
+        "RUN/export/FORMAT.",
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        choices=EXPORTED,
+        help="Which splits. Default: all that have pairs.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, and say what was written, changed and left out.
+
+    Raises:
+        InputError: See `export_collection`.
+    """
+    folder = RunFolder(arguments.run_dir)
+    output = arguments.output or folder.path / "export" / arguments.format
+    for line in export_collection(folder, arguments.format, arguments.split, output.resolve()):
+        print(line)
+    print(f"Written: {output} (README.md says how to read it)")

@@ -1,0 +1,150 @@
+"""Retrieval measures on the validation queries, computed while a student trains."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import ir_measures
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.model import BaseModel
+
+from hf_distill.compute.search import search
+from hf_distill.data.collection import Collection, text_id
+from hf_distill.errors import InputError
+from hf_distill.evaluation.evaluate import embed_task
+from hf_distill.evaluation.retrieval import depth_of, parse_measures, per_query
+from hf_distill.evaluation.tasks import RetrievalTask, make_task
+from hf_distill.recipe.arguments import Recipe
+
+MOST_DOCUMENTS = 10_000
+"""Documents that the validation queries search: enough to tell students apart, and few enough to be
+embedded at each evaluation.
+"""
+
+_PREFIX = "eval_"
+_WATCHING = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that read the measure."""
+
+
+def _measure(name: str) -> ir_measures.Measure:
+    """The measure that `name` means, in any case: `ndcg@10`, `nDCG@10`, `mrr@10`.
+
+    Raises:
+        InputError: As `parse_measures`.
+    """
+    spelled = {known.lower(): known for known in ir_measures.measures.registry}
+    end = min((name.find(c) for c in "@(" if c in name), default=len(name))
+    base = spelled.get(name[:end].lower(), name[:end])
+    return parse_measures([base + name[end:]])[0]
+
+
+def watched_measure(recipe: Recipe) -> ir_measures.Measure | None:
+    """The retrieval measure that `metric_for_best_model` names; None if it is the loss.
+
+    Raises:
+        InputError: It is neither, or `greater_is_better` or the schedule takes the worst for the
+            best.
+    """
+    config = recipe.training
+    named = config.metric_for_best_model
+    if named is None:
+        return None
+    name = named.removeprefix(_PREFIX)
+    measure = None
+    if name != "loss":
+        try:
+            measure = _measure(name)
+        except InputError as error:
+            raise InputError(
+                f"--metric_for_best_model {named}: no evaluation during training computes it. It "
+                "can be eval_loss, or a retrieval measure on the validation queries, e.g. "
+                f"eval_ndcg@10, eval_mrr@10, eval_r@100 ({error})"
+            ) from error
+    if "greater_is_better" in recipe.given and config.greater_is_better != (measure is not None):
+        raise InputError(
+            f"--greater_is_better {config.greater_is_better}: of --metric_for_best_model {named} "
+            f"the {'greatest' if measure else 'least'} value is best; remove --greater_is_better"
+        )
+    schedule = str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type))
+    kwargs = config.lr_scheduler_kwargs if isinstance(config.lr_scheduler_kwargs, dict) else {}
+    if measure and schedule in _WATCHING and kwargs.get("mode") != "max":
+        raise InputError(
+            f"--lr_scheduler_type {schedule}: it would take the least of --metric_for_best_model "
+            f'{named} for the best; set --lr_scheduler_kwargs \'{{"mode": "max"}}\''
+        )
+    return measure
+
+
+def validation_task(collection: Collection, seed: int) -> RetrievalTask:
+    """The validation queries, and the documents that they search: those judged for them, and others
+    of the collection, drawn by the seed, up to `MOST_DOCUMENTS` together. Ids are `text_id`s.
+    """
+    pairs = collection.pairs("validation")
+    own = np.unique(pairs.documents)
+    others = np.setdiff1d(np.arange(len(collection.documents)), own)
+    drawn = np.random.default_rng(seed).permutation(others)[: max(0, MOST_DOCUMENTS - len(own))]
+    queries, documents = np.unique(pairs.queries), np.concatenate([own, drawn])
+    query_texts, document_texts = (
+        dict(zip(numbers.tolist(), look_up(numbers), strict=True))
+        for numbers, look_up in (
+            (queries, collection.query_texts),
+            (documents, collection.document_texts),
+        )
+    )
+    grades: dict[tuple[int, int], int] = {}
+    for query, document, grade in zip(
+        pairs.queries.tolist(), pairs.documents.tolist(), pairs.column("grade"), strict=True
+    ):
+        grades[query, document] = max(grade, grades.get((query, document), 0))
+    return make_task(
+        ((text_id(text), text) for text in query_texts.values()),
+        ((text_id(text), text) for text in document_texts.values()),
+        (
+            (text_id(query_texts[q]), text_id(document_texts[d]), grade)
+            for (q, d), grade in grades.items()
+        ),
+        "validation queries",
+    )
+
+
+class ValidationRetrieval(BaseEvaluator):
+    """An evaluator for the Trainer: one measure of a task, as the mean over its queries.
+
+    Args:
+        task: Queries and documents.
+        measure: What is computed.
+    """
+
+    def __init__(self, task: RetrievalTask, measure: ir_measures.Measure) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped
+        self.task, self.measure = task, measure
+        self.primary_metric = str(measure)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.measure} of {len(self.task.queries):,} validation queries among "
+            f"{len(self.task.documents):,} documents"
+        )
+
+    def __call__(self, model: BaseModel, *_: Any, **__: Any) -> dict[str, float]:
+        """The measure of `model`, by its name. The model's mode stays as it was."""
+        training = model.training
+        embedded = embed_task(cast(SentenceTransformer, model), self.task, "student")
+        model.train(training)
+        run = self.task.run(search(*embedded, depth_of([self.measure])))
+        values = per_query(run, self.task.qrels, [self.measure])[str(self.measure)]
+        return {str(self.measure): float(values.mean())}
+
+
+def validation_evaluator(recipe: Recipe, collection: Collection) -> ValidationRetrieval | None:
+    """What the evaluations during the training of `recipe` compute beside the loss; None: nothing.
+
+    Raises:
+        InputError: As `watched_measure`.
+    """
+    measure = watched_measure(recipe)
+    if measure is None:
+        return None
+    return ValidationRetrieval(validation_task(collection, recipe.seed), measure)
