@@ -79,9 +79,10 @@ def describe(path: Path, below: Path) -> File:
     name = _plain(relative.name).lower().removesuffix(_extension(relative.name))
     whole = _PART.sub("", name) or name
     words = [word for word in re.split(r"[-._\s]+", whole) if word]
-    folders = [part for part in relative.parts[:-1] if part.lower() != "data"]
-    inside = [part for part in folders if part.lower() in _SPLITS]
-    config = "/".join(part for part in folders if part not in inside) or None
+    above = [part for part in relative.parts[:-1] if part.lower() != "data"]
+    inside = [part for part in above if part.lower() in _SPLITS]
+    folders = [part for part in above if part not in inside]
+    config = "/".join(folders) or None
     splits = {_SPLITS[word] for word in words if word in _SPLITS}
     if not splits:
         splits = {split_of(part) for part in inside}

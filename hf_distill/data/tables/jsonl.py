@@ -215,7 +215,8 @@ class _Reader:
         """What is wrong at `place`, the next character."""
         place = self._place if place is None else place
         line = self._lines + self._text.count("\n", 0, place) + 1
-        cut = " (the file ends here: it was cut off)" if place >= len(self._text.rstrip()) else ""
+        ends = said.startswith("Unterminated") or place >= len(self._text.rstrip())
+        cut = " (the file ends here: it was cut off)" if ends else ""
         return InputError(f"{self._path}, line {line}: not JSON: {said}{cut}; mend the file")
 
 
@@ -227,12 +228,13 @@ def _list_rows(path: Path) -> Iterator[tuple[int, Row]]:
     while reader.peek() != "]":
         yield number, _row(reader.value(), f"{path}, row {number}")
         number += 1
-        if reader.peek() == ",":
-            reader.skip()
-            if reader.peek() != "]":
-                continue
-        if reader.peek() != "]":
+        if reader.peek() == "]":
+            break
+        if reader.peek() != ",":
             raise reader.error("expecting , or ]")
+        reader.skip()
+        if reader.peek() == "]":
+            raise reader.error("a comma after the last row")
     reader.skip()
     if reader.peek():
         raise reader.error("more text after the list")
