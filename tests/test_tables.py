@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import reading
 from conftest import ROOT
 from hub_server import Hub, Repo, running_hub
 from hypothesis import HealthCheck, given, settings
@@ -533,3 +534,11 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--dataset_name you/beir") as error:
         hub_tables("you/beir", None, None, tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", reading.FORMATS)
+def test_the_benchmark_reads_every_row_that_it_writes(name: str, tmp_path: Path) -> None:
+    file, _, write = reading.FORMATS[name]
+    write(tmp_path / file, 40)
+    assert reading.read_once(tmp_path / file, whole=False)["rows"] == 40
+    assert reading.read_once(tmp_path / file, whole=True)["rows"] == 40
