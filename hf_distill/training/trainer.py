@@ -287,7 +287,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """As the Trainer does. `args` begins with the loss and the gradient's norm."""
         norm = None if args[1] is None else float(args[1])
         self._last = norm, None if learning_rate is None else float(learning_rate)
-        super()._maybe_log_save_evaluate(*args, learning_rate=learning_rate)  # type: ignore[no-untyped-call]  # untyped
+        super()._maybe_log_save_evaluate(*args, learning_rate=learning_rate)  # type: ignore[misc]  # it is named
 
     def _epoch_is_open(self) -> bool:
         """Whether what belongs to the end of an epoch was not done at the last step."""
