@@ -4,6 +4,7 @@ runs in a forked process, which has imported everything already.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -26,7 +27,7 @@ from transformers import BertConfig, BertModel  # noqa: E402
 from hf_distill.commands.main import main  # noqa: E402
 from hf_distill.commands.train import main as train  # noqa: E402
 
-_LONGEST = 20
+_LONGEST = 100
 """Seconds after which a run hangs; it takes three."""
 
 _TIMED = re.compile(
@@ -35,7 +36,7 @@ _TIMED = re.compile(
 """Keys of JSON that say how long something took, or what is told by others."""
 
 _OF_THE_CALL = re.compile(
-    r"(cache|checkpoints|search)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
+    r"(cache|checkpoints|search|export)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
     r"|text_lengths\.json|.*\.lock"
 )
 """Files that hold times, or that nothing is read from."""
@@ -107,6 +108,8 @@ def artefacts(run: Path) -> dict[str, object]:
         if not path.is_file() or _OF_THE_CALL.fullmatch(name):
             continue
         content = path.read_bytes()
-        is_json = (path.suffix == ".json" and path.parent == run) or path.name == "manifest.json"
-        found[name] = _untimed(json.loads(content)) if is_json else content
+        found[name] = content
+        if (path.suffix == ".json" and path.parent == run) or path.name == "manifest.json":
+            with contextlib.suppress(ValueError):  # it is damaged
+                found[name] = _untimed(json.loads(content))
     return found
