@@ -61,7 +61,7 @@ def prepare(folder: Path) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     keys = {
         **TINY, "dataset_path": str(folder / "pairs.jsonl"), "teacher": str(folder / "teacher"),
-        "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3,
+        "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
         "texts_per_pair": 1,
     }  # fmt: skip
     path = folder / "tiny.yaml"

@@ -15,6 +15,7 @@ from hf_distill.data.collection import Collection, Source, SourcePairs, Split
 from hf_distill.data.load import write_collection
 from hf_distill.data.read import TEST_PATH, open_tables, read_pairs
 from hf_distill.errors import InputError
+from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.recipe.arguments import DataArguments
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
@@ -87,6 +88,18 @@ def test_a_list_is_kept_beside_the_pairs_of_its_query(tmp_path: Path) -> None:
 def test_held_out_queries_search_their_own_candidates_too(tmp_path: Path) -> None:
     collection = collect(tmp_path, ROWS)
     assert collection.document_texts(collection.searched) == ["tested", "mined"]
+
+
+def test_a_held_out_document_that_is_judged_not_relevant_has_a_grade_of_0(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        {"query": "q2", "document": "far off", "grade": 0, "split": "test"},
+    ]
+    task = held_out_task(collect(tmp_path, rows))
+    names = dict(task.documents)
+    (grades,) = task.qrels.values()
+    assert {names[name]: grade for name, grade in grades.items()} == {"tested": 1, "far off": 0}
+    assert set(names.values()) == {"tested", "far off", "mined"}
 
 
 def test_the_lists_of_repeated_queries_and_of_none_are_found(tmp_path: Path) -> None:

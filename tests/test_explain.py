@@ -37,7 +37,7 @@ def test_it_says_what_was_recognised_counted_and_not_used(lists: Collection) -> 
     for count, what in [(120, "rows found"), (40, "kept"), (80, "candidates")]:
         assert f"{count:>9,}  {what}\n" in said
     assert f"{40:>9,}  column prompt of flag.jsonl\n" in said
-    assert "score 0.25" in said
+    assert "    not judged, score 0.25\n" in said
 
 
 def test_it_shows_three_rows_of_each_table_as_they_are(lists: Collection) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -154,6 +155,18 @@ def as_tables(suffix: str, texts: bool = True) -> Any:
     return change
 
 
+def quoted_texts(quoting: Literal[1, 2]) -> Any:
+    """The texts as TSV, as pandas and R write it. A missing title is a bare empty cell."""
+
+    def change(path: Path) -> None:
+        for name, rows in (("corpus", corpus_rows()), ("queries", query_rows())):
+            (path / f"{name}.jsonl").unlink()
+            frame = pd.DataFrame(rows)
+            frame.to_csv(path / f"{name}.tsv", index=False, sep="\t", quoting=quoting)
+
+    return change
+
+
 def hub_layout(path: Path) -> None:
     """A clone of a data set as mteb writes it: a folder for each configuration, and a card."""
     frames = {
@@ -208,6 +221,14 @@ FORMS: Mapping[str, Callable[[Path], Any]] = {
     "white space": other_qrels(joined("{q} {d} {g}\n")),
     "another header": other_qrels(joined("{q}\t{d}\t{g}\n", "Anfrage\tDokument\tNote\n")),
     "another order": other_qrels(joined("{g}\t{d}\t{q}\n", "grade\tdoc_id\tquery_id\n")),
+    "all quoted": other_qrels(
+        joined('"{q}"\t"{d}"\t"{g}"\n', '"query-id"\t"corpus-id"\t"score"\n')
+    ),
+    "words quoted": other_qrels(
+        joined('"{q}"\t"{d}"\t{g}\n', '"query-id"\t"corpus-id"\t"score"\n')
+    ),
+    "texts quoted": quoted_texts(csv.QUOTE_ALL),
+    "words and texts quoted": quoted_texts(csv.QUOTE_NONNUMERIC),
     "BOM": every_file(lambda content: b"\xef\xbb\xbf" + content),
     "CRLF": every_file(lambda content: content.replace(b"\n", b"\r\n")),
     "gz": every_file(gzip.compress, ".gz"),
@@ -394,7 +415,7 @@ def test_columns_and_files_without_a_use_are_counted(tmp_path: Path) -> None:
         ("corpus.jsonl", '{"_id": "a", "text": 7}\n', r"line 1: .*'text'.*int.*7"),
         (
             "corpus.jsonl",
-            '{"_id": 1, "text": "x"}\n\n{"_id": "1", "text": "x"}\n',
+            '{"_id": 1, "text": "x"}\n\n{"_id": "1", "text": "y"}\n',
             "corpus.jsonl, line 3: .*'1'.*second",
         ),
         (
@@ -406,6 +427,18 @@ def test_columns_and_files_without_a_use_are_counted(tmp_path: Path) -> None:
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\thigh\n", "line 2: .*'high'"),
         ("qrels/test.tsv", "1\t10\t1\n1\t11\t0.5\n", "qrels/test.tsv, line 2: .*'0.5'"),
         ("qrels/test.tsv", "1\t10\t1\n1\t11\tnan\n", "qrels/test.tsv, line 2: .*'nan'"),
+        ("qrels/test.tsv", "1\t10\thigh\n1\t11\t1\n", "qrels/test.tsv, line 1: .*'high'"),
+        ("qrels/test.tsv", "1\t10\t1_0\n", "qrels/test.tsv, line 1: .*'1_0'"),
+        ("qrels/dev.txt", "1 0 10 ²\n1 0 11 1\n", "qrels/dev.txt, line 1: .*'²'"),
+        ("qrels.txt", "1 10 ²\n1 11 ²\n", "qrels.txt, line 1: .*'²'"),
+        ("judged.txt", "1 0 10 ²\n1 0 11 ²\n", "judged.txt, line 1: .*'²'"),
+        ("bm25.run", "1 Q0 10 1 7.5 x\n1 Q0 11 2 nan x\n", "bm25.run, line 2: .*'nan'"),
+        ("run.txt", "1 Q0 10 1 nan x\n1 Q0 11 2 nan x\n", "run.txt, line 1: .*'nan'"),
+        ("a.txt", "1 Q0 10 1 inf x\n1 Q0 11 2 -inf x\n", "a.txt, line 1: .*'inf'"),
+        ("a.tsv", "1\t0\t10\t1\t-Infinity\tx\n", "a.tsv, line 1: .*'-Infinity'"),
+        ("a.run", "1 Q0 10 1 7,5 x\n1 Q0 11 2 0,5 x\n", "a.run, line 1: .*'7,5'"),
+        ("a.run", "1 Q0 10 1 7.5 x\n1 Q0 11 2 6.5\n", "a.run, line 2"),
+        ("a.txt", "1 Q0 10 1 7.5 x\n1 Q0 11 2 6.5\n", "a.txt, line 2"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\t\t1\n", "line 2: expected"),
         ("qrels/dev.jsonl", '{"a": "1"}\n', "qrels/dev.jsonl.*query-id"),
     ],
@@ -501,6 +534,53 @@ def test_a_trec_run_beside_a_beir_folder_is_candidates(
     assert f" and lists ({name})" in pairs.read_as
 
 
+RUN = "{q} Q0 12 1 {s} bm25\n{q} Q0 10 2 {s} bm25\n"
+
+
+@pytest.mark.parametrize("names", [("bm25.run", "dense.run"), ("run.train.txt", "run.dev.txt")])
+def test_the_scores_of_two_systems_are_not_mixed(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = beir(tmp_path / "b")
+    (folder / names[0]).write_text(RUN.format(q=1, s=7.5) + RUN.format(q=2, s=7.5))
+    (folder / names[1]).write_text(RUN.format(q=3, s=0.5) + RUN.format(q=2, s=0.5))
+    with pytest.raises(InputError, match=rf"{min(names)} and {max(names)} .*'2'"):
+        read(folder)
+
+
+def test_runs_for_other_queries_and_lists_without_scores_go_together(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "b")
+    (folder / "run.train.txt").write_text(RUN.format(q=1, s=7.5))
+    (folder / "run.dev.txt").write_text(RUN.format(q=2, s=0.5))
+    (folder / "more.tsv").write_text("1\t13\t1\n1\t12\t2\n")
+    assert said(read(folder))[7:] == [
+        ("1", "13", "candidate", None, None),
+        ("1", "12", "candidate", None, None),
+        ("2", "12", "candidate", 0.5, "validation"),
+        ("2", "10", "candidate", 0.5, "validation"),
+        ("1", "12", "candidate", 7.5, "train"),
+        ("1", "10", "candidate", 7.5, "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "score"),
+    [
+        ("a.run", "topic Q0 doc rank score tag\n1 Q0 12 1 7.5 x\n", 7.5),
+        ("a.tsv", "qid\tpid\trank\tscore\n1\t12\t1\t7.5\n", 7.5),
+        ("a.tsv", "qid\tpid\trank\n1\t12\t1\n", None),
+        ("a.tsv", "frage\tdokument\tplatz\n1\t12\t1\n1\t13\t2\n", None),
+        ("a.jsonl", '{"query_id": 1, "doc_id": 12, "rank": 1, "score": 7.5}\n', 7.5),
+    ],
+)
+def test_a_run_may_have_a_header(
+    tmp_path: Path, name: str, content: str, score: float | None
+) -> None:
+    folder = beir(tmp_path / "b")
+    (folder / name).write_text(content)
+    rows = said(read(folder))[7:]
+    assert rows[:1] == [("1", "12", "candidate", score, None)]
+    assert len(rows) == content.count("\n") - (not name.endswith("jsonl"))
+
+
 def msmarco(path: Path, **names: str) -> Path:
     """The passage ranking files, under their own names."""
     path.mkdir(parents=True)
@@ -531,6 +611,47 @@ def test_ms_marcos_files_are_read_without_headers_and_quotes(tmp_path: Path) -> 
     assert pairs.counts == {"judgements found": 6}
     assert pairs.read_as.startswith("MS MARCO: judgements (validation, train)")
     assert pairs.unused == {}
+
+
+def test_ms_marcos_files_need_no_extension(tmp_path: Path) -> None:
+    names = ("collection", "queries.train", "queries.dev", "queries.dev.small", "qrels.train")
+    folder = msmarco(tmp_path / "m", **{f"{name}.tsv": name for name in names})
+    top = f"1\t12\t{QUERIES['1']}\t{TEXTS['12']}\n"
+    (folder / "top1000.train").write_text(top)
+    (folder / "top1000.dev.gz").write_bytes(gzip.compress(top.replace("12", "13").encode()))
+    (folder / "run.bm25-default").write_text("1 Q0 10 1 7.5 x\n")
+    for name, content in (
+        ("collection.idx", b"\0\1\2"), ("queries.lock", b""), ("run.sh", b"ls\n"),
+        ("corpus.npy", b"\x93NUMPY"),
+    ):  # fmt: skip
+        (folder / name).write_bytes(content)
+    pairs = read(folder)
+    rows = [
+        (row["query_id"], row["document_id"], row.get("grade"), row.get("score"), row["split"])
+        if row.get("candidate") is None or "score" in row
+        else (row["query_id"], row["document_id"])
+        for row in pairs.rows
+    ]
+    assert rows == [
+        *((q, d, g, None, "validation") for q, d, g in QRELS["test"]),
+        *((q, d, g, None, "train") for q, d, g in QRELS["train"]),
+        ("1", "10", None, 7.5, None),
+        ("1", "13"),
+        ("1", "12"),
+    ]
+    assert list(pairs.corpus or ()) == [(text, key) for key, text in TEXTS.items()]
+    assert pairs.unused == {
+        f"file {name}": 1 for name in ("collection.idx", "queries.lock", "run.sh", "corpus.npy")
+    }
+
+
+def test_an_id_may_stand_twice_with_one_text(tmp_path: Path) -> None:
+    folder = msmarco(tmp_path / "m")
+    with (folder / "collection.tsv").open("a") as file:
+        file.write(f"12\t{TEXTS['12']}\n")
+    assert said(read(folder)) == MSMARCO
+    task = load_task(str(folder))
+    assert task.documents == TEXTS
 
 
 def test_judgements_of_dev_and_dev_small_count_once(tmp_path: Path) -> None:

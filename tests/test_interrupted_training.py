@@ -10,7 +10,7 @@ import pytest
 from tiny_training import Tiny, tiny
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_distill.training.rehearsal import _last_checkpoint
+from hf_distill.training.rehearsal import wanted_checkpoint
 
 
 class KilledError(Exception):
@@ -62,7 +62,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "the epoch ends with a checkpoint": {
         "save_strategy": "steps", "save_steps": 4, "eval_strategy": "epoch", "num_train_epochs": 2,
-        "logging_strategy": "epoch",
     },
     "stopped early": {
         "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
@@ -71,8 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "accumulation": {
         "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
-        "gradient_accumulation_steps": 2, "logging_steps": 2,
-    },
+        "gradient_accumulation_steps": 2,     },
 }  # fmt: skip
 
 MOMENTS = [
@@ -86,7 +84,7 @@ MOMENTS = [
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     parts: Tiny, tmp_path: Path, name: str
 ) -> None:
-    settings = {"logging_steps": 2, **SETTINGS[name]}
+    settings = {"restore_callback_states_from_checkpoint": True, **SETTINGS[name]}
     stopping = [EarlyStoppingCallback(2)] if name == "stopped early" else []
     whole = parts.trainer(tmp_path / "whole", callbacks=stopping, **settings)
     whole.train()
@@ -104,7 +102,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
             shutil.rmtree(folder, ignore_errors=True)
             continue  # there is no such moment in this training
         again = parts.trainer(folder, callbacks=again_of(stopping), **settings)
-        again.train(resume_from_checkpoint=_last_checkpoint(folder))
+        again.train(resume_from_checkpoint=wanted_checkpoint(again.args, folder))
         moment = f"{name}, {event} {count}"
         assert again.state.global_step == whole.state.global_step, moment
         assert untimed(again.state.log_history) == untimed(whole.state.log_history), moment

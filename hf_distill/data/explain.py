@@ -42,7 +42,7 @@ def _lines(collection: Collection) -> Iterator[str]:
     yield f"candidates: {len(collection.candidates):,}"
     for row in _first(collection.candidates):
         grade = "not judged" if row["grade"] is None else f"grade {row['grade']}"
-        yield from _pair(collection, row, {"judged": grade, "score": row["score"]})
+        yield from _pair(collection, row, {"": grade, "score": row["score"]})
 
 
 def _first(table: Any) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def _pair(
     (document,) = collection.document_texts(np.array([row["document"]]))
     yield f"  {_short(query, 47)} -> {_short(document, 47)}"
     parts = (
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}".lstrip()
         for key, value in said.items()
         if value is not None
     )

@@ -270,7 +270,7 @@ def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
 
 def held_out_task(collection: Collection) -> HeldOutTask:
     """The retrieval task of the held-out pairs: their queries search every document that is marked
-    as searched.
+    as searched. Documents that were judged not relevant keep their grade of 0.
     """
     pairs = collection.pairs("test")
     numbers, first, place = np.unique(pairs.queries, return_index=True, return_inverse=True)
@@ -284,13 +284,20 @@ def held_out_task(collection: Collection) -> HeldOutTask:
     document_ids = [text_id(text) for text in document_texts]
     by_id = np.array(sorted(range(len(searched)), key=document_ids.__getitem__), dtype=np.int64)
     document_numbers = searched[by_id]
-    pair_documents = np.argsort(by_id)[np.searchsorted(searched, pairs.documents)]
+    place_of = np.argsort(by_id)
+    pair_documents = place_of[np.searchsorted(searched, pairs.documents)]
+    lists = collection.lists(query_numbers)
+    zeros = lists.grades == 0
+    judged_queries = np.repeat(np.arange(len(query_numbers)), np.diff(lists.starts))[zeros]
+    judged_documents = place_of[np.searchsorted(searched, lists.documents[zeros])]
 
     grades: dict[tuple[int, int], int] = {}
     for query, document, grade in zip(
         pair_queries.tolist(), pair_documents.tolist(), pairs.column("grade"), strict=True
     ):
         grades[query, document] = max(grade, grades.get((query, document), 0))
+    for pair in zip(judged_queries.tolist(), judged_documents.tolist(), strict=True):
+        grades.setdefault(pair, 0)
     ids = [document_ids[i] for i in by_id]
     task = make_task(
         zip(query_ids, query_texts, strict=True),

@@ -33,7 +33,7 @@ from hf_distill.training.texts import pool_size
 from hf_distill.training.trainer import DistillationTrainer, check_scale
 
 _SOURCES = 8
-"""How many sources a summary names."""
+"""More sources than this are not named in a summary."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,9 @@ class TrainingRecord:
         if self.watched:
             best += f"; watched: {self.watched}"
         went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""
-        few = list(self.sources.items())[:_SOURCES]
-        drawn = ", ".join(f"{name} {number:,}" for name, number in few)
-        more = len(self.sources) - len(few)
-        sources = f"\n         pairs drawn: {drawn}" if drawn else ""
-        sources += f" and {more} more sources" if more else ""
+        drawn = ", ".join(f"{name} {number:,}" for name, number in self.sources.items())
+        few = 0 < len(self.sources) <= _SOURCES
+        sources = f"\n         pairs drawn: {drawn}" if few else ""
         return (
             f"Training {self.pairs:,} pairs{beside}, {self.steps:,} steps ({self.epochs:.1f} "
             f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}{sources}"
@@ -285,6 +283,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     rows, student = task.rows, task.student
     config = copy.copy(task.config)
     config.output_dir = str(task.checkpoints)
+    config.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
     config.push_to_hub = False  # the release stage publishes, once everything is measured
     check_batch(len(rows.train), config)
     check_validation(len(rows.validation), config)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,11 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.disk import naming
-from hf_distill.run.stage import read_json, write_json
 from hf_distill.teachers.base import SCALES, Scale
 from hf_distill.training.collator import DistillationCollator
 from hf_distill.training.in_batch import in_batches
@@ -69,33 +64,6 @@ class _GiveBackMemory(TrainerCallback):
         """Called by the Trainer."""
         if state.global_step % _GIVE_BACK_STEPS == 0:
             give_back_freed_memory()
-
-
-@dataclass(frozen=True)
-class _Unlogged:
-    """`unlogged-N.json` in a checkpoint: what process N has summed since the last row of the log.
-    Without it, the first row after a resumption would leave out the steps before the checkpoint.
-    """
-
-    loss: float
-    total: float
-    since: int
-    components: dict[str, float]
-    grad_norm: float | None
-    learning_rate: float | None
-
-
-class _Resume(TrainerCallback):
-    """Gives a resumed training back what its checkpoint had not logged yet."""
-
-    def __init__(self, restore: Callable[[], None]) -> None:
-        self._restore = restore
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Called by the Trainer, after it has set its sums to 0."""
-        self._restore()
 
 
 class DistillationTrainer(SentenceTransformerTrainer):
@@ -158,9 +126,6 @@ class DistillationTrainer(SentenceTransformerTrainer):
         if isinstance(self.data_collator, DistillationCollator):
             self._epochs.append(self.data_collator.epoch)
         self.add_callback(_TellEpoch(self._epochs))
-        self._checkpoint: Path | None = None
-        self._last: tuple[float | None, float | None] = (None, None)
-        self.add_callback(_Resume(self._restore))
         if args.device.type == "cpu":
             self.add_callback(_GiveBackMemory())
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
@@ -225,17 +190,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             with naming(folder):
-                sums = self.accum_loss_components["train"]
-                unlogged = _Unlogged(
-                    loss=float(self._tr_loss),
-                    total=self._total_loss_scalar,
-                    since=self._globalstep_last_logged,
-                    components={name: float(value) for name, value in sums.items()},
-                    grad_norm=self._last[0],
-                    learning_rate=self._last[1],
-                )
-                write_json(folder / f"unlogged-{self.args.process_index}.json", unlogged)
-                super()._save_checkpoint(*args, **kwargs)  # its last file makes it complete
+                super()._save_checkpoint(*args, **kwargs)
         except WriteError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -248,69 +203,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does. The student's modules are the same before and after."""
-        resumed = args[0] if args else kwargs.get("resume_from_checkpoint")
-        self._checkpoint = Path(resumed) if isinstance(resumed, str) else None
         with self._fast():
             return super().train(*args, **kwargs)
-
-    def _restore(self) -> None:
-        """Go on with what the checkpoint had not logged or evaluated yet. A training that had
-        stopped early stays stopped.
-        """
-        if self._checkpoint is None:
-            return
-        step = self.state.global_step
-        path = self._checkpoint / f"unlogged-{self.args.process_index}.json"
-        if path.is_file():
-            unlogged, device = read_json(path, _Unlogged), self.args.device
-            self._tr_loss = torch.tensor(unlogged.loss, device=device)
-            self._total_loss_scalar, self._initial_global_step = unlogged.total, 0
-            self._globalstep_last_logged = unlogged.since
-            self._last = unlogged.grad_norm, unlogged.learning_rate
-            self.accum_loss_components["train"] = {
-                name: torch.tensor(int(x) if name == "steps" else x, device=device)
-                for name, x in unlogged.components.items()
-            }
-        saved = TrainerState.load_from_json(str(self._checkpoint / "trainer_state.json"))
-        control = saved.stateful_callbacks.get("TrainerControl", {}).get("args", {})
-        stopped_early = step < saved.max_steps and control.get("should_training_stop", False)
-        if step and float(self.state.epoch or 0).is_integer() and self._epoch_is_open():
-            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-            norm, rate = self._last
-            model, epoch = self.model_wrapped, self.state.epoch
-            self._maybe_log_save_evaluate(
-                self._tr_loss, norm, model, None, epoch, None, time.time(), learning_rate=rate
-            )
-        self.control.should_training_stop |= stopped_early
-
-    def _maybe_log_save_evaluate(self, *args: Any, learning_rate: Any = None) -> None:
-        """As the Trainer does. `args` begins with the loss and the gradient's norm."""
-        norm = None if args[1] is None else float(args[1])
-        self._last = norm, None if learning_rate is None else float(learning_rate)
-        super()._maybe_log_save_evaluate(*args, learning_rate=learning_rate)  # type: ignore[misc]  # it is named
-
-    def _epoch_is_open(self) -> bool:
-        """Whether what belongs to the end of an epoch was not done at the last step."""
-        step, epoch = self.state.global_step, IntervalStrategy.EPOCH
-        evaluated = any("eval_loss" in r and r["step"] == step for r in self.state.log_history)
-        logged = self._globalstep_last_logged == step
-        return (self.args.eval_strategy == epoch and not evaluated) or (
-            self.args.logging_strategy == epoch and not logged
-        )
-
-    def _run_epoch(self, **epoch: Any) -> None:  # type: ignore[override]  # by keyword alone
-        """As the Trainer does, which trains at least one step. A training that resumes behind its
-        last step only ends its epoch, unless it had.
-        """
-        stopped = self.control.should_training_stop
-        if self.state.global_step < self.state.max_steps and not stopped:
-            super()._run_epoch(**epoch)  # type: ignore[no-untyped-call]  # untyped
-            return
-        self.control.should_training_stop = True
-        trained = epoch["steps_trained_in_current_epoch"]
-        if trained and self._epoch_is_open():
-            done = trained // self.args.gradient_accumulation_steps
-            super()._run_epoch(**{**epoch, "num_update_steps_per_epoch": done})  # type: ignore[no-untyped-call]  # untyped
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does."""

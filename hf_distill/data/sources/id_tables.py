@@ -5,6 +5,7 @@ name, its columns and its first rows (`shape_of`, `parts_of`), and its rows.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Literal
 
+from hf_distill.data.sources.rows import as_number
+from hf_distill.data.sources.stored import BATCH, TextTable
 from hf_distill.data.tables.table import Place, Row, Table, Tables
 from hf_distill.errors import InputError
 
@@ -20,7 +23,9 @@ DOCUMENT_IDS = (
     "corpus_id", "doc_id", "docid", "document_id", "documentid", "pid", "passage_id", "docno",
 )  # fmt: skip
 TEXTS = ("text", "contents", "content", "passage", "document", "body", "query", "question")
-GRADES = ("score", "grade", "relevance", "label", "rel", "judgement", "judgment")
+LABELS = ("grade", "relevance", "label", "rel", "judgement", "judgment")
+GRADES = ("score", *LABELS)
+RANKS = ("rank", "ranking", "position")
 """What columns are called, in lower case and with underscores."""
 
 _PAIRS = {*TEXTS, "answer", "positive", "anchor", "negative"}
@@ -28,20 +33,15 @@ _PAIRS = {*TEXTS, "answer", "positive", "anchor", "negative"}
 _HIGHEST_GRADE = 10
 """Of a third column of whole numbers without a name: greater ones are ids."""
 _HEAD = 20
-BATCH = 1000
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
-    "test": "test",
-}
 
 Shape = Literal[
-    "qrels", "texts", "lines", "documents", "run", "ranks", "id triples", "hard negatives",
-    "triples", "top",
+    "qrels", "texts", "lines", "documents", "run", "named run", "ranks", "id triples",
+    "hard negatives", "triples", "top",
 ]  # fmt: skip
 """What a table is, by its columns and first rows. `texts` have named columns, `lines` are an id
-and a text, `documents` are MS MARCO's (id, url, title, body), `ranks` a run of (query, document,
-rank), `top` are (query id, document id, query, document).
+and a text, `documents` are MS MARCO's (id, url, title, body). A `run` is TREC's, a `named run` has
+columns with names, `ranks` is one of (query, document, rank); `top` are (query id, document id,
+query, document).
 """
 
 Named = tuple[Place, str, str, Mapping[str, Any]]
@@ -49,20 +49,15 @@ Named = tuple[Place, str, str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class TextTable:
-    """A table of texts with ids. `read` gives the place, id and text of each."""
-
-    table: Table
-    read: Callable[[Counter[str]], Iterator[tuple[Place, str, str]]]
-
-
-@dataclass(frozen=True)
 class Judged:
-    """A table that names queries and documents by id, and the split that it is for."""
+    """A table that names queries and documents by id, and the split that it is for. `scored`: it
+    gives scores.
+    """
 
     table: Table
     split: str | None
     read: Callable[[], Iterator[Named]]
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,14 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()) is not None
 
 
-def _is_whole(text: str) -> bool:
-    return text.strip().lstrip("-").isdigit()
+def _is_score(text: str) -> bool:
+    """A number, or what a system writes that has none."""
+    return _is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity")
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether no cell is an id or a number: those have digits."""
+    return not any(char.isdigit() for cell in cells if cell != "Q0" for char in cell)
 
 
 def shape_of(table: Table) -> Shape | None:
@@ -133,7 +134,8 @@ def shape_of(table: Table) -> Shape | None:
     keys = {_plain(key) for key in _keys(table)}
     ids = column_of(table, QUERY_IDS) and column_of(table, DOCUMENT_IDS)
     if "qrel" in words or (ids and not keys & _PAIRS):
-        return "qrels"
+        ranked = "qrel" not in words and column_of(table, RANKS) and not column_of(table, LABELS)
+        return "named run" if ranked else "qrels"
     if table.cells is None and {"qid", "pos", "neg"} <= keys:
         return "hard negatives"
     if _id_column(table) and column_of(table, TEXTS) and not ids:
@@ -183,9 +185,11 @@ def _shape_of_ids(rows: list[list[str]], words: str) -> Shape | None:
     match columns:
         case [*_] if not _are_tokens(columns[:5]):
             shape = None
-        case [_, _, _, ranks, _, _] if numbers[4] and all(map(_is_whole, ranks)):
+        case [_, marks, _, _, scores, _] if set(marks) == {"Q0"} or (
+            numbers[3] and all(map(_is_score, scores))
+        ):
             shape = "run"
-        case [_, zeros, _, _] if set(zeros) <= {"0", "Q0"} and numbers[3]:
+        case [_, zeros, _, _] if set(zeros) <= {"0", "Q0"} and (numbers[3] or not header):
             shape = "qrels"
         case [_, _, _] if "triple" in words:
             shape = "id triples"
@@ -220,16 +224,6 @@ def role_of(table: Table) -> Literal["corpus", "queries"] | None:
     return None
 
 
-def split_of(table: Table) -> str | None:
-    """The split that the table is for: the data's own word, or one in its name."""
-    if table.split is not None:
-        return SPLITS.get(table.split, table.split)
-    for word in reversed(re.split(r"[^a-z0-9]+", table.name.lower())):
-        if word in SPLITS:
-            return SPLITS[word]
-    return None
-
-
 def parts_of(tables: Tables) -> Parts:
     """What each table is. Tables that are nothing here stand in `unused`."""
     parts = Parts()
@@ -238,19 +232,20 @@ def parts_of(tables: Tables) -> Parts:
         shape = shape_of(table)
         match shape:
             case "qrels":
-                parts.judgements.append(Judged(table, split_of(table), partial(_judged, table)))
+                parts.judgements.append(Judged(table, table.split, partial(_judged, table)))
             case "texts" | "lines" | "documents":
                 role = "corpus" if shape == "documents" else role_of(table)
                 read = {"texts": _text_rows, "lines": _text_lines, "documents": _long_documents}
                 text = TextTable(table, partial(read[shape], table, role))
                 places = {"corpus": parts.corpus, "queries": parts.queries, None: nameless}
                 places[role].append(text)
-            case "run" | "ranks":
-                listed = _run if shape == "run" else _ranks
-                parts.runs.append(Judged(table, split_of(table), partial(listed, table)))
+            case "run" | "named run" | "ranks":
+                listed = {"run": _run, "named run": _named_run, "ranks": _ranks}[shape]
+                scored = shape == "run" or (shape == "named run" and bool(_score_of_run(table)))
+                parts.runs.append(Judged(table, table.split, partial(listed, table), scored))
             case "id triples" | "hard negatives":
                 said = _id_triples if shape == "id triples" else _hard_negatives
-                parts.triples.append(Judged(table, split_of(table), partial(said, table)))
+                parts.triples.append(Judged(table, table.split, partial(said, table)))
             case "triples" | "top":
                 rows = _triples(table) if shape == "triples" else _top(table)
                 parts.texts.append((table, rows))
@@ -272,8 +267,10 @@ def _tell_by_ids(nameless: list[TextTable], parts: Parts) -> None:
     rows = [*itertools.islice(itertools.chain(*(part.read() for part in judged)), BATCH)]
     queries, documents = {row[1] for row in rows}, {row[2] for row in rows}
     for text in nameless:
-        ids = {name for _, name, _ in text.read(Counter())}
-        as_query, as_document = len(ids & queries), len(ids & documents)
+        as_query = as_document = 0
+        for _, name, _ in text.read(Counter()):
+            as_query += name in queries
+            as_document += name in documents
         if as_query != as_document:
             (parts.queries if as_query > as_document else parts.corpus).append(text)
         elif as_query == 0:
@@ -361,11 +358,8 @@ def _expect(table: Table, place: Place, cells: list[str], names: Sequence[str]) 
 
 def _grade(value: object, table: Table, place: Place) -> int:
     """1, 1.0 and "1.0" are 1."""
-    try:
-        number = float(value)  # type: ignore[arg-type]  # what is no number is refused
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not number.is_integer():
+    number = as_number(value)
+    if number is None or not number.is_integer():
         raise InputError(
             f"{table.where(place)}: the grade is {value!r}; a grade is a whole number: 0 for a "
             "document that is not relevant, 1 or more for one that is"
@@ -398,32 +392,62 @@ def _judged(table: Table) -> Iterator[Named]:
 
 
 def _judged_lines(table: Table) -> Iterator[Named]:
-    """BEIR's three columns, or TREC's four. A first line whose grade is no number is a header."""
+    """BEIR's three columns, or TREC's four. There may be a header."""
     for number, (place, cells) in enumerate(lines_of(table)):
         if len(cells) not in (3, 4):
             raise InputError(
                 f"{table.where(place)}: expected query id, document id and a grade (or TREC's four "
                 f"columns), found {cells}"
             )
-        if number == 0 and not _is_number(cells[-1]):
+        if number == 0 and _is_header(cells):
             continue
         grade = _grade(cells[-1], table, place)
         yield place, cells[0].strip(), cells[-2].strip(), {"grade": grade}
 
 
 def _run(table: Table) -> Iterator[Named]:
-    for place, cells in lines_of(table):
+    for number, (place, cells) in enumerate(lines_of(table)):
         _expect(table, place, cells, ("query id", "Q0", "document id", "rank", "score", "tag"))
-        if not _is_number(cells[4]):
+        if number == 0 and _is_header(cells):
+            continue
+        said = {"candidate": True, "score": _score(cells[4], table, place)}
+        yield place, cells[0], cells[2], said
+
+
+def _score(value: object, table: Table, place: Place) -> float:
+    number = as_number(value)
+    if number is None or not math.isfinite(number):
+        raise InputError(
+            f"{table.where(place)}: the score is {value!r}, but a score is a finite number; mend "
+            "the line, or leave it out"
+        )
+    return number
+
+
+def _score_of_run(table: Table) -> str | None:
+    return column_of(table, ("score", "similarity"))
+
+
+def _named_run(table: Table) -> Iterator[Named]:
+    names = [column_of(table, QUERY_IDS), column_of(table, DOCUMENT_IDS)]
+    score = _score_of_run(table)
+    for place, row in table.read():
+        query, document = (row.get(str(name)) for name in names)
+        if query is None or document is None:
             raise InputError(
-                f"{table.where(place)}: the score is {cells[4]!r}, but a score is a number"
+                f"{table.where(place)}: expected {names[0]} and {names[1]}, found {row!s:.100}"
             )
-        yield place, cells[0], cells[2], {"candidate": True, "score": float(cells[4])}
+        said: dict[str, Any] = {"candidate": True}
+        if score is not None:
+            said["score"] = _score(row.get(score), table, place)
+        yield place, _name(query), _name(document), said
 
 
 def _ranks(table: Table) -> Iterator[Named]:
-    for place, cells in lines_of(table):
+    for number, (place, cells) in enumerate(lines_of(table)):
         _expect(table, place, cells, ("query id", "document id", "rank"))
+        if number == 0 and _is_header(cells):
+            continue
         yield place, cells[0], cells[1], {"candidate": True}
 
 
@@ -457,7 +481,7 @@ def _hard_negatives(table: Table) -> Iterator[Named]:
 
 def _triples(table: Table) -> Iterator[Row]:
     names = {"query": "query", "document": "positive"}, {"query": "query", "document": "negative"}
-    split = split_of(table)
+    split = table.split
     for number, (place, cells) in enumerate(lines_of(table)):
         _expect(table, place, cells, ("query", "positive", "negative"))
         if number == 0 and _is_header_of_triples(cells):

@@ -1,162 +1,33 @@
-"""The pairs of folders whose judgements and lists name texts by id: BEIR's and MS MARCO's.
-
-The texts lie on disk until they are needed; of each, 16 bytes are in memory.
-"""
+"""The pairs of folders whose judgements and lists name texts by id: BEIR's and MS MARCO's."""
 
 from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import tempfile
-import weakref
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-from datasets import Dataset, Features, Value
 
-from hf_distill.data.collection import (
-    Source,
-    SourcePairs,
-    TableWriter,
-    is_unicode,
-    pair_number,
-    text_number,
-)
+from hf_distill.data.collection import Source, SourcePairs, pair_number, text_number
 from hf_distill.data.sources.id_tables import (
-    BATCH,
-    SPLITS,
     Judged,
     Named,
     Parts,
-    TextTable,
     parts_of,
     role_of,
     shape_of,
 )
 from hf_distill.data.sources.rows import COLUMN_OPTIONS
+from hf_distill.data.sources.stored import BATCH, StoredTexts
+from hf_distill.data.tables.files import split_of
 from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
 
 _ORDER = ("test", "validation", "train", None)
 """Of the judgements: a pair that is in two splits keeps its id in the first one."""
-_WORKING = Features({"text": Value("string"), "id": Value("string")})
-
-
-# --- texts by id
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Texts in an Arrow file.
-
-    Attributes:
-        table: Columns `text` and `id`.
-        numbers: (n,) uint64, ascending: the `text_number` of each id.
-        rows: (n,) int64: where in `table` the text with each of these is.
-    """
-
-    table: Dataset
-    numbers: np.ndarray
-    rows: np.ndarray
-
-
-class StoredTexts:
-    """Looks texts up by id. They are read when they are first needed, into a working folder that
-    goes with this object.
-    """
-
-    def __init__(self, tables: Sequence[TextTable], what: str, unused: dict[str, int]) -> None:
-        self._tables, self._what, self._unused = tables, what, unused
-
-    @cached_property
-    def _stored(self) -> _Stored:
-        folder = tempfile.mkdtemp(prefix="hf_distill-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        path, numbers, ends = Path(folder) / "texts.arrow", array("Q"), []
-        unused: Counter[str] = Counter()
-        with TableWriter(path, _WORKING) as writer:
-            for text in self._tables:
-                for place, name, content in text.read(unused):
-                    if not is_unicode(name + content):
-                        raise InputError(
-                            f"{text.table.where(place)}: invalid Unicode (a lone surrogate); fix "
-                            "or remove the line"
-                        )
-                    numbers.append(text_number(name))
-                    writer.add(content, name)
-                ends.append(len(numbers))
-        self._unused.update(unused)
-        table = Dataset.from_file(str(path)).with_format("arrow")
-        every = np.array(numbers, dtype=np.uint64)
-        rows = np.argsort(every, kind="stable")
-        stored = _Stored(table, every[rows], rows)
-        self._check_repeated(stored, np.array(ends))
-        return stored
-
-    def _check_repeated(self, stored: _Stored, ends: np.ndarray) -> None:
-        """An id may stand in two files (MS MARCO's dev and dev.small), but not with two texts."""
-        repeated = np.flatnonzero(stored.numbers[1:] == stored.numbers[:-1])
-        for start in range(0, len(repeated), BATCH):
-            places = repeated[start : start + BATCH]
-            first, second = stored.rows[places], stored.rows[places + 1]
-            tables = [np.searchsorted(ends, rows, side="right") for rows in (first, second)]
-            texts = [stored.table[rows]["text"].to_pylist() for rows in (first, second)]
-            bad = (tables[0] == tables[1]) | np.array([a != b for a, b in zip(*texts, strict=True)])
-            if bad.any():
-                at = int(second[np.flatnonzero(bad)].min())
-                self._refuse(stored.table[[at]]["id"][0].as_py(), at, ends)
-
-    def _refuse(self, name: str, row: int, ends: np.ndarray) -> None:
-        number = int(np.searchsorted(ends, row, side="right"))
-        before = int(ends[number - 1]) if number else 0
-        text = self._tables[number]
-        place, *_ = next(itertools.islice(text.read(Counter()), row - before, None))
-        raise InputError(
-            f"{text.table.where(place)}: the {self._what} id {name!r} appears a second time; make "
-            "ids unique"
-        )
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """(text, id) of each, in order."""
-        table = self._stored.table
-        for start in range(0, len(table), BATCH):
-            part = table[start : start + BATCH]
-            yield from zip(part["text"].to_pylist(), part["id"].to_pylist(), strict=True)
-
-    def __len__(self) -> int:
-        return len(self._stored.rows)
-
-    @property
-    def unique(self) -> int:
-        """The number of ids, where `len` is the number of texts."""
-        return len(np.unique(self._stored.numbers))
-
-    def places(self, names: Sequence[str]) -> np.ndarray:
-        """(n,) int64: the row of each of these ids; -1: there is no such text."""
-        numbers = np.array([text_number(name) for name in names], dtype=np.uint64)
-        stored = self._stored
-        if not len(stored.rows):
-            return np.full(len(names), -1)
-        place = np.searchsorted(stored.numbers, numbers)
-        place = np.minimum(place, len(stored.rows) - 1)
-        return np.where(stored.numbers[place] == numbers, stored.rows[place], -1)
-
-    def texts(self, places: np.ndarray) -> list[str | None]:
-        """The texts in these rows (n,); None for -1."""
-        known = places >= 0
-        found = self._stored.table[places[known]]["text"].to_pylist() if known.any() else []
-        texts = iter(found)
-        return [next(texts) if here else None for here in known.tolist()]
-
-
-# --- pairs
 
 
 def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -> SourcePairs:
@@ -170,6 +41,7 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
     parts = parts_of(tables)
     about = Source(tables.name, tables.license, tables.url, description)
     _check_whole(parts, tables)
+    _check_one_run(parts.runs)
     unused = dict(parts.unused)
     judgements = _of_splits(parts.judgements, data.dataset_split, unused)
     lists = [*parts.triples, *parts.runs]
@@ -179,38 +51,29 @@ def pairs_of(tables: Tables, data: DataArguments, kind: str, description: str) -
     found = "rows found" if lists or parts.texts else "judgements found"
     by_id = bool(judgements or lists)
 
+    def counted(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            counts[found] += 1
+            yield row
+
     def rows() -> Iterator[Row]:
         counts[found] = 0
-        positives, judged = _Positives(), np.zeros(len(queries) if by_id else 0, dtype=bool)
+        positives, said = _Positives(), set[int]()
+        judged = np.zeros(len(queries) if by_id else 0, dtype=bool)
         tables_of = Counter(part.split for part in judgements)
-        said = set[int]()
         for part in judgements:
-            usable = 0
-            for row in _looked_up(part, queries, corpus, judged):
-                counts[found] += 1
-                usable += row["grade"] > 0 and bool(row["query"]) and bool(row["document"])
-                if parts.triples or parts.texts:
-                    positives.add(row)
-                if tables_of[part.split] > 1:  # as MS MARCO's dev and dev.small
-                    number = text_number(f"{part.split} {row['pair_id']} {row['grade']}")
-                    if number in said:
-                        counts["repeated judgements"] += 1
-                        continue
-                    said.add(number)
-                yield row
-            if part.split == "test" and not usable and len(judgements) > 1:
-                raise InputError(
-                    f"{part.table.name} holds no judgement above 0 of a query and a document with "
-                    "text, so there is nothing to test with; fix it, or remove it to split the "
-                    "other judgements"
-                )
-        listed = (_looked_up(part, queries, corpus, judged) for part in lists)
-        for row in itertools.chain(*listed, *(rows for _, rows in parts.texts)):
-            counts[found] += 1
-            if row.get("candidate") or positives.add(row):
-                yield row
-            else:
-                counts["repeated positives"] += 1
+            graded = counted(_looked_up(part, queries, corpus, judged))
+            if part.split == "test" and len(judgements) > 1:
+                graded = _testable(graded, part.table)
+            if parts.triples or parts.texts:
+                graded = positives.noted(graded)
+            if tables_of[part.split] > 1:  # as MS MARCO's dev and dev.small
+                graded = _once(graded, said, counts)
+            yield from graded
+        for part in lists:
+            yield from positives.new(counted(_looked_up(part, queries, corpus, judged)), counts)
+        for _, of_texts in parts.texts:
+            yield from positives.new(counted(of_texts), counts)
         if by_id and (unjudged := queries.unique - int(judged.sum())):
             unused["queries without a judgement"] = unjudged
 
@@ -251,15 +114,13 @@ def _check_whole(parts: Parts, tables: Tables) -> None:
             "be the same; name one of them"
         )
     by_id = [part.table.name for part in (*parts.judgements, *parts.triples, *parts.runs)]
-    positives = by_id[: len(parts.judgements) + len(parts.triples)]
-    texts = any(shape_of(table) == "triples" for table, _ in parts.texts)
+    triples = any(shape_of(table) == "triples" for table, _ in parts.texts)
+    judged = bool(parts.judgements or parts.triples or triples)
+    need_texts = bool(by_id) or not triples
     missing = {
-        "judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)": not positives
-        and not texts,
-        "the documents' texts (corpus.jsonl or collection.tsv)": not parts.corpus
-        and (bool(by_id) or not texts),
-        "the queries' texts (queries.jsonl or queries.tsv)": not parts.queries
-        and (bool(by_id) or not texts),
+        "judgements (qrels/train.tsv, qrels/test.tsv, or one qrels.tsv)": not judged,
+        "the documents' texts (corpus.jsonl or collection.tsv)": need_texts and not parts.corpus,
+        "the queries' texts (queries.jsonl or queries.tsv)": need_texts and not parts.queries,
     }
     if any(missing.values()):
         there = [*by_id, *(text.table.name for text in (*parts.corpus, *parts.queries))]
@@ -275,6 +136,22 @@ def _check_whole(parts: Parts, tables: Tables) -> None:
         )
 
 
+def _check_one_run(runs: Sequence[Judged]) -> None:
+    """Refuse the scores of two systems for one query, which are not on one scale."""
+    scored = [part for part in runs if part.scored]
+    by_query: dict[str, str] = {}
+    for part in scored if len(scored) > 1 else ():
+        queries = {query for _, query, *_ in part.read()}
+        if both := queries & by_query.keys():
+            query = min(both)
+            raise InputError(
+                f"{by_query[query]} and {part.table.name} both score documents for the query "
+                f"{query!r}, and their scores may have different scales; keep one of them beside "
+                "the data"
+            )
+        by_query.update(dict.fromkeys(queries, part.table.name))
+
+
 def _own_name(table: Table) -> str:
     """What a table of judgements without a known split is called: `dl19` of `qrels/dl19.tsv`."""
     return "" if table.stem in ("qrels", "all", table.config) else table.stem
@@ -287,7 +164,7 @@ def _of_splits(parts: Sequence[Judged], wanted: str | None, unused: dict[str, in
     names = [part.split or _own_name(part.table) for part in parts]
     splits: tuple[str | None, ...] = ("",)
     if wanted is not None:
-        splits = (SPLITS.get(wanted, wanted),)
+        splits = (split_of(wanted),)
     elif any(name in _ORDER for name in names):
         splits = _ORDER
     elif len(set(names)) == 1:
@@ -304,13 +181,37 @@ def _of_splits(parts: Sequence[Judged], wanted: str | None, unused: dict[str, in
     chosen = []
     for part, name in zip(parts, names, strict=True):
         if name in splits:
-            chosen.append(part if splits is _ORDER else Judged(part.table, None, part.read))
+            chosen.append(part if splits is _ORDER else replace(part, split=None))
         else:
             count = part.table.count
             unused[f"judgements of {part.table.name} ({name or 'no split'})"] = (
                 sum(1 for _ in part.read()) if count is None else count
             )
     return sorted(chosen, key=lambda part: _ORDER.index(part.split))
+
+
+def _testable(rows: Iterable[Row], table: Table) -> Iterator[Row]:
+    """The rows of the test split; refused where none of them can be tested with."""
+    usable = False
+    for row in rows:
+        usable = usable or bool(row["grade"] > 0 and row["query"] and row["document"])
+        yield row
+    if not usable:
+        raise InputError(
+            f"{table.name} holds no judgement above 0 of a query and a document with text, so "
+            "there is nothing to test with; fix it, or remove it to split the other judgements"
+        )
+
+
+def _once(rows: Iterable[Row], said: set[int], counts: Counter[str]) -> Iterator[Row]:
+    """The judgements that `said` does not hold; they are added to it."""
+    for row in rows:
+        number = text_number(f"{row['split']} {row['pair_id']} {row['grade']}")
+        if number in said:
+            counts["repeated judgements"] += 1
+        else:
+            said.add(number)
+            yield row
 
 
 class _Positives:
@@ -321,7 +222,7 @@ class _Positives:
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
-    def add(self, row: Row) -> bool:
+    def _add(self, row: Row) -> bool:
         """Whether the pair is new."""
         if not row["query"] or not row["document"]:
             return True
@@ -330,6 +231,20 @@ class _Positives:
         if row["grade"] > 0:
             self._seen.add(key)
         return new
+
+    def noted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """All of the rows; their pairs are not new any more."""
+        for row in rows:
+            self._add(row)
+            yield row
+
+    def new(self, rows: Iterable[Row], counts: Counter[str]) -> Iterator[Row]:
+        """Candidates, and the pairs that were not there before."""
+        for row in rows:
+            if row.get("candidate") or self._add(row):
+                yield row
+            else:
+                counts["repeated positives"] += 1
 
 
 def _batches(rows: Iterable[Named]) -> Iterator[list[Named]]:

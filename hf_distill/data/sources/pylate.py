@@ -9,14 +9,14 @@ whole table of documents.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import partial
 
 from hf_distill.data.collection import SourcePairs
 from hf_distill.data.format import Format
-from hf_distill.data.sources.by_id import TextsById
 from hf_distill.data.sources.lists import Cell, by_rule
 from hf_distill.data.sources.rows import (
     Member,
@@ -31,6 +31,7 @@ from hf_distill.data.sources.rows import (
     refuse_scored_list,
     start_reading,
 )
+from hf_distill.data.sources.stored import StoredTexts, TextTable
 from hf_distill.data.tables.table import Place, Row, Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
@@ -51,6 +52,23 @@ def _texts(tables: Tables, name: str) -> list[tuple[Table, str]]:
         for column in ("text", name)
         if column in table.columns
     ]
+
+
+def _stored(
+    name: str, table: Table, column: str, unused: Counter[str]
+) -> Iterator[tuple[Place, str, str]]:
+    """Place, id and text of each row that has an id."""
+    for place, row in table.read():
+        text_id, text = name_of(row.get(f"{name}_id"), table, place, f"{name}_id"), row.get(column)
+        if not isinstance(text, str | None):
+            raise InputError(
+                f"{table.where(place)}: the column {column!r} holds a {type(text).__name__} "
+                f"({text!r:.50}), but it must be text"
+            )
+        if text_id is None:
+            unused[f"rows of {table.name} without {name}_id"] += 1
+        else:
+            yield place, text_id, text or ""
 
 
 def _fits(tables: Tables, data: DataArguments) -> bool:
@@ -93,12 +111,14 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
     if rule is None:
         raise refuse_scored_list(f"{named(tables)} {read_as}")
 
-    @cache
-    def by_id(name: str) -> TextsById:
-        ((_, column), *_) = texts[name]
-        return TextsById(
-            [table for table, _ in texts[name]], f"{name}_id", lambda row: row.get(column)
+    queries, documents = (
+        StoredTexts(
+            [TextTable(table, partial(_stored, name, table, column)) for table, column in found],
+            name,
+            reading.unused,
         )
+        for name, found in texts.items()
+    )
 
     def reader(table: Table) -> RowReader:
         def members(place: Place, row: Row) -> Iterator[Member]:
@@ -109,29 +129,27 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
             ]
             values = scores.scores(_parsed(row.get("scores"), scores), len(names), ids.column)
             query_id = name_of(row.get("query_id"), table, place, "query_id") or ""
-            for name, score, chosen in zip(names, values, by_rule(values, rule), strict=True):
-                if query_id not in by_id("query"):
-                    reading.counts["unknown query"] += 1
-                elif name is None or name not in by_id("document"):
-                    reading.counts["unknown document"] += 1
-                else:
-                    yield {
-                        "query": by_id("query")[query_id],
-                        "document": by_id("document")[name],
-                        "query_id": query_id,
-                        "document_id": name,
-                        "score": score,
-                        **({"grade": 1} if chosen else {"candidate": True}),
-                    }
+            (query,) = queries.texts(queries.places([query_id]))
+            found = documents.texts(documents.places([name or "" for name in names]))
+            chosen = by_rule(values, rule)
+            for name, document, score, best in zip(names, found, values, chosen, strict=True):
+                if query is None or document is None:
+                    reading.counts[f"unknown {'query' if query is None else 'document'}"] += 1
+                    continue
+                yield {
+                    "query": query,
+                    "document": document,
+                    "query_id": query_id,
+                    "document_id": name,
+                    "score": score,
+                    **({"grade": 1} if best else {"candidate": True}),
+                }
 
         names = {"query": "query_id", "document": "document_ids"}
         return RowReader(names, frozenset((*_LISTS, "scores")), members)
 
-    def corpus() -> Iterator[tuple[str, str | None]]:
-        yield from by_id("document")
-
     of_texts = tuple(table for found in texts.values() for table, _ in found)
-    return replace(reading, beside=of_texts).pairs(read_as, reader, data, corpus())
+    return replace(reading, beside=of_texts).pairs(read_as, reader, data, documents)
 
 
 FORMAT = Format(_fits, _read)

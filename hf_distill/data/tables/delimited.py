@@ -23,7 +23,7 @@ Records = Callable[[], Iterator[tuple[int, list[str]]]]
 _HEAD = 100
 """Records by which a delimiter is found."""
 _NUMBER = re.compile(
-    r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|inf|na|none|null|true|false", re.IGNORECASE
+    r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|[-+]?inf|na|none|null|true|false", re.IGNORECASE
 )
 _QUOTED = r'"[^"]*(?:""[^"]*)*"'
 _CELL = re.compile(rf'(?:^|\t)({_QUOTED}|[^"\t]*)(?=\t|$)')
@@ -59,13 +59,24 @@ def open_tsv(file: File) -> Table:
 
 def open_text(file: File) -> Table | None:
     """A TREC file, whose cells are separated by white space; else a table with tabs. None if it is
-    neither.
+    neither. What says that it is a run or judgements is one, even if its numbers are none.
     """
     head = [line for _, line in islice(lines(file.path), _HEAD) if line.strip()]
-    if head and all(_is_trec(line.split()) for line in head):
+    tabs = all("\t" in line for line in head)
+    if head and (all(_is_trec(line.split()) for line in head) or _says_trec(file, head, tabs)):
         read = lambda: _split(file.path, str.split)  # noqa: E731
         return _table(file, read, reading="separated by white space")
-    return open_tsv(file) if head and all("\t" in line for line in head) else None
+    return open_tsv(file) if head and tabs else None
+
+
+def _says_trec(file: File, head: list[str], tabs: bool) -> bool:
+    """Whether the name or the first line says so, whatever the other lines are."""
+    first, widths = head[0].split(), {len(line.split()) for line in head}
+    if len(first) == 6 and first[1] == "Q0":
+        return True
+    named = file.suffix in (".trec", ".run", ".qrels")
+    named |= file.stem == "qrels" and len(widths) == 1
+    return named and not tabs and len(first) in (3, 4, 6)
 
 
 def open_lines(file: File) -> Table:
@@ -79,8 +90,8 @@ def _is_trec(cells: list[str]) -> bool:
     """
     numbers = [place for place, cell in enumerate(cells) if _NUMBER.fullmatch(cell)]
     return (
-        (len(cells) == 6 and {3, 4} <= set(numbers))
-        or (len(cells) == 4 and 3 in numbers)
+        (len(cells) == 6 and (cells[1] == "Q0" or {3, 4} <= set(numbers)))
+        or (len(cells) == 4 and (cells[1] == "0" or 3 in numbers))
         or (len(cells) == 3 and 2 in numbers)
     )
 
@@ -232,7 +243,9 @@ class _Quotes:
 
     def _note_bare(self, cells: list[str]) -> None:
         self._bare_columns |= {
-            place for place, cell in enumerate(cells) if cell and not _NUMBER.fullmatch(cell)
+            place
+            for place, cell in enumerate(cells)
+            if cell and not cell.startswith('"') and not _NUMBER.fullmatch(cell)
         }
 
     def _count(self, width: int) -> None:

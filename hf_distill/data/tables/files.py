@@ -42,7 +42,7 @@ class File:
     @property
     def suffix(self) -> str:
         """The extension in lower case, without that of a compression."""
-        return PurePosixPath(_plain(self.path.name)).suffix.lower()
+        return _extension(self.path.name)
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,16 @@ def _plain(name: str) -> str:
     return next((name[: -len(end)] for end in COMPRESSED if name.lower().endswith(end)), name)
 
 
+def _extension(name: str) -> str:
+    """A split is none: MS MARCO's `top1000.dev` has no extension."""
+    suffix = PurePosixPath(_plain(name)).suffix.lower()
+    return "" if suffix[1:] in _SPLITS else suffix
+
+
 def describe(path: Path, below: Path) -> File:
     """What the name of `path` says, where the data is in `below` (its folder, if it is alone)."""
     relative = PurePosixPath(path.relative_to(below).as_posix())
-    name = PurePosixPath(_plain(relative.name)).stem.lower()
+    name = _plain(relative.name).lower().removesuffix(_extension(relative.name))
     whole = _PART.sub("", name) or name
     words = [word for word in re.split(r"[-._\s]+", whole) if word]
     folders = [part for part in relative.parts[:-1] if part.lower() != "data"]

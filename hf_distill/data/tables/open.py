@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,9 @@ READERS: Mapping[str, Callable[[File, Path], Table | None]] = {
 }
 """Extension -> what reads it. A reader returns None for a file that holds no table."""
 
-
+_WITHOUT_EXTENSION = re.compile(r"collection|corpus|quer|qrels|triples|\brun\b|top1000")
+"""What MS MARCO calls files of text that may have no extension: `top1000.dev`, `qrels.train`."""
+_SNIFFED = 4096
 _PART_OF = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 
 
@@ -79,15 +82,33 @@ def _open_file(file: File, key: str, cache: Path) -> Table:
     return open_lines(file)
 
 
+def _reader(file: File) -> Callable[[File, Path], Table | None] | None:
+    known = READERS.get(file.suffix)
+    if known or not _WITHOUT_EXTENSION.search(file.name.lower()):
+        return known
+    start = first_bytes(file.path, _SNIFFED) if file.path.stat().st_size else b""
+    return READERS[".txt"] if start and b"\0" not in start and _is_utf8(start) else None
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Whether these bytes are text that may go on behind them."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _open_folder(path: Path, key: str, cache: Path) -> Tables:
     files, others, license_name = describe_folder(path)
-    readable = [file for file in files if file.suffix in READERS]
-    others += [file.name for file in files if file.suffix not in READERS]
+    readers = {file: reader for file in files if (reader := _reader(file)) is not None}
+    readable = list(readers)
+    others += [file.name for file in files if file not in readers]
     _check_names(readable, path, key)
     _check_parts(readable, path, key)
     tables = []
     for file in readable:
-        table = READERS[file.suffix](file, cache)
+        table = readers[file](file, cache)
         if table is None:
             others.append(file.name)
         else:
@@ -122,7 +143,8 @@ def _check_names(files: list[File], path: Path, key: str) -> None:
     names: dict[str, str] = {}
     for file in files:
         whole = file.name.removesuffix(file.path.suffix) if _packed(file.path) else file.name
-        name = whole.removesuffix(PurePosixPath(whole).suffix)
+        known = file.suffix in READERS
+        name = whole[: len(whole) - len(file.suffix)] if known else whole
         if name in names:
             raise InputError(
                 f"--{key} {path}: {names[name]} and {file.name} may be one table in two forms, "
