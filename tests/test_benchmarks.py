@@ -215,3 +215,14 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     trained = (folder / "training.json").stat().st_mtime_ns
     frontier.train_size("2 layers", "conversations", Setting(tmp_path, 300), 64)
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
+
+
+def test_killed_runs_end_as_the_uninterrupted_one() -> None:
+    figures = last_line("kills", "--runs", 2, "--seed", 4)
+    assert figures["same"] == figures["runs"] == 2
+    assert figures["kills"] >= 2
+
+
+def test_no_damaged_file_is_used_without_a_word() -> None:
+    figures = last_line("damage", "--runs", 2, "--seed", 1)
+    assert figures == {"checks": 8, "right": 8, "tracebacks": 0, "silent": 0}

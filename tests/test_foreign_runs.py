@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import call
+from safetensors.torch import load_file
 
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
@@ -157,3 +160,29 @@ def test_every_command_says_what_it_does_not_obey(
     said = [r.getMessage() for r in caplog.records if "Not obeyed" in r.getMessage()]
     assert len(said) == 2
     assert all("hub_token" in line and "hf_theirs" not in line for line in said)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("damage", ["evil", "empty", "text"])
+def test_a_pickle_is_read_for_its_weights_alone(
+    teacher_dir: Path, tmp_path: Path, damage: str
+) -> None:
+    folder, ran = tmp_path / "teacher", tmp_path / "ran"
+    shutil.copytree(teacher_dir, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert load_student(str(folder)), "weights alone are read"
+    torch.save({**weights, "x": Evil(ran)}, folder / "pytorch_model.bin")
+    if damage != "evil":
+        (folder / "pytorch_model.bin").write_text("" if damage == "empty" else "no pickle")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin|cannot be loaded"):
+        load_student(str(folder))
+    assert not ran.exists()

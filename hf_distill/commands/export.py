@@ -33,12 +33,13 @@ def run(arguments: argparse.Namespace) -> None:
         InputError: There is no saved student, the run is not finished, or onnx is not installed.
     """
     model = Path(student_of(arguments.run_or_model))
+    folder = RunFolder(Path(arguments.run_or_model))
+    results = finished(folder.path) if folder.recipe.is_file() else None
     for precision, path in export_onnx(model).items():
         print(f"{precision:<8} {path.stat().st_size / 1e6:7.1f} MB  {path}")
-    folder = RunFolder(Path(arguments.run_or_model))
-    if not folder.recipe.is_file():
+    if results is None:
         return
-    record = measure_onnx(finished(folder.path))
+    record = measure_onnx(results)
     print(
         f"nDCG@10 over {record.num_queries:,} held-out queries, and its difference to PyTorch in "
         "float32 (95% interval):"

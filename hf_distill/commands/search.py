@@ -49,10 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_index(run_or_model: str) -> Index:
     """The index of a run or a model, from an earlier call or made now."""
-    model, folder = load_student(run_or_model), RunFolder(Path(run_or_model))
-    if folder.recipe.is_file():
-        collection = finished(folder.path).collection
+    folder = RunFolder(Path(run_or_model))
+    if folder.recipe.is_file() and (folder.student / "modules.json").is_file():
+        collection = finished(folder.path).collection  # first: it names a file that is damaged
+        model = load_student(run_or_model)
         return index_of(model, corpus_of_run(collection), folder.search / "student")
+    model = load_student(run_or_model)
     path = user_cache() / digest_of_weights(model)[:16]
     return index_of(model, corpus_of_python(), path)
 

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,6 +203,13 @@ def load_model(kind: type[M], name: str, key: str, trust_remote_code: bool = Fal
             trust_remote_code=trust_remote_code,
             model_kwargs={"dtype": torch.float32},
         ).eval()
+    except (pickle.UnpicklingError, EOFError) as error:
+        pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "a pickle"
+        says = str(error).partition(".")[0].partition("\n")[0] or "it ends too early"
+        raise InputError(
+            f"--{key} {name}: {pickles} is damaged, or holds more than weights, and code in a "
+            f"pickle is never run ({says}); name a model with safetensors"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerState
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -174,7 +174,7 @@ def wanted_checkpoint(config: DistillationConfig, own: Path) -> str | None:
         return named
     if named and named.lower() in NONE:
         return None
-    last = _last_checkpoint(own)
+    last = _last_checkpoint(own, IntervalStrategy(config.eval_strategy))
     if named and last is None:
         raise InputError(
             f"--resume_from_checkpoint {named}: this training has no checkpoint in {own}; set it "
@@ -184,15 +184,33 @@ def wanted_checkpoint(config: DistillationConfig, own: Path) -> str | None:
     return last
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The complete checkpoint of the most steps: the Trainer writes its state last."""
-    complete = [
+def _last_checkpoint(folder: Path, evaluates: IntervalStrategy) -> str | None:
+    """The last checkpoint from which the Trainer goes on as if nothing had happened."""
+    complete = [  # the Trainer writes its state last
         path.parent
         for path in folder.glob("checkpoint-*/trainer_state.json")
-        if path.parent.name.partition("-")[2].isdigit()
+        if path.parent.name.partition("-")[2].isdigit() and _goes_on(path, evaluates)
     ]
     last = max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
     return None if last is None else str(last)
+
+
+def _goes_on(path: Path, evaluates: IntervalStrategy) -> bool:
+    """Whether the training can go on from this state of it.
+
+    The Trainer forgets two things. It trains at least one step of an epoch that it resumes inside,
+    also behind the last step and where it had stopped early; and it makes no evaluation at the end
+    of an epoch whose last step it had saved before. The checkpoint before such a one makes the
+    steps between them again, and then the same student.
+    """
+    state = TrainerState.load_from_json(str(path))
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    early = control.get("should_training_stop", False) and state.global_step < state.max_steps
+    between = float(state.epoch or 0).is_integer()
+    evaluated = any("eval_loss" in r and r["step"] == state.global_step for r in state.log_history)
+    if early or (state.global_step >= state.max_steps and not between):
+        return False
+    return not between or evaluates != IntervalStrategy.EPOCH or evaluated
 
 
 def check_checkpoint(recipe: Recipe, student: SentenceTransformer) -> None:

@@ -283,6 +283,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     rows, student = task.rows, task.student
     config = copy.copy(task.config)
     config.output_dir = str(task.checkpoints)
+    config.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
     config.push_to_hub = False  # the release stage publishes, once everything is measured
     check_batch(len(rows.train), config)
     check_validation(len(rows.validation), config)

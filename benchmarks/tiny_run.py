@@ -1,0 +1,115 @@
+"""A whole run of seconds for the campaigns of kills and damage: its inputs are built here, and it
+runs in a forked process, which has imported everything already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402  (conftest sets its threads)
+import yaml  # noqa: E402
+from conftest import TINY, make_tokenizer, sentences  # noqa: E402  (it is beside this folder)
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.base.modules import Normalize, Transformer  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
+from transformers import BertConfig, BertModel  # noqa: E402
+
+from hf_distill.commands.main import main  # noqa: E402
+from hf_distill.commands.train import main as train  # noqa: E402
+
+_LONGEST = 100
+"""Seconds after which a run hangs; it takes three."""
+
+_TIMED = re.compile(
+    r"seconds|resumed_from|efficiency|sealed|runtime|per_second|train_loss|total_flos|environment"
+)
+"""Keys of JSON that say how long something took, or what is told by others."""
+
+_OF_THE_CALL = re.compile(
+    r"(cache|checkpoints|search|export)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
+    r"|text_lengths\.json|.*\.lock"
+)
+"""Files that hold times, or that nothing is read from."""
+
+
+def prepare(folder: Path) -> Path:
+    """A teacher, pairs, and a recipe with checkpoints inside epochs. Returns the recipe."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    modules = [Transformer(str(folder / "backbone")), Pooling(32, pooling_mode="mean"), Normalize()]
+    teacher = SentenceTransformer(modules=modules, device="cpu")
+    teacher.max_seq_length = 32
+    teacher.save_pretrained(str(folder / "teacher"), create_model_card=False)
+    rows = zip(sentences(200), sentences(200, 1000), strict=True)
+    lines = [{"query": q, "document": d, "topic": i // 4} for i, (q, d) in enumerate(rows)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keys = {
+        **TINY, "dataset_path": str(folder / "pairs.jsonl"), "teacher": str(folder / "teacher"),
+        "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
+        "texts_per_pair": 1,
+    }  # fmt: skip
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+def started(line: list[str], log: Path, command: bool = False) -> int:
+    """Run a command line of `hf-distill` (or of `train.py`) in a process of its own. What it says
+    goes to `log`. Returns its process, which leads a group.
+    """
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    with log.open("w") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        faulthandler.dump_traceback_later(_LONGEST, exit=True)  # a run that hangs says where
+        code = 3
+        try:
+            code = (main if command else train)(line)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())  # the traceback is what is looked for
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _untimed(v) for k, v in value.items() if not _TIMED.search(k)}
+    if isinstance(value, list):
+        return [_untimed(item) for item in value if item != {}]
+    return value
+
+
+def artefacts(run: Path) -> dict[str, object]:
+    """Path in the run -> content, without times."""
+    found: dict[str, object] = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if not path.is_file() or _OF_THE_CALL.fullmatch(name):
+            continue
+        content = path.read_bytes()
+        found[name] = content
+        if (path.suffix == ".json" and path.parent == run) or path.name == "manifest.json":
+            with contextlib.suppress(ValueError):  # it is damaged
+                found[name] = _untimed(json.loads(content))
+    return found

@@ -1,0 +1,112 @@
+"""A training that is interrupted anywhere and called again is the uninterrupted one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import Tiny, tiny
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from hf_distill.training.rehearsal import wanted_checkpoint
+
+
+class KilledError(Exception):
+    """The process is killed."""
+
+
+class Killer(TrainerCallback):
+    """Raises at the `count`-th call of one of the Trainer's events."""
+
+    def __init__(self, event: str, count: int) -> None:
+        self.left = count
+        setattr(self, event, self._called)
+
+    def _called(self, *_: Any, **__: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KilledError
+
+
+@pytest.fixture(scope="module")
+def parts(teacher_dir: Path) -> Tiny:
+    """32 pairs: four batches of eight."""
+    return tiny(teacher_dir)
+
+
+def untimed(log: list[dict[str, float]]) -> list[dict[str, float]]:
+    timed = ("runtime", "per_second", "train_")
+    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in log]
+
+
+def again_of(callbacks: list[EarlyStoppingCallback]) -> list[TrainerCallback]:
+    """New ones: they count."""
+    return [EarlyStoppingCallback(c.early_stopping_patience) for c in callbacks]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "max_steps inside an epoch": {"save_strategy": "steps", "save_steps": 3, "max_steps": 6},
+    "evaluations at epochs": {
+        "save_strategy": "epoch", "eval_strategy": "epoch", "max_steps": 6,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
+    },
+    "evaluations between": {
+        "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3,
+        "num_train_epochs": 2, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+    },
+    "evaluation after the last checkpoint": {
+        "save_strategy": "steps", "save_steps": 1, "eval_strategy": "epoch", "max_steps": 6,
+    },
+    "the epoch ends with a checkpoint": {
+        "save_strategy": "steps", "save_steps": 4, "eval_strategy": "epoch", "num_train_epochs": 2,
+    },
+    "stopped early": {
+        "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1,
+        "num_train_epochs": 3, "learning_rate": 0.5, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+    },
+    "accumulation": {
+        "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
+        "gradient_accumulation_steps": 2,     },
+}  # fmt: skip
+
+MOMENTS = [
+    ("on_step_end", 5), ("on_step_end", 6), ("on_save", 1), ("on_save", 2), ("on_save", 6),
+    ("on_prediction_step", 2), ("on_prediction_step", 7), ("on_evaluate", 1), ("on_evaluate", 2),
+    ("on_epoch_end", 1), ("on_epoch_end", 2), ("on_train_end", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
+    parts: Tiny, tmp_path: Path, name: str
+) -> None:
+    settings = {"restore_callback_states_from_checkpoint": True, **SETTINGS[name]}
+    stopping = [EarlyStoppingCallback(2)] if name == "stopped early" else []
+    whole = parts.trainer(tmp_path / "whole", callbacks=stopping, **settings)
+    whole.train()
+    happened = 0
+    for event, count in MOMENTS:
+        folder = tmp_path / "killed"
+        killed = parts.trainer(
+            folder, callbacks=[*again_of(stopping), Killer(event, count)], **settings
+        )
+        try:
+            killed.train()
+        except KilledError:
+            happened += 1
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue  # there is no such moment in this training
+        again = parts.trainer(folder, callbacks=again_of(stopping), **settings)
+        again.train(resume_from_checkpoint=wanted_checkpoint(again.args, folder))
+        moment = f"{name}, {event} {count}"
+        assert again.state.global_step == whole.state.global_step, moment
+        assert untimed(again.state.log_history) == untimed(whole.state.log_history), moment
+        ours, theirs = again.model.state_dict(), whole.model.state_dict()
+        assert all(ours[key].equal(value) for key, value in theirs.items()), moment
+        shutil.rmtree(folder)
+    assert happened >= 5
