@@ -178,4 +178,6 @@ def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
-    assert printable("a \x1b[31mred\x07\u202e\nline é 漢") == "a \\x1b[31mred\\x07\\u202e\nline é 漢"
+    assert (
+        printable("a \x1b[31mred\x07\u202e\nline é 漢") == "a \\x1b[31mred\\x07\\u202e\nline é 漢"
+    )
