@@ -24,6 +24,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
+from machine import peak_memory
+
+from hf_distill.data.read import read_pairs
+from hf_distill.data.sources.files import read_path
+from hf_distill.data.tables.open import open_tables
+from hf_distill.recipe.arguments import DataArguments
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi", "ter") for b in ("ra", "sen", "") for c in "nstx"]
 NEGATIVES = 7
@@ -120,13 +126,6 @@ FORMATS: dict[str, tuple[str, int, Callable[[Path, int], None]]] = {
 
 def read_once(path: Path, whole: bool) -> dict[str, float]:
     """Seconds and peak memory of reading `path` in this process, beyond what its imports hold."""
-    from machine import peak_memory  # noqa: PLC0415  (the parent needs none of these)
-
-    from hf_distill.data.read import read_pairs  # noqa: PLC0415
-    from hf_distill.data.sources.files import read_path  # noqa: PLC0415
-    from hf_distill.data.tables.open import open_tables  # noqa: PLC0415
-    from hf_distill.recipe.arguments import DataArguments  # noqa: PLC0415
-
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, peak_memory() as peak:
         start = time.perf_counter()
         cache = Path(folder)

@@ -16,16 +16,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import torch  # noqa: E402  (conftest sets its threads)
-import yaml  # noqa: E402
-from conftest import TINY, make_tokenizer, sentences  # noqa: E402  (it is beside this folder)
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.base.modules import Normalize, Transformer  # noqa: E402
-from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
-from transformers import BertConfig, BertModel  # noqa: E402
+# ruff: noqa: E402  (conftest lies in tests/, and sets its threads before anything imports torch)
+import torch
+import yaml
+from conftest import TINY, make_tokenizer, sentences
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel
 
-from hf_distill.commands.main import main  # noqa: E402
-from hf_distill.commands.train import main as train  # noqa: E402
+from hf_distill.commands.main import main
+from hf_distill.commands.train import main as train
 
 _LONGEST = 100
 """Seconds after which a run hangs; it takes three."""

@@ -441,13 +441,14 @@ def test_what_cannot_be_used_is_counted_by_its_reason(tmp_path: Path) -> None:
         {"query": "a query"},
         {"query": "a query", "document": "lone \ud800 surrogate"},
         {"query": "a query", "document": "another document", "source": "\ud800"},
+        {"query": "a query", "document": "another document", "document_id": "\ud800"},
         {"query": "a query", "document": "a document", "grade": 0},
     ]
     collection = collect(tmp_path, rows)
     read = dict(collection.record.read)
-    assert read.pop("rows found") == 9 == sum(read.values())
+    assert read.pop("rows found") == 10 == sum(read.values())
     assert read == {
-        "kept": 4, "no query": 1, "no document": 1, "invalid Unicode": 2, "judged not relevant": 1,
+        "kept": 4, "no query": 1, "no document": 1, "invalid Unicode": 3, "judged not relevant": 1,
     }  # fmt: skip
     assert len(collection.queries) == 4
 

@@ -893,6 +893,13 @@ def test_an_underscore_is_no_part_of_a_number(tmp_path: Path) -> None:
         list(read_any(recipe_of(dataset_path=path, run_dir=tmp_path / "run")).rows)
 
 
+def test_an_underscore_is_no_part_of_a_score(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("query,document,score\na,x,0.5\nb,y,1_0\n")
+    with pytest.raises(InputError, match=r"pairs\.csv, line 3: .*'1_0'"):
+        list(read_any(recipe_of(dataset_path=path, run_dir=tmp_path / "run")).rows)
+
+
 def test_a_table_beside_train_is_not_trained_on(tmp_path: Path) -> None:
     for i, name in enumerate(("train", "dev", "dev2")):
         jsonl(tmp_path / "d" / f"{name}.jsonl", [row(10 * i), row(10 * i + 1)])

@@ -269,9 +269,9 @@ def encode(
     """
     embeddings = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
     tokens = batch_tokens or encoding_batch_tokens(model.device.type)
-    for rows, outputs in run_in_batches(model, texts, tokens, "sentence_embedding", advance, asked):
-        if model.truncate_dim is not None:
-            outputs = truncate_embeddings(outputs, model.truncate_dim)  # noqa: PLW2901
+    for rows, whole in run_in_batches(model, texts, tokens, "sentence_embedding", advance, asked):
+        dimension = model.truncate_dim
+        outputs = whole if dimension is None else truncate_embeddings(whole, dimension)
         if outputs.shape[1] != embeddings.shape[1]:
             # Some models do not report the dimension of their last module.
             embeddings = embeddings.new_empty(len(texts), outputs.shape[1])

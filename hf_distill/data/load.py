@@ -128,8 +128,8 @@ def _content(data: DataArguments) -> list[Any]:
     """What the pairs depend on beside the recipe: names, sizes and times of the files, or the
     installed packages.
     """
-    named = [source.partition("=")[2] for source in data.sources]
-    paths = [Path(name) for name in (data.dataset_path, data.test_path, *named) if name]
+    named = [Path(name) for name in (data.dataset_path, data.test_path) if name]
+    paths = [*named, *data.source_paths.values()]
     if not paths and data.dataset_name is None and data.dataset in ("auto", "pydocs"):
         packages = importlib.metadata.distributions()
         # A set: a package can be found at two places of the path, as an editable install is.

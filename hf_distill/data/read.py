@@ -32,11 +32,14 @@ TEST_PATH = "test_path"
 collection, but nothing that shares something with it is trained on.
 """
 
+_NAMES = ("pair_id", "group", "source", "query_id", "document_id")
 _WORKING_TEXTS = Features({"text": Value("string"), "id": Value("string")})
 _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
+_LOW = (1 << 32) - 1
+"""The document's half of `_keys`."""
 _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
 
 
@@ -112,12 +115,12 @@ class _TextWriter:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, text: str, name: object) -> int:
+    def add(self, text: str, name: str | None) -> int:
         """The row of `text`, whose own id is `name`."""
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         if not self._hashes or self._hashes[-1] != number:
             self._hashes.append(number)
-            self._writer.add(text, None if name is None else str(name))
+            self._writer.add(text, name)
         return len(self._hashes) - 1
 
     def read(self) -> Texts:
@@ -155,13 +158,13 @@ class _Reader:
         grade = _NOT_JUDGED if row.get("candidate") else at.grade()
         if not query or not document:
             return str(row.get("lacks") or ("no document" if query else "no query"))
-        pair_id, group, source = (at.name(key) for key in ("pair_id", "group", "source"))
+        pair_id, group, source, query_id, document_id = map(at.name, _NAMES)
         try:
-            f"{query}{document}{pair_id}{group}{source}".encode()
+            f"{query}{document}{pair_id}{group}{source}{query_id}{document_id}".encode()
         except UnicodeEncodeError:
             return "invalid Unicode"
-        query_row = self.queries.add(query, row.get("query_id"))
-        document_row = self.documents.add(document, row.get("document_id"))
+        query_row = self.queries.add(query, query_id)
+        document_row = self.documents.add(document, document_id)
         if split is None and (grade <= 0 or not math.isnan(score)):
             self.listed_queries.append(query_row)
             self.listed_documents.append(document_row)
@@ -261,7 +264,7 @@ def read_pairs(pairs: SourcePairs, folder: Path, elsewhere: SourcePairs | None =
         TableWriter(folder / "judgements.arrow", _WORKING_PAIRS) as table,
     ):
         counts: Counter[str] = Counter()
-        for text, name in _corpus(pairs, counts):
+        for text, name in _corpus(pairs):
             documents.add(text, name)
         in_corpus = len(documents)
         reader = _Reader(queries, documents, table)
@@ -280,13 +283,13 @@ def _counted(of_source: Mapping[str, int], counts: Counter[str]) -> dict[str, in
     return {**(total or {"rows found": rows + rest.total()}), **(counts + rest)}
 
 
-def _corpus(pairs: SourcePairs, counts: Counter[str]) -> Iterable[tuple[str, str | None]]:
+def _corpus(pairs: SourcePairs) -> Iterable[tuple[str, str | None]]:
     for number, (text, name) in enumerate(pairs.corpus or ()):
         where = f"document {name or number} of the corpus of {pairs.about.name}"
         if not isinstance(text, str):
             raise InputError(f"{where} is a {type(text).__name__}, but it must be text")
         try:
-            text.encode()
+            f"{text}{name}".encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{where} is not valid Unicode; fix it, or leave it out") from error
         if stripped := text.strip():
@@ -309,9 +312,8 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
     both_ways = own & np.isin(keys, listed[listed_grades == 0])
     kept = np.flatnonzero(~both_ways)
 
-    order = np.lexsort(
-        (np.isnan(scores), listed)
-    )  # of a repeated candidate, the first with a score
+    # Of a candidate that is listed again, the first one with a score counts.
+    order = np.lexsort((np.isnan(scores), listed))
     once, first = np.unique(listed[order], return_index=True)
     first = order[first]
     judged = np.isin(once, listed[listed_grades == 0])
@@ -347,9 +349,6 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
         corpus=np.unique(documents.first[:in_corpus]),
         counts={what: number for what, number in counts.items() if number},
     )
-
-
-_LOW = (1 << 32) - 1
 
 
 def _numbers(values: array[int]) -> np.ndarray:

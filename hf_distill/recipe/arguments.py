@@ -142,6 +142,12 @@ class DataArguments:
         0.05, "Share of the groups whose loss is watched during training."
     )
 
+    @property
+    def source_paths(self) -> dict[str, Path]:
+        """`sources` by name. Whoever reads a recipe refuses anything but NAME=PATH."""
+        named = (source.partition("=") for source in self.sources)
+        return {name: Path(path) for name, _, path in named}
+
 
 @dataclass(frozen=True)
 class TeacherArguments:

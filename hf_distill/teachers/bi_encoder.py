@@ -28,7 +28,7 @@ from hf_distill.teachers.base import (
     TextKind,
     reads,
 )
-from hf_distill.teachers.prompts import asked_as, tell_unused_prompts
+from hf_distill.teachers.prompts import asked_by_kind
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,15 +116,8 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
             include_prompt=declared.include_prompt,
         )
     set_length(model, arguments.teacher, arguments.teacher_max_length)
-    query, document = arguments.query_prompt, arguments.document_prompt
-    asked: dict[TextKind, Asked] = {
-        "query": asked_as(model, arguments.teacher, lambda: model.encode_query("a", prompt=query)),
-        "document": asked_as(
-            model, arguments.teacher, lambda: model.encode_document("a", prompt=document)
-        ),
-    }
+    asked = asked_by_kind(model, arguments)
     prompts = Prompts(asked["query"].prompt, asked["document"].prompt)
-    tell_unused_prompts(model, arguments, prompts.query, prompts.document)
     digests = model_identity(model, arguments.teacher, "teacher")
     dtype = chosen_dtype(arguments.teacher_dtype, model.device.type)
     precision = str(dtype).removeprefix("torch.")

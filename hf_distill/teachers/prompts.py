@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate import PartialState
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.model import BaseModel
 
 from hf_distill.compute.encode import Asked, how_asked
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import TeacherArguments
+from hf_distill.teachers.base import TextKind
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,24 @@ def asked_as(model: BaseModel, name: str, call: Callable[[], Any]) -> Asked:
             f"--teacher {name}: sentence-transformers itself cannot use this model on a short "
             f"text ({type(error).__name__}: {error}); mend its folder, or name another model"
         ) from error
+
+
+def asked_by_kind(
+    model: SentenceTransformer | SparseEncoder, arguments: TeacherArguments
+) -> dict[TextKind, Asked]:
+    """How `encode_query` and `encode_document` ask the teacher, with the recipe's prompts or the
+    model's own. Prompts of the model that are not used are said.
+
+    Raises:
+        InputError: As `asked_as`.
+    """
+    query, document, name = arguments.query_prompt, arguments.document_prompt, arguments.teacher
+    asked: dict[TextKind, Asked] = {
+        "query": asked_as(model, name, lambda: model.encode_query("a", prompt=query)),
+        "document": asked_as(model, name, lambda: model.encode_document("a", prompt=document)),
+    }
+    tell_unused_prompts(model, arguments, *(one.prompt for one in asked.values()))
+    return asked
 
 
 def tell_unused_prompts(model: BaseModel, arguments: TeacherArguments, *used: str) -> None:

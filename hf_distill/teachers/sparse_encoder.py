@@ -19,7 +19,7 @@ from hf_distill.compute.encode import Advance, Asked, run_in_batches
 from hf_distill.compute.models import chosen_dtype, load_model, model_identity, set_length
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.teachers.base import SCALES, PairTeacher, Prompts, Scale, TextKind, reads
-from hf_distill.teachers.prompts import asked_as, tell_unused_prompts
+from hf_distill.teachers.prompts import asked_by_kind
 
 _BLOCK = 256
 """Pairs whose embeddings are compared at a time, as dense rows."""
@@ -104,15 +104,8 @@ def load_sparse_encoder(recipe: Recipe) -> SparseEncoderTeacher:
     set_length(model, arguments.teacher, arguments.teacher_max_length)
     if "teacher_similarity" in recipe.given and arguments.teacher_similarity != "declared":
         model.similarity_fn_name = arguments.teacher_similarity
-    query, document = arguments.query_prompt, arguments.document_prompt
-    asked: dict[TextKind, Asked] = {
-        "query": asked_as(model, arguments.teacher, lambda: model.encode_query("a", prompt=query)),
-        "document": asked_as(
-            model, arguments.teacher, lambda: model.encode_document("a", prompt=document)
-        ),
-    }
+    asked = asked_by_kind(model, arguments)
     prompts = Prompts(asked["query"].prompt, asked["document"].prompt)
-    tell_unused_prompts(model, arguments, prompts.query, prompts.document)
     digests = model_identity(model, arguments.teacher, "teacher")
     dtype = chosen_dtype(arguments.teacher_dtype, model.device.type)
     precision, name = str(dtype).removeprefix("torch."), model.similarity_fn_name

@@ -34,15 +34,9 @@ def read_any(recipe: Recipe) -> SourcePairs:
     with Python files and nothing that holds a table is a source tree, for pydocs.
 
     Raises:
-        InputError: More than one of them is given; or as what is read.
+        InputError: As what is read.
     """
     data = recipe.data
-    given = [key for key in ("sources", "dataset_path", "dataset_name") if getattr(data, key)]
-    if len(given) > 1:
-        raise InputError(
-            f"{' and '.join(f'--{key}' for key in given)} are given, but a run reads one of them; "
-            "leave the others out, or name every path with --sources NAME=PATH"
-        )
     if data.sources:
         return read_sources(recipe)
     if data.dataset_path is not None and not _is_source_tree(Path(data.dataset_path)):
@@ -107,24 +101,18 @@ def read_sources(recipe: Recipe) -> SourcePairs:
     """Each of `sources`, NAME=PATH, in its own format. The row's `source` is NAME.
 
     Raises:
-        InputError: A name that is missing or used twice, `source_column`, a column that no source
-            has; or as `read_path`.
+        InputError: `source_column` is given, no source has a column that is; or as `read_path`.
     """
     data = recipe.data
-    paths = dict[str, Path]()
-    for given in data.sources:
-        name, _, path = given.partition("=")
-        if not name or not path:
-            raise InputError(f"--sources {given}: each is NAME=PATH, e.g. faq=faq.jsonl")
-        if name in paths:
-            raise InputError(f"--sources {given}: {name} is named twice; use another name")
-        paths[name] = Path(path)
     if data.source_column is not None:
         raise InputError(
             f"--source_column {data.source_column} has no effect: a row's source is its NAME of "
             "--sources; leave one of them out"
         )
-    every = {name: open_tables(path, "sources", recipe.reading) for name, path in paths.items()}
+    every = {
+        name: open_tables(path, "sources", recipe.reading)
+        for name, path in data.source_paths.items()
+    }
     there = {column for tables in every.values() for t in tables.tables for column in t.columns}
     for key in COLUMN_OPTIONS:
         if (column := getattr(data, key)) is not None and column not in there:

@@ -301,11 +301,8 @@ def score_of(value: object, table: Table, place: Place, column: str) -> float | 
     Raises:
         InputError: It is no number.
     """
-    try:
-        score = math.nan if value is None else float(value)  # type: ignore[arg-type]  # tried
-    except (TypeError, ValueError, OverflowError):
-        score = math.inf
-    if math.isinf(score):
+    score = math.nan if value is None else _number(value)
+    if score is None or math.isinf(score):
         raise InputError(
             f"{table.where(place)}: the column {column!r} holds {value!r:.50}, but a score is a "
             "number; fix the row, or name another --score_column"
@@ -317,6 +314,11 @@ def as_number(value: object) -> float | None:
     """A label as a number; None if it is none."""
     if isinstance(value, str):
         value = _LABEL_WORDS.get(value.strip().lower(), value)
+    return _number(value)
+
+
+def _number(value: object) -> float | None:
+    """A number, also if it is written as text; None if it is none."""
     if isinstance(value, str) and "_" in value:
         return None  # Python reads 1_0 as 10
     try:

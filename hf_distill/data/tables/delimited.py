@@ -10,7 +10,9 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
+from operator import methodcaller
 from pathlib import Path
 
 from hf_distill.data.tables.files import File
@@ -53,7 +55,7 @@ def open_tsv(file: File) -> Table:
         reading = "separated by tabs, quotes enclose cells"
         return _table(file, lambda: _quoted(file.path, "\t"), quotes.records, reading)
     reading = "separated by tabs, quotes are text" if quotes.seen else ""
-    read = lambda: _split(file.path, lambda line: line.split("\t"))  # noqa: E731
+    read = partial(_split, file.path, methodcaller("split", "\t"))
     return _table(file, read, quotes.lines, reading)
 
 
@@ -64,7 +66,7 @@ def open_text(file: File) -> Table | None:
     head = [line for _, line in islice(lines(file.path), _HEAD) if line.strip()]
     tabs = all("\t" in line for line in head)
     if head and (all(_is_trec(line.split()) for line in head) or _says_trec(file, head, tabs)):
-        read = lambda: _split(file.path, str.split)  # noqa: E731
+        read = partial(_split, file.path, str.split)
         return _table(file, read, reading="separated by white space")
     return open_tsv(file) if head and tabs else None
 
