@@ -151,12 +151,12 @@ def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
 
 def remove_leftovers(folder: RunFolder) -> None:
     """Remove what an earlier call was writing when it was killed: only names that nobody else gives
-    (`TEMPORARY`), and nothing behind a link.
+    (`TEMPORARY`), and nothing behind a link: `rmtree` refuses one.
     """
     for place, folders, files in os.walk(folder.path, followlinks=False):
         for name in [*folders, *files]:
             path = Path(place, name)
-            if not TEMPORARY.fullmatch(name) or path.is_symlink():
+            if not TEMPORARY.fullmatch(name):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
