@@ -43,10 +43,20 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "cut": _cut, "emptied": _emptied, "zeroed": _zeroed, "flipped": _flipped,
 }  # fmt: skip
 
-_READ_BY_NOBODY = re.compile(r"cache/lock|.*\.lock|cache/.*|checkpoints/.*|report\.html|.*\.md")
+_READ_BY_NOBODY = re.compile(r".*/lock|.*\.lock|report\.html|.*\.md|.*\.svg|export/.*")
 
-_OF_TRAINING = "pool/"
-"""Files that the training alone reads: without its result, a rerun has to train."""
+_READ_FOR = {
+    "pool/": "training.json",
+    "checkpoints/": "training.json",
+    "cache/text_keys": "soft_labels/manifest.json",
+    "soft_labels/texts/": "soft_labels/manifest.json",
+    "study/selections/": "study/study.json",
+    "study/results/": "study/study.json",
+}
+"""Files that only a stage reads that has no result yet -> its result, which is gone then."""
+
+_SLOW = ("export", "study")
+"""Checks of many seconds: each kind of file gets them with one damage."""
 
 
 def kinds(run: Path) -> dict[str, list[Path]]:
@@ -68,11 +78,16 @@ def _run(line: list[str], log: Path, command: bool) -> tuple[int, str]:
 def checks(run: Path, recipe: Path) -> dict[str, tuple[list[str], bool]]:
     """Name of a check -> its command line, and whether it is one of `hf-distill`."""
     dry = ["--model", "you/x", "--dataset", "you/y", "--dry_run"]
+    study = ["--rules", "percentile=60", "--examples", "32", "--seeds", "1"]
+    teacher = str(recipe.parent / "teacher")
     return {
         "rerun": ([str(recipe), "--run_dir", str(run)], False),
         "publish": (["publish", str(run), *dry], True),
         "search": (["search", str(run), "a cat"], True),
         "dataset": (["dataset", str(run), "--format", "beir"], True),
+        "compare": (["compare", str(run), teacher, "--task", str(run)], True),
+        "export": (["export", str(run)], True),
+        "study": (["study", str(recipe), "--run_dir", str(run), *study], True),
     }
 
 
@@ -96,8 +111,8 @@ def main() -> int:
     counts = {"right": 0, "traceback": 0, "silent": 0}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        recipe, whole = prepare(folder), folder / "whole"
-        log, run = folder / "log", folder / "damaged"
+        recipe, whole = prepare(folder), folder / "whole" / "run"
+        log, run = folder / "log", folder / "damaged" / "run"  # a comparison shows its last name
         for line, command in checks(whole, recipe).values():
             code, said = _run(line, log, command)
             if code:
@@ -105,17 +120,23 @@ def main() -> int:
         expected, answers = artefacts(whole), {}
         for name, (line, command) in checks(whole, recipe).items():
             answers[name] = _run(line, log, command)[1].replace(str(whole), "")
-        cases = [(files, name) for files in kinds(whole).values() for name in DAMAGES]
+        found = kinds(whole)
+        slow = {name: draw.choice([*DAMAGES]) for name in found}
+        cases = [(name, damage) for name in found for damage in DAMAGES]
         draw.shuffle(cases)
-        for files, damage in cases[: options.runs or None]:
+        for kind, damage in cases[: options.runs or None]:
+            files = found[kind]
             path = draw.choice(files)
             damaged = path.relative_to(whole).as_posix()
             for check in checks(run, recipe):
+                if check in _SLOW and damage != slow[kind]:
+                    continue
                 shutil.rmtree(run, ignore_errors=True)
                 shutil.copytree(whole, run)
                 (run / damaged).write_bytes(DAMAGES[damage](path.read_bytes(), draw))
-                if check == "rerun" and damaged.startswith(_OF_TRAINING):
-                    (run / "training.json").unlink()
+                for start, result in _READ_FOR.items():
+                    if check in ("rerun", "study") and damaged.startswith(start):
+                        (run / result).unlink(missing_ok=True)
                 line, command = checks(run, recipe)[check]
                 code, said = _run(line, log, command)
                 if check == "rerun":

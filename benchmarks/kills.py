@@ -1,8 +1,10 @@
 """Runs that are killed at any moment end as if nothing had happened: `python benchmarks/kills.py`.
 
 A tiny run is killed with SIGKILL at seeded moments over its whole duration, started again until it
-ends, and compared with an uninterrupted one, artefact by artefact (times aside). The last line is
-JSON: {"runs", "kills", "same"}. Exit code 1 if a run ends otherwise.
+ends, and compared with an uninterrupted one, artefact by artefact (times aside). With `--publish`,
+finished runs are published to a Hub on this machine and killed meanwhile; what the Hub then holds
+is compared, too. The last line is JSON: {"runs", "kills", "same"}. Exit code 1 if a run ends
+otherwise.
 """
 
 from __future__ import annotations
@@ -17,9 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tiny_run import ROOT, artefacts, prepare, started
+
+# isort: split
+from hub_server import TOKEN, Hub, running_hub  # tests/ is on the path since tiny_run was imported
+
+_MOST = 5
+"""Kills of a run; then it may end."""
+
+_HANGS = 600
+"""Seconds after which a run that nobody kills is said to hang."""
+
+REPOSITORIES = ("--model", "you/student", "--dataset", "you/pairs")
 
 
 def _ended(process: int, seconds: float) -> int | None:
@@ -33,53 +49,95 @@ def _ended(process: int, seconds: float) -> int | None:
     return None
 
 
-def _start(recipe: Path, run: Path, processes: int) -> int:
-    line = [str(recipe), "--run_dir", str(run)]
-    log = run.with_suffix(".log")
-    if processes == 1:
-        return started(line, log)
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port=0"]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, *launch, str(ROOT / "train.py"), *line],
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    return process.pid
-
-
-def _kill(process: int, run: Path) -> None:
-    """Kill the group of a process, and those workers of it that lead a group of their own."""
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    marker = os.fsencode(run)
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker in (folder / "cmdline").read_bytes():
-                os.kill(int(folder.name), signal.SIGKILL)
-        except (OSError, ValueError):
-            continue  # it has ended
-
-
 def killed_until_it_ends(
-    recipe: Path, run: Path, processes: int, moments: random.Random, duration: float
+    start: Callable[[Path], int], log: Path, moments: random.Random, duration: float
 ) -> int:
-    """How often the run was killed before it ended.
+    """How often what `start` starts (a process that leads a group) was killed before it ended.
 
     Raises:
         RuntimeError: It ends with an error.
     """
     kills = 0
     while True:
-        process = _start(recipe, run, processes)
-        code = _ended(process, moments.uniform(0, duration) if kills < 5 else 600)
+        process = start(log)
+        code = _ended(process, moments.uniform(0, duration) if kills < _MOST else _HANGS)
         if code is None:
-            _kill(process, run)
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             kills += 1
-        elif code == 0:
+        if code is None and kills > _MOST:
+            code = _HANGS
+        if code == 0:
             return kills
-        else:
-            said = run.with_suffix(".log").read_text()[-2000:]
+        if code is not None:
+            said = log.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"after {kills} kills it ends with code {code}:\n{said}")
+
+
+def _publishing(run: Path, hub: Hub) -> Callable[[Path], int]:
+    """Publishes a run. In a new process: the Hub's address is read when its client is imported."""
+    program = "import sys; from hf_distill.commands.main import main; sys.exit(main())"
+    line = [sys.executable, "-c", program, "publish", str(run), *REPOSITORIES]
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(run.parent / "home"),
+    }  # fmt: skip
+
+    def start(log: Path) -> int:
+        with log.open("w") as out:
+            return subprocess.Popen(
+                line, stdout=out, stderr=out, env=environment, cwd=ROOT, start_new_session=True
+            ).pid
+
+    return start
+
+
+def _published(hub: Hub) -> dict[str, object]:
+    """What a Hub holds: each file of each repository, and the tags that name its last state."""
+    held: dict[str, object] = {}
+    for (kind, name), repo in hub.repos.items():
+        last, files = repo.commits[-1]
+        held |= {f"{kind}/{name}/{file}": content for file, content in files.items()}
+        held[f"{kind}/{name}: tags"] = sorted(tag for tag, at in repo.tags.items() if at == last)
+    return held
+
+
+@dataclass
+class Campaign:
+    """Counts what came of the runs, and prints it."""
+
+    moments: random.Random
+    runs: int = 0
+    kills: int = 0
+    same: int = 0
+
+    def compare(
+        self,
+        name: str,
+        start: Callable[[Path], int],
+        log: Path,
+        duration: float,
+        made: Callable[[], dict[str, object]],
+        expected: dict[str, object],
+    ) -> None:
+        """Kill until it ends, and compare what it `made` with what is expected."""
+        try:
+            self.kills += killed_until_it_ends(start, log, self.moments, duration)
+            ours = made()
+            names = sorted(ours.keys() | expected.keys())
+            others = [name for name in names if ours.get(name) != expected.get(name)]
+        except RuntimeError as error:
+            others = [str(error)]
+        self.runs += 1
+        self.same += not others
+        print(f"{name}: {', '.join(others) or 'the same'}", flush=True)
+
+
+def _timed(start: Callable[[Path], int], log: Path) -> float:
+    """Seconds that it takes without a kill."""
+    begin = time.perf_counter()
+    killed_until_it_ends(start, log, random.Random(0), 1e9)
+    return time.perf_counter() - begin
 
 
 def main() -> int:
@@ -88,28 +146,44 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100, help="Default: 100.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments. Default: 0.")
     parser.add_argument("--processes", type=int, default=1, help="Of each run. Default: 1.")
+    parser.add_argument(
+        "--publish", type=int, default=0,
+        help="So many finished runs are published afterwards, and killed meanwhile. Default: 0.",
+    )  # fmt: skip
     options = parser.parse_args()
-    moments, kills, same = random.Random(options.seed), 0, 0
+    campaign = Campaign(random.Random(options.seed))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        recipe, whole = prepare(folder), folder / "whole"
-        start = time.perf_counter()
-        killed_until_it_ends(recipe, whole, options.processes, random.Random(0), 1e9)
-        duration, expected = time.perf_counter() - start, artefacts(whole)
+        recipe, whole, log = prepare(folder), folder / "whole", folder / "log"
+
+        def training(run: Path) -> Callable[[Path], int]:
+            line = [str(recipe), "--run_dir", str(run)]
+            return lambda log: started(line, log, processes=options.processes)
+
+        duration, expected = _timed(training(whole), log), artefacts(whole)
         for number in range(options.runs):
             run = folder / f"run-{number}"
-            try:
-                kills += killed_until_it_ends(recipe, run, options.processes, moments, duration)
-                ours = artefacts(run)
-                names = sorted(ours.keys() | expected.keys())
-                others = [name for name in names if ours.get(name) != expected.get(name)]
-            except RuntimeError as error:
-                others = [str(error)]
-            same += not others
-            print(f"run {number}: {', '.join(others) or 'the same'}", flush=True)
+            made = partial(artefacts, run)
+            campaign.compare(f"run {number}", training(run), log, duration, made, expected)
             shutil.rmtree(run, ignore_errors=True)
-    print(json.dumps({"runs": options.runs, "kills": kills, "same": same}))
-    return int(same != options.runs)
+        if options.publish:
+            with running_hub() as hub:
+                shutil.copytree(whole, folder / "published")
+                duration = _timed(_publishing(folder / "published", hub), log)
+                expected = _published(hub) | artefacts(folder / "published")
+        for number in range(options.publish):
+            run = folder / f"published-{number}"
+            shutil.copytree(whole, run)
+            with running_hub() as hub:
+                start = _publishing(run, hub)
+                campaign.compare(
+                    f"publishing {number}", start, log, duration,
+                    lambda run=run, hub=hub: _published(hub) | artefacts(run), expected,
+                )  # fmt: skip
+            shutil.rmtree(run)
+    figures = {"runs": campaign.runs, "kills": campaign.kills, "same": campaign.same}
+    print(json.dumps(figures))
+    return int(campaign.same != campaign.runs)
 
 
 if __name__ == "__main__":

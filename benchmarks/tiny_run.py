@@ -9,6 +9,8 @@ import faulthandler
 import json
 import os
 import re
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,9 @@ def prepare(folder: Path) -> Path:
     return path
 
 
-def started(line: list[str], log: Path, command: bool = False) -> int:
-    """Run a command line of `hf-distill` (or of `train.py`) in a process of its own. What it says
-    goes to `log`. Returns its process, which leads a group.
+def started(line: list[str], log: Path, command: bool = False, processes: int = 1) -> int:
+    """Run a command line of `hf-distill` (or of `train.py`, on several processes) in a process of
+    its own. What it says goes to `log`. Returns its process, which leads a group.
     """
     process = os.fork()
     if process:
@@ -81,16 +83,47 @@ def started(line: list[str], log: Path, command: bool = False) -> int:
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-        faulthandler.dump_traceback_later(_LONGEST, exit=True)  # a run that hangs says where
-        code = 3
-        try:
-            code = (main if command else train)(line)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())  # the traceback is what is looked for
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os._exit(_launched(line, processes) if processes > 1 else _work(line, command))
+
+
+def _work(line: list[str], command: bool) -> int:
+    """Run a command line. Returns its exit code."""
+    faulthandler.dump_traceback_later(_LONGEST, exit=True)  # a run that hangs says where
+    code = 3
+    try:
+        code = (main if command else train)(line)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # the traceback is what is looked for
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+def _launched(line: list[str], processes: int) -> int:
+    """As a launcher does: several processes work on one run, and if one fails the others are
+    killed. Returns the exit code.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(processes):
+        workers.append(os.fork())
+        if not workers[-1]:
+            of_rank = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            of_all = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ.update({name: str(value) for name, value in (of_rank | of_all).items()})
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+            os._exit(_work(line, command=False))
+    while workers:
+        ended, status = os.wait()
+        workers.remove(ended)
+        if code := os.waitstatus_to_exitcode(status):
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            return code % 256
+    return 0
 
 
 def _untimed(value: Any) -> Any:

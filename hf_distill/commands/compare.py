@@ -31,8 +31,8 @@ from hf_distill.evaluation.retrieval import (
 from hf_distill.evaluation.significance import compare_systems
 from hf_distill.evaluation.systems import not_applicable
 from hf_distill.evaluation.tasks import RetrievalTask, load_task
-from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import write_json
+from hf_distill.serving.index import student_of
 from hf_distill.teachers.base import SCALES
 
 HELP = "Measure models on one retrieval task, with intervals and tests against the first one."
@@ -119,8 +119,7 @@ def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> R
     """The run of the SentenceTransformer at `location`, ranked by the similarity that it
     declares.
     """
-    student = RunFolder(Path(location)).student
-    model = load_sentence_transformer(str(student) if student.is_dir() else location, "models")
+    model = load_sentence_transformer(student_of(location), "models")
     queries, documents = embed_task(model, task, name)
     similarity = str(model.similarity_fn_name)
     if similarity not in SCALES:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
-from hf_distill.run.stage import fingerprint, main_makes, written_whole
+from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.items import Items, work_once
 from hf_distill.scoring.shards import Shards
 from hf_distill.teachers.base import EmbeddingTeacher, TextKind
@@ -169,15 +169,29 @@ def _keys(texts: Items[Asked], teacher: EmbeddingTeacher) -> np.ndarray:
     return Items(texts.count, read, texts.what).keys()
 
 
-def _kept_keys(texts: Items[Asked], teacher: EmbeddingTeacher, path: Path) -> np.ndarray:
-    """The keys of `texts`, kept at `path`: hashing millions of texts takes seconds."""
+@dataclass(frozen=True)
+class TextKeys:
+    """`cache/text_keys-*.json`: for how many texts there are keys, in the array beside it."""
 
-    def make() -> None:
+    key: str
+    texts: int
+
+
+def _kept_keys(
+    texts: Items[Asked], teacher: EmbeddingTeacher, name: str, cache: Path
+) -> np.ndarray:
+    """The keys of `texts`, kept in `cache`: hashing millions of texts takes seconds. `name` says
+    what they depend on.
+    """
+    path = cache / f"text_keys-{name}.npy"
+
+    def make(key: str) -> TextKeys:
         keys = _keys(texts, teacher)
         with written_whole(path) as temporary:
             np.save(temporary, keys)
+        return TextKeys(key, len(keys))
 
-    main_makes(path, make, Path.is_file)
+    stage(path.with_suffix(".json"), TextKeys, [name], make, [path])
     keys: np.ndarray = np.load(path)
     return keys
 
@@ -198,7 +212,7 @@ def embed_collection(
     """
     texts = _texts_of(collection)
     name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind)
-    keys = _kept_keys(texts, teacher, cache / f"text_keys-{name}.npy")
+    keys = _kept_keys(texts, teacher, name, cache)
     vectors, rows, parts = _stored(texts, keys, teacher, folder)
     queries = len(collection.queries)
     return EmbeddingTable(vectors, rows[:queries], rows[queries:], parts)

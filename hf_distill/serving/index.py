@@ -25,7 +25,7 @@ from hf_distill.data.collection import Collection, text_id
 from hf_distill.data.sources.pydocs import harvest
 from hf_distill.errors import InputError
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import stage, written_whole
+from hf_distill.run.stage import files_of, stage, written_whole
 
 DEPTH = 10
 """Documents that a question gets by default."""
@@ -36,17 +36,18 @@ def student_of(run_or_model: str) -> str:
     Hub id).
 
     Raises:
-        InputError: The run has no student yet.
+        InputError: The run has no student yet, or the student is not the one that it trained.
     """
     folder = RunFolder(Path(run_or_model))
-    if folder.student.is_dir():
-        return str(folder.student)
-    if folder.recipe.is_file():
+    if not folder.recipe.is_file():
+        return run_or_model
+    if not folder.training.is_file():
         raise InputError(
             f"the run in {run_or_model} has no student yet; run it to its end: hf-distill train "
             f"{folder.recipe} --run_dir {run_or_model} --until release"
         )
-    return run_or_model
+    files_of(folder.training, folder.student)
+    return str(folder.student)
 
 
 def load_student(run_or_model: str) -> SentenceTransformer:

@@ -20,7 +20,7 @@ from hf_distill.data.tables.open import open_tables
 from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe, TeacherArguments
-from hf_distill.run.stage import folder_written_whole, main_makes, sha256_of
+from hf_distill.run.stage import folder_written_whole, sha256_of, stage
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, reads
 
 SCORE_COLUMNS, TEXT_COLUMN, EMBEDDING_COLUMN = ("teacher_score", "score"), "text", "embedding"
@@ -203,6 +203,13 @@ def _scores_of(data: DataArguments, recipe: Recipe, digests: list[str]) -> Preco
     )
 
 
+@dataclass(frozen=True)
+class EmbeddingCopy:
+    """`cache/embeddings-*.json`: the folder beside it holds the embeddings of a file as arrays."""
+
+    key: str
+
+
 def _written_embeddings(tables: Iterable[Table], folder: Path, name: str) -> None:
     """Write the embeddings of `tables` to `folder` as float32, row after row, and the number of
     each text beside them.
@@ -240,11 +247,12 @@ def _embeddings_of(
     content = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
     kept = recipe.cache / f"embeddings-{content}"
 
-    def make() -> None:
+    def make(key: str) -> EmbeddingCopy:
         with folder_written_whole(kept) as folder:
             _written_embeddings(tables, folder, arguments.teacher)
+        return EmbeddingCopy(key)
 
-    main_makes(kept, make, Path.is_dir)
+    stage(kept.with_suffix(".json"), EmbeddingCopy, digests, make, [kept])
     every = np.load(kept / "keys.npy")
     if not len(every):
         raise InputError(f"--teacher {arguments.teacher} has no rows; look at the file")

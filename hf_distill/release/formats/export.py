@@ -22,7 +22,7 @@ from hf_distill.release.formats import (
 from hf_distill.release.formats.contents import Contents, ExportFormat
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.folder import RunFolder, read_saved_recipe
-from hf_distill.run.stage import folder_written_whole, read_json
+from hf_distill.run.stage import folder_written_whole, read_result
 from hf_distill.scoring.scores import SoftLabels
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = {
@@ -63,7 +63,7 @@ def _scores(folder: RunFolder, collection: Collection) -> _Scores:
     manifest = folder.soft_labels / "manifest.json"
     if not manifest.is_file():
         return _Scores()
-    record = read_json(manifest, SoftLabels)
+    record = read_result(manifest, SoftLabels)
     if record.collection != collection.key:
         return _Scores(outdated=record.pairs)
     return _Scores(np.load(folder.soft_labels / "scores.npy"), public_name(record.teacher))
