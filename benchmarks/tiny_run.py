@@ -39,7 +39,7 @@ _TIMED = re.compile(
 """Keys of JSON that say how long something took, or what is told by others."""
 
 _OF_THE_CALL = re.compile(
-    r"(cache|checkpoints|search|export)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
+    r"(cache|checkpoints|search|export|study)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
     r"|text_lengths\.json|.*\.lock"
 )
 """Files that hold times, or that nothing is read from."""

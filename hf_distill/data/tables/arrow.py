@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hf_distill.data.tables.files import File
 from hf_distill.data.tables.table import Row, Table
 from hf_distill.data.tables.text import compression, first_bytes, open_bytes, refused
 from hf_distill.errors import InputError
+from hf_distill.run.stage import stage, written_whole
 
 _ROWS = 1000
 """Rows that become Python objects at once."""
@@ -123,6 +125,13 @@ def _table(
     )
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """`cache/*.json`: the file beside it is a compressed one, unpacked."""
+
+    key: str
+
+
 def _unpacked(path: Path, cache: Path) -> Path:
     """The file itself; a compressed one is written to `cache` first, because it is read at places
     and not from its beginning.
@@ -130,12 +139,17 @@ def _unpacked(path: Path, cache: Path) -> Path:
     if compression(path) is None:
         return path
     state = path.stat()
-    name = sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
-    target = cache / f"{name[:16]}{path.suffixes[-2] if len(path.suffixes) > 1 else ''}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
-        with refused(path), open_bytes(path) as source, part.open("wb") as written:
+    text = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    name = sha256(text.encode()).hexdigest()[:16]
+    target = cache / f"{name}{path.suffixes[-2] if len(path.suffixes) > 1 else ''}"
+
+    def make(key: str) -> Unpacked:
+        with (
+            refused(path), written_whole(target) as part, open_bytes(path) as source,
+            part.open("wb") as written,
+        ):  # fmt: skip
             shutil.copyfileobj(source, written, 1 << 20)
-        part.replace(target)
+        return Unpacked(key)
+
+    stage(cache / f"{name}.json", Unpacked, [name], make, [target])
     return target
