@@ -39,8 +39,8 @@ _TIMED = re.compile(
 """Keys of JSON that say how long something took, or what is told by others."""
 
 _OF_THE_CALL = re.compile(
-    r"(cache|checkpoints|search|export|study)/.*|report\.html|recipe\.yaml|student_model_sd/README\.md"
-    r"|text_lengths\.json|.*\.lock"
+    r"(cache|checkpoints|search|export|study)/.*|report\.html|recipe\.yaml|text_lengths\.json"
+    r"|student_model_sd/README\.md|.*\.lock"
 )
 """Files that hold times, or that nothing is read from."""
 
