@@ -49,6 +49,16 @@ def _ended(process: int, seconds: float) -> int | None:
     return None
 
 
+def _kill(process: int, moments: random.Random) -> None:
+    """Kill a process and its group; or one of several that it launched, and it ends the others."""
+    launched = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    if len(launched) > 1 and moments.random() < 0.5:
+        os.kill(int(moments.choice(launched)), signal.SIGKILL)
+    else:
+        os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
 def killed_until_it_ends(
     start: Callable[[Path], int], log: Path, moments: random.Random, duration: float
 ) -> int:
@@ -62,8 +72,7 @@ def killed_until_it_ends(
         process = start(log)
         code = _ended(process, moments.uniform(0, duration) if kills < _MOST else _HANGS)
         if code is None:
-            os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            _kill(process, moments)
             kills += 1
         if code is None and kills > _MOST:
             code = _HANGS

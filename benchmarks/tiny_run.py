@@ -65,7 +65,7 @@ def prepare(folder: Path) -> Path:
     keys = {
         **TINY, "dataset_path": str(folder / "pairs.jsonl"), "teacher": str(folder / "teacher"),
         "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
-        "texts_per_pair": 1,
+        "texts_per_pair": 1, "logging_steps": 3,
     }  # fmt: skip
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(keys))
