@@ -46,7 +46,22 @@ _OF_THE_CALL = re.compile(
 
 
 def prepare(folder: Path) -> Path:
-    """A teacher, pairs, and a recipe with checkpoints inside epochs. Returns the recipe."""
+    """A teacher, pairs, and a recipe with checkpoints inside epochs. Returns the recipe.
+
+    They are made in a process of their own: a process that has computed holds threads, which are
+    not there in those that it forks, and may be waited for.
+    """
+    process = os.fork()
+    if not process:
+        _prepare(folder)
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    if status:
+        raise RuntimeError(f"no teacher could be made in {folder}")
+    return folder / "tiny.yaml"
+
+
+def _prepare(folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     config = BertConfig(
@@ -67,9 +82,7 @@ def prepare(folder: Path) -> Path:
         "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
         "texts_per_pair": 1, "logging_steps": 3,
     }  # fmt: skip
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(keys))
-    return path
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(keys))
 
 
 def started(line: list[str], log: Path, command: bool = False, processes: int = 1) -> int:
