@@ -32,7 +32,7 @@ from hf_distill.evaluation.further import (
     with_shared_texts,
 )
 from hf_distill.evaluation.results import Evaluation
-from hf_distill.evaluation.validation import validation_evaluator, watched_measure
+from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -67,12 +67,11 @@ from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
+from hf_distill.training.stages import TrainingTask, check_batch
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.train import (
     TrainingRecord,
-    TrainingTask,
     check_amounts,
-    check_batch,
     check_objective,
     sizes_with,
     student_sizes,
@@ -98,18 +97,18 @@ def with_precision(recipe: Recipe) -> Recipe:
     if PartialState().num_processes > 1:
         broadcast_object_list(decision)
     fast = decision[0]
-    training, teacher, given = recipe.training, recipe.teacher, recipe.given
+    teacher, given = recipe.teacher, recipe.given
     if teacher.teacher_dtype == "auto":
         teacher = dataclasses.replace(teacher, teacher_dtype=_DTYPES[fast])
     if not given & {"bf16", "fp16"}:
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         mixed = launched if launched in ("bf16", "fp16") else fast
-        training = dataclasses.replace(
-            training, bf16=mixed == "bf16", fp16=mixed == launched == "fp16"
-        )
-    return dataclasses.replace(
-        recipe, training=training, teacher=teacher, given=given | {"bf16", "fp16"}
-    )
+        stages = [
+            dataclasses.replace(stage, bf16=mixed == "bf16", fp16=mixed == launched == "fp16")
+            for stage in recipe.stages
+        ]
+        recipe = dataclasses.replace(recipe, training=stages[0], further=tuple(stages[1:]))
+    return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
 
 
 class Run:
@@ -142,11 +141,13 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
-        parse_terms(recipe.training)
-        check_mixing(recipe.training)
+        for config in recipe.stages:
+            parse_terms(config)
+            check_mixing(config)
         if not run.wants("score"):
             return run
-        check_objective(recipe, run.teacher, run.rules)
+        for of_stage in recipe.of_each_stage():
+            check_objective(of_stage, run.teacher, run.rules)
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
         check_space(recipe, plan(recipe, run.sizes))
@@ -188,7 +189,7 @@ class Run:
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
             recipe, teacher = self.recipe, self.teacher
-            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.training)
+            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.stages)
             yield check_space(recipe, plan(recipe, sizes))
             if evaluates and self.further_tasks.summary:
                 yield self.further_tasks.summary
@@ -223,9 +224,10 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            check_amounts(collection, self.recipe.training)
-            check_sources(collection, self.recipe.training)
-            check_negatives(collection, self.teacher, self.recipe)
+            for recipe in self.recipe.of_each_stage():
+                check_amounts(collection, recipe.training)
+                check_sources(collection, recipe.training)
+                check_negatives(collection, self.teacher, recipe)
         return collection
 
     @cached_property
@@ -261,7 +263,8 @@ class Run:
     def selection(self) -> Selection:
         """Which training pairs the student is trained on."""
         selection = select_pairs(self.selection_inputs, self.rules, self.recipe.seed, self.folder)
-        check_batch(len(selection.kept), self.recipe.training)
+        for config in self.recipe.stages:
+            check_batch(len(selection.kept), config)
         return selection
 
     @cached_property
@@ -301,7 +304,8 @@ class Run:
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
         recipe = self.recipe
-        identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
+        terms = [term for stage in recipe.stages for term in stage.terms]
+        identities = backbone_identity(recipe.student), digests_of_plugins(terms)
         processes = recipe.training.world_size
         return [selection.key, vars(recipe.student), identities, recipe.training_keys(), processes]
 
@@ -326,13 +330,18 @@ class Run:
         rows = training_rows(self, selection, student)
         task = TrainingTask(
             student=student,
-            config=self.recipe.training,
+            stages=self.recipe.stages,
+            names=tuple(self.recipe.schedule.stages),
             rows=rows,
             components=self.initialisation.components,
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=checkpoints,
             evaluator=validation_evaluator(self.recipe, self.collection),
+            specialise=self.recipe.schedule.specialise,
+            measured=point_measure(self.collection, self.scores, self.recipe.seed)
+            if self.recipe.schedule.specialise is not None
+            else None,
         )
         return student, train_student(task, key)
 

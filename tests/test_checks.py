@@ -49,11 +49,10 @@ from hf_distill.run.stage import read_json, write_json, written_whole
 from hf_distill.student.save import save_student
 from hf_distill.training.checkpoints import check_checkpoint, wanted_checkpoint
 from hf_distill.training.rehearsal import check_training
+from hf_distill.training.stages import check_batch, check_validation
 from hf_distill.training.train import (
     TrainingRecord,
     check_amounts,
-    check_batch,
-    check_validation,
     sizes_with,
     student_sizes,
 )
@@ -529,7 +528,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_a_run_writes(
     teacher.embeds, teacher.dimension = True, 32
     sizes = sizes_with(
         student_sizes(student), open_collection(folder), teacher,  # type: ignore[arg-type]
-        recipe.training,
+        recipe.stages,
     )  # fmt: skip
     parts = plan(recipe, sizes)
     needed: dict[str, float] = {}

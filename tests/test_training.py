@@ -27,11 +27,9 @@ from hf_distill.training.rows import (
     number_rows,
     training_rows,
 )
+from hf_distill.training.stages import TrainingTask, _finite, check_batch
 from hf_distill.training.train import (
     TrainingRecord,
-    TrainingTask,
-    _finite,
-    check_batch,
     check_objective,
     train_student,
 )
@@ -166,7 +164,7 @@ def task(parts: Tiny, folder: Path, **options: Any) -> TrainingTask:
     settings = {"per_device_train_batch_size": 8, "num_train_epochs": 2, "logging_steps": 2}
     return TrainingTask(
         student=copy.deepcopy(parts.student),
-        config=config(folder, **settings, alignment_weight=1.0, **options),
+        stages=(config(folder, **settings, alignment_weight=1.0, **options),),
         rows=Rows(parts.numbers, parts.numbers.select(range(8)), parts.lookup, "selected"),
         components=parts.components,
         scale=SCALES["cosine"],

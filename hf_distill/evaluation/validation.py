@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import ir_measures
@@ -14,14 +16,24 @@ from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import embed_task
+from hf_distill.evaluation.fidelity import pearson
 from hf_distill.evaluation.retrieval import depth_of, parse_measures, per_query
 from hf_distill.evaluation.tasks import RetrievalTask, make_task
 from hf_distill.recipe.arguments import Recipe
+from hf_distill.scoring.scores import Scores
+from hf_distill.teachers.base import pair_similarity
+from hf_distill.training.between import CLOSENESS, RANKING
 
 MOST_DOCUMENTS = 10_000
 """Documents that the validation queries search: enough to tell students apart, and few enough to be
 embedded at each evaluation.
 """
+
+FEW_DOCUMENTS = 2_000
+"""The same, where several students are compared: each embeds them again."""
+
+_CELLS = 10
+"""Near and random documents of each query whose scores are compared."""
 
 _PREFIX = "eval_"
 _WATCHING = ("reduce_lr_on_plateau", "greedy")
@@ -77,15 +89,20 @@ def watched_measure(recipe: Recipe) -> ir_measures.Measure | None:
     return measure
 
 
-def validation_task(collection: Collection, seed: int) -> RetrievalTask:
+def _searched(collection: Collection, seed: int, most: int) -> np.ndarray:
+    """(n,) int64: the documents of `validation_task`."""
+    own = np.unique(collection.pairs("validation").documents)
+    others = np.setdiff1d(np.arange(len(collection.documents)), own)
+    drawn = np.random.default_rng(seed).permutation(others)[: max(0, most - len(own))]
+    return np.concatenate([own, drawn])
+
+
+def validation_task(collection: Collection, seed: int, most: int = MOST_DOCUMENTS) -> RetrievalTask:
     """The validation queries, and the documents that they search: those judged for them, and others
-    of the collection, drawn by the seed, up to `MOST_DOCUMENTS` together. Ids are `text_id`s.
+    of the collection, drawn by the seed, up to `most` together. Ids are `text_id`s.
     """
     pairs = collection.pairs("validation")
-    own = np.unique(pairs.documents)
-    others = np.setdiff1d(np.arange(len(collection.documents)), own)
-    drawn = np.random.default_rng(seed).permutation(others)[: max(0, MOST_DOCUMENTS - len(own))]
-    queries, documents = np.unique(pairs.queries), np.concatenate([own, drawn])
+    queries, documents = np.unique(pairs.queries), _searched(collection, seed, most)
     query_texts, document_texts = (
         dict(zip(numbers.tolist(), look_up(numbers), strict=True))
         for numbers, look_up in (
@@ -148,3 +165,75 @@ def validation_evaluator(recipe: Recipe, collection: Collection) -> ValidationRe
     if measure is None:
         return None
     return ValidationRetrieval(validation_task(collection, recipe.seed), measure)
+
+
+def point_measure(
+    collection: Collection, scores: Scores, seed: int
+) -> Callable[[SentenceTransformer], dict[str, float]] | None:
+    """What compares students between two stages of a training, on the validation queries: `RANKING`
+    among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and MAE to the teacher's scores.
+
+    Scores are compared over the pairs themselves and, where the teacher embeds texts, over the ten
+    documents of each query that it finds nearest and ten random ones. None: no validation pairs.
+    """
+    pairs = collection.pairs("validation")
+    if not len(pairs):
+        return None
+    task = validation_task(collection, seed, FEW_DOCUMENTS)
+    cells = _cells(collection, scores, task, seed)
+    measure = parse_measures([RANKING])[0]
+
+    def measured(model: SentenceTransformer) -> dict[str, float]:
+        queries, documents = embed_task(model, task, "student")
+        run = task.run(search(queries, documents, depth_of([measure])))
+        student = (queries[cells.queries] * documents[cells.documents]).sum(axis=1)
+        return {
+            RANKING: float(per_query(run, task.qrels, [measure])[str(measure)].mean()),
+            CLOSENESS: float(pearson(student, cells.scores)),
+            "MAE": float(np.abs(student - cells.scores).mean()),
+        }
+
+    return measured
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """n pairs of a task's query and document, by their places in it, and the teacher's scores."""
+
+    queries: np.ndarray
+    documents: np.ndarray
+    scores: np.ndarray
+
+
+def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: int) -> _Cells:
+    pairs = collection.pairs("validation")
+    places = [{name: i for i, name in enumerate(part)} for part in (task.queries, task.documents)]
+
+    def at(side: int, texts: list[str]) -> np.ndarray:
+        return np.array([places[side][text_id(text)] for text in texts])
+
+    queries = at(0, collection.query_texts(pairs.queries))
+    documents = at(1, collection.document_texts(pairs.documents))
+    own = _Cells(queries, documents, scores.of(pairs.rows))
+    known = ~np.isnan(own.scores)
+    own = _Cells(queries[known], documents[known], own.scores[known])
+    if scores.embeddings is None:
+        return own
+    numbers = np.empty(len(task.queries), dtype=np.int64)
+    numbers[queries] = pairs.queries
+    of_queries = scores.embeddings.of_queries(numbers).astype(np.float32)
+    searched = _searched(collection, seed, FEW_DOCUMENTS)
+    numbers = np.empty(len(task.documents), dtype=np.int64)
+    numbers[at(1, collection.document_texts(searched))] = searched
+    of_documents = scores.embeddings.of_documents(numbers).astype(np.float32)
+    count = min(_CELLS, len(numbers))
+    _, nearest = search(of_queries, of_documents, count, scores.scale.similarity)
+    draw = np.random.default_rng(seed)
+    further = np.concatenate([nearest, draw.integers(len(numbers), size=nearest.shape)], axis=1)
+    rows, columns = np.repeat(np.arange(len(further)), further.shape[1]), further.ravel()
+    given = pair_similarity(scores.scale.similarity, of_queries[rows], of_documents[columns])
+    return _Cells(
+        np.concatenate([own.queries, rows]),
+        np.concatenate([own.documents, columns]),
+        np.concatenate([own.scores, given]),
+    )

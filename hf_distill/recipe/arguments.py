@@ -263,8 +263,33 @@ class StudentArguments:
 
 
 @dataclass(frozen=True)
+class ScheduleArguments:
+    """Further stages of the training, and how far the student goes with the last one."""
+
+    _argument_group_name = "schedule"
+
+    stages: list[str] = option(
+        [],
+        "Further stages of the training, in order. Each is a text of the keys that differ from the "
+        'recipe\'s, e.g. "contrastive_weight=1, alignment_weight=5, max_steps=128". A stage has an '
+        "optimiser and a schedule of its own.",
+    )
+    specialise: str | None = option(
+        None,
+        "How far the student goes from the stage before the last to the last one, in its weights: "
+        "0 (not at all) to 1 (all the way), or auto: the best on the validation queries of those "
+        "points that follow the teacher's scores as well as any. Default: all the way.",
+    )
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A recipe: the options of every stage, its name, and which keys were given."""
+    """A recipe: the options of every stage, its name, and which keys were given.
+
+    Attributes:
+        training: The first stage of the training.
+        further: The stages after it.
+    """
 
     name: str
     run: RunArguments
@@ -272,8 +297,19 @@ class Recipe:
     teacher: TeacherArguments
     selection: SelectionArguments
     student: StudentArguments
+    schedule: ScheduleArguments
     training: DistillationConfig
     given: frozenset[str]
+    further: tuple[DistillationConfig, ...] = ()
+
+    @property
+    def stages(self) -> tuple[DistillationConfig, ...]:
+        """Every stage of the training, in order."""
+        return (self.training, *self.further)
+
+    def of_each_stage(self) -> list[Recipe]:
+        """A recipe for each stage of the training, without the others."""
+        return [dataclasses.replace(self, training=stage, further=()) for stage in self.stages]
 
     @property
     def seed(self) -> int:
@@ -297,18 +333,21 @@ class Recipe:
 
     def training_keys(self) -> dict[str, Any]:
         """Every option of the training that can change the student."""
-        return {
+        training = {
             name: value
             for name, value in plain(self.training).items()
             if not name.startswith(_NO_EFFECT_ON_STUDENT)
         }
+        return training | (vars(self.schedule) if self.further else {})
 
     def keys(self) -> dict[str, Any]:
         """The recipe as flat keys: all options of this project, and those of the Trainer that were
         given. Tokens are left out.
         """
         own = {field.name for field in dataclasses.fields(DistillationConfig)} - trainer_names()
-        parts = (self.run, self.data, self.teacher, self.selection, self.student)
+        parts = (
+            self.run, self.data, self.teacher, self.selection, self.student, self.schedule,
+        )  # fmt: skip
         flat = {name: value for part in parts for name, value in vars(part).items()}
         training = plain(self.training)
         return flat | {
@@ -318,7 +357,20 @@ class Recipe:
         }
 
 
-PARTS = (RunArguments, DataArguments, TeacherArguments, SelectionArguments, StudentArguments)
+PARTS = (
+    RunArguments, DataArguments, TeacherArguments, SelectionArguments, StudentArguments,
+    ScheduleArguments,
+)  # fmt: skip
+
+STAGE_KEYS = (
+    "terms", "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
+    "contrastive_symmetric", "texts_per_pair", "hard_negatives_per_pair", "grad_cache",
+    "one_source_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "weight_decay", "warmup_steps", "max_grad_norm",
+    "max_steps", "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "logging_steps", "load_best_model_at_end", "early_stopping_patience",
+)  # fmt: skip
+"""Keys that a stage of the training may have for itself, beside the weights of the terms."""
 
 
 def deciding(keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments, Recipe
+from hf_distill.recipe.arguments import DataArguments, Recipe, ScheduleArguments
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
@@ -98,6 +98,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_columns(recipe.data)
     _check_sources(recipe.data, recipe.training)
     _check_training(recipe.training, recipe.given)
+    _check_schedule(recipe.schedule)
     if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
         raise InputError(
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
@@ -107,7 +108,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 def _check_names(recipe: Recipe) -> None:
     """An empty text names nothing: no column, no file, no model."""
-    parts = (recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student)
+    parts = (
+        recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student, recipe.schedule,
+    )  # fmt: skip
     values = {name: value for part in parts for name, value in vars(part).items()}
     values |= {name: getattr(recipe.training, name) for name in _NAMES}
     for name, value in values.items():
@@ -243,6 +246,23 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
                 f"--eval_tasks {task!r}: it must be a folder, nano:NAME or mteb:NAME, e.g. "
                 "nano:SciFact"
             )
+
+
+def _check_schedule(schedule: ScheduleArguments) -> None:
+    """A place between two stages needs two, and lies between them."""
+    place = schedule.specialise
+    if place is None:
+        return
+    if not schedule.stages:
+        raise InputError(
+            f"--specialise {place}: there is one stage of training, so there is nothing between; "
+            "add one with --stages, or set --specialise none"
+        )
+    if place != "auto" and not 0 <= _number(place) <= 1:
+        raise InputError(
+            f"--specialise {place}: it must be auto, or a number between 0 (general) and 1 (the "
+            "last stage)"
+        )
 
 
 def _check_training(training: DistillationConfig, given: frozenset[str]) -> None:

@@ -18,7 +18,7 @@ import torch
 from transformers import HfArgumentParser
 
 from hf_distill.errors import InputError, printable
-from hf_distill.recipe.arguments import PARTS, Recipe, trainer_names
+from hf_distill.recipe.arguments import PARTS, STAGE_KEYS, Recipe, trainer_names
 from hf_distill.recipe.check import check_recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.no_effect import nearest
@@ -236,6 +236,29 @@ def _keys_in(line: Sequence[str]) -> set[str]:
     return {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
 
 
+def _stage_flags(text: str) -> list[str]:
+    """The flags of a stage: `key=value, key=value`."""
+    flags: dict[str, str] = {}
+    for part in re.split(r"[\s,]+", text.strip(", ")):
+        name, equals, value = part.partition("=")
+        if not name or not equals or not value:
+            raise InputError(
+                f"--stages {text!r}: {part!r} is not key=value; write a stage as "
+                '"contrastive_weight=1, max_steps=128"'
+            )
+        if name not in STAGE_KEYS and not name.endswith("_weight"):
+            raise InputError(
+                f"--stages {text!r}: {name} is the same in every stage; a stage may have its own "
+                f"weights of the terms and {', '.join(STAGE_KEYS)}"
+            )
+        if name in flags:
+            raise InputError(f"--stages {text!r}: {name} stands there twice; keep one of them")
+        flags[name] = value
+    if "num_train_epochs" in flags:
+        flags.setdefault("max_steps", "-1")  # the recipe's own would win
+    return [token for name, value in flags.items() for token in (f"--{name}", value)]
+
+
 def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool = True) -> Recipe:
     """Read `[RECIPE] [--key value ...]` into a :class:`Recipe`.
 
@@ -262,17 +285,34 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool 
     given = {key.removeprefix("no_") if key not in keys else key for key in given}
     for key in sorted(given - set(keys) - {"help"}):
         raise InputError(f"unknown key --{key}; {nearest(key, keys)}")
-    line = _without_unset(line)
+    result = _parsed(parser, _without_unset(line), name, given, program)
+    further = []
+    for text in result.schedule.stages:
+        flags = _stage_flags(text)
+        for key in sorted(_keys_in(flags) - set(keys)):
+            raise InputError(f"--stages {text!r}: unknown key {key}; {nearest(key, keys)}")
+        try:
+            stage = _parsed(
+                parser, _without_unset([*line, *flags]), name, given | _keys_in(flags), program
+            )
+        except InputError as error:
+            raise InputError(f"--stages {text!r}: {error}") from error
+        further.append(stage.training)
+    return dataclasses.replace(result, further=tuple(further))
+
+
+def _parsed(
+    parser: _RecipeParser, line: list[str], name: str, given: set[str], program: str
+) -> Recipe:
+    """The checked recipe of a command line whose every key is known; without further stages."""
     if "output_dir" not in given:
-        line += ["--output_dir", "unused"]
+        line = [*line, "--output_dir", "unused"]
     if "use_cpu" not in given and not torch.cuda.is_available():
         # Without it, the processes of `torchrun` do not find each other on a CPU.
-        line += ["--use_cpu", str(not torch.backends.mps.is_available())]
+        line = [*line, "--use_cpu", str(not torch.backends.mps.is_available())]
     try:
-        run, data, teacher, selection, student, training, stray = (
-            parser.parse_args_into_dataclasses(
-                line, look_for_args_file=False, return_remaining_strings=True
-            )
+        *parts, stray = parser.parse_args_into_dataclasses(
+            line, look_for_args_file=False, return_remaining_strings=True
         )
     except InputError:
         raise
@@ -285,8 +325,11 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool 
         raise InputError(
             f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"
         )
-    result = Recipe(name, run, data, teacher, selection, student, training, frozenset(given))
+    run, data, teacher, selection, student, schedule, training = parts
+    result = Recipe(
+        name, run, data, teacher, selection, student, schedule, training, frozenset(given)
+    )
     if "output_dir" not in given:
-        training.output_dir = str(result.run_dir / "checkpoints")
+        result.training.output_dir = str(result.run_dir / "checkpoints")
     check_recipe(result)
     return result

@@ -189,7 +189,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     pool = sizes.pool * vector
     pool_texts = round(sizes.pool * (text + 8))
     tensors = sizes.student if config.save_only_model else 3 * sizes.student
-    checkpoints = _checkpoints(recipe, sizes.train)
+    checkpoints = sum(_checkpoints(stage, sizes.train) for stage in recipe.of_each_stage())
     hits = sizes.tested * _HIT
     soft, shards = run / "soft_labels", Path(shared) if shared else None
     parts = [
@@ -203,6 +203,10 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
             Path(str(config.output_dir)),
             checkpoints * (tensors + sizes.tokenizer + _SETTINGS) if checkpoints else 0,
             max(tensors - sizes.student, sizes.student) if checkpoints else 0,
+        ),
+        Part(
+            "students between stages", "train", Path(str(config.output_dir)),
+            len(recipe.further) * sizes.student, sizes.student if recipe.further else 0,
         ),
         Part("student", "train", run, sizes.student + sizes.tokenizer, sizes.student),
         Part("evaluation", "evaluate", run, _SYSTEMS * hits + _REPORT, hits),

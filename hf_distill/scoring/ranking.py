@@ -196,7 +196,7 @@ def rank_in_pool(
     table = scores.embeddings
     if table is None:
         return None
-    k = max(_LEAST_NEGATIVES, recipe.training.hard_negatives_per_pair)
+    k = max(_LEAST_NEGATIVES, *(stage.hard_negatives_per_pair for stage in recipe.stages))
     path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
 
     def make(key: str) -> RankingRecord:

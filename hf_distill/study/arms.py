@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.config import DistillationConfig
 from hf_distill.selection.rules import (
     UNSCORED,
     Columns,
@@ -128,19 +129,26 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
     Incomplete batches are dropped. A small selection has many epochs, and would otherwise end each
     of them with an incomplete batch and see fewer examples.
     """
+
+    def matched(config: DistillationConfig, max_steps: int) -> DistillationConfig:
+        return dataclasses.replace(
+            config,
+            max_steps=max_steps,
+            seed=seed,
+            data_seed=None,
+            eval_strategy="no",
+            logging_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            early_stopping_patience=None,
+            dataloader_drop_last=True,
+            resume_from_checkpoint=None,
+        )
+
     config = recipe.training
     batch = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
-    training = dataclasses.replace(
-        recipe.training,
-        max_steps=-(-examples // batch),
-        seed=seed,
-        data_seed=None,
-        eval_strategy="no",
-        logging_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
-        early_stopping_patience=None,
-        dataloader_drop_last=True,
-        resume_from_checkpoint=None,
+    return dataclasses.replace(
+        recipe,
+        training=matched(config, -(-examples // batch)),
+        further=tuple(matched(stage, stage.max_steps) for stage in recipe.further),
     )
-    return dataclasses.replace(recipe, training=training)

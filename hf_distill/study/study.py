@@ -31,7 +31,7 @@ from hf_distill.study.arms import Arm, matched_recipe, parse_selections, plan_ar
 from hf_distill.study.compare import ArmResult, compare
 from hf_distill.study.measure import measure
 from hf_distill.study.page import Study, markdown, plot
-from hf_distill.training.train import check_batch
+from hf_distill.training.stages import check_batch
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
     check_checkpoint(recipe, student)
     for name in config.report_to or []:
         _try("report_to", name, partial(_start_reporting, name))
-    _rehearse(config, student)
+    for stage in recipe.stages:
+        _rehearse(stage, student)
     give_back_freed_memory()
 
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
@@ -33,6 +34,7 @@ from torch import Tensor
 from hf_distill.data.collection import Collection, Pairs, text_id
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.ranking import Ranking
@@ -114,16 +116,16 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
         columns["source"] = sources.column
     if selection.weight is not None:
         columns["weight"] = selection.weight[selection.kept]
-    if wanted := recipe.training.hard_negatives_per_pair:
+    if wanted := max(stage.hard_negatives_per_pair for stage in recipe.stages):
         listed = listed_negatives(train, scores, wanted)
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
     pool = None
-    if recipe.training.texts_per_pair:
+    if size := max(pool_size(len(train), stage) for stage in recipe.stages):
         columns["row"] = np.arange(len(train))
         plan = PoolPlan(
             pairs=train,
             key=selection.key,
-            size=pool_size(len(train), recipe.training),
+            size=size,
             words=student_words(student),
             seed=recipe.seed,
         )
@@ -137,6 +139,21 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
         lookup=Lookup(collection, scores.embeddings, pool),
         selection=selection.key,
     )
+
+
+def rows_of_stage(rows: Dataset, config: DistillationConfig) -> Dataset:
+    """`rows` with as many hard negatives as a stage of the training wants: the first ones."""
+    if "negatives" not in rows.column_names:
+        return rows
+    table, wanted = rows.with_format("arrow")[:], config.hard_negatives_per_pair
+    for name in ("negatives", "negative_scores"):
+        values = pc.list_flatten(table[name]).to_numpy().reshape(len(table), -1)[:, :wanted]
+        place = table.schema.get_field_index(name)
+        table = table.remove_column(place)
+        if wanted:
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            table = table.add_column(place, name, lists)
+    return Dataset(table).with_format("numpy")
 
 
 def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, np.ndarray]) -> Dataset:

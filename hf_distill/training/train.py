@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from accelerate import PartialState
+from safetensors.torch import load_model, save_model
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
-from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.disk import DEPTH, Sizes
+from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection.rules import Rule, needed_columns
 from hf_distill.student.layers import SEARCH
-from hf_distill.teachers.base import EmbeddingTeacher, Scale, Teacher
-from hf_distill.training.checkpoints import wanted_checkpoint
-from hf_distill.training.rows import Rows
-from hf_distill.training.sources import drawn_of
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher
+from hf_distill.training.between import Point, settle
+from hf_distill.training.stages import (
+    StageRecord,
+    TrainingTask,
+    check_batch,
+    check_validation,
+    train_stage,
+)
 from hf_distill.training.texts import pool_size
-from hf_distill.training.trainer import DistillationTrainer, check_scale
+from hf_distill.training.trainer import check_scale
 
 _SOURCES = 8
 """More sources than this are not named in a summary."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a training: the keys that differ from the recipe's (empty for the first one), its
+    optimiser steps, and its seconds.
+    """
+
+    name: str
+    steps: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ class TrainingRecord:
             that are not finite are left out.
         watched: The measure that the evaluations computed beside the loss, of how many queries and
             documents; empty if none.
+        stages: The stages, in order.
+        specialised: Where between the last two stages the student is, if that was asked: 0 is the
+            stage before the last, 1 the last one.
+        points: What was measured between them, on held-out data.
     """
 
     key: str
@@ -79,6 +95,9 @@ class TrainingRecord:
     layers: tuple[int, ...] | None
     log: tuple[dict[str, float], ...]
     watched: str = ""
+    stages: tuple[Stage, ...] = ()
+    specialised: float | None = None
+    points: tuple[Point, ...] = ()
 
     def summary(self) -> str:
         """How the training went, for a terminal."""
@@ -89,58 +108,16 @@ class TrainingRecord:
             best += f"; watched: {self.watched}"
         went_on = f"; resumed from {self.resumed_from}" if self.resumed_from else ""
         drawn = ", ".join(f"{name} {number:,}" for name, number in self.sources.items())
+        steps = f"{self.steps:,} steps"
+        if len(self.stages) > 1:
+            steps = " + ".join(f"{stage.steps:,}" for stage in self.stages) + " steps"
+        if self.specialised is not None:
+            best += f"; specialised: {self.specialised:g}"
         few = 0 < len(self.sources) <= _SOURCES
         sources = f"\n         pairs drawn: {drawn}" if few else ""
         return (
-            f"Training {self.pairs:,} pairs{beside}, {self.steps:,} steps ({self.epochs:.1f} "
+            f"Training {self.pairs:,} pairs{beside}, {steps} ({self.epochs:.1f} "
             f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}{sources}"
-        )
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """A student, and what it is trained on.
-
-    Attributes:
-        student: The untrained student; it is trained in place.
-        config: The objective and the training arguments.
-        rows: What it is trained on.
-        components: (student dimension, teacher dimension) coordinates of the alignment's targets;
-            None if the teacher has no embeddings.
-        scale: What the teacher's scores mean.
-        layers: The layers of the backbone that a search chose, for the record.
-        checkpoints: Folder for checkpoints of this training alone.
-        evaluator: What the evaluations compute beside the loss, and what then chooses the best
-            student. Its `primary_metric` is the name, and greater is better.
-    """
-
-    student: SentenceTransformer
-    config: DistillationConfig
-    rows: Rows
-    components: np.ndarray | None
-    scale: Scale
-    layers: tuple[int, ...] | None
-    checkpoints: Path
-    evaluator: BaseEvaluator | None = None
-
-
-def check_batch(pairs: int, config: DistillationConfig) -> None:
-    """Raise InputError if the pairs do not fill one batch of all processes, or an epoch has fewer
-    batches than a step takes.
-    """
-    batch = config.train_batch_size * config.world_size
-    if pairs < batch:
-        raise InputError(
-            f"{pairs} training pairs do not fill one batch of {config.train_batch_size} on "
-            f"{config.world_size} process(es); keep more pairs (--selection) or lower "
-            "--per_device_train_batch_size"
-        )
-    batches = pairs // batch if config.dataloader_drop_last else math.ceil(pairs / batch)
-    if batches < config.gradient_accumulation_steps:
-        raise InputError(
-            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {pairs} training "
-            f"pairs are only {batches} batches, so no step would be as large; keep more pairs, or "
-            "lower it"
         )
 
 
@@ -172,7 +149,10 @@ def student_sizes(student: SentenceTransformer) -> Sizes:
 
 
 def sizes_with(
-    student: Sizes, collection: Collection, teacher: Teacher, config: DistillationConfig
+    student: Sizes,
+    collection: Collection,
+    teacher: Teacher,
+    stages: Sequence[DistillationConfig],
 ) -> Sizes:
     """How much a run works on, once its pairs are read."""
     split = collection.record.split
@@ -184,29 +164,9 @@ def sizes_with(
         texts=sum(map(len, tables)),
         text_bytes=sum(table.data.nbytes for table in tables),
         dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
-        pool=pool_size(split["train"], config),
+        pool=max(pool_size(split["train"], stage) for stage in stages),
         tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
     )
-
-
-def check_validation(pairs: int, config: DistillationConfig) -> None:
-    """Raise InputError if the evaluations during training have too few pairs."""
-    strategy = IntervalStrategy(config.eval_strategy).value
-    if strategy == "no":
-        return
-    if not pairs:
-        raise InputError(
-            f"--eval_strategy {strategy}: there are no validation pairs to evaluate "
-            "on; set --validation_fraction above 0, or --eval_strategy no"
-        )
-    batch = config.eval_batch_size * config.world_size
-    if config.dataloader_drop_last and pairs < batch:
-        raise InputError(
-            f"--per_device_eval_batch_size {config.per_device_eval_batch_size}: {pairs} validation "
-            f"pairs do not fill one batch on {config.world_size} process(es), and "
-            "--dataloader_drop_last drops what does not; lower it to "
-            f"{max(1, pairs // config.world_size)} or less"
-        )
 
 
 def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> None:
@@ -267,8 +227,8 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
 
 
 def train_student(task: TrainingTask, key: str) -> TrainingRecord:
-    """Train the student in place, on all processes together. If `task.checkpoints` holds a
-    checkpoint, the training resumes from the last one.
+    """Train the student in place, stage by stage, on all processes together. It resumes from the
+    last stage that was completed, and from the last checkpoint of the one after it.
 
     Args:
         task: The student, and what it is trained on.
@@ -278,66 +238,64 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         How it went. The student is in evaluation mode.
 
     Raises:
-        InputError: Fewer pairs than a batch, or an evaluation without validation pairs.
+        InputError: As `train_stage`.
     """
-    rows, student = task.rows, task.student
-    config = copy.copy(task.config)
-    config.output_dir = str(task.checkpoints)
-    config.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
-    config.push_to_hub = False  # the release stage publishes, once everything is measured
-    check_batch(len(rows.train), config)
-    check_validation(len(rows.validation), config)
-    evaluates = IntervalStrategy(config.eval_strategy).value != "no"
-    evaluator = task.evaluator if evaluates else None
-    if evaluator is not None:
-        config.metric_for_best_model = f"eval_{evaluator.primary_metric}"
-    config.greater_is_better = evaluator is not None  # otherwise it is the loss
-    patience = config.early_stopping_patience
-    trainer = DistillationTrainer(
-        model=student,
-        args=config,
-        train_dataset=rows.train,
-        eval_dataset=rows.validation if evaluates else None,
-        components=task.components,
-        scale=task.scale,
-        lookup=rows.lookup,
-        evaluator=evaluator,
-        callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
-    )
-    checkpoint = wanted_checkpoint(config, task.checkpoints)
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
-    student.eval()
-    give_back_freed_memory()
-    state, pool = trainer.state, rows.lookup.pool
-    step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    last = len(task.stages)
+    records = [_kept_stage(task, number, key) for number in range(1, last)]
+    records.append(train_stage(task, last, key))
+    place: float | None = None
+    points: tuple[Point, ...] = ()
+    if task.specialise is not None:
+        place, points = settle(task.student, task.weights(last - 1), task.specialise, task.measured)
+    config, pool = task.stages[0], task.rows.lookup.pool
+    offsets = np.cumsum([0, *(record.steps for record in records)]).tolist()
+    sources: dict[str, int] = {}
+    for record in records:
+        for name, count in record.sources.items():
+            sources[name] = sources.get(name, 0) + count
+    best = records[-1].best_step
+    evaluator = task.evaluator
+    watches = any(IntervalStrategy(stage.eval_strategy).value != "no" for stage in task.stages)
     return TrainingRecord(
         key=key,
-        selection=rows.selection,
-        steps=state.global_step,
-        epochs=float(state.epoch or 0),
-        examples=state.global_step * step,
+        selection=task.rows.selection,
+        steps=offsets[-1],
+        epochs=sum(record.epochs for record in records),
+        examples=sum(record.examples for record in records),
         processes=config.world_size,
-        pairs=len(rows.train),
-        sources=drawn_of(trainer.plan, rows.train, state.global_step, config),
+        pairs=len(task.rows.train),
+        sources=sources,
         texts=0 if pool is None else len(pool),
-        seconds=round(seconds, 1),
-        resumed_from=Path(checkpoint).name if checkpoint else None,
+        seconds=round(sum(record.seconds for record in records), 1),
+        resumed_from=records[-1].resumed_from,
         precision="bf16" if config.bf16 else "fp16" if config.fp16 else "fp32",
-        best_step=state.best_global_step,
+        best_step=None if best is None else best + offsets[-2],
         layers=task.layers,
-        log=tuple(_finite(row) for row in state.log_history),
-        watched="" if evaluator is None else str(evaluator),
+        log=tuple(
+            row | {"step": row["step"] + offset}
+            for record, offset in zip(records, offsets, strict=False)
+            for row in record.log
+        ),
+        watched=str(evaluator) if evaluator is not None and watches else "",
+        stages=tuple(Stage(record.name, record.steps, record.seconds) for record in records),
+        specialised=place,
+        points=points,
     )
 
 
-def _finite(row: dict[str, Any]) -> dict[str, float]:
-    """The values of a log's row that are finite numbers. JSON cannot hold others, and fp16 logs a
-    gradient norm of NaN where it skips a step.
-    """
-    return {
-        name: value
-        for name, value in row.items()
-        if isinstance(value, (int, float)) and math.isfinite(value)
-    }
+def _kept_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
+    """A stage that others follow. The student after it is kept."""
+    weights = task.weights(number)
+
+    def make(of_stage: str) -> StageRecord:
+        record = train_stage(task, number, of_stage)
+        if PartialState().is_main_process:
+            with written_whole(weights) as temporary:
+                save_model(task.student, str(temporary))
+        return record
+
+    path = weights.with_suffix(".json")
+    record = stage(path, StageRecord, [key, number], make, [weights], together=True)
+    PartialState().wait_for_everyone()  # the main process has written it
+    load_model(task.student, weights)
+    return record
