@@ -52,7 +52,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
-from hf_distill.run.stage import read_result, stage
+from hf_distill.run.stage import key_of, read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
@@ -73,6 +73,7 @@ from hf_distill.training.train import (
     TrainingRecord,
     check_amounts,
     check_objective,
+    check_place,
     sizes_with,
     student_sizes,
     train_student,
@@ -228,6 +229,8 @@ class Run:
                 check_amounts(collection, recipe.training)
                 check_sources(collection, recipe.training)
                 check_negatives(collection, self.teacher, recipe)
+            validation = len(collection.pairs("validation"))
+            check_place(self.recipe.schedule.specialise, validation)
         return collection
 
     @cached_property
@@ -292,14 +295,17 @@ class Run:
         """How the student was trained. The student itself is in `folder.student`."""
 
         def make(key: str) -> TrainingRecord:
-            student, record = self.student_on(self.selection, Path(self.checkpoints(key)), key)
+            # Another place between the stages needs no other stages.
+            checkpoints = self.checkpoints(key_of(TrainingRecord, inputs))
+            student, record = self.student_on(self.selection, checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student)
             return record
 
         inputs = self.training_inputs(self.selection)
         files = [self.folder.student]
-        return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
+        placed = [*inputs, self.recipe.schedule.specialise]
+        return stage(self.folder.training, TrainingRecord, placed, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
@@ -320,7 +326,8 @@ class Run:
 
         Args:
             selection: The pairs.
-            checkpoints: Folder for checkpoints; an interrupted training resumes from them.
+            checkpoints: Folder for checkpoints, whose name says what they are of; an interrupted
+                training resumes from them.
             key: The fingerprint of the training.
 
         Returns:

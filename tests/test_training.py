@@ -105,11 +105,14 @@ def test_rows_name_texts_by_number_and_leave_out_pairs_without_a_score(parts: Ti
 def earlier(parts: Tiny, folder: Path, **options: Any) -> SimpleNamespace:
     """What a run has before the training."""
     values = np.arange(32, dtype=np.float32) / 32
-    embeddings = parts.lookup.embeddings
+    embeddings, training = parts.lookup.embeddings, config(**options)
     negatives = np.stack([(np.arange(32) + i) % 32 for i in (1, 2, 3, 4)], axis=1)
     return SimpleNamespace(
         recipe=SimpleNamespace(
-            training=config(**options), seed=3, teacher=SimpleNamespace(teacher_cache=None)
+            training=training,
+            stages=(training,),
+            seed=3,
+            teacher=SimpleNamespace(teacher_cache=None),
         ),
         folder=RunFolder(folder),
         teacher=None,

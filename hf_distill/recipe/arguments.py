@@ -338,7 +338,7 @@ class Recipe:
             for name, value in plain(self.training).items()
             if not name.startswith(_NO_EFFECT_ON_STUDENT)
         }
-        return training | (vars(self.schedule) if self.further else {})
+        return training | ({"stages": self.schedule.stages} if self.further else {})
 
     def keys(self) -> dict[str, Any]:
         """The recipe as flat keys: all options of this project, and those of the Trainer that were

@@ -98,7 +98,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_columns(recipe.data)
     _check_sources(recipe.data, recipe.training)
     _check_training(recipe.training, recipe.given)
-    _check_schedule(recipe.schedule)
+    _check_schedule(recipe.schedule, recipe.data)
     if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
         raise InputError(
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
@@ -248,7 +248,7 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
             )
 
 
-def _check_schedule(schedule: ScheduleArguments) -> None:
+def _check_schedule(schedule: ScheduleArguments, data: DataArguments) -> None:
     """A place between two stages needs two, and lies between them."""
     place = schedule.specialise
     if place is None:
@@ -262,6 +262,11 @@ def _check_schedule(schedule: ScheduleArguments) -> None:
         raise InputError(
             f"--specialise {place}: it must be auto, or a number between 0 (general) and 1 (the "
             "last stage)"
+        )
+    if place == "auto" and not data.validation_fraction:
+        raise InputError(
+            "--specialise auto: validation queries choose the place, and --validation_fraction 0 "
+            "leaves none; set it above 0, or name a place from 0 to 1"
         )
 
 

@@ -73,6 +73,7 @@ def _pictures(results: RunResults) -> dict[str, plots.Picture]:
             "calibration": plots.plot_calibration(evaluation.fidelity.calibration),
             "selection": plots.plot_selection(results.audit),
             "losses": plots.plot_losses(results.training, own_terms),
+            **({"points": plots.plot_points(results.training)} if results.training.points else {}),
         }
 
 

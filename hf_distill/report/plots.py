@@ -27,6 +27,7 @@ from hf_distill.evaluation.results import (
 )
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
 from hf_distill.selection.audit import Audit
+from hf_distill.training.between import CLOSENESS, RANKING
 from hf_distill.training.terms import TERMS
 from hf_distill.training.train import TrainingRecord
 
@@ -326,6 +327,8 @@ def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Pict
         points = [(row["step"], row[key]) for row in training.log if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    for border in np.cumsum([stage.steps for stage in training.stages])[:-1].tolist():
+        axes.axvline(border, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlabel("step")
     axes.set_ylabel("weighted loss")
     if training.log:
@@ -336,4 +339,30 @@ def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Pict
         plot,
         f"Training loss over {training.steps:,} steps, {story}",
         "Training loss, and each term times its weight.",
+    )
+
+
+def plot_points(training: TrainingRecord) -> Picture:
+    """Ranking against closeness to the teacher's scores, of the students between the last two
+    stages.
+    """
+    plot, axes = _plot(4.2, 3.0)
+    places = [point.place for point in training.points]
+    closeness, ranking = (
+        [point.measures[name] for point in training.points] for name in (CLOSENESS, RANKING)
+    )
+    axes.plot(closeness, ranking, color=BLUE, marker="o")
+    for place, x, y in zip(places, closeness, ranking, strict=True):
+        axes.annotate(f"{place:g}", (x, y), (4, 5), textcoords="offset points", color=GREY)
+    axes.set_xlabel(f"{CLOSENESS} to the teacher's scores")
+    axes.set_ylabel(f"{RANKING}, validation queries")
+    shown = ", ".join(
+        f"{place:g}: {y:.3f} and {x:.3f}"
+        for place, x, y in zip(places, closeness, ranking, strict=True)
+    )
+    return _picture(
+        plot,
+        f"{RANKING} and {CLOSENESS} by place between the last two stages ({shown}); the student "
+        f"is specialised at {training.specialised:g}",
+        "Students between the last two stages of the training: 0 is before the last one, 1 after.",
     )

@@ -262,6 +262,11 @@ def _key_of(path: Path) -> str | None:
         return None
 
 
+def key_of(kind: type[Result], inputs: Sequence[Any]) -> str:
+    """The key of a result of `kind` that was made from `inputs`."""
+    return fingerprint(kind.__name__, *inputs)
+
+
 def stage(
     path: Path,
     kind: type[R],
@@ -287,7 +292,7 @@ def stage(
     Returns:
         The result, with `key` set.
     """
-    key = fingerprint(kind.__name__, *inputs)
+    key = key_of(kind, inputs)
 
     def is_current(path: Path) -> bool:
         return all(file.exists() for file in files) and _key_of(path) == key

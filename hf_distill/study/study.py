@@ -62,9 +62,9 @@ class _Trials:
         )
 
         def make(key: str) -> ArmResult:
-            start, checkpoints = time.perf_counter(), self.out / "checkpoints"
+            start, checkpoints = time.perf_counter(), self.out / "checkpoints" / key
             student, training = trial.student_on(selection, checkpoints, key)
-            shutil.rmtree(checkpoints, ignore_errors=True)  # empty, but the Trainer makes it
+            shutil.rmtree(checkpoints.parent, ignore_errors=True)
             measured = measure(student, self.task)
             return ArmResult(
                 key=key,

@@ -62,7 +62,7 @@ class TrainingTask:
             None if the teacher has no embeddings.
         scale: What the teacher's scores mean.
         layers: The layers of the backbone that a search chose, for the record.
-        checkpoints: Folder for checkpoints of this training alone.
+        checkpoints: Folder for checkpoints of these stages alone; its name says what they are.
         evaluator: What the evaluations compute beside the loss, and what then chooses the best
             student. Its `primary_metric` is the name, and greater is better.
         specialise: As in the recipe.
@@ -86,7 +86,7 @@ class TrainingTask:
         return self.checkpoints if number == 1 else self.checkpoints / f"stage-{number}"
 
     def weights(self, number: int) -> Path:
-        """The student after a stage that others follow."""
+        """The student after a stage that something follows."""
         return self.checkpoints / f"after-stage-{number}.safetensors"
 
 

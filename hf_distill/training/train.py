@@ -22,7 +22,7 @@ from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection.rules import Rule, needed_columns
 from hf_distill.student.layers import SEARCH
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
-from hf_distill.training.between import Point, settle
+from hf_distill.training.between import AUTO, Point, settle
 from hf_distill.training.stages import (
     StageRecord,
     TrainingTask,
@@ -169,6 +169,17 @@ def sizes_with(
     )
 
 
+def check_place(specialise: str | None, validation: int) -> None:
+    """Raise InputError if validation pairs are to choose how far a student is specialised, and
+    there are none.
+    """
+    if specialise == AUTO and not validation:
+        raise InputError(
+            "--specialise auto: validation queries choose the place, and the data leaves none; "
+            "name a place from 0 to 1"
+        )
+
+
 def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> None:
     """Raise InputError if the recipe needs something that the teacher does not have: bounded
     scores, embeddings (of new texts), a ranking, enough dimensions.
@@ -241,11 +252,13 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         InputError: As `train_stage`.
     """
     last = len(task.stages)
-    records = [_kept_stage(task, number, key) for number in range(1, last)]
-    records.append(train_stage(task, last, key))
+    records = [_kept_stage(task, number) for number in range(1, last)]
     place: float | None = None
     points: tuple[Point, ...] = ()
-    if task.specialise is not None:
+    if task.specialise is None:
+        records.append(train_stage(task, last, key))
+    else:
+        records.append(_kept_stage(task, last))
         place, points = settle(task.student, task.weights(last - 1), task.specialise, task.measured)
     config, pool = task.stages[0], task.rows.lookup.pool
     offsets = np.cumsum([0, *(record.steps for record in records)]).tolist()
@@ -283,8 +296,8 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     )
 
 
-def _kept_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
-    """A stage that others follow. The student after it is kept."""
+def _kept_stage(task: TrainingTask, number: int) -> StageRecord:
+    """A stage that something follows. The student after it is kept."""
     weights = task.weights(number)
 
     def make(of_stage: str) -> StageRecord:
@@ -295,7 +308,9 @@ def _kept_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
         return record
 
     path = weights.with_suffix(".json")
-    record = stage(path, StageRecord, [key, number], make, [weights], together=True)
+    record = stage(
+        path, StageRecord, [task.checkpoints.name, number], make, [weights], together=True
+    )
     PartialState().wait_for_everyone()  # the main process has written it
     load_model(task.student, weights)
     return record
