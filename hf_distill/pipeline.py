@@ -296,19 +296,22 @@ class Run:
 
         def make(key: str) -> TrainingRecord:
             # Another place between the stages needs no other stages.
-            checkpoints = self.checkpoints(key_of(TrainingRecord, inputs))
-            student, record = self.student_on(self.selection, checkpoints, key)
+            checkpoints = self.checkpoints(key_of(TrainingRecord, self._stage_inputs(selection)))
+            student, record = self.student_on(selection, checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student)
             return record
 
-        inputs = self.training_inputs(self.selection)
-        files = [self.folder.student]
-        placed = [*inputs, self.recipe.schedule.specialise]
-        return stage(self.folder.training, TrainingRecord, placed, make, files, together=True)
+        selection = self.selection
+        inputs, files = self.training_inputs(selection), [self.folder.student]
+        return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
+        return [*self._stage_inputs(selection), self.recipe.schedule.specialise]
+
+    def _stage_inputs(self, selection: Selection) -> list[Any]:
+        """Everything that the stages of its training depend on."""
         recipe = self.recipe
         terms = [term for stage in recipe.stages for term in stage.terms]
         identities = backbone_identity(recipe.student), digests_of_plugins(terms)
