@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import logging
 import math
 import os
 import resource
@@ -46,7 +47,8 @@ from hf_distill.run.disk import Sizes, check_folders, check_space, naming, plan,
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json, write_json, written_whole
 from hf_distill.student.save import save_student
-from hf_distill.training.rehearsal import check_checkpoint, check_training, wanted_checkpoint
+from hf_distill.training.checkpoints import check_checkpoint, wanted_checkpoint
+from hf_distill.training.rehearsal import check_training
 from hf_distill.training.train import (
     TrainingRecord,
     check_amounts,
@@ -391,8 +393,46 @@ def test_the_checkpoint_to_begin_with(checkpoints: Path, tmp_path: Path) -> None
         wanted("true", tmp_path)
     copied = tmp_path / "copied"
     shutil.copytree(own, copied)
-    (copied / "checkpoint-4" / "trainer_state.json").unlink()  # the Trainer writes it last
+    (copied / "checkpoint-4" / "complete.json").unlink()  # it is written last
     assert wanted(None, copied) == str(copied / "checkpoint-2")
+    only_models = DistillationConfig("x", save_only_model=True)
+    assert wanted_checkpoint(only_models, own) is None, "it would train another student"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
+    parts: Tiny, checkpoints: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(checkpoints / "key", copied)
+    damaged = copied / "checkpoint-4" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    config = DistillationConfig("x")
+    with caplog.at_level(logging.WARNING):
+        assert wanted_checkpoint(config, copied) == str(copied / "checkpoint-2")
+    assert str(damaged) in caplog.text
+    named = recipe_of("recommended", resume_from_checkpoint=copied / "checkpoint-4")
+    with pytest.raises(InputError, match=f"{damaged} is damaged"):
+        check_checkpoint(named, parts.student)
+    shutil.rmtree(copied / "checkpoint-2")
+    assert wanted_checkpoint(config, copied) is None
+
+
+def test_the_best_checkpoint_is_whole_too(parts: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "trained"
+    keys: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
+    keys |= {"eval_steps": 1, "max_steps": 4, "load_best_model_at_end": True}
+    keys |= {"metric_for_best_model": "eval_loss", "learning_rate": 1.0}  # the first is the best
+    trainer = parts.trainer(folder, **keys)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert wanted_checkpoint(trainer.args, folder) == str(folder / "checkpoint-4")
+    (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"")
+    assert wanted_checkpoint(trainer.args, folder) is None
 
 
 def test_a_checkpoint_is_looked_at_before_any_work(
@@ -416,6 +456,7 @@ def test_a_checkpoint_is_looked_at_before_any_work(
     shutil.copytree(there / "2_Dense", other / "4_Dense")
     modules = json.loads((other / "modules.json").read_text())
     (other / "modules.json").write_text(json.dumps(modules[:2]))
+    (other / "complete.json").unlink()  # as other programs write one
     with pytest.raises(InputError, match=r"another student: 1 of \d+ parameters .*2\.linear"):
         check(other)
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_training import Tiny, tiny
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hf_distill.training.rehearsal import wanted_checkpoint
+from hf_distill.training.checkpoints import wanted_checkpoint
 
 
 class KilledError(Exception):
@@ -70,7 +70,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "accumulation": {
         "save_strategy": "steps", "save_steps": 1, "max_steps": 3,
-        "gradient_accumulation_steps": 2,     },
+        "gradient_accumulation_steps": 2,
+    },
+    "the log has steps of its own": {
+        "save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "num_train_epochs": 2,
+    },
+    "the better students are kept": {
+        "save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 5,
+        "num_train_epochs": 2, "metric_for_best_model": "eval_loss",
+    },
 }  # fmt: skip
 
 MOMENTS = [

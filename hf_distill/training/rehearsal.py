@@ -1,6 +1,4 @@
-"""What is found out about a training before any work: its settings are tried, and its checkpoint is
-looked at.
-"""
+"""What is found out about a training before any work: its settings are tried in one step."""
 
 from __future__ import annotations
 
@@ -9,12 +7,11 @@ import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import PrinterCallback, TrainerState
+from transformers import PrinterCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -22,16 +19,8 @@ from hf_distill.compute.device import device_type, give_back_freed_memory
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.training.checkpoints import FAULTS, check_checkpoint
 from hf_distill.training.trainer import DistillationTrainer
-
-LAST, NONE = ("true", "last"), ("false",)
-"""Values of `resume_from_checkpoint` beside a path."""
-
-_FAULTS = (
-    ArithmeticError, ImportError, RuntimeError, ValueError, TypeError, AttributeError, LookupError,
-    AssertionError, OSError,
-)  # fmt: skip
-"""What torch, transformers and their optional packages raise for settings that do not work here."""
 
 _ALONE: dict[str, Any] = {
     "contrastive_weight": 1.0, "regression_weight": 0.0, "kl_weight": 0.0, "margin_weight": 0.0,
@@ -104,7 +93,7 @@ def _try(name: str, value: object, act: Callable[[], object]) -> None:
         act()
     except InputError:
         raise
-    except _FAULTS as error:
+    except FAULTS as error:
         says = " ".join(str(error).split()).removesuffix(".")
         if not isinstance(error, (ImportError, ValueError)):
             says = f"{type(error).__name__}: {says}"
@@ -156,103 +145,3 @@ def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
 def _planned_steps(config: DistillationConfig) -> int:
     """Some number of steps: how many there will be is known when the data is read."""
     return config.max_steps if config.max_steps > 0 else 1000
-
-
-def wanted_checkpoint(config: DistillationConfig, own: Path) -> str | None:
-    """The checkpoint that a training begins with, if any.
-
-    Args:
-        config: `resume_from_checkpoint` is a path, `true` (the last checkpoint of this training, as
-            for `Trainer.train`), `false` (begin anew), or none (the last one, if there is one).
-        own: The folder of this training's checkpoints.
-
-    Raises:
-        InputError: `true`, and this training has no checkpoint.
-    """
-    named = config.resume_from_checkpoint
-    if named and named.lower() not in (*LAST, *NONE):
-        return named
-    if named and named.lower() in NONE:
-        return None
-    last = _last_checkpoint(own, IntervalStrategy(config.eval_strategy))
-    if named and last is None:
-        raise InputError(
-            f"--resume_from_checkpoint {named}: this training has no checkpoint in {own}; set it "
-            "to none: a run goes on from its own last checkpoint, and begins anew where there is "
-            "none"
-        )
-    return last
-
-
-def _last_checkpoint(folder: Path, evaluates: IntervalStrategy) -> str | None:
-    """The last checkpoint from which the Trainer goes on as if nothing had happened."""
-    complete = [  # the Trainer writes its state last
-        path.parent
-        for path in folder.glob("checkpoint-*/trainer_state.json")
-        if path.parent.name.partition("-")[2].isdigit() and _goes_on(path, evaluates)
-    ]
-    last = max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
-    return None if last is None else str(last)
-
-
-def _goes_on(path: Path, evaluates: IntervalStrategy) -> bool:
-    """Whether the training can go on from this state of it.
-
-    The Trainer forgets two things. It trains at least one step of an epoch that it resumes inside,
-    also behind the last step and where it had stopped early; and it makes no evaluation at the end
-    of an epoch whose last step it had saved before. The checkpoint before such a one makes the
-    steps between them again, and then the same student.
-    """
-    state = TrainerState.load_from_json(str(path))
-    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
-    early = control.get("should_training_stop", False) and state.global_step < state.max_steps
-    between = float(state.epoch or 0).is_integer()
-    evaluated = any("eval_loss" in r and r["step"] == state.global_step for r in state.log_history)
-    if early or (state.global_step >= state.max_steps and not between):
-        return False
-    return not between or evaluates != IntervalStrategy.EPOCH or evaluated
-
-
-def check_checkpoint(recipe: Recipe, student: SentenceTransformer) -> None:
-    """Raise InputError if `resume_from_checkpoint` names no checkpoint of such a student."""
-    named = recipe.training.resume_from_checkpoint
-    if not named or named.lower() in NONE:
-        return
-    folder = Path(str(recipe.training.output_dir))
-    if named.lower() in LAST:
-        if not any(folder.glob("*/checkpoint-*")):
-            raise InputError(
-                f"--resume_from_checkpoint {named}: {folder} holds no checkpoint; set it to none: "
-                "a run goes on from its own last checkpoint, and begins anew where there is none"
-            )
-        return
-    path = Path(named)
-    needed = ("trainer_state.json", "modules.json")
-    missing = [name for name in needed if not (path / name).is_file()]
-    if missing:
-        says = f"it holds no {missing[0]}" if path.is_dir() else "there is no such folder"
-        raise InputError(
-            f"--resume_from_checkpoint {named}: {says}; name a folder checkpoint-N of a training, "
-            "or true for the last one of this run"
-        )
-    if recipe.student.student_vocabulary == "used":
-        return  # the vocabulary is cut when the texts are read
-    try:
-        there = SentenceTransformer(str(path), device="cpu").state_dict()
-    except _FAULTS as error:
-        says = " ".join(str(error).split())
-        raise InputError(
-            f"--resume_from_checkpoint {named}: it cannot be loaded ({says}); name another one"
-        ) from error
-    here = student.state_dict()
-    others = [
-        name
-        for name in here.keys() | there.keys()
-        if name not in here or name not in there or here[name].shape != there[name].shape
-    ]
-    if others:
-        raise InputError(
-            f"--resume_from_checkpoint {named}: it holds another student: {len(others)} of "
-            f"{len(here)} parameters differ, e.g. {sorted(others)[0]}; build the student "
-            "as that one was built, or name another checkpoint"
-        )

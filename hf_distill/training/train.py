@@ -26,7 +26,7 @@ from hf_distill.run.disk import DEPTH, Sizes
 from hf_distill.selection.rules import Rule, needed_columns
 from hf_distill.student.layers import SEARCH
 from hf_distill.teachers.base import EmbeddingTeacher, Scale, Teacher
-from hf_distill.training.rehearsal import wanted_checkpoint
+from hf_distill.training.checkpoints import wanted_checkpoint
 from hf_distill.training.rows import Rows
 from hf_distill.training.sources import drawn_of
 from hf_distill.training.texts import pool_size

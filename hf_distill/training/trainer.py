@@ -16,12 +16,14 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.disk import naming
 from hf_distill.teachers.base import SCALES, Scale
+from hf_distill.training.checkpoints import seal
 from hf_distill.training.collator import DistillationCollator
 from hf_distill.training.in_batch import in_batches
 from hf_distill.training.packing import Packer, fast_on_cpu
@@ -64,6 +66,29 @@ class _GiveBackMemory(TrainerCallback):
         """Called by the Trainer."""
         if state.global_step % _GIVE_BACK_STEPS == 0:
             give_back_freed_memory()
+
+
+class _LogAtCheckpoints(TrainerCallback):
+    """Logs at each checkpoint. A row of the log is a mean since the row before, which a training
+    that resumes from a checkpoint would otherwise know only a part of.
+    """
+
+    def _log(self, args: TrainingArguments, control: TrainerControl) -> None:
+        if args.logging_strategy != IntervalStrategy.NO:
+            best = args.save_strategy == SaveStrategy.BEST and control.should_evaluate
+            control.should_log |= control.should_save or best
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called by the Trainer, after it has decided whether to save."""
+        self._log(args, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called by the Trainer, after it has decided whether to save."""
+        self._log(args, control)
 
 
 class DistillationTrainer(SentenceTransformerTrainer):
@@ -126,6 +151,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         if isinstance(self.data_collator, DistillationCollator):
             self._epochs.append(self.data_collator.epoch)
         self.add_callback(_TellEpoch(self._epochs))
+        self.add_callback(_LogAtCheckpoints())
         if args.device.type == "cpu":
             self.add_callback(_GiveBackMemory())
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
@@ -186,11 +212,19 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self.model.save_pretrained(path, create_model_card=False)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As the Trainer does. On a full disk, what was written of the checkpoint is removed."""
+        """As the Trainer does, and seals it when every process has written its part. What an
+        earlier call left of it is removed before, and on a full disk what was written of it.
+        """
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
         try:
             with naming(folder):
                 super()._save_checkpoint(*args, **kwargs)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    seal(folder, self.state.global_step)
         except WriteError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
