@@ -232,9 +232,13 @@ def _summed(parts: Sequence[Part]) -> dict[str, float]:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files) if folder.is_dir() else 0
+    """Bytes of all files below `folder`. Another call may be at work there: files come and go."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += Path(place, name).stat().st_size
+    return size
 
 
 def largest_file() -> float:
