@@ -42,7 +42,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
-from hf_distill.run.disk import Sizes, check_folders, check_space, plan
+from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
 from hf_distill.run.folder import (
     RunFolder,
     check_made_with,
@@ -137,6 +137,7 @@ class Run:
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         check_folders(recipe)
+        check_files(recipe)
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
