@@ -116,7 +116,7 @@ def check_files(recipe: Recipe) -> None:
     data = recipe.data
     read = {
         "dataset_path": [data.dataset_path], "test_path": [data.test_path],
-        "sources": list(data.named_sources().values()), "eval_tasks": data.eval_tasks,
+        "sources": [*data.source_paths.values()], "eval_tasks": data.eval_tasks,
         "teacher": [recipe.teacher.teacher], "student_backbone": [recipe.student.student_backbone],
     }  # fmt: skip
     for flag, paths in read.items():
