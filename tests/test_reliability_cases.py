@@ -263,24 +263,22 @@ def test_12_a_folder_that_cannot_be_written_to(
 @pytest.mark.parametrize(
     "flag",
     ["dataset_path", "teacher", "student_backbone", "resume_from_checkpoint", "sources",
-     "eval_tasks", "fsdp_config", "accelerator_config", "deepspeed", "recipe"],
+     "eval_tasks", "recipe"],
 )  # fmt: skip
-def test_12_a_file_that_cannot_be_read(
-    tiny: Path, tmp_path: Path, flag: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_12_a_file_that_cannot_be_read(tiny: Path, tmp_path: Path, flag: str) -> None:
     run = tmp_path / "run"
     for name, wrong in special_files(tmp_path).items():
         line = [tiny, "--run_dir", run, f"--{flag}", wrong]
         if flag == "recipe":
-            if name in ("null", "empty"):
-                continue  # a recipe that says nothing is the defaults
+            if name in ("null", "empty", "fifo", "zero"):
+                continue  # one that says nothing is the defaults; a pipe is a way to give one
             line = [wrong, "--run_dir", run]
         elif flag == "sources":
             line = [tiny, "--run_dir", run, "--dataset", "auto", "--dataset_path", "none",
                     "--sources", f"s={wrong}"]  # fmt: skip
         said = call(line)
         assert (name, said.code) == (name, 2), said.err[-2000:]
-        refused(said, str(wrong) if flag not in ("fsdp_config", "deepspeed") else "error")
+        refused(said, str(wrong))
         assert not (run / "recipe.yaml").exists(), name
 
 

@@ -114,7 +114,7 @@ def check_files(recipe: Recipe) -> None:
         InputError: A flag names one.
     """
     data = recipe.data
-    read = {
+    read: dict[str, Sequence[object]] = {
         "dataset_path": [data.dataset_path], "test_path": [data.test_path],
         "sources": [*data.source_paths.values()], "eval_tasks": data.eval_tasks,
         "teacher": [recipe.teacher.teacher], "student_backbone": [recipe.student.student_backbone],
