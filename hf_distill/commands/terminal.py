@@ -5,6 +5,7 @@ into one message and an exit code.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import sys
@@ -20,6 +21,9 @@ from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
 from hf_distill.run.disk import why_not_written
 
+
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""Why the system does not take a path, whatever it is for."""
 
 _SECRETS = re.compile(
     r"(?<=://)[^/\s@]+@|(?<=[?&])[\w-]*(?:token|key|secret|password)[\w-]*=[^&\s'\"]+|\bhf_\w{20,}",
@@ -85,6 +89,10 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
         return 1
     except Exception as error:  # a library's working file; all others are raised again
         why = why_not_written(error)
+        if isinstance(error, OSError) and error.errno in _NO_PATH:
+            path = _message(f"{error.filename}: {error.strerror}")
+            print(f"{program}: error: {path}; name another path", file=sys.stderr)
+            return 2
         if why is None:
             raise
         named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
