@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.commands.main import main
 from hf_distill.commands.train import main as train
+from hf_distill.release import access
 from hf_distill.teachers.endpoint import KEY_VARIABLE
 
 pytestmark = [
@@ -42,6 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of the process that loads back
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(access, "WAITS", [0])
     with running_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         yield hub
