@@ -5,14 +5,14 @@
 | 01 half checkpoint | here; every moment in test_interrupted_training.py, benchmarks/kills.py |
 | 02 untrained student in training mode | here |
 | 03 links published | test_finished_runs.py::test_what_a_link_leads_to_is_not_published |
-| 04 hidden files removed | here, test_run.py::test_leftovers_of_a_killed_call_are_removed... |
+| 04 hidden files removed | here, test_run.py::test_leftovers_of_a_killed_call... |
 | 07 brackets in a file's name | here |
-| 08 damaged artefacts stay | benchmarks/damage.py, test_run.py::test_a_damaged_result_is_noticed... |
+| 08 damaged artefacts stay | benchmarks/damage.py, test_run.py::test_a_damaged_result... |
 | 09 damaged student published | test_finished_runs.py::test_a_damaged_artefact_is_not_published |
 | 10 nothing trained, 11 bad numbers | here |
 | 12 paths | here; the recipe of brackets in test_hostile_recipes.py |
-| 13 Markdown in cards | here for the teacher's folder and prompts; all fields in test_hostile_texts.py |
-| 15 two runs in one folder | benchmarks/two_at_once.py, test_run.py::test_a_second_call_in_a_folder... |
+| 13 Markdown in cards | here: a teacher's folder, prompts; all fields: test_hostile_texts.py |
+| 15 two runs in one folder | benchmarks/two_at_once.py, test_run.py::test_a_second_call... |
 | 17 a pickle | here; loading it as a student in test_foreign_runs.py |
 """
 
@@ -178,8 +178,8 @@ def test_07_a_run_and_a_teacher_may_have_any_name(
     made = (run / "evaluation.json").stat().st_mtime_ns
     run_tiny(tiny, run, *line)
     assert (run / "evaluation.json").stat().st_mtime_ns == made
-    for command in (["search", run, "a cat"], ["dataset", run, "--format", "beir"],
-                    ["publish", run, "--model", "a/b", "--dataset", "a/c", "--dry_run"]):  # fmt: skip
+    publish = ["publish", run, "--model", "a/b", "--dataset", "a/c", "--dry_run"]
+    for command in (["search", run, "a cat"], ["dataset", run, "--format", "beir"], publish):
         said = call(command, main)
         assert said.code == 0, said.err[-2000:]
 
@@ -237,7 +237,8 @@ def special_files(folder: Path) -> dict[str, Path]:
     made["utf16"].write_bytes("seed: 1".encode("utf-16") + b"\xff")
     return {
         **made, "null": Path("/dev/null"), "zero": Path("/dev/zero"), "proc": Path("/proc/x/y"),
-        "long": folder / ("x" * 300), "missing": folder / "missing", "under": tmp_file(folder) / "x",
+        "long": folder / ("x" * 300), "missing": folder / "missing",
+        "under": tmp_file(folder) / "x",
     }  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
 from hf_distill.run.disk import why_not_written
 
-
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """Why the system does not take a path, whatever it is for."""
 

@@ -122,7 +122,7 @@ def check_files(recipe: Recipe) -> None:
     for flag, paths in read.items():
         for path in paths:
             try:
-                mode = os.stat(str(path)).st_mode
+                mode = Path(str(path)).stat().st_mode
             except (OSError, ValueError):
                 continue  # a name on the Hub, or its reader says what is missing
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
