@@ -232,3 +232,8 @@ def test_killed_runs_end_as_the_uninterrupted_one(
 def test_no_damaged_file_is_used_without_a_word() -> None:
     figures = last_line("damage", "--runs", 2, "--seed", 1)
     assert figures == {"checks": 8, "right": 8, "tracebacks": 0, "silent": 0}
+
+
+def test_two_runs_at_once_do_not_disturb_each_other() -> None:
+    figures = last_line("two_at_once", "--runs", 2, "--seed", 3)
+    assert figures == {"runs": 2, "right": 2, "tracebacks": 0}

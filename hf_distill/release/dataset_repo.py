@@ -174,10 +174,11 @@ def _write_split(
     does it.
 
     `datasets` writes row groups of at most 100 MB and a page index, which lets the viewer read
-    single rows. The texts pass through an Arrow file, so memory holds only one batch of them.
+    single rows. The texts pass through an Arrow file, so memory holds only one batch of them. It is
+    given open files: in a path, `::` has a meaning to it.
     """
     arrow = folder / f"{name}.arrow"
-    with ArrowWriter(path=str(arrow), features=features) as writer:
+    with arrow.open("wb") as file, ArrowWriter(stream=file, features=features) as writer:
         for batch in batches:
             writer.write_batch(batch)
         writer.finalize()
@@ -185,7 +186,8 @@ def _write_split(
     count = max(1, -(-split.data.nbytes // SHARD_BYTES))
     for number in range(count):
         part = split.shard(count, number, contiguous=True)
-        part.to_parquet(str(folder / f"{name}-{number:05d}-of-{count:05d}.parquet"))
+        with (folder / f"{name}-{number:05d}-of-{count:05d}.parquet").open("wb") as file:
+            part.to_parquet(file)
     arrow.unlink()
 
 
