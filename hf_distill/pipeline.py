@@ -52,7 +52,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
-from hf_distill.run.stage import read_result, stage
+from hf_distill.run.stage import listed, read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
@@ -290,10 +290,15 @@ class Run:
     def training(self) -> TrainingRecord:
         """How the student was trained. The student itself is in `folder.student`."""
 
+        folder = self.folder
+        own = listed(folder.training)
+        if own is not None:  # what the run added to the student goes with it
+            own |= {folder.student / "README.md", *(listed(folder.onnx) or ())}
+
         def make(key: str) -> TrainingRecord:
             student, record = self.student_on(self.selection, Path(self.checkpoints(key)), key)
             if PartialState().is_main_process:
-                save_student(student, self.folder.student)
+                save_student(student, self.folder.student, own)
             return record
 
         inputs = self.training_inputs(self.selection)
