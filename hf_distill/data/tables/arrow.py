@@ -58,18 +58,23 @@ def open_arrow(file: File, cache: Path) -> Table:
             else:
                 yield from pa.ipc.open_stream(source)
 
+    def whole() -> Iterator[Any]:
+        for batch in batches():
+            batch.validate(full=True)  # Arrow follows a wrong offset out of the file, and crashes
+            yield batch
+
     with refused(file.path), pa.memory_map(str(_unpacked(file.path, cache))) as source:
         opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         schema = opened.schema
         count = sum(batch.num_rows for batch in batches())
-    return _table(file, schema, batches, count)
+    return _table(file, schema, whole, count)
 
 
-class _Info(msgspec.Struct):
-    features: dict[str, Any] = {}
+class _Info(msgspec.Struct, frozen=True):
+    features: dict[str, Any] | None = None
 
 
-class _Metadata(msgspec.Struct):
+class _Metadata(msgspec.Struct, frozen=True):
     """What `datasets` writes beside the columns of an Arrow schema, as far as it is read."""
 
     info: _Info = _Info()
@@ -84,7 +89,7 @@ def class_names(schema: pa.Schema, where: object) -> dict[str, list[str]]:
     """
     said = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        features = msgspec.json.decode(said, type=_Metadata).info.features
+        features = msgspec.json.decode(said, type=_Metadata).info.features or {}
         return {
             column: msgspec.convert(feature["names"], list[str])
             for column, feature in features.items()
@@ -132,7 +137,8 @@ def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
 def _table(
     file: File, schema: pa.Schema, batches: Callable[[], Iterator[Any]], count: int
 ) -> Table:
-    names, classes = schema.names, class_names(schema, file.path)
+    with refused(file.path):
+        names, classes = schema.names, class_names(schema, file.path)
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
             f"{file.path}: {names.count(twice[0])} columns are called {twice[0]!r}; give each its "
