@@ -15,6 +15,9 @@ from hf_distill.recipe.no_effect import check_effect
 _MAY_BE_EMPTY = ("query_prompt", "document_prompt")
 """Texts that are read, not names: an empty prompt is none."""
 
+_LONGEST, _LONGEST_PATH = 255, 4095
+"""Bytes of a name and characters of a path that a file system can hold."""
+
 _NAMES = (
     "output_dir", "run_name", "hub_model_id", "hub_revision", "hub_token", "terms",
     "source_shares", "resume_from_checkpoint", "metric_for_best_model",
@@ -126,17 +129,28 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """An empty text names nothing: no column, no file, no model."""
+    """An empty text names nothing, nor does one that no file system can look up: no column, no
+    file, no model.
+    """
     parts = (recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student)
     values = {name: value for part in parts for name, value in vars(part).items()}
     values |= {name: getattr(recipe.training, name) for name in _NAMES}
     for name, value in values.items():
         texts = value if isinstance(value, list) else [value]
-        empty = [text for text in texts if isinstance(text, str) and not text.strip()]
+        texts = [text for text in texts if isinstance(text, str)]
+        empty = [text for text in texts if not text.strip()]
         if empty and name in recipe.given and name not in _MAY_BE_EMPTY:
             raise InputError(
                 f"--{name} {empty[0]!r}: an empty text is no name; give one, or leave --{name} out"
             )
+        if name in _MAY_BE_EMPTY or name.endswith("_column"):
+            continue
+        for text in texts:
+            if max(map(len, text.encode().split(b"/"))) > _LONGEST or len(text) > _LONGEST_PATH:
+                raise InputError(
+                    f"--{name} {text[:50]}...: no file, model or data set has a name of "
+                    f"{len(text):,} characters; name another one"
+                )
 
 
 def _check_objective(recipe: Recipe) -> None:

@@ -147,7 +147,11 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
         name, text = recipe, packaged.read_text(encoding="utf-8")
     else:
         path = Path(recipe)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise InputError(f"no recipe {recipe}: {error.strerror}; name another one") from error
+        if not there:
             beside = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.suffix else []
             raise InputError(
                 f"no recipe {recipe}: it is neither a file nor one of {', '.join(recipe_names())}"
@@ -157,6 +161,8 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
             name, text = path.stem, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{recipe} is not UTF-8 text: {error}") from error
+        except OSError as error:
+            raise InputError(f"{recipe} cannot be read: {error}; name another one") from error
     content = read_yaml(text, recipe)
     if not isinstance(content, (dict, types.NoneType)):
         raise InputError(

@@ -143,7 +143,7 @@ def _line_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in lines(path):
         try:
             row = decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             if not line.strip():
                 continue
             row = _slowly(line, f"{path}, line {number}")
@@ -156,7 +156,7 @@ def _line_keys(path: Path) -> Iterator[Row]:
     for number, line in lines(path):
         try:
             yield decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             if line.strip():
                 yield _slowly(line, f"{path}, line {number}")
 
