@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import call, recipe_of, sentences
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from hf_distill.data.explain import explain
@@ -42,10 +42,15 @@ T = TypeVar("T")
 
 
 def fuzzed(examples: int) -> settings:
-    """The same examples each time."""
+    """The same examples each time. A failing one is shown as it is: making it small takes minutes."""
     quick = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
-        max_examples=examples, derandomize=True, deadline=None, suppress_health_check=quick
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=quick,
+        phases=(Phase.explicit, Phase.generate),
+        database=None,
     )
 
 
