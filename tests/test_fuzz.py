@@ -103,7 +103,7 @@ def check_read(line: list[str], *names: str) -> None:
     recipe, says = tried(lambda: read_recipe(line))
     if recipe is None:
         # What the Trainer says itself names its argument in words of its own.
-        assert any(name in says for name in (*names, "the training arguments do not fit")), says
+        assert any(name in says for name in (*names, "warmup", "training arguments")), says
         return
     parts = (recipe.run, recipe.data, recipe.teacher, recipe.student, recipe.training)
     for value in (value for part in parts for value in vars(part).values()):
@@ -359,7 +359,11 @@ def check_data(recipe: Recipe, path: Path, folder: Path) -> None:
     collection, says = tried(lambda: load_collection(recipe, run))
     if collection is None:
         places = [path, *(path.rglob("*") if path.is_dir() else [])]
-        known = {place.name.partition(".")[0] for place in places} | {"--", "no pair is left"}
+        known = {place.name.partition(".")[0] for place in places} | {
+            "--",
+            "no pair is left",
+            "QReCC has no",
+        }
         assert any(name in says for name in known), says
         assert not run.path.exists()
         return
