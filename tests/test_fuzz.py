@@ -38,6 +38,9 @@ from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 
+# Some arguments of the Trainer are about to go, and say so.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
 T = TypeVar("T")
 
 
