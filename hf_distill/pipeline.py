@@ -42,7 +42,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
-from hf_distill.run.disk import Sizes, check_folders, check_space, plan
+from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, naming, plan
 from hf_distill.run.folder import (
     RunFolder,
     check_made_with,
@@ -52,7 +52,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
-from hf_distill.run.stage import key_of, read_result, stage
+from hf_distill.run.stage import key_of, listed, read_result, stage
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
@@ -137,6 +137,7 @@ class Run:
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         check_folders(recipe)
+        check_files(recipe)
         recipe = with_precision(recipe)
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
@@ -223,7 +224,8 @@ class Run:
     @cached_property
     def collection(self) -> Collection:
         """The pairs, read and split without leaks."""
-        collection = load_collection(self.recipe, self.folder)
+        with naming(self.folder.pairs):
+            collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
             for recipe in self.recipe.of_each_stage():
                 check_amounts(collection, recipe.training)
@@ -294,12 +296,17 @@ class Run:
     def training(self) -> TrainingRecord:
         """How the student was trained. The student itself is in `folder.student`."""
 
+        folder = self.folder
+        own = listed(folder.training)
+        if own is not None:  # what the run added to the student goes with it
+            own |= {folder.student / "README.md", *(listed(folder.onnx) or ())}
+
         def make(key: str) -> TrainingRecord:
             # Another place between the stages needs no other stages.
             checkpoints = self.checkpoints(key_of(TrainingRecord, self._stage_inputs(selection)))
             student, record = self.student_on(selection, checkpoints, key)
             if PartialState().is_main_process:
-                save_student(student, self.folder.student)
+                save_student(student, self.folder.student, own)
             return record
 
         selection = self.selection

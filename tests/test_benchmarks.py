@@ -217,12 +217,23 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
 
-def test_killed_runs_end_as_the_uninterrupted_one() -> None:
-    figures = last_line("kills", "--runs", 2, "--seed", 4)
-    assert figures["same"] == figures["runs"] == 2
-    assert figures["kills"] >= 2
+@pytest.mark.parametrize(
+    ("runs", "processes", "publish", "kills"), [(4, 1, 0, 10), (3, 2, 0, 6), (0, 1, 1, 1)]
+)
+def test_killed_runs_end_as_the_uninterrupted_one(
+    runs: int, processes: int, publish: int, kills: int
+) -> None:
+    options = ("--runs", runs, "--seed", 4, "--processes", processes, "--publish", publish)
+    figures = last_line("kills", *options)
+    assert figures["same"] == figures["runs"] == runs + publish
+    assert figures["kills"] >= kills
 
 
 def test_no_damaged_file_is_used_without_a_word() -> None:
     figures = last_line("damage", "--runs", 2, "--seed", 1)
     assert figures == {"checks": 8, "right": 8, "tracebacks": 0, "silent": 0}
+
+
+def test_two_runs_at_once_do_not_disturb_each_other() -> None:
+    figures = last_line("two_at_once", "--runs", 2, "--seed", 3)
+    assert figures == {"runs": 2, "right": 2, "tracebacks": 0}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import recipe_of
+from conftest import call, recipe_of
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
@@ -21,6 +21,7 @@ from hf_distill.run.lock import held
 from hf_distill.run.stage import (
     fingerprint,
     folder_written_whole,
+    listed,
     read_json,
     read_result,
     stage,
@@ -241,3 +242,61 @@ def test_the_lock_of_a_killed_call_blocks_nobody(recipe: Recipe) -> None:
     assert (folder.cache / "lock.json").exists()
     with held(folder):
         pass
+
+
+def others(folder: RunFolder) -> list[Path]:
+    """Somebody's own files, in every folder of a run."""
+    places = (
+        folder.path, folder.pairs, folder.soft_labels, folder.dataset, folder.dataset / "all",
+        folder.student, folder.student / "2_Dense", folder.retrieval,
+    )  # fmt: skip
+    return [place / name for place in places for name in (".env.local", "notes.txt")]
+
+
+def test_a_run_keeps_and_ignores_what_others_put_into_its_folders(
+    copied: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(copied)
+    for file in others(folder):
+        file.write_text("mine")
+    before = {name: (copied / name).read_bytes() for name in ("training.json", "evaluation.json")}
+    line = [tiny, "--run_dir", copied]
+    assert call(line).code == 0
+    assert {name: (copied / name).read_bytes() for name in before} == before
+    assert call([*line, "--seed", "7", "--max_pairs", "150"]).code == 0, "everything is made again"
+    assert all(file.read_text() == "mine" for file in others(folder))
+    listed_files = "".join(path.read_text() for path in copied.glob("*.json"))
+    assert "notes.txt" not in listed_files
+    for file in others(folder):
+        file.unlink()
+    made = {name: (copied / name).read_bytes() for name in before}
+    again = call([*line, "--seed", "7", "--max_pairs", "150"])
+    assert "made again" not in again.err
+    assert {name: (copied / name).read_bytes() for name in made} == made
+    plain = tmp_path / "plain"
+    assert call([tiny, "--run_dir", plain, "--seed", "7", "--max_pairs", "150"]).code == 0
+    for name in ("student_model_sd", "dataset", "retrieval", "pairs"):
+        files = {p.relative_to(copied) for p in (copied / name).rglob("*") if p.is_file()}
+        assert files == {p.relative_to(plain) for p in (plain / name).rglob("*") if p.is_file()}
+
+
+def test_a_result_that_is_under_way_is_made_again(tmp_path: Path) -> None:
+    path, file = tmp_path / "made.json", tmp_path / "made.txt"
+
+    def make(key: str) -> Sum:
+        file.write_text("new")
+        return Sum(key, 1.0, {})
+
+    stage(path, Sum, [1], make, [file])
+
+    def stopped(key: str) -> Sum:
+        file.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(path, Sum, [2], stopped, [file])
+    assert listed(path) == {file}
+    with pytest.raises(InputError, match=r"made\.json was being made again when .* stopped"):
+        read_result(path, Sum)
+    stage(path, Sum, [1], make, [file])
+    assert (file.read_text(), read_result(path, Sum).total) == ("new", 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from hf_distill.release.formats.export import EXPORT_FORMATS, EXPORTED, export_collection
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     folder = RunFolder(arguments.run_dir)
     output = arguments.output or folder.path / "export" / arguments.format
-    for line in export_collection(folder, arguments.format, arguments.split, output.resolve()):
+    for line in export_collection(
+        folder, arguments.format, arguments.split, Path(os.path.realpath(output))
+    ):
         print(line)
     print(f"Written: {output} (README.md says how to read it)")

@@ -5,7 +5,9 @@ into one message and an exit code.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,12 +21,28 @@ from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
 from hf_distill.run.disk import why_not_written
 
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""Why the system does not take a path, whatever it is for."""
+
+_SECRETS = re.compile(
+    r"(?<=://)[^/\s@]+@|(?<=[?&])[\w-]*(?:token|key|secret|password)[\w-]*=[^&\s'\"]+|\bhf_\w{20,}",
+    re.IGNORECASE,
+)
+"""Users and passwords of addresses, keys in their queries, and tokens of the Hub."""
+
+
+def _message(text: str) -> str:
+    """A message for the terminal or a log: no control characters, and no secrets that a user put
+    into a path or an address.
+    """
+    return printable(_SECRETS.sub("[hidden]", text))
+
 
 class _Line(logging.Formatter):
-    """A line of the log, with its control characters shown."""
+    """A line of the log, as `_message` shows it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return _message(super().format(record))
 
 
 class _Shown:
@@ -63,18 +81,22 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
         with contextlib.redirect_stdout(_Shown(sys.stdout)):
             act()
     except InputError as error:
-        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
         return 2
     except (PublishingError, WriteError) as error:
-        print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+        print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
         return 1
     except Exception as error:  # a library's working file; all others are raised again
         why = why_not_written(error)
+        if isinstance(error, OSError) and error.errno in _NO_PATH:
+            path = _message(f"{error.filename}: {error.strerror}")
+            print(f"{program}: error: {path}; name another path", file=sys.stderr)
+            return 2
         if why is None:
             raise
         named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
         print(
-            f"{program}: error: a file{printable(named)} cannot be written: {why}", file=sys.stderr
+            f"{program}: error: a file{_message(named)} cannot be written: {why}", file=sys.stderr
         )
         return 1
     return 0

@@ -48,7 +48,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import folder_written_whole, read_result, stage, working_folder
+from hf_distill.run.stage import folder_written_whole, listed, read_result, stage, working_folder
 
 _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 """Options of the data that do not change any pair."""
@@ -172,7 +172,9 @@ def write_collection(
         arrangement = arrange(
             numbers, data, seed, lambda rows: _texts(read.documents, read.pair_documents[rows])
         )
-        with folder_written_whole(folder.pairs) as new:
+        manifest = folder.pairs / "manifest.json"
+        own = listed(manifest)
+        with folder_written_whole(folder.pairs, None if own is None else own | {manifest}) as new:
             writer = _Writer(read, numbers, arrangement, new)
             split, lost = writer.write()
     leaked = np.bincount(arrangement.leaks[arrangement.leaks >= 0], minlength=len(LEAKS))

@@ -12,10 +12,11 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
 
-Number = float | None
-
 _MAY_BE_EMPTY = ("query_prompt", "document_prompt")
 """Texts that are read, not names: an empty prompt is none."""
+
+_LONGEST, _LONGEST_PATH = 255, 4095
+"""Bytes of a name and characters of a path that a file system can hold."""
 
 _NAMES = (
     "output_dir", "run_name", "hub_model_id", "hub_revision", "hub_token", "terms",
@@ -24,50 +25,75 @@ _NAMES = (
 """Names among the keys of the training."""
 
 
-def _ranges(
-    recipe: Recipe,
-) -> tuple[tuple[Mapping[str, Number], Callable[[float], bool], str], ...]:
-    """Names and values of the keys that are numbers, with what each must hold."""
-    data, teacher, student, training = (
-        recipe.data, recipe.teacher, recipe.student, recipe.training,
-    )  # fmt: skip
-    positive = {
-        "temperature": training.temperature,
-        "teacher_temperature": training.teacher_temperature,
-        "student_dim": student.student_dim,
-        "student_max_length": student.student_max_length,
-        "max_pairs": data.max_pairs,
-        "teacher_max_length": teacher.teacher_max_length,
-        "learning_rate": training.learning_rate,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "per_device_eval_batch_size": training.per_device_eval_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "save_total_limit": training.save_total_limit,
-        "early_stopping_patience": training.early_stopping_patience,
-        "save_steps": training.save_steps if training.save_strategy == "steps" else None,
-        "eval_steps": training.eval_steps if training.eval_strategy == "steps" else None,
-    }
-    shares = {
-        "test_fraction": data.test_fraction,
-        "validation_fraction": data.validation_fraction,
-        "head_dropout": student.head_dropout,
-        "student_dropout": student.student_dropout,
-    }
-    alpha = {"source_alpha": training.source_alpha}
-    counts = {
-        **weights_of(recipe),
-        "hard_negatives_per_pair": training.hard_negatives_per_pair,
-        "texts_per_pair": training.texts_per_pair,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "dataloader_num_workers": training.dataloader_num_workers,
-    }
-    return (
-        (positive, lambda x: 0 < x < math.inf, "must be above 0"),
-        (shares, lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
-        (counts, lambda x: 0 <= x < math.inf, "must be a number of at least 0"),
-        (alpha, lambda x: 0 <= x <= 1, "must be between 0 (every source as often) and 1"),
-    )
+_LARGEST = 2**31
+"""Above all numbers of a recipe but seeds: no table has as many rows, and no training as many
+steps."""
+
+Range = tuple[str, Callable[[float], bool]]
+_COUNT: Range = "must be a number of at least 0", lambda x: x >= 0
+_POSITIVE: Range = "must be above 0", lambda x: x > 0
+_SHARE: Range = "must be at least 0 and below 1", lambda x: 0 <= x < 1
+_WEIGHT: Range = "must be a number from 0 to 1,000,000", lambda x: 0 <= x <= 1e6
+_TEMPERATURE: Range = "must be above 0, from 0.000001 to 1,000,000", lambda x: 1e-6 <= x <= 1e6
+_FEW: Range = "must be a number from 0 to 1,000", lambda x: 0 <= x <= 1000
+_SEED: Range = "must be a number from 0 to 4,294,967,295", lambda x: 0 <= x < 2**32
+
+_RANGES: Mapping[str, Range] = {
+    **dict.fromkeys(("temperature", "teacher_temperature"), _TEMPERATURE),
+    **dict.fromkeys(
+        ("student_max_length", "teacher_max_length", "max_pairs", "per_device_train_batch_size",
+         "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit",
+         "early_stopping_patience", "ddp_timeout", "ddp_bucket_cap_mb", "torch_empty_cache_steps"),
+        _POSITIVE,
+    ),
+    **dict.fromkeys(
+        ("test_fraction", "validation_fraction", "head_dropout", "student_dropout", "adam_beta1",
+         "adam_beta2"),
+        _SHARE,
+    ),
+    **dict.fromkeys(
+        ("hard_negatives_per_pair", "texts_per_pair", "dataloader_num_workers",
+         "dataloader_prefetch_factor"),
+        _FEW,
+    ),
+    **dict.fromkeys(
+        ("weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "eval_delay",
+         "adam_epsilon"),
+        _COUNT,
+    ),
+    "student_dim": ("must be above 0, and at most 65,536", lambda x: 0 < x <= 2**16),
+    "learning_rate": ("must be above 0, and at most 1,000", lambda x: 0 < x <= 1000),
+    "source_alpha": (
+        "must be between 0 (every source as often) and 1", lambda x: 0 <= x <= 1
+    ),
+    "seed": _SEED,
+    "data_seed": _SEED,
+}  # fmt: skip
+"""Key -> what its number must be. Weights of the objective are in `_WEIGHT`, and steps are positive
+where something happens at steps. Whatever is not here is a finite number below `_LARGEST`.
+"""
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    """Every number of the recipe, this package's and the Trainer's, is one that a run can have."""
+    parts = (recipe.run, recipe.data, recipe.teacher, recipe.student, recipe.training)
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    ranges = {**_RANGES, **dict.fromkeys(weights_of(recipe), _WEIGHT)}
+    for name in ("save", "eval", "logging"):
+        strategy = getattr(recipe.training, f"{name}_strategy")
+        if str(getattr(strategy, "value", strategy)) == "steps":
+            ranges[f"{name}_steps"] = _POSITIVE
+    for name, value in values.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            says, holds = ranges.get(name, ("", lambda _: True))
+            if not holds(number):
+                raise InputError(f"--{name} {number}: it {says}")
+            if not abs(number) < _LARGEST and ranges.get(name) is not _SEED:
+                raise InputError(
+                    f"--{name} {number}: it must be a finite number below {_LARGEST:,}"
+                )
 
 
 def weights_of(recipe: Recipe) -> dict[str, float]:
@@ -83,10 +109,7 @@ def check_recipe(recipe: Recipe) -> None:
         InputError: A number outside its range, keys that exclude or need each other, or nothing to
             train on.
     """
-    for values, holds, says in _ranges(recipe):
-        for name, value in values.items():
-            if value is not None and not holds(value):
-                raise InputError(f"--{name} {value}: it {says}")
+    _check_numbers(recipe)
     _check_names(recipe)
     check_kind(recipe.data.dataset, SOURCES, "dataset")
     if recipe.data.format != "auto":
@@ -107,7 +130,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """An empty text names nothing: no column, no file, no model."""
+    """An empty text names nothing, nor does one that no file system can look up: no column, no
+    file, no model.
+    """
     parts = (
         recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student, recipe.schedule,
     )  # fmt: skip
@@ -115,11 +140,20 @@ def _check_names(recipe: Recipe) -> None:
     values |= {name: getattr(recipe.training, name) for name in _NAMES}
     for name, value in values.items():
         texts = value if isinstance(value, list) else [value]
-        empty = [text for text in texts if isinstance(text, str) and not text.strip()]
+        texts = [text for text in texts if isinstance(text, str)]
+        empty = [text for text in texts if not text.strip()]
         if empty and name in recipe.given and name not in _MAY_BE_EMPTY:
             raise InputError(
                 f"--{name} {empty[0]!r}: an empty text is no name; give one, or leave --{name} out"
             )
+        if name in _MAY_BE_EMPTY or name.endswith("_column"):
+            continue
+        for text in texts:
+            if max(map(len, text.encode().split(b"/"))) > _LONGEST or len(text) > _LONGEST_PATH:
+                raise InputError(
+                    f"--{name} {text[:50]}...: no file, model or data set has a name of "
+                    f"{len(text):,} characters; name another one"
+                )
 
 
 def _check_objective(recipe: Recipe) -> None:

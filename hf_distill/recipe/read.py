@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import difflib
 import json
+import math
 import re
 import types
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -30,6 +31,12 @@ DEFAULT = "quickstart"
 
 RECIPES = resources.files("hf_distill") / "recipes"
 NONE = "none"
+
+_FAULTS = (
+    ValueError, ImportError, RuntimeError, OSError, TypeError, AttributeError, ArithmeticError,
+    LookupError,
+)  # fmt: skip
+"""What the arguments of the Trainer raise for values that do not fit."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -83,8 +90,16 @@ def _as_flag(message: str) -> str:
             near = difflib.get_close_matches(value, choices, n=_SHOWN, cutoff=0)
             return f"--{name} {value}: it is unknown; the nearest are {', '.join(near)}"
         return f"--{name} {value}: it must be one of {', '.join(choices)}"
-    kinds = {"int": "a whole number", "float": "a number", "value": "true or false"}
+    kinds = {"int": "a whole number", "_finite": "a number, and finite", "value": "true or false"}
     return f"--{name} {value}: it must be {kinds.get(said['what'], 'a ' + said['what'])}"
+
+
+def _finite(text: str) -> float:
+    """A number that is one: the Trainer's arguments take NaN and infinity, or fail at them."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _parser(program: str) -> _RecipeParser:
@@ -100,7 +115,10 @@ def _parser(program: str) -> _RecipeParser:
         allow_abbrev=False,
         formatter_class=_Help,
     )
+    parser._negative_number_matcher = re.compile("-(?!-)")  # argparse knows no -1e-5, nor -inf
     for action in parser._actions:
+        if action.type is float:
+            action.type = _finite
         if action.option_strings[0].startswith("--no_"):
             action.help = argparse.SUPPRESS  # `--key false` says the same
         if action.dest == "report_to":
@@ -129,7 +147,11 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
         name, text = recipe, packaged.read_text(encoding="utf-8")
     else:
         path = Path(recipe)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise InputError(f"no recipe {recipe}: {error.strerror}; name another one") from error
+        if not there:
             beside = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.suffix else []
             raise InputError(
                 f"no recipe {recipe}: it is neither a file nor one of {', '.join(recipe_names())}"
@@ -139,6 +161,8 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
             name, text = path.stem, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{recipe} is not UTF-8 text: {error}") from error
+        except OSError as error:
+            raise InputError(f"{recipe} cannot be read: {error}; name another one") from error
     content = read_yaml(text, recipe)
     if not isinstance(content, (dict, types.NoneType)):
         raise InputError(
@@ -154,44 +178,99 @@ def _read_yaml(recipe: str, said: Collection[str], runs: bool) -> tuple[str, dic
     return name, content
 
 
-def _flags(content: Mapping[str, Any], recipe: str, keys: Sequence[str]) -> list[str]:
-    """The command line that says what a YAML file says (argparse then converts 2e-5, which YAML
-    reads as text).
+Given = dict[str, list[str]]
+"""Key -> its values as texts: none of a flag alone, several of a list."""
+
+
+def _of_file(content: Mapping[Any, Any], recipe: str, keys: Sequence[str]) -> Given:
+    """The values in a YAML file, as the command line would say them (argparse then converts 2e-5,
+    which YAML reads as text). A value is never a flag, whatever it begins with.
     """
-    line: list[str] = []
+    given: Given = {}
+    texts = _keys_of_texts()
     for key, value in content.items():
         if key == ENVIRONMENT_KEY:
             continue
         if key not in keys:
             raise InputError(f"{recipe}: unknown key {key!r}; {nearest(str(key), keys)}")
-        line.append(f"--{key}")
-        if isinstance(value, list):
-            for item in value:
-                if isinstance(item, (list, dict)):
-                    raise InputError(
-                        f"{recipe}: {key} has a {type(item).__name__} in its list; write its "
-                        "values one after another"
-                    )
-            line += [str(item) for item in value] or [NONE]
-        elif isinstance(value, dict):
-            line.append(json.dumps(value))
-        else:
-            line.append(NONE if value is None else str(value))
-    return line
-
-
-def _check_unicode(line: Sequence[str]) -> None:
-    """Raise InputError if a value is no text that a file can hold, e.g. a path in another
-    encoding.
-    """
-    for flag, token in pairwise(["", *line]):
-        try:
-            token.encode()
-        except UnicodeEncodeError as error:
+        items = value if isinstance(value, list) else [value]
+        given[key] = [_text(item, key, recipe, key in texts) for item in items] or [NONE]
+        if isinstance(value, list) and any(isinstance(item, (list, dict)) for item in items):
+            kind = next(type(i).__name__ for i in items if isinstance(i, (list, dict)))
             raise InputError(
-                f"{flag} {printable(token)}: it is not valid Unicode ({error.reason}); rename it, "
-                "or write it in UTF-8"
-            ) from error
+                f"{recipe}: {key} has a {kind} in its list; write its values one after another"
+            )
+    return given
+
+
+def _text(value: object, key: str, recipe: str, is_text: bool) -> str:
+    """A value of a YAML file as the command line would say it."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool) and is_text:
+        raise InputError(
+            f"{recipe}: --{key} {str(value).lower()}: YAML reads yes, no, on and off as true and "
+            f"false, and this is a text; write it in quotes, e.g. {key}: 'no'"
+        )
+    try:
+        if isinstance(value, dict):
+            return json.dumps(value)
+        if isinstance(value, (str, int, float, datetime.date)):
+            return str(value)
+        raise TypeError(f"a {type(value).__name__} is no value of a recipe")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{recipe}: --{key}: {error}; write a text, a number, true or false, or a list of them"
+        ) from error
+
+
+def _of_line(line: Sequence[str]) -> tuple[Given, list[str]]:
+    """The values on a command line, of which a later one wins; and what stands before any flag."""
+    given: Given = {}
+    stray: list[str] = []
+    values = stray
+    for token in line:
+        if token.startswith("--") or token == "-h":
+            flag, equals, value = token.removeprefix("--").partition("=")
+            values = [value] if equals else []
+            given["help" if flag == "-h" else flag.replace("-", "_")] = values
+        else:
+            values.append(token)
+    return given, stray
+
+
+def _check_texts(given: Given) -> None:
+    """Raise InputError if a value is no text that a file or its name can hold, e.g. a path in
+    another encoding.
+    """
+    for key, texts in given.items():
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"--{key} {printable(text)}: it is not valid Unicode ({error.reason}); rename "
+                    "it, or write it in UTF-8"
+                ) from error
+            if "\0" in text:
+                raise InputError(
+                    f"--{key} {printable(text)}: it holds a NUL character, which no name and no "
+                    "text can; remove it"
+                )
+
+
+def _keys_of_texts() -> set[str]:
+    """The options of this package that are texts, or lists of them."""
+    kinds: tuple[Any, ...] = (str, str | None, list[str])
+    return {name for part in PARTS for name, kind in get_type_hints(part).items() if kind in kinds}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _optional_keys() -> set[str]:
@@ -207,56 +286,64 @@ def _optional_keys() -> set[str]:
     return optional
 
 
-def _without_unset(line: Sequence[str]) -> list[str]:
-    """`line` without the keys whose last value is `none`: their default is what `none` means."""
+def _flags(given: Given, parser: argparse.ArgumentParser) -> list[str]:
+    """The command line that says `given`, without the keys whose value is `none`: their default is
+    what `none` means.
+
+    Raises:
+        InputError: Several values of a key that takes one, or one that looks like a flag.
+    """
     optional = _optional_keys()
-    values: dict[str, list[str]] = {}
-    stray: list[str] = []
-    name = None
-    for token in line:
-        if token.startswith("--"):
-            flag, equals, value = token[2:].partition("=")
-            name = flag.replace("-", "_")
-            values.pop(name, None)  # a later one wins
-            values[name] = [value] if equals else []
-        elif name is None:
-            stray.append(token)
-        else:
-            values[name].append(token)
-    kept = [
-        [f"--{name}", *given]
-        for name, given in values.items()
-        if not (name in optional and given == [NONE])
-    ]
-    return [*stray, *(token for tokens in kept for token in tokens)]
+    takes_several = {action.dest for action in parser._actions if action.nargs == "+"}
+    line: list[str] = []
+    for key, values in given.items():
+        if len(values) > 1 and key not in takes_several:
+            raise InputError(
+                f"--{key} {' '.join(values)}: it takes one value, and {values[1]!r} belongs to no "
+                "key; remove it, or write a text with spaces in quotes"
+            )
+        if "--" in values:
+            raise InputError(f"--{key} --: it is no value; give one, or leave --{key} out")
+        for value in values if len(values) > 1 else ():
+            if value.startswith("-") and not _is_number(value):
+                raise InputError(
+                    f"--{key} {value}: one of several values cannot begin with a dash; write a "
+                    "path as ./-name"
+                )
+        if len(values) == 1 and not (key in optional and values == [NONE]):
+            line.append(f"--{key}={values[0]}")
+        elif len(values) != 1:
+            line += [f"--{key}", *values]
+    return line
 
 
-def _keys_in(line: Sequence[str]) -> set[str]:
-    """The keys that a command line gives a value."""
-    return {token[2:].split("=", 1)[0].replace("-", "_") for token in line if token[:2] == "--"}
+def _of_stage(text: str, keys: Collection[str]) -> Given:
+    """What a stage of the training gives for itself: `key=value, key=value`.
 
-
-def _stage_flags(text: str) -> list[str]:
-    """The flags of a stage: `key=value, key=value`."""
-    flags: dict[str, str] = {}
+    Raises:
+        InputError: Another form, a key twice, an unknown one, or one that all stages share.
+    """
+    given: Given = {}
     for part in re.split(r"[\s,]+", text.strip(", ")):
-        name, equals, value = part.partition("=")
-        if not name or not equals or not value:
+        name, _, value = part.partition("=")
+        if not name or not value:
             raise InputError(
                 f"--stages {text!r}: {part!r} is not key=value; write a stage as "
                 '"contrastive_weight=1, max_steps=128"'
             )
+        if name not in keys:
+            raise InputError(f"--stages {text!r}: unknown key {name}; {nearest(name, keys)}")
         if name not in STAGE_KEYS and not name.endswith("_weight"):
             raise InputError(
                 f"--stages {text!r}: {name} is the same in every stage; a stage may have its own "
                 f"weights of the terms and {', '.join(STAGE_KEYS)}"
             )
-        if name in flags:
+        if name in given:
             raise InputError(f"--stages {text!r}: {name} stands there twice; keep one of them")
-        flags[name] = value
-    if "num_train_epochs" in flags:
-        flags.setdefault("max_steps", "-1")  # the recipe's own would win
-    return [token for name, value in flags.items() for token in (f"--{name}", value)]
+        given[name] = [value]
+    if "num_train_epochs" in given:
+        given.setdefault("max_steps", ["-1"])  # the recipe's own would win
+    return given
 
 
 def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool = True) -> Recipe:
@@ -278,57 +365,51 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool 
     recipe = arguments.pop(0) if named else DEFAULT
     parser = _parser(program)
     keys = sorted({action.dest for action in parser._actions} - {"help"})
-    name, content = _read_yaml(recipe, _keys_in(arguments), runs)
-    line = [*_flags(content, recipe, keys), *arguments]
-    _check_unicode(line)
-    given = _keys_in(line)
-    given = {key.removeprefix("no_") if key not in keys else key for key in given}
-    for key in sorted(given - set(keys) - {"help"}):
-        raise InputError(f"unknown key --{key}; {nearest(key, keys)}")
-    result = _parsed(parser, _without_unset(line), name, given, program)
-    further = []
-    for text in result.schedule.stages:
-        flags = _stage_flags(text)
-        for key in sorted(_keys_in(flags) - set(keys)):
-            raise InputError(f"--stages {text!r}: unknown key {key}; {nearest(key, keys)}")
-        try:
-            stage = _parsed(
-                parser, _without_unset([*line, *flags]), name, given | _keys_in(flags), program
-            )
-        except InputError as error:
-            raise InputError(f"--stages {text!r}: {error}") from error
-        further.append(stage.training)
-    return dataclasses.replace(result, further=tuple(further))
-
-
-def _parsed(
-    parser: _RecipeParser, line: list[str], name: str, given: set[str], program: str
-) -> Recipe:
-    """The checked recipe of a command line whose every key is known; without further stages."""
-    if "output_dir" not in given:
-        line = [*line, "--output_dir", "unused"]
-    if "use_cpu" not in given and not torch.cuda.is_available():
-        # Without it, the processes of `torchrun` do not find each other on a CPU.
-        line = [*line, "--use_cpu", str(not torch.backends.mps.is_available())]
-    try:
-        *parts, stray = parser.parse_args_into_dataclasses(
-            line, look_for_args_file=False, return_remaining_strings=True
-        )
-    except InputError:
-        raise
-    except (ValueError, ImportError, RuntimeError, OSError, TypeError, AttributeError) as error:
-        says = re.sub(r"\w+Strategy\.(\w+)", lambda m: m[1].lower(), " ".join(str(error).split()))
-        raise InputError(
-            says if says.startswith("--") else f"the training arguments do not fit: {says}"
-        ) from error
+    on_line, stray = _of_line(arguments)
     if stray:
         raise InputError(
             f"{stray[0]!r} belongs to no key; flags look like --key value. See: {program} --help"
         )
+    name, content = _read_yaml(recipe, on_line.keys(), runs)
+    values = {**_of_file(content, recipe, keys), **on_line}
+    _check_texts(values)
+    for key in sorted(_keys_of(values, keys) - {*keys, "help"}):
+        raise InputError(f"unknown key --{key}; {nearest(key, keys)}")
+    result = _parsed(values, name, parser, keys)
+    further = []
+    for text in result.schedule.stages:
+        own = _of_stage(text, keys)
+        try:
+            further.append(_parsed({**values, **own}, name, parser, keys).training)
+        except InputError as error:
+            raise InputError(f"--stages {text!r}: {error}") from error
+    return dataclasses.replace(result, further=tuple(further))
+
+
+def _keys_of(values: Given, keys: Collection[str]) -> frozenset[str]:
+    """The keys that are given a value; `--no_key` gives one to `key`."""
+    return frozenset(key.removeprefix("no_") if key not in keys else key for key in values)
+
+
+def _parsed(values: Given, name: str, parser: _RecipeParser, keys: Collection[str]) -> Recipe:
+    """The checked recipe of known keys, without further stages of the training."""
+    given, values = _keys_of(values, keys), dict(values)
+    if "output_dir" not in given:
+        values["output_dir"] = ["unused"]
+    if "use_cpu" not in given and not torch.cuda.is_available():
+        # Without it, the processes of `torchrun` do not find each other on a CPU.
+        values["use_cpu"] = [str(not torch.backends.mps.is_available())]
+    try:
+        parts = parser.parse_args_into_dataclasses(_flags(values, parser), look_for_args_file=False)
+    except InputError:
+        raise
+    except _FAULTS as error:
+        says = re.sub(r"\b\w+Strategy\.(\w+)", lambda m: m[1].lower(), " ".join(str(error).split()))
+        raise InputError(
+            says if says.startswith("--") else f"the training arguments do not fit: {says}"
+        ) from error
     run, data, teacher, selection, student, schedule, training = parts
-    result = Recipe(
-        name, run, data, teacher, selection, student, schedule, training, frozenset(given)
-    )
+    result = Recipe(name, run, data, teacher, selection, student, schedule, training, given)
     if "output_dir" not in given:
         result.training.output_dir = str(result.run_dir / "checkpoints")
     check_recipe(result)

@@ -31,7 +31,7 @@ from hf_distill.release.cards import (
 from hf_distill.report.plots import save_selection_plot
 from hf_distill.report.results import RunResults
 from hf_distill.run.environment import describe_environment
-from hf_distill.run.stage import folder_written_whole, write_result
+from hf_distill.run.stage import folder_written_whole, listed, strangers, write_result
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
@@ -174,10 +174,11 @@ def _write_split(
     does it.
 
     `datasets` writes row groups of at most 100 MB and a page index, which lets the viewer read
-    single rows. The texts pass through an Arrow file, so memory holds only one batch of them.
+    single rows. The texts pass through an Arrow file, so memory holds only one batch of them. It is
+    given open files: in a path, `::` has a meaning to it.
     """
     arrow = folder / f"{name}.arrow"
-    with ArrowWriter(path=str(arrow), features=features) as writer:
+    with arrow.open("wb") as file, ArrowWriter(stream=file, features=features) as writer:
         for batch in batches:
             writer.write_batch(batch)
         writer.finalize()
@@ -185,7 +186,8 @@ def _write_split(
     count = max(1, -(-split.data.nbytes // SHARD_BYTES))
     for number in range(count):
         part = split.shard(count, number, contiguous=True)
-        part.to_parquet(str(folder / f"{name}-{number:05d}-of-{count:05d}.parquet"))
+        with (folder / f"{name}-{number:05d}-of-{count:05d}.parquet").open("wb") as file:
+            part.to_parquet(file)
     arrow.unlink()
 
 
@@ -269,7 +271,8 @@ def write_dataset(
         "selected": {"train": [selected], **held_out},
     }
     features = {"all": tables.all_features, "selected": tables.selected_features}
-    with folder_written_whole(folder.dataset) as new:
+    others = strangers(folder.dataset_record, [folder.dataset])
+    with folder_written_whole(folder.dataset, listed(folder.dataset_record)) as new:
         sizes = []
         for config, parts in splits.items():
             (new / config).mkdir()
@@ -304,7 +307,7 @@ def write_dataset(
         (new / "README.md").write_text(card, encoding="utf-8")
         save_selection_plot(results.audit, new / "scores.png")
     record = DatasetRecord(results.soft_labels.key, results.audit.key)
-    write_result(folder.dataset_record, record, [folder.dataset])
+    write_result(folder.dataset_record, record, [folder.dataset], others)
 
 
 def size_category(pairs: int) -> str:

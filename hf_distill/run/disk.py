@@ -9,6 +9,7 @@ import errno
 import math
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,6 +104,32 @@ def check_folders(recipe: Recipe) -> None:
                 f"--{flag} {path}: it cannot be written to ({error.strerror or error}); name "
                 "another folder, or change its permissions"
             ) from error
+
+
+def check_files(recipe: Recipe) -> None:
+    """Check that what a run reads is no pipe and no device: one is read once, or without end, and a
+    run looks at a file several times.
+
+    Raises:
+        InputError: A flag names one.
+    """
+    data = recipe.data
+    read: dict[str, Sequence[object]] = {
+        "dataset_path": [data.dataset_path], "test_path": [data.test_path],
+        "sources": [*data.source_paths.values()], "eval_tasks": data.eval_tasks,
+        "teacher": [recipe.teacher.teacher], "student_backbone": [recipe.student.student_backbone],
+    }  # fmt: skip
+    for flag, paths in read.items():
+        for path in paths:
+            try:
+                mode = Path(str(path)).stat().st_mode
+            except (OSError, ValueError):
+                continue  # a name on the Hub, or its reader says what is missing
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise InputError(
+                    f"--{flag} {path}: it is a pipe or a device, neither a file nor a folder; "
+                    "write what it holds into a file"
+                )
 
 
 @dataclass(frozen=True)
@@ -236,9 +263,13 @@ def _summed(parts: Sequence[Part]) -> dict[str, float]:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files) if folder.is_dir() else 0
+    """Bytes of all files below `folder`. Another call may be at work there: files come and go."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += Path(place, name).stat().st_size
+    return size
 
 
 def largest_file() -> float:

@@ -121,13 +121,31 @@ class RunFolder:
         return self.path / "report.html"
 
 
+def check_links(folder: RunFolder) -> None:
+    """Check that every folder in a run is its own: what is written to, replaced or removed behind a
+    link belongs to somebody else. The run's folder itself may be a link.
+
+    Raises:
+        InputError: One is a link: which one, and where it leads.
+    """
+    for place, names, _ in os.walk(folder.path, followlinks=False):
+        for path in (Path(place, name) for name in names):
+            if path.is_symlink():
+                raise InputError(
+                    f"{path} is a link to {path.resolve()}, and a run writes and removes only what "
+                    "is in its own folder; remove the link (for checkpoints elsewhere there is "
+                    "--output_dir, for the teacher's embeddings --teacher_cache)"
+                )
+
+
 def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     """The content of a run's `recipe.yaml`.
 
     Raises:
-        InputError: There is none, it is damaged, or it was written by a version of hf_distill whose
-            folders this one cannot read.
+        InputError: There is none, it is damaged, it was written by a version of hf_distill whose
+            folders this one cannot read, or a folder of the run is a link.
     """
+    check_links(folder)
     if not folder.recipe.is_file():
         raise InputError(
             f"{folder.path} is not a run: it holds no recipe.yaml; hf-distill train makes one"
@@ -173,6 +191,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
             recipe, or the run of a version whose folders cannot be read.
     """
     folder = RunFolder(recipe.run_dir)
+    check_links(folder)
     if folder.path.exists() and not folder.path.is_dir():
         raise InputError(f"--run_dir {folder.path} is a file; name a folder")
     if not folder.recipe.exists():

@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import filelock
 from accelerate import PartialState
@@ -25,6 +26,15 @@ class Holder:
     host: str
     pid: int
     since: str
+
+
+def _holder(about: Path) -> str:
+    """Who holds the folder. The file comes and goes with the other call."""
+    try:
+        by = read_json(about, Holder)
+    except (OSError, InputError):
+        return "another call"
+    return f"process {by.pid} on {by.host} since {by.since}"
 
 
 @contextlib.contextmanager
@@ -47,11 +57,9 @@ def held(folder: RunFolder) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        by = read_json(about, Holder) if about.is_file() else None
-        who = f"process {by.pid} on {by.host} since {by.since}" if by else "another call"
         raise InputError(
-            f"--run_dir {folder.path} is in use by {who}; wait until it ends, or name another "
-            "--run_dir"
+            f"--run_dir {folder.path} is in use by {_holder(about)}; wait until it ends, or name "
+            "another --run_dir"
         ) from error
     try:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -86,16 +86,30 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def folder_written_whole(path: Path, own: frozenset[Path] | None = None) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`. On success it replaces `path` as a whole; on
     an exception it is removed and `path` stays as it was.
+
+    Args:
+        path: The folder.
+        own: The files that the run has in the folder (see `listed`). If there are others, they are
+            somebody else's: they stay, and ours are replaced one by one. None: all are ours.
     """
     with working_folder(path) as new:
         with naming(path):
             yield new
-        if path.exists():
-            shutil.rmtree(path)
-        new.replace(path)
+        if own is None or own.issuperset(map(_normal, _files_of([path]))):
+            if path.exists():
+                shutil.rmtree(path)
+            new.replace(path)
+            return
+        written = {file.relative_to(new) for file in _files_of([new])}
+        for name in written:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).replace(path / name)
+        for file in _files_of([path]):
+            if _normal(file) in own and file.relative_to(path) not in written:
+                file.unlink()
 
 
 @contextlib.contextmanager
@@ -168,6 +182,42 @@ def read_json(path: Path, kind: type[T]) -> T:
 # --- seals: what belongs to a result, and what it was when it was written ------------------------
 
 _SEAL = "sealed"
+_UNDER_WAY = ""
+"""The key of a result that is being replaced. It lists the files of the one before."""
+
+
+def _normal(file: Path) -> Path:
+    """A path without `..`: the same file has the same one."""
+    return Path(os.path.normpath(file))
+
+
+def listed(record: Path) -> frozenset[Path] | None:
+    """The files that belong to a result, also if they are damaged; None: there is no list."""
+    try:
+        names = json.loads(record.read_bytes())[_SEAL]["files"]
+        return frozenset(_normal(record.parent / name) for name in names)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+_State = tuple[Path, int, int]
+
+
+def _state(file: Path) -> _State:
+    """A file as it is: written anew, it has another one."""
+    now = file.stat()
+    return _normal(file), now.st_ino, now.st_mtime_ns
+
+
+def strangers(record: Path, beside: Sequence[Path]) -> frozenset[_State]:
+    """The files in the folders of a result that it does not list, as they are: somebody else put
+    them there. Called before the result is made again.
+    """
+    own = listed(record)
+    if own is None:
+        return frozenset()
+    states = (_state(file) for file in _files_of(beside))
+    return frozenset(state for state in states if state[0] not in own)
 
 
 def _files_of(beside: Sequence[Path]) -> list[Path]:
@@ -176,10 +226,13 @@ def _files_of(beside: Sequence[Path]) -> list[Path]:
     return [path for paths in every for path in paths if path.is_file()]
 
 
-def _seal(path: Path, result: Any, beside: Sequence[Path]) -> dict[str, Any]:
+def _seal(
+    path: Path, result: Any, beside: Sequence[Path], others: Collection[_State]
+) -> dict[str, Any]:
     """`result` as JSON, with the SHA-256 of itself and of every file that belongs to it."""
     content: dict[str, Any] = json.loads(_text(result))
-    files = {os.path.relpath(file, path.parent): sha256_of(file) for file in _files_of(beside)}
+    own = [file for file in _files_of(beside) if file != path and _state(file) not in others]
+    files = {os.path.relpath(file, path.parent): sha256_of(file) for file in own}
     return content | {_SEAL: {"sha256": _digest(content, files), "files": files}}
 
 
@@ -202,6 +255,8 @@ def _content(path: Path) -> dict[str, Any]:
         intact = seal["sha256"] == _digest(content, files)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); {again}") from error
+    if content.get("key") == _UNDER_WAY:
+        raise InputError(f"{path} was being made again when its call was stopped; run it again")
     if not intact:
         raise InputError(f"{path} is damaged (it is not what was written); {again}")
     for name, digest in files.items():
@@ -213,11 +268,14 @@ def _content(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def write_result(path: Path, result: Any, files: Sequence[Path]) -> None:
+def write_result(
+    path: Path, result: Any, files: Sequence[Path], others: Collection[_State] = ()
+) -> None:
     """Write a result to `path`, with the SHA-256 of `files` and of the files in the folders among
-    them: `read_result` compares. They are all there already.
+    them: `read_result` compares. They are all there already. `others` are not the result's (see
+    `strangers`).
     """
-    write_json(path, _seal(path, result, files))
+    write_json(path, _seal(path, result, files, others))
 
 
 def read_result(path: Path, kind: type[T]) -> T:
@@ -249,6 +307,20 @@ def files_of(path: Path, folder: Path) -> frozenset[str]:
     )
 
 
+def _leave_the_list(path: Path) -> None:
+    """Leave nothing of a result but the list of its files, if it has one."""
+    if listed(path) is None:
+        path.unlink()
+    else:
+        seal = json.loads(path.read_bytes())[_SEAL]
+        write_json(path, {"key": _UNDER_WAY, _SEAL: seal})
+
+
+def _is_under_way(path: Path) -> bool:
+    """Whether only the list of a result's files is left."""
+    return listed(path) is not None and json.loads(path.read_bytes()).get("key") == _UNDER_WAY
+
+
 def _key_of(path: Path) -> str | None:
     """The key of the result at `path`; None if there is none, or if it cannot be used. The rest may
     be of another form.
@@ -258,6 +330,8 @@ def _key_of(path: Path) -> str | None:
     try:
         return _content(path).get("key")
     except InputError as error:
+        if _is_under_way(path):
+            return None
         _log.warning("%s. It is made again now.", error.args[0].partition(";")[0])
         return None
 
@@ -298,13 +372,15 @@ def stage(
         return all(file.exists() for file in files) and _key_of(path) == key
 
     def replace() -> R:
-        """Make it. The old result is gone meanwhile, so that after a kill it does not stand beside
-        new files; it is back if the input is refused, which happens before files are replaced.
+        """Make it. Of the old result only the list of its files is there meanwhile, so that after a
+        kill it does not stand beside new files; it is back if the input is refused, which happens
+        before files are replaced.
         """
         main = PartialState().is_main_process
         before = path.read_bytes() if main and path.is_file() else None
-        if main:
-            path.unlink(missing_ok=True)
+        others = strangers(path, files) if main else frozenset()
+        if before is not None:
+            _leave_the_list(path)
         try:
             result = make(key)
         except InputError:
@@ -312,7 +388,7 @@ def stage(
                 path.write_bytes(before)
             raise
         if main:
-            write_result(path, result, files)
+            write_result(path, result, files, others)
         return result
 
     if together and not is_current(path):

@@ -54,9 +54,12 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def save_student(student: SentenceTransformer, path: str | Path) -> None:
+def save_student(
+    student: SentenceTransformer, path: str | Path, own: frozenset[Path] | None = None
+) -> None:
     """Save `student` to the folder `path` in the portable layout: safetensors only, no Dropout. An
-    existing folder is replaced as a whole.
+    existing folder is replaced as a whole; files in it that are not among `own` stay, if that is
+    given.
 
     Raises:
         ValueError: The student has a module other than Transformer, Pooling, Dense, Dropout,
@@ -85,7 +88,7 @@ def save_student(student: SentenceTransformer, path: str | Path) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
     names = ["" if i == 0 else f"{i}_{type(module).__name__}" for i, module in enumerate(modules)]
-    with folder_written_whole(Path(path)) as folder:
+    with folder_written_whole(Path(path), own) as folder:
         plain.save_pretrained(str(folder), create_model_card=False)
         for module, name in zip(modules, names, strict=True):
             if (config := _portable_config(module)) is not None:

@@ -98,7 +98,7 @@ class EndpointTeacher(EmbeddingTeacher):
                 "if that is too much, let the server truncate"
             )
             raise self._error(
-                f"answers {error.status_code}: {error.response.text[:300]!r}", hint
+                f"answers {error.status_code}: {_hidden(error.response.text)[:300]!r}", hint
             ) from error
         except ValueError as error:
             raise self._error(
@@ -112,7 +112,8 @@ class EndpointTeacher(EmbeddingTeacher):
         data = body.get("data") if isinstance(body, dict) else None
         if not isinstance(data, list):
             raise self._error(
-                f"answers no list of embeddings but {str(body)[:120]!r}", "Look at the server"
+                f"answers no list of embeddings but {_hidden(str(body))[:120]!r}",
+                "Look at the server",
             )
         if len(data) != count:
             raise self._error(
@@ -139,8 +140,13 @@ class EndpointTeacher(EmbeddingTeacher):
             f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Finished shards are "
             "kept; run again to continue"
         )
-        key = os.environ.get(KEY_VARIABLE)
-        return InputError(message.replace(key, "[key]") if key else message)
+        return InputError(_hidden(message))
+
+
+def _hidden(text: str) -> str:
+    """`text` without the endpoint's key. What is cut afterwards holds no part of it."""
+    key = os.environ.get(KEY_VARIABLE)
+    return text.replace(key, "[key]") if key else text
 
 
 def _tokens_in(body: dict[str, Any]) -> int:

@@ -115,7 +115,7 @@ def lines_of(table: Table) -> Iterator[tuple[Place, list[str]]]:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()) is not None
+    return re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", text.strip()) is not None
 
 
 def _is_score(text: str) -> bool:

@@ -63,7 +63,8 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
     head = [row for table, _ in reading.parts for row in table.head()]
 
     def sizes(*columns: str) -> list[int]:
-        return [sum(len(row.get(c) or ()) for c in columns) for row in head]
+        cells = ([row.get(column) for column in columns] for row in head)
+        return [sum(len(cell) for cell in row if isinstance(cell, list)) for row in cells]
 
     read_as = (
         f"{'Tevatron' if positives == 'positive_passages' else 'DPR'} lists: "

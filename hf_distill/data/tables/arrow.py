@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,33 +60,68 @@ def open_arrow(file: File, cache: Path) -> Table:
             else:
                 yield from pa.ipc.open_stream(source)
 
+    def whole() -> Iterator[Any]:
+        for batch in batches():
+            batch.validate(full=True)  # Arrow follows a wrong offset out of the file, and crashes
+            yield batch
+
     with refused(file.path), pa.memory_map(str(_unpacked(file.path, cache))) as source:
         opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
         schema = opened.schema
         count = sum(batch.num_rows for batch in batches())
-    return _table(file, schema, batches, count)
+    return _table(file, schema, whole, count)
 
 
-def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+class _Info(msgspec.Struct, frozen=True):
+    features: dict[str, Any] | None = None
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    """What `datasets` writes beside the columns of an Arrow schema, as far as it is read."""
+
+    info: _Info = _Info()
+
+
+def class_names(schema: pa.Schema, where: object) -> dict[str, list[str]]:
     """Column -> the names of its classes, where `datasets` keeps the number of a class instead of
     its name. What a number means is a matter of their order, so only the names can be read.
+
+    Raises:
+        InputError: What `datasets` wrote about the columns of the file `where` is damaged.
     """
-    said = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(said)["info"]["features"] if said else {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    said = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = msgspec.json.decode(said, type=_Metadata).info.features or {}
+        return {
+            column: msgspec.convert(feature["names"], list[str])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            if pa.types.is_integer(schema.field(column).type)
+        }
+    except (msgspec.MsgspecError, LookupError) as error:
+        raise InputError(
+            f"{where}: the features that `datasets` wrote beside its columns cannot be read "
+            f"({error}); write the file again"
+        ) from error
 
 
 def with_names(
-    rows: Iterable[tuple[int, Row]], classes: Mapping[str, list[str]]
+    rows: Iterable[tuple[int, Row]], classes: Mapping[str, list[str]], where: object
 ) -> Iterator[tuple[int, Row]]:
-    """`rows` with the names of classes instead of their numbers; -1 is no class."""
+    """`rows` of the file `where` with the names of classes instead of their numbers; -1 is no
+    class.
+
+    Raises:
+        InputError: A number without a name.
+    """
     for number, row in rows:
         for column, names in classes.items():
             place = row[column]
+            if place is not None and place >= len(names):
+                raise InputError(
+                    f"{where}, row {number}: the column {column!r} holds the class {place}, but "
+                    f"only {len(names)} classes have names; write the file again"
+                )
             row[column] = None if place is None or place < 0 else names[place]
         yield number, row
 
@@ -104,7 +139,8 @@ def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Row]]:
 def _table(
     file: File, schema: pa.Schema, batches: Callable[[], Iterator[Any]], count: int
 ) -> Table:
-    names, classes = schema.names, class_names(schema)
+    with refused(file.path):
+        names, classes = schema.names, class_names(schema, file.path)
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
             f"{file.path}: {names.count(twice[0])} columns are called {twice[0]!r}; give each its "
@@ -112,7 +148,7 @@ def _table(
         )
 
     def rows() -> Iterator[tuple[int, Row]]:
-        found = with_names(rows_of(batches()), classes)
+        found = with_names(rows_of(batches()), classes, file.path)
         while True:
             with refused(file.path):
                 numbered = next(found, None)

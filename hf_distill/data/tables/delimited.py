@@ -25,7 +25,7 @@ Records = Callable[[], Iterator[tuple[int, list[str]]]]
 _HEAD = 100
 """Records by which a delimiter is found."""
 _NUMBER = re.compile(
-    r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|[-+]?inf|na|none|null|true|false", re.IGNORECASE
+    r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|nan|[-+]?inf|na|none|null|true|false", re.IGNORECASE
 )
 _QUOTED = r'"[^"]*(?:""[^"]*)*"'
 _CELL = re.compile(rf'(?:^|\t)({_QUOTED}|[^"\t]*)(?=\t|$)')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import yaml
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
@@ -115,6 +116,17 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+class _Shard(msgspec.Struct, frozen=True):
+    filename: str
+
+
+class _Saved(msgspec.Struct, frozen=True):
+    """`state.json`, as far as it is read."""
+
+    data_files: list[_Shard] | None = msgspec.field(name="_data_files", default=None)
+    split: str | None = msgspec.field(name="_split", default=None)
+
+
 def saved_shards(folder: Path) -> dict[Path, str | None]:
     """The Arrow files that `Dataset.save_to_disk` wrote into `folder`, with the split that
     `state.json` names. Empty if the folder is none of its own.
@@ -125,15 +137,22 @@ def saved_shards(folder: Path) -> dict[Path, str | None]:
     state = folder / "state.json"
     if not state.is_file():
         return {}
-    saved = _json(state)
-    names = [part.get("filename") for part in saved.get("_data_files") or ()]
+    try:
+        saved = msgspec.convert(_json(state), _Saved)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{state} is not what save_to_disk writes ({error}); copy the whole folder again"
+        ) from error
+    names = [part.filename for part in saved.data_files or ()]
     for name in names:
-        if not (folder / str(name)).is_file():
+        with refused(state):  # a name may be too long for one
+            there = (folder / name).is_file()
+        if not there:
             raise InputError(
                 f"{state} names {name}, which is not there; copy the whole folder that "
                 "save_to_disk wrote"
             )
-    return {folder / name: saved.get("_split") for name in names}
+    return {folder / name: saved.split for name in names}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -141,7 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); copy the whole folder again") from error
     return value if isinstance(value, dict) else {}
 
@@ -211,7 +230,7 @@ def _card(readme: Path) -> Card:
     match = re.match(r"---[ \t]*\r?\n(.*?)\n---[ \t]*\r?(\n|$)", text, re.DOTALL)
     try:
         says = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if match and re.search(r"^configs:", match[1], re.MULTILINE):
             raise InputError(
                 f"{readme}: the front matter names files and is not YAML "
@@ -219,13 +238,13 @@ def _card(readme: Path) -> Card:
             ) from error
         says = None
     says = says if isinstance(says, dict) else {}
-    licenses = says.get("license") or []
-    names = [licenses] if isinstance(licenses, str) else licenses
+    licenses, configs = says.get("license") or [], says.get("configs") or []
+    names = licenses if isinstance(licenses, list) else [licenses]
     return Card(
         ", ".join(str(name) for name in names) or None,
         tuple(
-            (str(config.get("config_name", "default")), split, _pattern(pattern))
-            for config in says.get("configs") or ()
+            (str(config.get("config_name", "default")), split, _pattern(pattern, readme))
+            for config in (configs if isinstance(configs, list) else [])
             if isinstance(config, dict)
             for split, pattern in _patterns(config)
         ),
@@ -251,6 +270,12 @@ def _patterns(config: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
             yield (None if split is None else str(split)), above + str(path).removeprefix("./")
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
+def _pattern(pattern: str, readme: Path) -> re.Pattern[str]:
     """A name with brackets matches itself, too."""
-    return re.compile(f"{glob_translate(pattern)}|{re.escape(pattern)}")
+    try:
+        return re.compile(f"{glob_translate(pattern)}|{re.escape(pattern)}")
+    except (ValueError, re.error) as error:
+        raise InputError(
+            f"{readme}: the front matter names the files {pattern!r:.50}, which is no pattern "
+            f"({error}); mend it"
+        ) from error

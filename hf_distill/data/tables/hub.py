@@ -109,11 +109,11 @@ def _table(name: str, config: str, split: str, data: Any) -> Table:
     that is no usual one (`corpus`), or the last part of the data set's id.
     """
 
-    classes = class_names(data.features.arrow_schema)
+    classes = class_names(data.features.arrow_schema, f"--{_KEY} {name}")
 
     def rows() -> Iterator[tuple[int, Row]]:
         batches = data.with_format("arrow").iter(batch_size=1000)
-        yield from with_names(rows_of(batches), classes)
+        yield from with_names(rows_of(batches), classes, f"--{_KEY} {name}")
 
     said = split_of(split)
     usual = said in ("train", "validation", "test")

@@ -57,9 +57,11 @@ def open_json(file: File) -> Table | None:
 
 def not_a_table(file: File) -> InputError:
     """Why a file for which `open_json` returned None cannot be read."""
-    keys = ", ".join(map(repr, list(_document(file.path))[:8]))
+    value = _document(file.path)
+    keys = ", ".join(map(repr, list(value)[:8])) if isinstance(value, dict) else ""
+    held = f"one object, with the keys {keys}" if keys else f"one value, {value!r:.50}"
     return InputError(
-        f"{file.path} holds one object, with the keys {keys or 'of none'}; a table is an object a "
+        f"{file.path} holds {held}; a table is an object a "
         "line (.jsonl), a list of objects, or an object of columns of the same length"
     )
 
@@ -74,7 +76,7 @@ def _one_a_line(file: File, start: str, more: str) -> bool:
         return not document and start[0] == "{"
     try:
         value = _DECODER.decode(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         # A bracket alone begins a document; what else is broken is refused with its line.
         return not document and first[0] == "{" and first.strip() != "{"
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
@@ -141,7 +143,7 @@ def _line_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in lines(path):
         try:
             row = decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             if not line.strip():
                 continue
             row = _slowly(line, f"{path}, line {number}")
@@ -154,7 +156,7 @@ def _line_keys(path: Path) -> Iterator[Row]:
     for number, line in lines(path):
         try:
             yield decode(line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             if line.strip():
                 yield _slowly(line, f"{path}, line {number}")
 

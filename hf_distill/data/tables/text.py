@@ -33,12 +33,14 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def refused(path: Path) -> Iterator[None]:
-    """What the system or Arrow says about a file that cannot be read becomes an `InputError`."""
+    """What the system or Arrow says about a file that cannot be read becomes an `InputError`. A
+    text of it may be no UTF-8, and a time of it outside the calendar.
+    """
     try:
         yield
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied; change its mode") from error
-    except (OSError, pa.ArrowException, EOFError) as error:
+    except (OSError, pa.ArrowException, EOFError, UnicodeDecodeError, ArithmeticError) as error:
         said = " ".join(str(error).split())
         raise InputError(
             f"{path} is damaged or cut off ({said:.200}); copy or download it again"

@@ -75,8 +75,12 @@ def check_output(path: Path) -> None:
     Raises:
         InputError: It is a file, or holds something that no export has written.
     """
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise InputError(f"--output {path} cannot be written: {error.strerror}") from error
     if not path.is_dir():
         raise InputError(f"--output {path} is a file; name a folder")
     names = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
