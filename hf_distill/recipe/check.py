@@ -242,6 +242,11 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
             f"--{second[0]} {second[1]}: --{first[0]} {first[1]} says already where the data is; "
             f"set one of them to none, or name both as --sources NAME=PATH NAME=PATH"
         )
+    if data.sources and data.dataset != "auto":
+        raise InputError(
+            f"--dataset {data.dataset}: --sources says already where the data is; set --dataset "
+            "auto, or name one path with --dataset_path"
+        )
     sources = _named(data.sources, "sources", "NAME=PATH, e.g. faq=faq.jsonl")
     shares = _named(training.source_shares, "source_shares", "NAME=SHARE, e.g. faq=0.7")
     for name, share in shares.items():
