@@ -42,7 +42,7 @@ from hf_distill.release.model_card import write_model_card
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
-from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, naming, plan
+from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
 from hf_distill.run.folder import (
     RunFolder,
     check_made_with,
@@ -224,8 +224,7 @@ class Run:
     @cached_property
     def collection(self) -> Collection:
         """The pairs, read and split without leaks."""
-        with naming(self.folder.pairs):
-            collection = load_collection(self.recipe, self.folder)
+        collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
             for recipe in self.recipe.of_each_stage():
                 check_amounts(collection, recipe.training)

@@ -57,7 +57,7 @@ def left_over(run: Path) -> list[str]:
 
 RUN = "hf_distill.pipeline"
 STAGES = {
-    "reading": (f"{RUN}.load_collection", "pairs", "pairs/manifest.json"),
+    "reading": (f"{RUN}.load_collection", "working", "pairs/manifest.json"),
     "recipe": (f"{RUN}.save_recipe", "recipe.yaml", "pairs/x"),
     "lengths": (f"{RUN}.text_lengths", "", "text_lengths.json"),
     "scoring": (f"{RUN}.score_collection", "soft_labels", "teacher_soft_labels.json"),

@@ -199,7 +199,7 @@ def test_a_value_of_a_saved_recipe_is_no_flag(tmp_path: Path) -> None:
         ("false_negative_margin: .inf", "--false_negative_margin inf.*finite"),
         ("score_range: [.nan, 1]", "--score_range nan.*finite"),
         ("teacher: \"a\\0\"", r"--teacher a\\x00.*NUL"),
-        (f"run_dir: {'x' * 300}", "--run_dir xxx.*300 characters"),
+        (f"teacher: {'x' * 300}", "--teacher xxx.*300 characters"),
     ],
 )  # fmt: skip
 def test_what_no_run_can_have_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -15,6 +15,9 @@ from hf_distill.recipe.no_effect import check_effect
 _MAY_BE_EMPTY = ("query_prompt", "document_prompt")
 """Texts that are read, not names: an empty prompt is none."""
 
+_WRITTEN = ("run_dir", "output_dir", "teacher_cache")
+"""Folders that are tried when the run is opened."""
+
 _LONGEST, _LONGEST_PATH = 255, 4095
 """Bytes of a name and characters of a path that a file system can hold."""
 
@@ -146,7 +149,7 @@ def _check_names(recipe: Recipe) -> None:
             raise InputError(
                 f"--{name} {empty[0]!r}: an empty text is no name; give one, or leave --{name} out"
             )
-        if name in _MAY_BE_EMPTY or name.endswith("_column"):
+        if name in (*_MAY_BE_EMPTY, *_WRITTEN) or name.endswith("_column"):
             continue
         for text in texts:
             if max(map(len, text.encode().split(b"/"))) > _LONGEST or len(text) > _LONGEST_PATH:
@@ -241,6 +244,11 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
         raise InputError(
             f"--{second[0]} {second[1]}: --{first[0]} {first[1]} says already where the data is; "
             f"set one of them to none, or name both as --sources NAME=PATH NAME=PATH"
+        )
+    if data.sources and data.dataset != "auto":
+        raise InputError(
+            f"--dataset {data.dataset}: --sources says already where the data is; set --dataset "
+            "auto, or name one path with --dataset_path"
         )
     sources = _named(data.sources, "sources", "NAME=PATH, e.g. faq=faq.jsonl")
     shares = _named(training.source_shares, "source_shares", "NAME=SHARE, e.g. faq=0.7")

@@ -96,8 +96,7 @@ def folder_written_whole(path: Path, own: frozenset[Path] | None = None) -> Iter
             somebody else's: they stay, and ours are replaced one by one. None: all are ours.
     """
     with working_folder(path) as new:
-        with naming(path):
-            yield new
+        yield new
         if own is None or own.issuperset(map(_normal, _files_of([path]))):
             if path.exists():
                 shutil.rmtree(path)
@@ -121,7 +120,8 @@ def working_folder(path: Path) -> Iterator[Path]:
     folder = temporary_of(path)
     folder.mkdir()
     try:
-        yield folder
+        with naming(path):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
