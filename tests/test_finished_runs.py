@@ -21,12 +21,15 @@ from hub_server import TOKEN, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from hf_distill.commands import publish as publish_command
 from hf_distill.commands import search as search_command
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.pipeline import finished
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.lock import held
 from hf_distill.serving import demo, demo_app
 from hf_distill.serving.demo import local_demo, write_space
 from hf_distill.serving.index import Corpus, python_identity
@@ -371,3 +374,18 @@ def test_a_recipe_that_a_stopped_call_changed_is_noticed(
     if key == "temperature":
         run_tiny(tiny, copied, "--until", "read", "--card_examples", "false")
         assert finished(copied), "the recipe is that of the results again"
+
+
+@pytest.mark.parametrize(
+    "line", [["publish", "--model", "you/x"], ["export"], ["study", "--rules", "percentile=60"]]
+)
+def test_what_writes_into_a_run_waits_for_nobody_and_disturbs_nobody(
+    copied: Path, tiny: Path, line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_command, "releases_of", lambda _: [])
+    before = contents(copied)
+    with held(RunFolder(copied)):
+        where = [tiny, "--run_dir", copied] if line[0] == "study" else [copied]
+        said = run(line[0], *where, *line[1:])
+        assert (said.code, f"in use by process {os.getpid()}" in said.err) == (2, True)
+    assert contents(copied) == before

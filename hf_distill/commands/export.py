@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_distill.pipeline import finished
 from hf_distill.release.onnx import export_onnx, measure_onnx
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.lock import held
 from hf_distill.serving.index import student_of
 
 HELP = (
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="Default: onnx.")
 
 
+def _export(model: Path) -> None:
+    for precision, path in export_onnx(model).items():
+        print(f"{precision:<8} {path.stat().st_size / 1e6:7.1f} MB  {path}")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Export, and measure the files where there is held-out data.
 
@@ -34,12 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
     """
     model = Path(student_of(arguments.run_or_model))
     folder = RunFolder(Path(arguments.run_or_model))
-    results = finished(folder.path) if folder.recipe.is_file() else None
-    for precision, path in export_onnx(model).items():
-        print(f"{precision:<8} {path.stat().st_size / 1e6:7.1f} MB  {path}")
-    if results is None:
+    if not folder.recipe.is_file():
+        _export(model)
         return
-    record = measure_onnx(results)
+    results = finished(folder.path)
+    with held(folder):
+        _export(model)
+        record = measure_onnx(results)
     print(
         f"nDCG@10 over {record.num_queries:,} held-out queries, and its difference to PyTorch in "
         "float32 (95% interval):"

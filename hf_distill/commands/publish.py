@@ -12,6 +12,7 @@ from hf_distill.pipeline import finished
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.release.publish import Settings, dry_run, publish
+from hf_distill.run.lock import held
 
 HELP = (
     "Publish a run's student and scored pairs, load both back by commit in a fresh process, "
@@ -98,8 +99,12 @@ def run(arguments: argparse.Namespace) -> None:
         tag=arguments.revision or training.hub_revision,
         collection=arguments.collection,
     )
-    act = dry_run if arguments.dry_run else publish
-    if not arguments.dry_run:
-        write_model_card(results)
-    for line_of_text in act(releases_of(results), settings, HfApi(token=training.hub_token)):
+    api = HfApi(token=training.hub_token)
+    if arguments.dry_run:
+        lines = dry_run(releases_of(results), settings, api)
+    else:
+        with held(folder):
+            write_model_card(results)
+            lines = publish(releases_of(results), settings, api)
+    for line_of_text in lines:
         print(line_of_text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
 from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.lock import held
 from hf_distill.run.stage import stage, write_json, written_whole
+from hf_distill.selection.rules import Rule
 from hf_distill.selection.select import rule_columns, select_pairs
 from hf_distill.study.arms import Arm, matched_recipe, parse_selections, plan_arms
 from hf_distill.study.compare import ArmResult, compare
@@ -102,17 +104,16 @@ class _Trials:
         return results
 
 
-def _open(recipe: Recipe) -> tuple[Run, Path]:
-    """The run, with its pairs and scores, and the folder of its study."""
-    run, say = Run.open(recipe), PartialState().print
-    out = run.folder.path / "study"
+def _prepared(run: Run) -> Path:
+    """The folder of a run's study, whose pairs are read and scored."""
+    say, out = PartialState().print, run.folder.path / "study"
     say(run.collection.summary(), flush=True)
     if PartialState().is_main_process:
         if not run.folder.recipe.exists():  # else it says how the run's own student was made
             save_recipe(run.recipe, run.folder)
         save_recipe(run.recipe, RunFolder(out))
     say(run.scores.summary(), flush=True)
-    return run, out
+    return out
 
 
 def _write(study: Study, out: Path) -> None:
@@ -148,8 +149,13 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
     if examples < 1 or seeds < 1:
         raise InputError(f"--examples {examples} --seeds {seeds}: both must be at least 1")
     parsed = parse_selections(selections)  # refuse what can be refused before writing anything
-    run, out = _open(recipe)
-    seed = run.recipe.seed
+    run = Run.open(recipe)
+    with held(run.folder):
+        return _study(run, parsed, examples, seeds)
+
+
+def _study(run: Run, parsed: Mapping[str, tuple[Rule, ...]], examples: int, seeds: int) -> Study:
+    out, seed = _prepared(run), run.recipe.seed
     every_rule = [rule for rules in parsed.values() for rule in rules]
     columns = rule_columns(run.selection_inputs, every_rule, seed)
     arms = plan_arms(parsed, columns)
