@@ -217,21 +217,17 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
 
-@pytest.mark.parametrize(
-    ("runs", "processes", "publish", "kills"), [(4, 1, 0, 10), (3, 2, 0, 6), (0, 1, 1, 1)]
-)
-def test_killed_runs_end_as_the_uninterrupted_one(
-    runs: int, processes: int, publish: int, kills: int
-) -> None:
-    options = ("--runs", runs, "--seed", 4, "--processes", processes, "--publish", publish)
-    figures = last_line("kills", *options)
-    assert figures["same"] == figures["runs"] == runs + publish
+@pytest.mark.parametrize(("runs", "processes", "kills"), [(4, 1, 10), (2, 2, 5)])
+def test_killed_runs_end_as_the_uninterrupted_one(runs: int, processes: int, kills: int) -> None:
+    figures = last_line("kills", "--runs", runs, "--seed", 4, "--processes", processes)
+    assert figures["same"] == figures["runs"] == runs
     assert figures["kills"] >= kills
 
 
 def test_no_damaged_file_is_used_without_a_word() -> None:
-    figures = last_line("damage", "--runs", 2, "--seed", 1)
-    assert figures == {"checks": 8, "right": 8, "tracebacks": 0, "silent": 0}
+    figures = last_line("damage", "--runs", 2, "--seed", 2)
+    assert (figures["tracebacks"], figures["silent"]) == (0, 0)
+    assert figures["right"] == figures["checks"] >= 10
 
 
 def test_two_runs_at_once_do_not_disturb_each_other() -> None:

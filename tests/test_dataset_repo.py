@@ -16,8 +16,9 @@ from run_results import SPLIT, run_results
 
 from hf_distill.data.collection import Source
 from hf_distill.release import dataset_repo
-from hf_distill.release.dataset_repo import size_category, write_dataset
+from hf_distill.release.dataset_repo import DatasetRecord, size_category, write_dataset
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import listed, read_result, write_result
 
 RULES = ("echo", "percentile=50", "rank=3:weight=0.5", "near_duplicate")
 SOURCE = Source("pairs | `of`", license="cc-by-4.0", description="<b>Pairs</b> of *nothing*.")
@@ -180,12 +181,19 @@ def test_examples_can_be_turned_off(folder: RunFolder) -> None:
 
 def test_a_data_set_replaces_the_one_before_as_a_whole(folder: RunFolder) -> None:
     write_dataset(*run_results(folder))
-    (folder.dataset / "all" / "stale.parquet").touch()
+    stale = folder.dataset / "all" / "stale.parquet"
+    stale.touch()
+    record = read_result(folder.dataset_record, DatasetRecord)
+    write_result(folder.dataset_record, record, [folder.dataset])  # it is the run's own
     write_dataset(*run_results(folder))
-    assert not (folder.dataset / "all" / "stale.parquet").exists()
+    assert not stale.exists()
     assert sorted(path.name for path in folder.dataset.iterdir()) == [
         "README.md", "all", "scores.png", "selected",
     ]  # fmt: skip
+    stale.touch()  # and this is somebody else's
+    write_dataset(*run_results(folder))
+    assert stale.exists()
+    assert stale not in (listed(folder.dataset_record) or ())
 
 
 def test_size_categories() -> None:

@@ -21,6 +21,9 @@ _WRITTEN = ("run_dir", "output_dir", "teacher_cache")
 _LONGEST, _LONGEST_PATH = 255, 4095
 """Bytes of a name and characters of a path that a file system can hold."""
 
+_SHOWN = 500
+"""Characters of such a name that a message shows."""
+
 _NAMES = (
     "output_dir", "run_name", "hub_model_id", "hub_revision", "hub_token", "terms",
     "source_shares", "resume_from_checkpoint", "metric_for_best_model",
@@ -153,8 +156,9 @@ def _check_names(recipe: Recipe) -> None:
             continue
         for text in texts:
             if max(map(len, text.encode().split(b"/"))) > _LONGEST or len(text) > _LONGEST_PATH:
+                shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
                 raise InputError(
-                    f"--{name} {text[:50]}...: no file, model or data set has a name of "
+                    f"--{name} {shown}: no file, model or data set has a name of "
                     f"{len(text):,} characters; name another one"
                 )
 

@@ -31,7 +31,14 @@ from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.report.results import RunResults
-from hf_distill.run.stage import files_of, read_result, sha256_of, stage, written_whole
+from hf_distill.run.stage import (
+    files_of,
+    is_under_way,
+    read_result,
+    sha256_of,
+    stage,
+    written_whole,
+)
 
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
@@ -275,6 +282,8 @@ def measured_onnx(results: RunResults) -> OnnxRecord | None:
     """
     folder = results.folder
     if not folder.onnx.is_file() or not all((folder.student / f).is_file() for f in FILES.values()):
+        return None
+    if is_under_way(folder.onnx):
         return None
     record = read_result(folder.onnx, OnnxRecord)
     return record if record.training == results.training.key else None

@@ -316,8 +316,10 @@ def _leave_the_list(path: Path) -> None:
         write_json(path, {"key": _UNDER_WAY, _SEAL: seal})
 
 
-def _is_under_way(path: Path) -> bool:
-    """Whether only the list of a result's files is left."""
+def is_under_way(path: Path) -> bool:
+    """Whether a result was being made again when its call was stopped: only the list of its files
+    is left.
+    """
     return listed(path) is not None and json.loads(path.read_bytes()).get("key") == _UNDER_WAY
 
 
@@ -330,7 +332,7 @@ def _key_of(path: Path) -> str | None:
     try:
         return _content(path).get("key")
     except InputError as error:
-        if _is_under_way(path):
+        if is_under_way(path):
             return None
         _log.warning("%s. It is made again now.", error.args[0].partition(";")[0])
         return None

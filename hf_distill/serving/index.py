@@ -40,7 +40,7 @@ def student_of(run_or_model: str) -> str:
     """
     folder = RunFolder(Path(run_or_model))
     if not folder.recipe.is_file():
-        return run_or_model
+        return str(folder.student) if folder.student.is_dir() else run_or_model
     if not folder.training.is_file():
         raise InputError(
             f"the run in {run_or_model} has no student yet; run it to its end: hf-distill train "
