@@ -361,6 +361,8 @@ class Job:
 
     def train(self, run: Run, key: str) -> Trained:
         """Train and measure a student."""
+        config = run.recipe.training
+        examples = config.max_steps * config.train_batch_size
         with (
             tempfile.TemporaryDirectory() as temporary,
             contextlib.redirect_stdout(io.StringIO()),  # the Trainer's own summary
@@ -371,18 +373,17 @@ class Job:
                 student, seconds = train_peer(self.arm, run, temporary)
             else:
                 student, record = run.student_on(run.selection, Path(temporary), key)
-                seconds = record.seconds
+                seconds, examples = record.seconds, record.examples
         shutil.rmtree(run.folder.pool, ignore_errors=True)  # its embeddings stay in teacher_cache
         own = load_domain(self.domain, self.setting)
         [other] = [load_domain(name, self.setting) for name in DOMAINS if name != self.domain]
-        config = run.recipe.training
         return Trained(
             key=key,
             domain=self.domain,
             arm=self.arm.name,
             seed=self.seed,
             pairs=len(run.selection.kept),
-            examples=config.max_steps * config.train_batch_size,
+            examples=examples,
             training_seconds=round(seconds, 1),
             in_domain=measure(student, own.task),
             out_of_domain=measure(student, other.task),

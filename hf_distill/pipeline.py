@@ -319,8 +319,7 @@ class Run:
     def _stage_inputs(self, selection: Selection) -> list[Any]:
         """Everything that the stages of its training depend on."""
         recipe = self.recipe
-        terms = [term for stage in recipe.stages for term in stage.terms]
-        identities = backbone_identity(recipe.student), digests_of_plugins(terms)
+        identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
         processes = recipe.training.world_size
         return [selection.key, vars(recipe.student), identities, recipe.training_keys(), processes]
 

@@ -226,6 +226,7 @@ def test_a_stage_is_the_recipe_with_other_keys() -> None:
     [
         (["--stages", "max_steps"], "--stages 'max_steps': 'max_steps' is not key=value"),
         (["--stages", "max_steps=0"], "--stages 'max_steps=0': --max_steps 0: nothing"),
+        (["--stages", "terms=evil:t=1"], "terms is the same in every stage"),
         (["--stages", "student_dim=3"], "student_dim is the same in every stage"),
         (["--stages", "contarstive_weight=3"], "unknown key contarstive_weight.*contrastive"),
         (["--stages", "max_steps=1 max_steps=2"], "max_steps stands there twice"),

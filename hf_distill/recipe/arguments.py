@@ -363,14 +363,16 @@ PARTS = (
 )  # fmt: skip
 
 STAGE_KEYS = (
-    "terms", "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
+    "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
     "contrastive_symmetric", "texts_per_pair", "hard_negatives_per_pair", "grad_cache",
     "one_source_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "weight_decay", "warmup_steps", "max_grad_norm",
     "max_steps", "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
     "logging_steps", "load_best_model_at_end", "early_stopping_patience",
 )  # fmt: skip
-"""Keys that a stage of the training may have for itself, beside the weights of the terms."""
+"""Keys that a stage of the training may have for itself, beside the weights of the terms. None of
+them names code.
+"""
 
 
 def deciding(keys: Mapping[str, Any]) -> dict[str, Any]:
