@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,17 @@ def with_precision(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
 
 
+def _check_each_stage(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
+    """Check every stage of the training. A message says which of the further ones it is about."""
+    for text, of_stage in zip(["", *recipe.schedule.stages], recipe.of_each_stage(), strict=True):
+        try:
+            check(of_stage)
+        except InputError as error:
+            if not text:
+                raise
+            raise InputError(f"--stages {text!r}: {error}") from error
+
+
 class Run:
     """A recipe, its folder, and each stage's result.
 
@@ -143,13 +154,11 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
-        for config in recipe.stages:
-            parse_terms(config)
-            check_mixing(config)
+        _check_each_stage(recipe, lambda stage: parse_terms(stage.training))
+        _check_each_stage(recipe, lambda stage: check_mixing(stage.training))
         if not run.wants("score"):
             return run
-        for of_stage in recipe.of_each_stage():
-            check_objective(of_stage, run.teacher, run.rules)
+        _check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
         check_space(recipe, plan(recipe, run.sizes))
@@ -226,10 +235,13 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            for recipe in self.recipe.of_each_stage():
-                check_amounts(collection, recipe.training)
-                check_sources(collection, recipe.training)
-                check_negatives(collection, self.teacher, recipe)
+            checks: list[Callable[[Recipe], object]] = [
+                lambda stage: check_amounts(collection, stage.training),
+                lambda stage: check_sources(collection, stage.training),
+                lambda stage: check_negatives(collection, self.teacher, stage),
+            ]
+            for check in checks:
+                _check_each_stage(self.recipe, check)
             validation = len(collection.pairs("validation"))
             check_place(self.recipe.schedule.specialise, validation)
         return collection
@@ -267,8 +279,8 @@ class Run:
     def selection(self) -> Selection:
         """Which training pairs the student is trained on."""
         selection = select_pairs(self.selection_inputs, self.rules, self.recipe.seed, self.folder)
-        for config in self.recipe.stages:
-            check_batch(len(selection.kept), config)
+        kept = len(selection.kept)
+        _check_each_stage(self.recipe, lambda stage: check_batch(kept, stage.training))
         return selection
 
     @cached_property

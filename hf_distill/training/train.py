@@ -266,7 +266,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     for record in records:
         for name, count in record.sources.items():
             sources[name] = sources.get(name, 0) + count
-    best = records[-1].best_step
+    best = records[-1].best_step if place in (None, 1.0) else None
     evaluator = task.evaluator
     watches = any(IntervalStrategy(stage.eval_strategy).value != "no" for stage in task.stages)
     return TrainingRecord(
