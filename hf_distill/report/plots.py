@@ -352,6 +352,13 @@ def plot_points(training: TrainingRecord) -> Picture:
         [point.measures[name] for point in training.points] for name in (CLOSENESS, RANKING)
     )
     axes.plot(closeness, ranking, color=BLUE, marker="o")
+    chosen = [i for i, place in enumerate(places) if place == training.specialised]
+    axes.plot(
+        [closeness[i] for i in chosen], [ranking[i] for i in chosen], "o", color=ORANGE,
+        markersize=9, label="the student",
+    )  # fmt: skip
+    if chosen:
+        axes.legend(frameon=False, labelcolor=GREY)
     for place, x, y in zip(places, closeness, ranking, strict=True):
         axes.annotate(f"{place:g}", (x, y), (4, 5), textcoords="offset points", color=GREY)
     axes.set_xlabel(f"{CLOSENESS} to the teacher's scores")
