@@ -96,7 +96,7 @@ def recipe(cache: Path | None = None, hard_negatives: int = 0) -> SimpleNamespac
         teacher=SimpleNamespace(
             teacher_kind="bi-encoder", teacher_cache=str(cache) if cache else None
         ),
-        training=SimpleNamespace(hard_negatives_per_pair=hard_negatives),
+        stages=(SimpleNamespace(hard_negatives_per_pair=hard_negatives),),
         seed=0,
     )
 

@@ -97,12 +97,16 @@ def _searched(collection: Collection, seed: int, most: int) -> np.ndarray:
     return np.concatenate([own, drawn])
 
 
-def validation_task(collection: Collection, seed: int, most: int = MOST_DOCUMENTS) -> RetrievalTask:
+def validation_task(collection: Collection, seed: int, most: int | None = None) -> RetrievalTask:
     """The validation queries, and the documents that they search: those judged for them, and others
-    of the collection, drawn by the seed, up to `most` together. Ids are `text_id`s.
+    of the collection, drawn by the seed, up to `most` together (default: `MOST_DOCUMENTS`). Ids
+    are `text_id`s.
     """
     pairs = collection.pairs("validation")
-    queries, documents = np.unique(pairs.queries), _searched(collection, seed, most)
+    queries, documents = (
+        np.unique(pairs.queries),
+        _searched(collection, seed, most or MOST_DOCUMENTS),
+    )
     query_texts, document_texts = (
         dict(zip(numbers.tolist(), look_up(numbers), strict=True))
         for numbers, look_up in (

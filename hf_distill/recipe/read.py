@@ -387,7 +387,7 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool 
 
 
 def _keys_of(values: Given, keys: Collection[str]) -> frozenset[str]:
-    """The keys that are given a value; `--no_key` gives one to `key`."""
+    """The keys that are given a value, also by a flag with `no_` before the key."""
     return frozenset(key.removeprefix("no_") if key not in keys else key for key in values)
 
 
