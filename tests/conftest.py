@@ -35,6 +35,7 @@ from transformers import (
     BertModel,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_distill.commands.train import main as train_main
 from hf_distill.data.collection import Collection
@@ -86,6 +87,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_deepspeed_is_left() -> Iterator[None]:
+    """The Trainer's arguments remember a DeepSpeed configuration for the whole process, also one
+    that was refused.
+    """
+    yield
+    unset_hf_deepspeed_config()
 
 
 @pytest.fixture(scope="session")
