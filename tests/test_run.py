@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder, open_run_folder, save_recipe
 from hf_distill.run.lock import held
 from hf_distill.run.stage import (
+    files_of,
     fingerprint,
     folder_written_whole,
     listed,
@@ -27,6 +29,7 @@ from hf_distill.run.stage import (
     stage,
     temporary_of,
     write_json,
+    write_result,
     written_whole,
 )
 
@@ -300,3 +303,27 @@ def test_a_result_that_is_under_way_is_made_again(tmp_path: Path) -> None:
         read_result(path, Sum)
     stage(path, Sum, [1], make, [file])
     assert (file.read_text(), read_result(path, Sum).total) == ("new", 1.0)
+
+
+def test_a_list_of_files_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    record, folder = tmp_path / "run" / "made.json", tmp_path / "run" / "student"
+    folder.mkdir(parents=True)
+    (folder / "own.txt").write_text("own")
+    (tmp_path / "secret.txt").write_text("secret")
+    outside = folder / ".." / ".." / "secret.txt"
+    write_result(record, Sum("key", 1.0, {}), [folder / "own.txt", outside])
+    content = json.loads(record.read_text())
+    assert len(content["sealed"]["files"]) == 2
+    names = [*content["sealed"]["files"]]
+    forged = {"student/../../secret.txt" if "secret" in n else n: content["sealed"]["files"][n]
+              for n in names}  # fmt: skip
+    seal(record, content, forged)
+    assert files_of(record, folder) == {"own.txt"}
+
+
+def seal(record: Path, content: dict[str, object], files: dict[str, str]) -> None:
+    """Write a record as somebody would who knows how."""
+    rest = {key: value for key, value in content.items() if key != "sealed"}
+    text = json.dumps([rest, files], sort_keys=True, ensure_ascii=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    record.write_text(json.dumps({**rest, "sealed": {"sha256": digest, "files": files}}))

@@ -301,9 +301,11 @@ def files_of(path: Path, folder: Path) -> frozenset[str]:
         InputError: As `read_result`.
     """
     _content(path)
-    files = [path.parent / name for name in json.loads(path.read_bytes())[_SEAL]["files"]]
+    inside = _normal(folder)
     return frozenset(
-        file.relative_to(folder).as_posix() for file in files if file.is_relative_to(folder)
+        file.relative_to(inside).as_posix()
+        for file in listed(path) or ()
+        if file.is_relative_to(inside)
     )
 
 
