@@ -52,8 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     folder = RunFolder(arguments.run_dir)
     output = arguments.output or folder.path / "export" / arguments.format
-    for line in export_collection(
-        folder, arguments.format, arguments.split, Path(os.path.realpath(output))
-    ):
+    where = Path(os.path.realpath(output))  # `resolve` raises where links lead in a circle
+    for line in export_collection(folder, arguments.format, arguments.split, where):
         print(line)
     print(f"Written: {output} (README.md says how to read it)")

@@ -1,9 +1,8 @@
 """The weights between two stages of a training.
 
-The last stage of a training specialises a student: it ranks better in the domain of the pairs, and
-follows the teacher's scores less closely. Between its weights before and after this stage lie
-students that are better than a mixture of both (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903),
-and they take no training.
+The last stage of a training may specialise a student: towards ranking in the domain of the pairs,
+and away from the teacher's scores. The students between its weights before and after this stage
+take no training (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
 """
 
 from __future__ import annotations

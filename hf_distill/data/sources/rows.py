@@ -322,7 +322,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, str) and "_" in value:
         return None  # Python reads 1_0 as 10
     try:
-        return float(value)  # type: ignore[arg-type]  # tried
+        return float(value)  # type: ignore[arg-type]  # what is no number raises
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import yaml
-from fsspec.utils import glob_translate  # type: ignore[import-untyped]
+from fsspec.utils import glob_translate  # type: ignore[import-untyped]  # fsspec has no types
 
 from hf_distill.data.tables.text import refused
 from hf_distill.errors import InputError
