@@ -67,8 +67,9 @@ from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
-from hf_distill.training.stages import TrainingTask, check_batch
+from hf_distill.training.stages import StageRecord, TrainingTask, check_batch
 from hf_distill.training.terms import parse_terms
+from hf_distill.training.texts import wanted_pool
 from hf_distill.training.train import (
     TrainingRecord,
     check_amounts,
@@ -313,8 +314,7 @@ class Run:
             own |= {folder.student / "README.md", *(listed(folder.onnx) or ())}
 
         def make(key: str) -> TrainingRecord:
-            # Another place between the stages needs no other stages.
-            checkpoints = self.checkpoints(key_of(TrainingRecord, self._stage_inputs(selection)))
+            checkpoints = Path(str(self.recipe.training.output_dir))
             student, record = self.student_on(selection, checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student, own)
@@ -326,18 +326,19 @@ class Run:
 
     def training_inputs(self, selection: Selection) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
-        return [*self._stage_inputs(selection), self.recipe.schedule.specialise]
+        last = len(self.recipe.stages)
+        return [*self._stage_inputs(selection, last), self.recipe.schedule.specialise]
 
-    def _stage_inputs(self, selection: Selection) -> list[Any]:
-        """Everything that the stages of its training depend on."""
+    def _stage_inputs(self, selection: Selection, stages: int) -> list[Any]:
+        """Everything that the first stages of its training depend on. What follows them is not
+        among it: another last stage, or another place before it, needs no other first one.
+        """
         recipe = self.recipe
         identities = backbone_identity(recipe.student), digests_of_plugins(recipe.training.terms)
-        processes = recipe.training.world_size
-        return [selection.key, vars(recipe.student), identities, recipe.training_keys(), processes]
-
-    def checkpoints(self, key: str) -> Path:
-        """The folder of a training's checkpoints: another training must not resume from them."""
-        return Path(str(self.recipe.training.output_dir)) / key
+        return [
+            selection.key, vars(recipe.student), identities, recipe.training_keys(stages),
+            recipe.training.world_size, wanted_pool(len(selection.kept), recipe.stages),
+        ]  # fmt: skip
 
     def student_on(
         self, selection: Selection, checkpoints: Path, key: str
@@ -346,8 +347,8 @@ class Run:
 
         Args:
             selection: The pairs.
-            checkpoints: Folder for checkpoints, whose name says what they are of; an interrupted
-                training resumes from them.
+            checkpoints: Folder for checkpoints. Those of a stage are in a folder of its own there,
+                whose name says what they are of; an interrupted training resumes from them.
             key: The fingerprint of the training.
 
         Returns:
@@ -363,7 +364,10 @@ class Run:
             components=self.initialisation.components,
             scale=self.scores.scale,
             layers=self.initialisation.layers,
-            checkpoints=checkpoints,
+            checkpoints=tuple(
+                checkpoints / key_of(StageRecord, self._stage_inputs(selection, number))
+                for number in range(1, len(self.recipe.stages) + 1)
+            ),
             evaluator=validation_evaluator(self.recipe, self.collection),
             specialise=self.recipe.schedule.specialise,
             measured=point_measure(self.collection, self.scores, self.recipe.seed)

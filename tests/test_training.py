@@ -172,7 +172,7 @@ def task(parts: Tiny, folder: Path, **options: Any) -> TrainingTask:
         components=parts.components,
         scale=SCALES["cosine"],
         layers=(0, 2),
-        checkpoints=folder / "key",
+        checkpoints=(folder / "key",),
     )
 
 
@@ -206,7 +206,9 @@ def test_a_training_goes_on_from_its_own_checkpoint_alone(parts: Tiny, tmp_path:
     again = task(parts, tmp_path / "a", **saving)
     record = train_student(again, "key")
     assert record.resumed_from == "checkpoint-8"
-    other = dataclasses.replace(task(parts, tmp_path / "a", **saving), checkpoints=tmp_path / "b")
+    other = dataclasses.replace(
+        task(parts, tmp_path / "a", **saving), checkpoints=(tmp_path / "b",)
+    )
     assert train_student(other, "other").resumed_from is None
     for name, value in whole.student.state_dict().items():
         assert value.equal(again.student.state_dict()[name])

@@ -331,14 +331,14 @@ class Recipe:
         """Where `datasets` prepares the files of a source. It goes when the pairs are written."""
         return self.cache / "reading"
 
-    def training_keys(self) -> dict[str, Any]:
-        """Every option of the training that can change the student."""
+    def training_keys(self, stages: int) -> dict[str, Any]:
+        """Every option of the first `stages` stages of the training that can change the student."""
         training = {
             name: value
             for name, value in plain(self.training).items()
             if not name.startswith(_NO_EFFECT_ON_STUDENT)
         }
-        return training | ({"stages": self.schedule.stages} if self.further else {})
+        return training | {"stages": self.schedule.stages[: stages - 1]}
 
     def keys(self) -> dict[str, Any]:
         """The recipe as flat keys: all options of this project, and those of the Trainer that were

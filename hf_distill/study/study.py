@@ -64,9 +64,9 @@ class _Trials:
         )
 
         def make(key: str) -> ArmResult:
-            start, checkpoints = time.perf_counter(), self.out / "checkpoints" / key
+            start, checkpoints = time.perf_counter(), self.out / "checkpoints"
             student, training = trial.student_on(selection, checkpoints, key)
-            shutil.rmtree(checkpoints.parent, ignore_errors=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)
             measured = measure(student, self.task)
             return ArmResult(
                 key=key,

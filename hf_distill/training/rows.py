@@ -43,7 +43,7 @@ from hf_distill.selection.select import Selection
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
 from hf_distill.training.in_batch import Sides
 from hf_distill.training.sources import NO_SOURCE, sources_of
-from hf_distill.training.texts import Pool, PoolPlan, load_pool, pool_size, student_words
+from hf_distill.training.texts import Pool, PoolPlan, load_pool, student_words, wanted_pool
 
 _BLOCK = 8192
 
@@ -120,7 +120,7 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
         listed = listed_negatives(train, scores, wanted)
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
     pool = None
-    if size := max(pool_size(len(train), stage) for stage in recipe.stages):
+    if size := wanted_pool(len(train), recipe.stages):
         columns["row"] = np.arange(len(train))
         plan = PoolPlan(
             pairs=train,

@@ -62,7 +62,7 @@ class TrainingTask:
             None if the teacher has no embeddings.
         scale: What the teacher's scores mean.
         layers: The layers of the backbone that a search chose, for the record.
-        checkpoints: Folder for checkpoints of these stages alone; its name says what they are.
+        checkpoints: Folder for checkpoints of each stage; its name says what they are of.
         evaluator: What the evaluations compute beside the loss, and what then chooses the best
             student. Its `primary_metric` is the name, and greater is better.
         specialise: As in the recipe.
@@ -75,19 +75,15 @@ class TrainingTask:
     components: np.ndarray | None
     scale: Scale
     layers: tuple[int, ...] | None
-    checkpoints: Path
+    checkpoints: tuple[Path, ...]
     names: tuple[str, ...] = ()
     evaluator: BaseEvaluator | None = None
     specialise: str | None = None
     measured: Callable[[SentenceTransformer], dict[str, float]] | None = None
 
-    def folder(self, number: int) -> Path:
-        """The checkpoints of a stage; 1 is the first."""
-        return self.checkpoints if number == 1 else self.checkpoints / f"stage-{number}"
-
     def weights(self, number: int) -> Path:
-        """The student after a stage that something follows."""
-        return self.checkpoints / f"after-stage-{number}.safetensors"
+        """The student after a stage that something follows; 1 is the first."""
+        return self.checkpoints[number - 1] / "after.safetensors"
 
 
 def check_batch(pairs: int, config: DistillationConfig) -> None:
@@ -142,7 +138,8 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
     """
     rows, student = task.rows, task.student
     config = copy.copy(task.stages[number - 1])
-    config.output_dir = str(task.folder(number))
+    folder = task.checkpoints[number - 1]
+    config.output_dir = str(folder)
     config.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
     config.push_to_hub = False  # the release stage publishes, once everything is measured
     check_batch(len(rows.train), config)
@@ -165,7 +162,7 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
         evaluator=evaluator,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
     )
-    checkpoint = wanted_checkpoint(config, task.folder(number))
+    checkpoint = wanted_checkpoint(config, folder)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start

@@ -158,6 +158,11 @@ def pool_size(pairs: int, config: DistillationConfig) -> int:
     return each * min(examples, max(LARGEST // each, pairs)) if each else 0
 
 
+def wanted_pool(pairs: int, stages: Sequence[DistillationConfig]) -> int:
+    """The size of the pool that all stages of a training on `pairs` pairs share."""
+    return max(pool_size(pairs, stage) for stage in stages)
+
+
 def pool_places(rows: np.ndarray, epoch: int, pairs: int, each: int, size: int) -> np.ndarray:
     """Which texts of a pool of `size` go with which pair: (m, each) int64.
 

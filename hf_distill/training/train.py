@@ -30,7 +30,7 @@ from hf_distill.training.stages import (
     check_validation,
     train_stage,
 )
-from hf_distill.training.texts import pool_size
+from hf_distill.training.texts import wanted_pool
 from hf_distill.training.trainer import check_scale
 
 _SOURCES = 8
@@ -164,7 +164,7 @@ def sizes_with(
         texts=sum(map(len, tables)),
         text_bytes=sum(table.data.nbytes for table in tables),
         dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
-        pool=max(pool_size(split["train"], stage) for stage in stages),
+        pool=wanted_pool(split["train"], stages),
         tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
     )
 
@@ -308,9 +308,8 @@ def _kept_stage(task: TrainingTask, number: int) -> StageRecord:
         return record
 
     path = weights.with_suffix(".json")
-    record = stage(
-        path, StageRecord, [task.checkpoints.name, number], make, [weights], together=True
-    )
+    inputs = [task.checkpoints[number - 1].name]
+    record = stage(path, StageRecord, inputs, make, [weights], together=True)
     PartialState().wait_for_everyone()  # the main process has written it
     load_model(task.student, weights)
     return record
