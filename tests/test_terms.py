@@ -24,6 +24,7 @@ from hf_distill.training.terms import (
     margin,
     parse_terms,
     regression,
+    spread_out,
     weighted_terms,
 )
 
@@ -141,6 +142,27 @@ def test_kl_by_hand_and_over_known_cells() -> None:
     assert kl(batch(S, S), PLAIN).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_spread_out_by_hand() -> None:
+    texts = torch.zeros(0, 4)  # four dimensions: random cosines have a mean square of 1/4
+    ignore = NONE.clone()
+    ignore[2, 0] = True
+    student = S.clone()
+    student[2, 1] = 0.6
+    rows = [
+        (0.2**2, 0),  # .1 and .3: their mean square is below 1/4
+        (0.1**2, 0),
+        (0.6**2, 0.6**2 - 1 / 4),
+    ]
+    by_hand = sum(mean + excess for mean, excess in rows) / 3
+    assert spread_out(batch(student, ignore=ignore, texts=texts), PLAIN).item() == pytest.approx(
+        by_hand
+    )
+    weight = torch.tensor([1.0, 1.0, 0.0])
+    weighed = spread_out(batch(student, ignore=ignore, texts=texts, weight=weight), PLAIN).item()
+    assert weighed == pytest.approx((0.2**2 + 0.1**2) / 3), "the mean stays over all rows"
+    assert spread_out(batch(S[:1, :1], T[:1, :1], NONE[:1, :1], texts=texts), PLAIN).item() == 0
+
+
 def test_alignment_by_hand() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     targets = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
@@ -200,7 +222,7 @@ def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
 
 
 def test_every_weight_of_the_config_has_a_function_and_a_term_of_weight_zero_is_not_used() -> None:
-    assert TERMS == ("contrastive", "regression", "kl", "margin", "alignment")
+    assert TERMS == ("contrastive", "regression", "kl", "margin", "alignment", "spread_out")
     every = parse_terms(config(**{f"{name}_weight": i + 1 for i, name in enumerate(TERMS)}))
     assert every == {name: (i + 1, getattr(module, name)) for i, name in enumerate(TERMS)}
     assert set(parse_terms(config(kl_weight=0.5))) == {"kl"}
@@ -210,7 +232,7 @@ OWN = '''
 """A term of one's own."""
 import torch
 
-def spread_out(batch, config):
+def my_spread(batch, config):
     """Global orthogonal regularisation (Zhang et al. 2017, arXiv:1708.06320)."""
     cosines = batch.texts @ batch.texts.T
     other = ~torch.eye(len(cosines), dtype=torch.bool)
@@ -233,10 +255,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_term_of_ones_own_is_one_function_and_one_line_of_the_config(own: str) -> None:
     texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    values = objective(batch(texts=texts), terms=[f"{own}:spread_out=2"], contrastive_weight=1)
-    assert set(values) == {"contrastive", "spread_out"}
-    assert values["spread_out"].item() == pytest.approx(2 * 0.6**2)
-    assert set(parse_terms(config(terms=[f"{own}:spread_out=0"], kl_weight=1))) == {"kl"}
+    values = objective(batch(texts=texts), terms=[f"{own}:my_spread=2"], contrastive_weight=1)
+    assert set(values) == {"contrastive", "my_spread"}
+    assert values["my_spread"].item() == pytest.approx(2 * 0.6**2)
+    assert set(parse_terms(config(terms=[f"{own}:my_spread=0"], kl_weight=1))) == {"kl"}
 
 
 def test_a_term_that_is_not_a_scalar_is_said(own: str) -> None:
@@ -251,14 +273,14 @@ def test_a_term_that_is_not_a_scalar_is_said(own: str) -> None:
         ({"kl_weight": math.nan}, "--kl_weight: the weight 'nan'"),
         ({"kl_weight": -1.0}, "--kl_weight: the weight '-1.0'"),
         ({"terms": ["kl=1"]}, "--terms kl=1"),
-        ({"terms": ["my_terms:spread_out"]}, "--terms my_terms:spread_out: it must read"),
-        ({"terms": ["my_terms:spread_out=much"]}, "the weight 'much'"),
-        ({"terms": ["my_terms:spread_out=-1"]}, "the weight '-1'"),
+        ({"terms": ["my_terms:my_spread"]}, "--terms my_terms:my_spread: it must read"),
+        ({"terms": ["my_terms:my_spread=much"]}, "the weight 'much'"),
+        ({"terms": ["my_terms:my_spread=-1"]}, "the weight '-1'"),
         ({"terms": ["my_terms:no_such=1"]}, "my_terms has no no_such"),
         ({"terms": ["no_such_module:term=1"]}, "no_such_module cannot be imported"),
         ({"terms": ["my_terms:number=1"]}, "it is a int, not a function"),
         ({"terms": ["hf_distill.training.terms:kl=1"]}, "already a term kl"),
-        ({"terms": ["my_terms:spread_out=1"] * 2}, "already a term spread_out"),
+        ({"terms": ["my_terms:my_spread=1"] * 2}, "already a term my_spread"),
     ],
 )
 def test_terms_that_make_no_sense_are_refused(own: str, options: dict, says: str) -> None:

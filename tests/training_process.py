@@ -54,7 +54,8 @@ def train(teacher: Path, batch: int, out: Path) -> None:
             out / form, rows_of(parts), per_device_train_batch_size=batch, num_train_epochs=2,
             learning_rate=0.05, optim="sgd", max_grad_norm=1.0, contrastive_weight=1,
             regression_weight=2, regression_on="matrix", kl_weight=0.5, margin_weight=0.5,
-            alignment_weight=3, false_negative_margin=0.05, contrastive_symmetric=True,
+            spread_out_weight=2, alignment_weight=3,
+            false_negative_margin=0.05, contrastive_symmetric=True,
             matryoshka_dims=[8], texts_per_pair=2, components=parts.components,
             lookup=parts.lookup, one_source_per_batch=form == "sources",
         )  # fmt: skip

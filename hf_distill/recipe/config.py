@@ -39,6 +39,11 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "Weight of 1 - cosine between the student's embedding and the teacher's, projected on its "
         "principal components.",
     )
+    spread_out_weight: float = option(
+        0.0,
+        "Weight of a regularisation: queries and documents that do not belong together are like "
+        "random directions. Meant for int8 and binary indexes.",
+    )
     terms: list[str] = option(
         [], "Terms of your own with their weights, e.g. my_package.my_module:my_term=0.5."
     )

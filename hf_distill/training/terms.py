@@ -128,6 +128,23 @@ def alignment(batch: InBatch, config: DistillationConfig) -> Tensor:
     return _weighted(distances, batch.text_weight).mean()
 
 
+def spread_out(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """Global orthogonal regularisation (Zhang et al. 2017, arXiv:1708.06320): a query and a
+    document that do not belong together have a cosine like two random directions of d dimensions,
+    whose mean is 0 and whose mean square is 1/d.
+
+    For each row it is mean² + max(0, mean of squares - 1/d) over its negatives. A row without
+    negatives is 0. Each row has a mean of its own, and not the batch, so that N processes train
+    like one.
+    """
+    negatives = ~batch.ignore.scatter(1, batch.positives[:, None], True)
+    cosines = batch.student.masked_fill(~negatives, 0.0)
+    count = negatives.sum(dim=1).clamp(min=1)
+    mean, square = cosines.sum(dim=1) / count, cosines.square().sum(dim=1) / count
+    excess = (square - 1 / batch.texts.shape[1]).clamp(min=0.0)
+    return _weighted(mean.square() + excess, batch.weight).mean()
+
+
 def _weight_of(text: str, flag: str) -> float:
     """A weight, read and checked."""
     try:
