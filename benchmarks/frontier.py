@@ -1,5 +1,4 @@
-"""What a smaller student costs in quality: `python benchmarks/frontier.py --qrecc FILE [FILE ...]
-[--domain pydocs]`.
+"""What a smaller student costs in quality: `python benchmarks/frontier.py --domain NAME=PATH`.
 
 The recommended recipe at several depths, down to a student without a transformer, each for the same
 number of examples. Each student is measured on the same held-out queries: the latency of a single
@@ -20,18 +19,16 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Plot
-from quality import (
-    DOMAINS,
+from quality import be_quiet, save_plot
+from quality_domains import (
     Domain,
     Setting,
-    be_quiet,
     data_options,
     load_domain,
     prepare_domain,
     recipe_of,
-    save_plot,
+    setting_of,
     with_keys,
-    write_conversations,
 )
 from sentence_transformers import SentenceTransformer
 
@@ -100,7 +97,7 @@ class Frontier:
 def train_size(name: str, domain: str, setting: Setting, examples: int) -> Path:
     """Train the student of a size, unless that is done. Returns its folder."""
     recipe = matched_recipe(recipe_of(domain, setting, SIZES[name]), examples, 0)
-    folder = setting.out / "frontier" / setting.name(domain) / name.replace(" ", "-")
+    folder = setting.folder(domain) / "frontier" / name.replace(" ", "-")
     run = with_keys(load_domain(domain, setting), recipe, folder)
     with contextlib.redirect_stdout(io.StringIO()):  # the Trainer's own summary
         training = run.training
@@ -230,11 +227,9 @@ def plot(content: Frontier) -> Plot:
 def _options() -> argparse.Namespace:
     parser = data_options(__doc__)
     parser.add_argument(
-        "--domain",
-        choices=DOMAINS,
-        default="conversations",
-        help="The domain to train and measure on.",
-    )
+        "--examples", type=int, default=10_240,
+        help="Pairs that each student sees. Default: 10,240.",
+    )  # fmt: skip
     parser.add_argument(
         "--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="Default: all."
     )
@@ -246,14 +241,13 @@ def main() -> None:
     line = _options()
     keep_freed_memory()
     be_quiet()
-    out = line.out.resolve()
-    write_conversations(line.qrecc, out)
-    setting = Setting(out, line.max_pairs)
-    prepare_domain(line.domain, setting)
-    folders = {name: train_size(name, line.domain, setting, line.examples) for name in line.sizes}
-    content = compile_frontier(folders, load_domain(line.domain, setting))
+    setting = setting_of(line)
+    out, [domain] = setting.out, setting.names
+    prepare_domain(domain, setting)
+    folders = {name: train_size(name, domain, setting, line.examples) for name in line.sizes}
+    content = compile_frontier(folders, load_domain(domain, setting))
     write_json(out / "frontier.json", content)
-    text = markdown(content, line.domain, line.examples)
+    text = markdown(content, domain, line.examples)
     (out / "frontier.md").write_text(text, encoding="utf-8")
     save_plot(plot(content), out / "frontier.svg")
     print(f"\n{text}\nWritten to {out}")

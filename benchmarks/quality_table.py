@@ -18,47 +18,56 @@ from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.significance import ALPHA, crossed_interval, holm, paired_tests
 from hf_distill.study.measure import Measurement
 
-COMPARED = {"in_domain_ndcg": 1, "out_of_domain_ndcg": 1, "pearson": 1, "mae": -1}
+COMPARED = {"in_domain": 1, "out_of_domain": 1, "pearson": 1, "mae": -1}
 """What an arm is compared with the best peer on, and whether more (1) or less (-1) is better."""
 LABELS = {
-    "in_domain_ndcg": "in-domain nDCG@10",
-    "out_of_domain_ndcg": "out-of-domain nDCG@10",
+    "in_domain": "in-domain nDCG@10",
+    "out_of_domain": "out-of-domain nDCG@10",
     "pearson": "Pearson",
     "mae": "MAE",
 }
-TITLES = {"pydocs": "the Python documentation", "conversations": "conversations"}
-UNTRAINED = "untrained"
 OURS, PEER, NEUTRAL, LINES = "#c8642b", "#2f6fb3", "#8a8f98", "#b0b4ba"
 """Colours of the plot."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One student, trained and measured: a file in `results/`.
+class Student:
+    """One student, measured.
 
     Attributes:
-        key: The fingerprint of everything that it depends on.
         domain: What it was trained on.
+        minutes: The budget; 0: it was not trained here.
         arm: How it was trained.
         seed: Of its training.
         pairs: Training pairs.
         examples: Pairs seen, each as often as it was seen.
-        training_seconds: Of the training alone.
-        in_domain, out_of_domain: It on held-out pairs of its own domain and of the other one.
+        planned_seconds, teacher_seconds: What the training takes, and the teacher's share of it.
+        in_domain: It on held-out pairs of its own domain.
         overlap: In-domain, the share of the teacher's ten best documents among its own ten best,
             for each query.
+        further: Task -> nDCG@10 of each query, out of domain.
     """
 
-    key: str
     domain: str
+    minutes: float
     arm: str
     seed: int
     pairs: int
     examples: int
-    training_seconds: float
+    planned_seconds: float
+    teacher_seconds: float
     in_domain: Measurement
-    out_of_domain: Measurement
     overlap: tuple[float, ...]
+    further: Mapping[str, tuple[float, ...]]
+
+    def said(self) -> str:
+        """It, for the terminal."""
+        outside = np.mean([np.mean(values) for values in self.further.values()] or [np.nan])
+        trained = f", {self.minutes:g} min, seed {self.seed}" if self.minutes else ""
+        return (
+            f"{self.domain}, {self.arm}{trained}: nDCG@10 {np.mean(self.in_domain.ndcg):.3f} "
+            f"in-domain, {outside:.3f} out of domain, {self.examples:,} examples"
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,29 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class FurtherReference:
+    """The same on a task out of domain.
+
+    Attributes:
+        teacher: nDCG@10 of each query.
+        bm25: (Q,) of each query.
+        shared: How many of its texts are training texts of the domain.
+    """
+
+    teacher: tuple[float, ...]
+    bm25: np.ndarray
+    shared: int
+
+
+@dataclass(frozen=True)
+class References:
+    """What the students of a domain are compared with."""
+
+    own: Reference
+    further: Mapping[str, FurtherReference]
+
+
+@dataclass(frozen=True)
 class Difference:
     """An arm minus another one: an estimate, and its two-sided p (None: undefined)."""
 
@@ -90,7 +122,7 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """An arm of this project minus the best peer on a measure of `COMPARED`; p is corrected by Holm
-    over all comparisons of the domain.
+    over all comparisons of the table.
     """
 
     arm: str
@@ -111,40 +143,59 @@ class Row:
         is_own: Whether it is this project's.
         seeds: How many.
         pairs: Training pairs.
-        in_domain_ratio, out_of_domain_ratio: nDCG@10, divided by the teacher's.
+        examples: Pairs seen by the median student.
+        seconds, teacher_seconds: Of its training, and the teacher's share of them.
+        in_domain_ratio: nDCG@10, divided by the teacher's.
+        out_of_domain_ratio: The mean over tasks of the same.
         in_domain_ratio_by_seed, out_of_domain_ratio_by_seed: Of each seed.
+        further: Task -> nDCG@10, divided by the teacher's.
         recall, overlap: Recall@100, and overlap@10 with the teacher.
         pearson, mae: Fidelity to the teacher's scores.
-        examples_per_second: Of the median training; None if nothing was trained.
     """
 
     arm: str
     is_own: bool
     seeds: int
     pairs: int
+    examples: int
+    seconds: float
+    teacher_seconds: float
     in_domain_ratio: Estimate
     in_domain_ratio_by_seed: tuple[float, ...]
     out_of_domain_ratio: Estimate
     out_of_domain_ratio_by_seed: tuple[float, ...]
+    further: dict[str, float]
     recall: Estimate
     pearson: Estimate
     mae: Estimate
     overlap: Estimate
-    examples_per_second: float | None
 
 
 @dataclass(frozen=True)
-class DomainTable:
-    """All arms that were trained on a domain. Values of teacher and BM25 are mean nDCG@10."""
+class TaskRow:
+    """A task out of domain: mean nDCG@10 of teacher and BM25 over its queries, and how many of its
+    texts are training texts.
+    """
+
+    teacher: float
+    bm25: float
+    queries: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """All arms that were trained on a domain for some minutes. Values of teacher and BM25 are mean
+    nDCG@10.
+    """
 
     domain: str
-    out_of_domain: str
+    minutes: float
     teacher: float
     bm25: float
     queries: int
     pairs: int
-    out_of_domain_teacher: float
-    out_of_domain_queries: int
+    tasks: dict[str, TaskRow]
     leaks_removed: int
     leaks_left: int
     rows: tuple[Row, ...]
@@ -155,24 +206,44 @@ class DomainTable:
 class Content:
     """`quality.json`. `summary` is the benchmark's last line."""
 
-    examples: int
-    seeds: int
-    domains: tuple[DomainTable, ...]
+    tables: tuple[Table, ...]
     summary: dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Every training, the reference of each domain, and the arms that are this project's."""
+    """Every student, the references of each domain, and the arms that are this project's."""
 
-    trainings: Sequence[Trained]
-    references: Mapping[str, Reference]
+    students: Sequence[Student]
+    references: Mapping[str, References]
     own: Sequence[str]
 
-    def of(self, domain: str, arm: str) -> list[Trained]:
-        """The trainings of an arm on a domain, by seed."""
-        own = [t for t in self.trainings if (t.domain, t.arm) == (domain, arm)]
-        return sorted(own, key=lambda trained: trained.seed)
+    def of(self, domain: str, minutes: float, arm: str) -> list[Student]:
+        """The students of an arm on a domain, by seed; those that were not trained stand beside
+        every budget.
+        """
+        own = [
+            s for s in self.students
+            if (s.domain, s.arm) == (domain, arm) and s.minutes in (0, minutes)
+        ]  # fmt: skip
+        return sorted(own, key=lambda student: student.seed)
+
+
+def out_of_domain(student: Student, further: Mapping[str, FurtherReference]) -> np.ndarray:
+    """(Q,) values of the queries of all tasks, whose mean is the mean over tasks of nDCG@10 divided
+    by the teacher's: a query of a task of few queries has more weight.
+    """
+    if not further:
+        return np.zeros(0)
+    every = sum(len(values) for values in student.further.values())
+    return np.concatenate(
+        [
+            np.asarray(student.further[name])
+            / np.mean(reference.teacher)
+            * (every / (len(further) * len(reference.teacher)))
+            for name, reference in further.items()
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -180,29 +251,36 @@ class Values:
     """An arm's values by seed: of queries (S, Q), and of pairs (S, n).
 
     Attributes:
-        in_domain_ndcg, out_of_domain_ndcg: nDCG@10 of queries.
+        in_domain: nDCG@10 of queries.
+        out_of_domain: As `out_of_domain`.
         score: The students' scores of pairs.
         mae: Their absolute distances from the teacher's.
         teacher_score: (n,) the teacher's.
     """
 
-    in_domain_ndcg: np.ndarray
-    out_of_domain_ndcg: np.ndarray
+    in_domain: np.ndarray
+    out_of_domain: np.ndarray
     score: np.ndarray
     mae: np.ndarray
     teacher_score: np.ndarray
 
     @classmethod
-    def of(cls, trainings: Sequence[Trained], teacher_score: np.ndarray) -> Values:
-        """Those of the trainings of an arm."""
-        score = np.array([trained.in_domain.student_score for trained in trainings])
+    def of(cls, students: Sequence[Student], references: References) -> Values:
+        """Those of the students of an arm."""
+        teacher = references.own.teacher_score
+        score = np.array([student.in_domain.student_score for student in students])
         return cls(
-            in_domain_ndcg=np.array([trained.in_domain.ndcg for trained in trainings]),
-            out_of_domain_ndcg=np.array([trained.out_of_domain.ndcg for trained in trainings]),
+            in_domain=np.array([student.in_domain.ndcg for student in students]),
+            out_of_domain=np.array([out_of_domain(s, references.further) for s in students]),
             score=score,
-            mae=np.abs(score - teacher_score),
-            teacher_score=teacher_score,
+            mae=np.abs(score - teacher),
+            teacher_score=teacher,
         )
+
+    @property
+    def measures(self) -> list[str]:
+        """Those of `COMPARED` that there are values of."""
+        return [name for name in COMPARED if name != "out_of_domain" or self.out_of_domain.size]
 
     def mean(self, measure: str) -> float:
         """The mean over seeds of a measure of `COMPARED`."""
@@ -271,38 +349,47 @@ def _over_seeds(statistic: Callable[..., np.ndarray]) -> Statistic:
     )
 
 
-def _row(results: Results, domain: str, other: str, arm: str, values: Values) -> Row:
-    trainings = results.of(domain, arm)
-    teacher, far_teacher = (results.references[name].teacher for name in (domain, other))
+def _row(students: Sequence[Student], references: References, values: Values, own: bool) -> Row:
+    teacher, further = references.own.teacher, references.further
     scores = [values.teacher_score, *values.score]
-    seconds = [trained.training_seconds for trained in trainings]
-    recall = np.array([trained.in_domain.recall for trained in trainings]).mean(axis=0)
-    overlap = np.array([trained.overlap for trained in trainings]).mean(axis=0)
-    inside, outside = values.in_domain_ndcg, values.out_of_domain_ndcg
-    speed = trainings[0].examples / float(np.median(seconds)) if min(seconds) else None
+    recall = np.array([student.in_domain.recall for student in students]).mean(axis=0)
+    overlap = np.array([student.overlap for student in students]).mean(axis=0)
+    inside, outside = values.in_domain, values.out_of_domain
+    far = outside.mean(axis=0) if further else np.full(1, np.nan)
     return Row(
-        arm=arm,
-        is_own=arm in results.own,
-        seeds=len(trainings),
-        pairs=trainings[0].pairs,
+        arm=students[0].arm,
+        is_own=own,
+        seeds=len(students),
+        pairs=students[0].pairs,
+        examples=int(np.median([student.examples for student in students])),
+        seconds=float(np.median([student.planned_seconds for student in students])),
+        teacher_seconds=float(np.median([student.teacher_seconds for student in students])),
         in_domain_ratio=estimate(_ratio, [inside.mean(axis=0), teacher], 0),
         in_domain_ratio_by_seed=tuple(_ratio(inside, teacher).tolist()),
-        out_of_domain_ratio=estimate(_ratio, [outside.mean(axis=0), far_teacher], 0),
-        out_of_domain_ratio_by_seed=tuple(_ratio(outside, far_teacher).tolist()),
+        out_of_domain_ratio=estimate(mean, [far], 0),
+        out_of_domain_ratio_by_seed=tuple(outside.mean(axis=1).tolist()) if further else (),
+        further={
+            name: float(
+                np.mean([student.further[name] for student in students])
+                / np.mean(reference.teacher)
+            )
+            for name, reference in further.items()
+        },
         recall=estimate(mean, [recall], 0),
         pearson=estimate(_over_seeds(pearson), scores, 0),
         mae=estimate(_over_seeds(mae), scores, 0),
         overlap=estimate(mean, [overlap], 0),
-        examples_per_second=None if speed is None else round(speed, 1),
     )
 
 
-def _compare(values: Mapping[str, Values], own: Sequence[str]) -> tuple[Comparison, ...]:
+def _compare(
+    values: Mapping[str, Values], own: Sequence[str], peers: Sequence[str]
+) -> tuple[Comparison, ...]:
     """Each own arm against the best peer on each of `COMPARED`."""
-    peers = [arm for arm in values if arm not in own and arm != UNTRAINED]
     compared: list[tuple[str, str, str, Difference]] = []
     for arm in (arm for arm in values if arm in own and peers):
-        for measure, sign in COMPARED.items():
+        for measure in values[arm].measures:
+            sign = COMPARED[measure]
             best = max(peers, key=lambda peer: sign * values[peer].mean(measure))
             compared.append((arm, measure, best, values[arm].minus(values[best], measure)))
 
@@ -320,26 +407,39 @@ def _compare(values: Mapping[str, Values], own: Sequence[str]) -> tuple[Comparis
     )  # fmt: skip
 
 
-def compile_domain(results: Results, domain: str) -> DomainTable:
-    """The table of all arms that were trained on `domain`."""
-    other = next(name for name in results.references if name != domain)
-    inside, outside = results.references[domain], results.references[other]
-    arms = list(dict.fromkeys(t.arm for t in results.trainings if t.domain == domain))
-    values = {arm: Values.of(results.of(domain, arm), inside.teacher_score) for arm in arms}
-    return DomainTable(
+def compile_table(results: Results, domain: str, minutes: float) -> Table:
+    """The table of all arms that were trained on `domain` for `minutes`."""
+    references = results.references[domain]
+    inside = references.own
+    arms = list(
+        dict.fromkeys(
+            s.arm for s in results.students if s.domain == domain and s.minutes in (0, minutes)
+        )
+    )
+    students = {arm: results.of(domain, minutes, arm) for arm in arms}
+    values = {arm: Values.of(students[arm], references) for arm in arms}
+    peers = [arm for arm in arms if arm not in results.own and students[arm][0].minutes]
+    return Table(
         domain=domain,
-        out_of_domain=other,
+        minutes=minutes,
         teacher=float(inside.teacher.mean()),
         bm25=float(inside.bm25.mean()),
         queries=len(inside.teacher),
         pairs=len(inside.teacher_score),
-        out_of_domain_teacher=float(outside.teacher.mean()),
-        out_of_domain_queries=len(outside.teacher),
+        tasks={
+            name: TaskRow(
+                float(np.mean(further.teacher)), float(further.bm25.mean()),
+                len(further.teacher), further.shared,
+            )
+            for name, further in references.further.items()
+        },
         leaks_removed=inside.leaks_removed,
         leaks_left=inside.leaks_left,
-        rows=tuple(_row(results, domain, other, arm, values[arm]) for arm in arms),
-        comparisons=_compare(values, results.own),
-    )
+        rows=tuple(
+            _row(students[arm], references, values[arm], arm in results.own) for arm in arms
+        ),
+        comparisons=_compare(values, results.own, peers),
+    )  # fmt: skip
 
 
 def _summary(row: Row) -> dict[str, float]:
@@ -352,16 +452,21 @@ def _summary(row: Row) -> dict[str, float]:
     return {name: round(float(e.value or 0), 4) for name, e in estimates.items()}
 
 
-def compile_results(results: Results, domains: Sequence[str], seeds: int, examples: int) -> Content:
+def compile_results(results: Results) -> Content:
     """Everything that `quality.json` holds."""
-    tables = tuple(compile_domain(results, domain) for domain in domains)
-    summary = {table.domain: {row.arm: _summary(row) for row in table.rows} for table in tables}
-    return Content(examples, seeds, tables, summary)
+    wanted = dict.fromkeys((s.domain, s.minutes) for s in results.students if s.minutes)
+    tables = tuple(compile_table(results, *which) for which in wanted)
+    summary = {
+        f"{table.domain}, {table.minutes:g} min": {row.arm: _summary(row) for row in table.rows}
+        for table in tables
+    }
+    return Content(tables, summary)
 
 
 def _plain(estimate: Estimate, digits: int = 3, sign: str = "") -> str:
-    values = dataclasses.astuple(estimate)[:3]
-    value, low, high = (f"{v:{sign}.{digits}f}" for v in values)
+    if estimate.value is None:
+        return "undefined"
+    value, low, high = (f"{v:{sign}.{digits}f}" for v in dataclasses.astuple(estimate)[:3])
     return f"{value} ({low} to {high})"
 
 
@@ -375,50 +480,67 @@ def _line(*cells: object) -> str:
 
 def markdown(content: Content) -> str:
     """Tables, what they are over, and the comparisons."""
-    lines = []
-    for table in content.domains:
-        lines += [
-            f"### Trained on {TITLES[table.domain]}, {content.examples:,} examples",
-            "",
+    return "\n".join(line for table in content.tables for line in _table_lines(table))
+
+
+def _table_lines(table: Table) -> list[str]:
+    tasks = list(table.tasks)
+    lines = [
+        f"### Trained on {table.domain} for {table.minutes:g} minutes",
+        "",
+        _line(
+            "trained with", "seeds", "in-domain", "out of domain", "Pearson", "MAE", "Recall@100",
+            "overlap@10", "pairs seen", "s (teacher)", *tasks,
+        ),
+        "|---|---:|---|---|---|---|---|---|---:|---:|" + "---:|" * len(tasks),
+    ]  # fmt: skip
+    for row in table.rows:
+        trained = row.seconds > 0
+        lines.append(
             _line(
-                "trained with", "seeds", "nDCG@10 in-domain (of the teacher's)", "out-of-domain",
-                "Recall@100", "Pearson", "MAE", "overlap@10", "examples/s",
-            ),
-            "|---|---:|---|---|---|---|---|---|---:|",
-        ]  # fmt: skip
-        lines += [
-            _line(
-                f"**{row.arm}**" if row.is_own else row.arm, row.seeds, _plain(row.in_domain_ratio),
-                _plain(row.out_of_domain_ratio), _plain(row.recall), _plain(row.pearson),
-                _plain(row.mae, 4), _plain(row.overlap), row.examples_per_second or "–",
+                f"**{row.arm}**" if row.is_own else row.arm,
+                row.seeds,
+                _plain(row.in_domain_ratio),
+                _plain(row.out_of_domain_ratio) if tasks else "–",
+                _plain(row.pearson),
+                _plain(row.mae, 4),
+                _plain(row.recall),
+                _plain(row.overlap),
+                f"{row.examples:,}" if trained else "–",
+                f"{row.seconds:.0f} ({row.teacher_seconds:.0f})" if trained else "–",
+                *(f"{row.further[name]:.3f}" for name in tasks),
             )
-            for row in table.rows
-        ]  # fmt: skip
+        )
+    lines += [
+        "",
+        "In-domain and out of domain: nDCG@10 as a share of the teacher's; out of domain, the mean "
+        "over the tasks on the right. The teacher's nDCG@10 is "
+        f"{table.teacher:.3f} (BM25: {table.bm25:.3f}) over {table.queries:,} held-out queries"
+        + "".join(
+            f"; {name}: {task.teacher:.3f} ({task.bm25:.3f}) over {task.queries:,}"
+            + (f", {task.shared:,} of its texts are training texts" if task.shared else "")
+            for name, task in table.tasks.items()
+        )
+        + f". {table.pairs:,} held-out pairs. In parentheses 95% bootstrap intervals over queries "
+        "or pairs, of the mean over the seeds. Pairs removed from training because they share a "
+        "query, a document or a near-duplicate of one with the held-out pairs: "
+        f"{table.leaks_removed:,}; left: {table.leaks_left}.",
+        "",
+    ]
+    if table.comparisons:
         lines += [
-            "",
-            f"nDCG@10 of the teacher {table.teacher:.3f}, of BM25 {table.bm25:.3f} (of the "
-            f"teacher's {table.bm25 / table.teacher:.3f}), over {table.queries:,} held-out "
-            f"queries; out-of-domain the teacher's {table.out_of_domain_teacher:.3f} over "
-            f"{table.out_of_domain_queries:,}. {table.pairs:,} held-out pairs. In parentheses 95% "
-            "bootstrap intervals over queries or pairs, of the mean over the seeds. Pairs removed "
-            "from training because they share a query, a document or a near-duplicate of one with "
-            f"the held-out pairs: {table.leaks_removed:,}; left: {table.leaks_left}.",
-            "",
+            _line("arm", "measure", "best peer", "difference", "p (Holm)", "verdict"),
+            "|---|---|---|---|---|---|",
         ]
-        if table.comparisons:
-            lines += [
-                _line("arm", "measure", "best peer", "difference", "p (Holm)", "verdict"),
-                "|---|---|---|---|---|---|",
-            ]
-            lines += [
-                _line(
-                    c.arm, LABELS[c.measure], c.peer, _plain(c.difference, 4, "+"), _p(c.p_holm),
-                    c.verdict,
-                )
-                for c in table.comparisons
-            ]  # fmt: skip
-            lines.append("")
-    return "\n".join(lines)
+        lines += [
+            _line(
+                c.arm, LABELS[c.measure], c.peer, _plain(c.difference, 4, "+"), _p(c.p_holm),
+                c.verdict,
+            )
+            for c in table.comparisons
+        ]  # fmt: skip
+        lines.append("")
+    return lines
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -438,20 +560,20 @@ def _error(estimate: Estimate) -> list[list[float]]:
 
 def plot(content: Content) -> Plot:
     """nDCG@10 in-domain against out-of-domain, as shares of the teacher's. Each arm is a point with
-    both intervals, each domain a panel.
+    both intervals, each table a panel.
     """
     look = {
         "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "svg.hashsalt": "hf_distill",
     }  # fmt: skip
     with mpl.rc_context(look):
-        figure = Plot(figsize=(7.0 * len(content.domains), 4.6))
-        panels = figure.subplots(1, len(content.domains), squeeze=False)[0]
-        for axes, table in zip(panels, content.domains, strict=True):
+        figure = Plot(figsize=(7.0 * len(content.tables), 4.6))
+        panels = figure.subplots(1, len(content.tables), squeeze=False)[0]
+        for axes, table in zip(panels, content.tables, strict=True):
             points: list[tuple[float, float, str, str]] = []
             for row in table.rows:
                 x, y = row.in_domain_ratio, row.out_of_domain_ratio
-                colour = OURS if row.is_own else PEER if row.arm != UNTRAINED else NEUTRAL
+                colour = OURS if row.is_own else PEER if row.seconds else NEUTRAL
                 axes.errorbar(
                     x.value, y.value, xerr=_error(x), yerr=_error(y), fmt="o", color=colour,
                     elinewidth=0.8, alpha=0.9,
@@ -472,8 +594,8 @@ def plot(content: Content) -> Plot:
                 )  # fmt: skip
             axes.axvline(1, color=LINES, linewidth=0.8)
             axes.axhline(1, color=LINES, linewidth=0.8)
-            axes.set_title(f"Trained on {TITLES[table.domain]}")
+            axes.set_title(f"Trained on {table.domain} for {table.minutes:g} minutes")
             axes.set_xlabel("nDCG@10 in-domain / the teacher's")
-            axes.set_ylabel("nDCG@10 out-of-domain / the teacher's")
+            axes.set_ylabel("nDCG@10 out of domain / the teacher's")
         figure.tight_layout()
     return figure

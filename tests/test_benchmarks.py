@@ -17,12 +17,15 @@ import datasets
 import frontier
 import pytest
 import quality
+import quality_cost
 import scoring
 import selection
 import serving
 import training
 from conftest import REAL_DATA, ROOT
-from quality import ARMS, Setting, parse_try, recipe_of, write_conversations
+from quality_arms import ARMS, parse_try
+from quality_cost import Cost
+from quality_domains import Setting, prepare_domain, recipe_of
 
 from hf_distill.compute.models import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 from hf_distill.data.load import load_collection
@@ -30,6 +33,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.study.arms import matched_recipe
 
 
 def last_line(script: str, *options: object) -> dict[str, Any]:
@@ -143,37 +147,70 @@ def test_serving(main: Main) -> None:
     assert megabytes["student, ONNX int8"] < megabytes["student, ONNX float32"] / 3
 
 
-def test_quality(conversations: Path, tmp_path: Path, main: Main) -> None:
-    peer = "EmbedDistillLoss, batch 16"
+def test_quality(
+    conversations: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(arm: Any, make: Any, recipe: Any, key: str, turns: int) -> Cost:
+        steps = [0.5] * len(recipe.stages)
+        return Cost(key, 0.01, 0.001, 0, tuple(0.0 for _ in steps), tuple(steps))
+
+    monkeypatch.setattr(quality, "time_arm", costs)
+    peer, texts = "EmbedDistillLoss, batch 16", "MSELoss on texts"
     options = (
-        "--qrecc", conversations, "--max_pairs", 120, "--examples", 32, "--jobs", 1,
-        "--domain", "conversations", "--arms", peer, "recommended",
-        "--try", "alone: contrastive_weight=0", "--out", tmp_path,
+        "--domain", f"talk={conversations}", "--max_pairs", 120, "--minutes", 0.1, "--turns", 1,
+        "--student", "texts_per_pair=2", "--arms", peer, texts, "recommended",
+        "--try", "two: stages=contrastive_weight=1,texts_per_pair=0;contrastive_weight=2,"
+        "texts_per_pair=0", "--out", tmp_path,
     )  # fmt: skip
-    figures = last_line("quality", *options, "--seeds", 1)
-    assert set(figures) == {"conversations"}
-    rows = figures["conversations"]
-    assert set(rows) == {"untrained", peer, "recommended", "alone"}
+    further = tmp_path / "further.jsonl"
+    rows = [
+        {"query": f"what is {word}?", "document": f"{word} is a word."} for word in ("blue", "red")
+    ]
+    further.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    figures = main(quality, *options, "--seeds", 1, "--tasks", further)
+    assert set(figures) == {"talk, 0.1 min"}
+    rows = figures["talk, 0.1 min"]
+    assert set(rows) == {"untrained", peer, texts, "recommended", "two"}
     assert all(0 < row["in_domain ratio"] < 2 for row in rows.values())
-    assert len({row["Pearson"] for row in rows.values()}) == 4, "each is another student"
+    assert all(0 < row["out_of_domain ratio"] < 2 for row in rows.values())
+    assert len({row["Pearson"] for row in rows.values()}) == 5, "each is another student"
 
     def results() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/trained.json")}
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results/*/trained.json")}
 
     before = results()
     assert len(before) == 4
-    again = main(quality, *options, "--seeds", 2, "--table")
+    planned = [json.loads(path.read_text(encoding="utf-8"))["planned"] for path in before]
+    assert all(4 < seconds <= 6 for seconds in planned), "what is planned fits into six seconds"
+    again = main(quality, *options, "--seeds", 2, "--table", "--tasks", further)
     assert again == figures, "the second seed is not there, and is not trained"
     assert results() == before
+
+
+def test_a_step_is_timed(
+    conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_cost, "FEW", 1)
+    monkeypatch.setattr(quality_cost, "MORE", 3)
+    setting = Setting(
+        tmp_path, (("talk", str(conversations)),), student=("--texts_per_pair", "2"), max_pairs=120
+    )
+    prepare_domain("talk", setting)
+    for arm in (ARMS["MSELoss on texts"], parse_try("two: stages=texts_per_pair=0")):
+        job = quality.Job(setting, "talk", arm, minutes=1)
+        cost = job.cost(1)
+        assert len(cost.steps) == len(cost.starts) == len(job.recipe.stages)
+        assert all(0 < seconds < 60 for seconds in (*cost.steps, cost.text, cost.passage))
+        assert job.cost(1) == cost, "it is kept"
 
 
 def test_another_split_of_quality_has_other_held_out_pairs(
     conversations: Path, tmp_path: Path
 ) -> None:
-    write_conversations([conversations], tmp_path)
     held_out = []
-    for setting in (Setting(tmp_path), Setting(tmp_path, split=7)):
-        recipe = recipe_of("conversations", setting)
+    for split in (42, 7):
+        setting = Setting(tmp_path, (("talk", str(conversations)),), split=split)
+        recipe = recipe_of("talk", setting)
         collection = load_collection(recipe, RunFolder(recipe.run_dir))
         held_out.append({*collection.pairs("test").column("pair_id")})
         assert held_out[-1].isdisjoint(collection.pairs("train").column("pair_id"))
@@ -181,7 +218,7 @@ def test_another_split_of_quality_has_other_held_out_pairs(
 
 
 def test_the_papers_arm_of_quality_has_the_papers_objective(tmp_path: Path) -> None:
-    ours = recipe_of("conversations", Setting(tmp_path), ARMS["the paper"].keys)
+    ours = recipe_of("pydocs", Setting(tmp_path), ARMS["the paper"].keys)
     paper = read_recipe(["qrecc", "--dataset_path", str(tmp_path / "qrecc.json")])
     names = [name for name in vars(DistillationConfig)["__annotations__"] if "patience" not in name]
     assert "contrastive_weight" in names
@@ -189,31 +226,50 @@ def test_the_papers_arm_of_quality_has_the_papers_objective(tmp_path: Path) -> N
         assert getattr(ours.training, name) == getattr(paper.training, name), name
     assert ours.student.head_dropout == paper.student.head_dropout
     assert ours.selection.selection[-1:] == paper.selection.selection
+    assert not ours.further
 
 
 def test_a_further_arm_of_quality_names_keys_of_the_recipe(tmp_path: Path) -> None:
-    arm = parse_try("eight texts: texts_per_pair=8 alignment_weight=300")
+    arm = parse_try("eight texts: texts_per_pair=8 stages=max_steps=3,kl_weight=1;max_steps=4")
     recipe = recipe_of("pydocs", Setting(tmp_path), arm.keys)
     assert (arm.name, arm.own, arm.loss) == ("eight texts", True, None)
-    assert (recipe.training.texts_per_pair, recipe.training.alignment_weight) == (8, 300)
+    assert [stage.texts_per_pair for stage in recipe.stages] == [8, 8, 8]
+    assert [stage.max_steps for stage in recipe.stages] == [-1, 3, 4]
     with pytest.raises(InputError, match="--try 'eight texts'"):
         parse_try("eight texts")
 
 
+def test_examples_fill_the_seconds_of_a_budget(tmp_path: Path) -> None:
+    """By hand: a step of 16 pairs takes 1 s and embeds 16 x 16 passages of 1/256 s, and each of the
+    64 examples of the second stage that follow 64 of the first takes 1/64 s.
+    """
+    stages = "num_train_epochs=3, texts_per_pair=0, per_device_train_batch_size=64"
+    recipe = recipe_of("pydocs", Setting(tmp_path), ("--stages", stages))
+    cost = Cost("key", text=0.5, passage=1 / 256, texts=20, starts=(2.0, 1.0), steps=(1.0, 1.0))
+    four = matched_recipe(recipe, 64, 0)
+    assert [stage.max_steps for stage in four.stages] == [4, 1]
+    seconds = 20 * 0.5 + 4 * 256 / 256 + (2 + 4) + (1 + 1)
+    assert cost.seconds(four, 1000) == pytest.approx(seconds)
+    assert cost.examples(recipe, 1000, seconds) == 64
+    assert cost.examples(recipe, 1000, seconds - 0.1) == 48
+    assert cost.examples(recipe, 1000, 0.0) == 16, "at least a batch"
+
+
 def test_frontier(conversations: Path, tmp_path: Path) -> None:
     options = (
-        "--qrecc", conversations, "--max_pairs", 300, "--examples", 64, "--out", tmp_path,
-        "--sizes", "2 layers", "static",
+        "--domain", f"talk={conversations}", "--max_pairs", 300, "--examples", 64,
+        "--out", tmp_path, "--sizes", "2 layers", "static",
     )  # fmt: skip
     figures = last_line("frontier", *options)
     assert set(figures) == {"static", "2 layers"}
     assert figures["static"]["query_ms"] < figures["2 layers"]["query_ms"]
-    [folder] = tmp_path.glob("frontier/conversations*/2-layers")
+    [folder] = tmp_path.glob("talk-*/frontier/2-layers")
     [config] = folder.glob("*/config.json")
     assert json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"] == 2
     assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")
     trained = (folder / "training.json").stat().st_mtime_ns
-    frontier.train_size("2 layers", "conversations", Setting(tmp_path, 300), 64)
+    setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=300)
+    frontier.train_size("2 layers", "talk", setting, 64)
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
 

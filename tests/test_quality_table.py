@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from quality_table import (
     Content,
+    FurtherReference,
     Reference,
+    References,
     Results,
-    Trained,
+    Student,
     compile_results,
     markdown,
+    out_of_domain,
     pearson_difference,
     plot,
     spread,
@@ -21,33 +24,38 @@ from hf_distill.study.measure import Measurement
 QUERIES = 60
 
 
-def trained(arm: str, seed: int, ndcg: np.ndarray, score: np.ndarray) -> Trained:
-    """A student of the documentation that is the same out-of-domain as any other."""
+SMALL = {"small": (0.9, 0.3), "large": (0.4,) * QUERIES}
+"""nDCG@10 of the queries of two further tasks."""
 
-    def measured(values: np.ndarray) -> Measurement:
-        return Measurement(tuple(values), (1.0,) * QUERIES, tuple(score))
 
-    return Trained(
-        key="key",
+def trained(
+    arm: str, seed: int, ndcg: np.ndarray, score: np.ndarray, minutes: float = 5
+) -> Student:
+    """A student of the documentation that is the same out of domain as any other."""
+    return Student(
         domain="pydocs",
+        minutes=minutes,
         arm=arm,
         seed=seed,
         pairs=100,
         examples=640,
-        training_seconds=10.0,
-        in_domain=measured(ndcg),
-        out_of_domain=measured(np.full(QUERIES, 0.4)),
+        planned_seconds=60 * minutes,
+        teacher_seconds=10.0,
+        in_domain=Measurement(tuple(ndcg), (1.0,) * QUERIES, tuple(score)),
         overlap=(0.5,) * QUERIES,
+        further=SMALL,
     )
 
 
-def compiled(trainings: list[Trained], teacher_score: np.ndarray) -> Content:
-    """The comparison with a teacher of nDCG@10 .5 on both domains."""
+def compiled(students: list[Student], teacher_score: np.ndarray) -> Content:
+    """The comparison with a teacher of nDCG@10 .5 in-domain, and 1.0 and .5 on two tasks."""
     half = np.full(QUERIES, 0.5)
-    reference = Reference(teacher_score, half, half / 2, leaks_removed=3, leaks_left=0)
-    references = {"pydocs": reference, "conversations": reference}
-    seeds = 1 + max(training.seed for training in trainings)
-    return compile_results(Results(trainings, references, ["ours"]), ["pydocs"], seeds, 640)
+    further = {
+        "small": FurtherReference((1.0, 1.0), np.zeros(2), 7),
+        "large": FurtherReference((0.5,) * QUERIES, half / 2, 0),
+    }
+    own = Reference(teacher_score, half, half / 2, leaks_removed=3, leaks_left=0)
+    return compile_results(Results(students, {"pydocs": References(own, further)}, ["ours"]))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def content() -> Content:
     rng = np.random.default_rng(0)
     teacher = rng.uniform(0.2, 0.8, QUERIES)
     noise = [rng.normal(0, 0.02, QUERIES) for _ in range(3)]
-    trainings = [trained("untrained", 0, np.full(QUERIES, 0.9), teacher)]
+    trainings = [trained("untrained", 0, np.full(QUERIES, 0.9), teacher, minutes=0)]
     for seed in range(3):
         agreeing = teacher + 0.1 + noise[seed]
         trainings += [
@@ -70,33 +78,46 @@ def content() -> Content:
 
 
 def test_the_best_peer_on_each_measure_is_beaten_or_not(content: Content) -> None:
-    compared = {c.measure: c for c in content.domains[0].comparisons}
+    compared = {c.measure: c for c in content.tables[0].comparisons}
     # The untrained student is better still, but it is no peer.
-    assert compared["in_domain_ndcg"].peer == "a"
-    assert compared["in_domain_ndcg"].difference.value == pytest.approx(0.1, abs=0.01)
-    assert compared["in_domain_ndcg"].verdict == "better"
+    assert compared["in_domain"].peer == "a"
+    assert compared["in_domain"].difference.value == pytest.approx(0.1, abs=0.01)
+    assert compared["in_domain"].verdict == "better"
     assert compared["pearson"].peer == compared["mae"].peer == "b"
     assert compared["pearson"].difference.value == pytest.approx(0)
-    for name in ("pearson", "mae", "out_of_domain_ndcg"):
+    for name in ("pearson", "mae", "out_of_domain"):
         assert compared[name].verdict == "no clear difference"
 
 
 def test_estimates_are_shares_of_the_teachers_and_means_over_seeds(content: Content) -> None:
-    rows = {row.arm: row for row in content.domains[0].rows}
+    rows = {row.arm: row for row in content.tables[0].rows}
     assert rows["ours"].in_domain_ratio.value == pytest.approx(1.2, abs=0.02)
     of_seeds = np.mean(rows["ours"].in_domain_ratio_by_seed)
     assert of_seeds == pytest.approx(rows["ours"].in_domain_ratio.value)
-    assert rows["ours"].out_of_domain_ratio.value == pytest.approx(0.8)
+    assert rows["ours"].out_of_domain_ratio.value == pytest.approx((0.6 + 0.8) / 2)
     assert rows["b"].mae.value == pytest.approx(0.1, abs=0.01)
-    assert rows["ours"].examples_per_second == 64
+    assert rows["ours"].further == {"small": pytest.approx(0.6), "large": pytest.approx(0.8)}
+    assert (rows["ours"].examples, rows["ours"].seconds) == (640, 300)
     assert rows["untrained"].seeds == 1
 
 
+def test_tasks_count_alike_however_many_queries_they_have() -> None:
+    student = trained("a", 0, np.zeros(QUERIES), np.zeros(QUERIES))
+    further = {
+        "small": FurtherReference((1.0, 1.0), np.zeros(2), 0),
+        "large": FurtherReference((0.5,) * QUERIES, np.zeros(QUERIES), 0),
+    }
+    values = out_of_domain(student, further)
+    assert len(values) == 2 + QUERIES
+    assert values.mean() == pytest.approx((0.6 / 1 + 0.4 / 0.5) / 2)
+    assert out_of_domain(student, {}).size == 0
+
+
 def test_the_summary_has_four_figures_of_each_arm(content: Content) -> None:
-    assert set(content.summary["pydocs"]) == {"untrained", "a", "b", "ours"}
-    figures = content.summary["pydocs"]["ours"]
+    assert set(content.summary["pydocs, 5 min"]) == {"untrained", "a", "b", "ours"}
+    figures = content.summary["pydocs, 5 min"]["ours"]
     assert set(figures) == {"in_domain ratio", "out_of_domain ratio", "Pearson", "MAE"}
-    assert figures["out_of_domain ratio"] == 0.8
+    assert figures["out_of_domain ratio"] == 0.7
 
 
 def test_less_error_is_better() -> None:
@@ -104,7 +125,7 @@ def test_less_error_is_better() -> None:
     wobble = 0.001 * np.sin(np.arange(QUERIES))
     trainings = [trained("peer", seed, same, teacher + 0.1 + wobble) for seed in range(2)]
     trainings += [trained("ours", seed, same, teacher + 0.05 - wobble) for seed in range(2)]
-    [table] = compiled(trainings, teacher).domains
+    [table] = compiled(trainings, teacher).tables
     [of_error] = [c for c in table.comparisons if c.measure == "mae"]
     assert of_error.difference.value == pytest.approx(-0.05, abs=1e-3)
     assert of_error.verdict == "better"
@@ -135,6 +156,7 @@ def test_the_table_and_the_plot_name_every_arm(content: Content) -> None:
     assert all(f"| {name} |" in text for name in ("a", "b", "**ours**", "untrained"))
     assert "removed from training because they share" in text
     assert ": 3; left: 0." in text
+    assert "small: 1.000 (0.000) over 2, 7 of its texts are training texts" in text
     texts = [label.get_text() for axes in plot(content).axes for label in axes.texts]
     assert sorted(texts) == ["a", "b", "ours", "untrained"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -124,7 +125,8 @@ def plan_arms(selections: Mapping[str, tuple[Rule, ...]], columns: Columns) -> l
 
 def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
     """`recipe` with `seed` and this number of training `examples`, rounded up to whole batches;
-    without validation and checkpoints.
+    without validation and checkpoints. Its further stages become longer or shorter in the same
+    proportion, unless they have `max_steps`.
 
     Incomplete batches are dropped. A small selection has many epochs, and would otherwise end each
     of them with an incomplete batch and see fewer examples.
@@ -145,10 +147,21 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
             resume_from_checkpoint=None,
         )
 
-    config = recipe.training
-    batch = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+    def steps(config: DistillationConfig, examples: float) -> int:
+        batch = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+        return math.ceil(examples / batch)
+
+    epochs = recipe.training.num_train_epochs
     return dataclasses.replace(
         recipe,
-        training=matched(config, -(-examples // batch)),
-        further=tuple(matched(stage, stage.max_steps) for stage in recipe.further),
+        training=matched(recipe.training, steps(recipe.training, examples)),
+        further=tuple(
+            matched(
+                stage,
+                stage.max_steps
+                if stage.max_steps > 0
+                else steps(stage, examples * stage.num_train_epochs / epochs),
+            )
+            for stage in recipe.further
+        ),
     )
