@@ -4,7 +4,8 @@ Each text is written once. Everything else refers to it by its row number:
 
 | table | columns |
 |---|---|
-| `queries` | `text`: each query once; `id`: the source's own name for it |
+| `queries` | `text`: each query once; `student_text`: what the student reads in its place; |
+| | `id`: the source's own name for it |
 | `documents` | `text`: each document once; `searched`: whether held-out queries search it; `id` |
 | `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, |
 | | `split`, `reason` |
@@ -18,6 +19,9 @@ Candidates are the lists that a source brings: further documents beside a query,
 somebody gave them. `grade` is 0 for a document that was judged not relevant, above 0 for one of the
 query's own pairs (it is listed for its score), and null for a document that nobody judged. They
 stand in the order of their queries. A missing value is null.
+
+Teacher, BM25 and selection read `text`. The student reads `student_text`, or `text` if that is
+null. Two queries may have one text, if the student reads another one in each.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ because a held-out pair shares something with them.
 """
 
 TEXT_FEATURES = {
-    "queries": Features({"text": Value("string"), "id": Value("string")}),
+    "queries": Features(
+        {"text": Value("string"), "student_text": Value("string"), "id": Value("string")}
+    ),
     "documents": Features(
         {"text": Value("string"), "searched": Value("bool"), "id": Value("string")}
     ),
@@ -75,6 +81,11 @@ def text_id(text: str) -> str:
     as they are.
     """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def query_id(text: str, student_text: str | None) -> str:
+    """`text_id` of a query. It depends on what the student reads, if that is another text."""
+    return text_id(text if student_text is None else f"{text}\n{student_text}")
 
 
 def text_number(text: str) -> int:
@@ -136,6 +147,7 @@ class SourcePairs:
             `score`: the score that somebody gave the pair. A row with a score is also kept as a
             candidate.
             `pair_id` (default: the row's number), `group` (default: the query), `source`.
+            `student_query`: what the student reads in place of the query (default: the query).
             `query_id`, `document_id`: the data's own names for the texts.
             `split`: "train", "validation" or "test", if the data itself says for what the pair is
             (default: it does not).
@@ -232,12 +244,13 @@ class Pairs:
 
     def batches(self, *columns: str, size: int = _READ) -> Iterator[dict[str, list[Any]]]:
         """The pairs, some at a time, as lists: `columns` of `judgements`, where `query` and
-        `document` are the texts.
+        `document` are the texts, and `student_query` what the student reads.
         """
         for start in range(0, len(self.rows), size):
             part = Pairs(self.collection, self.rows[start : start + size])
             texts = {
                 "query": lambda part=part: part.collection.query_texts(part.queries),
+                "student_query": lambda part=part: part.collection.student_queries(part.queries),
                 "document": lambda part=part: part.collection.document_texts(part.documents),
             }
             yield {name: texts[name]() if name in texts else part.column(name) for name in columns}
@@ -344,12 +357,35 @@ class Collection:
         return self.queries.select_columns(["text"]).with_format("arrow")
 
     @cached_property
+    def _student_text(self) -> Dataset:
+        return self.queries.select_columns(["student_text"]).with_format("arrow")
+
+    @cached_property
+    def has_student_texts(self) -> bool:
+        """Whether the student reads another text than the teacher in some query."""
+        column = self.queries.data["student_text"]
+        return bool(column.null_count < len(column))
+
+    @cached_property
     def _document_text(self) -> Dataset:
         return self.documents.select_columns(["text"]).with_format("arrow")
 
     def query_texts(self, numbers: np.ndarray) -> list[str]:
-        """The texts of queries, by number, in the order given."""
+        """The texts of queries that the teacher reads, by number, in the order given."""
         return _texts(self._query_text, numbers)
+
+    def student_queries(self, numbers: np.ndarray) -> list[str]:
+        """The texts of queries that the student reads, by number, in the order given."""
+        texts = self.query_texts(numbers)
+        if not self.has_student_texts or not texts:
+            return texts
+        own = self._student_text[np.asarray(numbers)]["student_text"].to_pylist()
+        return [text if other is None else other for text, other in zip(texts, own, strict=True)]
+
+    def query_ids(self, numbers: np.ndarray) -> list[str]:
+        """The `query_id` of each query, by number, in the order given."""
+        both = zip(self.query_texts(numbers), self.student_queries(numbers), strict=True)
+        return [query_id(text, None if other == text else other) for text, other in both]
 
     def document_texts(self, numbers: np.ndarray) -> list[str]:
         """The texts of documents, by number, in the order given."""

@@ -11,12 +11,13 @@ import dataclasses
 import importlib.metadata
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_distill.data.collection import (
     CANDIDATE_FEATURES,
@@ -58,6 +59,9 @@ _GIVEN = {
 }  # fmt: skip
 
 _BATCH = 1000
+
+_KEYS = 3
+"""Columns of `PairNumbers.keys` where the student reads the queries themselves."""
 
 
 def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
@@ -163,14 +167,20 @@ def write_collection(
     """
     pairs, test_set = sources
     with working_folder(folder.cache / "working") as working:
-        read = read_pairs(pairs, working, test_set)
+        read = read_pairs(pairs, working, test_set, data.student_query)
         numbers = _pair_numbers(read)
         if (numbers.given == ELSEWHERE).all():
             counts = (f"{why}: {count}" for why, count in read.counts.items())
             reasons = ", ".join(counts) or "there are no rows"
             raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
         arrangement = arrange(
-            numbers, data, seed, lambda rows: _texts(read.documents, read.pair_documents[rows])
+            numbers,
+            data,
+            seed,
+            lambda rows: _texts(read.documents, read.pair_documents[rows]),
+            (lambda rows: _student_queries(read.queries, read.pair_queries[rows]))
+            if numbers.keys.shape[1] > _KEYS
+            else None,
         )
         manifest = folder.pairs / "manifest.json"
         own = listed(manifest)
@@ -196,23 +206,29 @@ def _pair_numbers(read: ReadPairs) -> PairNumbers:
     """All pairs as numbers."""
     columns = read.pairs.with_format("arrow")[read.rows] if len(read.rows) else None
     if columns is None:
-        return PairNumbers(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int8), [])
+        return PairNumbers(np.empty((0, _KEYS), dtype=np.int64), np.empty(0, dtype=np.int8), [])
     groups = columns["group"].dictionary_encode().combine_chunks()
-    keys = (
+    keys = [
         groups.indices.to_numpy().astype(np.int64),
         _text_keys(read.queries, read.pair_queries),
         _text_keys(read.documents, read.pair_documents),
-    )
+    ]
+    own = read.queries.table.data["student_text"]
+    if own.null_count < len(own):
+        keys.append(_text_keys(read.queries, read.pair_queries, _student_queries))
     given = np.array([_GIVEN.get(split, NOT_SAID) for split in columns["split"].to_pylist()])
     return PairNumbers(np.stack(keys, axis=1), given.astype(np.int8), groups.dictionary.to_pylist())
 
 
-def _text_keys(texts: Texts, numbers: np.ndarray) -> np.ndarray:
+_Read = Callable[[Texts, np.ndarray], Iterator[str]]
+
+
+def _text_keys(texts: Texts, numbers: np.ndarray, read: _Read | None = None) -> np.ndarray:
     """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
-    pairs hold it.
+    pairs hold it. `read` looks them up.
     """
     once, which = np.unique(numbers, return_inverse=True)
-    keys = (text_number(text_key(text)) for text in _texts(texts, once))
+    keys = (text_number(text_key(text)) for text in (read or _texts)(texts, once))
     return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
 
 
@@ -227,6 +243,14 @@ def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     table = texts.table.with_format("arrow").select_columns(["text"])
     for start in range(0, len(numbers), _BATCH):
         yield from table[numbers[start : start + _BATCH]]["text"].to_pylist()
+
+
+def _student_queries(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
+    """What the student reads of the queries with these numbers."""
+    table = texts.table.with_format("arrow").select_columns(["text", "student_text"])
+    for start in range(0, len(numbers), _BATCH):
+        rows = table[numbers[start : start + _BATCH]]
+        yield from pc.coalesce(rows["student_text"], rows["text"]).to_pylist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,17 +322,17 @@ class _Writer:
         }
 
     def _write_texts(
-        self, name: str, texts: Texts, numbers: np.ndarray, searched: int | None = None
+        self, kind: str, texts: Texts, numbers: np.ndarray, searched: int | None = None
     ) -> None:
         table = texts.table.with_format("arrow")
-        with TableWriter(self.folder / f"{name}.arrow", TEXT_FEATURES[name]) as writer:
+        features = TEXT_FEATURES[kind]
+        with TableWriter(self.folder / f"{kind}.arrow", features) as writer:
             for start in range(0, len(numbers), _BATCH):
                 rows = table[numbers[start : start + _BATCH]]
-                columns = [column.combine_chunks() for column in (rows["text"], rows["id"])]
+                columns = {name: rows[name].combine_chunks() for name in rows.column_names}
                 if searched is not None:
-                    places = np.arange(start, start + len(rows))
-                    columns.insert(1, pa.array(places < searched))
-                writer.add_columns(*columns)
+                    columns["searched"] = pa.array(np.arange(start, start + len(rows)) < searched)
+                writer.add_columns(*(columns[name] for name in features))
 
     def _write_pairs(self, queries: np.ndarray, documents: np.ndarray) -> None:
         read, arrangement = self.read, self.arrangement

@@ -23,6 +23,7 @@ from hf_distill.data.collection import (
 )
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
 
 TABLES = (*TEXT_FEATURES, "judgements", "candidates")
 """The tables of a collection. Each is a file, `<name>.arrow`."""
@@ -33,7 +34,9 @@ collection, but nothing that shares something with it is trained on.
 """
 
 _NAMES = ("pair_id", "group", "source", "query_id", "document_id")
-_WORKING_TEXTS = Features({"text": Value("string"), "id": Value("string")})
+_WORKING_TEXTS = Features(
+    {"text": Value("string"), "student_text": Value("string"), "id": Value("string")}
+)
 _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
@@ -56,7 +59,7 @@ class Texts:
     """A working table of texts, in which equal texts may stand several times.
 
     Attributes:
-        table: Columns `text` and `id`.
+        table: Columns `text`, `student_text` and `id`. Texts are equal if both are.
         first: (rows,) int64, the row of the first equal text.
     """
 
@@ -115,12 +118,13 @@ class _TextWriter:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def add(self, text: str, name: str | None) -> int:
+    def add(self, text: str, name: str | None, student_text: str | None = None) -> int:
         """The row of `text`, whose own id is `name`."""
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        both = text if student_text is None else f"{text}\0{student_text}"
+        number = int.from_bytes(hashlib.sha256(both.encode()).digest()[:8], "big")
         if not self._hashes or self._hashes[-1] != number:
             self._hashes.append(number)
-            self._writer.add(text, name)
+            self._writer.add(text, student_text, name)
         return len(self._hashes) - 1
 
     def read(self) -> Texts:
@@ -133,8 +137,15 @@ class _TextWriter:
 class _Reader:
     """Checks rows, and collects what they say in working tables and arrays of numbers."""
 
-    def __init__(self, queries: _TextWriter, documents: _TextWriter, pairs: TableWriter) -> None:
+    def __init__(
+        self,
+        queries: _TextWriter,
+        documents: _TextWriter,
+        pairs: TableWriter,
+        student_query: str | None = None,
+    ) -> None:
         self.queries, self.documents, self.pairs = queries, documents, pairs
+        self.student_query = student_query
         self.counts: Counter[str] = Counter()
         self.pair_queries, self.pair_documents, self.grades = array("q"), array("q"), array("i")
         self.listed_queries, self.listed_documents = array("q"), array("q")
@@ -147,6 +158,8 @@ class _Reader:
         for number, row in enumerate(pairs.rows):
             self.counts["rows"] += 1
             at = _Place(pairs, number, row)
+            if split is None and self.student_query and "student_query" not in row:
+                raise _without_student_query(at, self.student_query)
             self.counts[self._take(row, at, split)] += 1
         if split is None:
             self.own_pairs = len(self.grades)
@@ -158,12 +171,16 @@ class _Reader:
         grade = _NOT_JUDGED if row.get("candidate") else at.grade()
         if not query or not document:
             return str(row.get("lacks") or ("no document" if query else "no query"))
+        student_query = at.text("student_query") if "student_query" in row else query
+        if not student_query:
+            return "no query for the student"
         pair_id, group, source, query_id, document_id = map(at.name, _NAMES)
         try:
-            f"{query}{document}{pair_id}{group}{source}{query_id}{document_id}".encode()
+            f"{query}{student_query}{document}{pair_id}{group}{source}{query_id}{document_id}".encode()
         except UnicodeEncodeError:
             return "invalid Unicode"
-        query_row = self.queries.add(query, query_id)
+        other = None if student_query == query else student_query
+        query_row = self.queries.add(query, query_id, other)
         document_row = self.documents.add(document, document_id)
         if split is None and (grade <= 0 or not math.isnan(score)):
             self.listed_queries.append(query_row)
@@ -185,6 +202,21 @@ class _Reader:
         self.pair_documents.append(document_row)
         self.grades.append(grade)
         return "kept"
+
+
+def _without_student_query(at: _Place, wanted: str) -> InputError:
+    """The error about a row that does not say what the student reads."""
+    about, turns = at.pairs, wanted in (CONVERSATION, UTTERANCE)
+    needs = (
+        "it needs the turns of conversations: QReCC's files, or rows with history, query and "
+        "rewrite"
+        if turns
+        else f"there is no column {wanted!r} beside the query"
+    )
+    return InputError(
+        f"{at}: --student_query {wanted}: {needs}. {about.about.name} is read as "
+        f"{about.read_as or 'rows of a source'}; name other data, or set --student_query none"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +275,12 @@ class _Place:
         return float(value)
 
 
-def read_pairs(pairs: SourcePairs, folder: Path, elsewhere: SourcePairs | None = None) -> ReadPairs:
+def read_pairs(
+    pairs: SourcePairs,
+    folder: Path,
+    elsewhere: SourcePairs | None = None,
+    student_query: str | None = None,
+) -> ReadPairs:
     """Read the corpus and the rows of a source, once and in order, into tables in `folder`.
 
     Rows are left out and counted if they have no query or no document, or if UTF-8 cannot write
@@ -253,9 +290,11 @@ def read_pairs(pairs: SourcePairs, folder: Path, elsewhere: SourcePairs | None =
         pairs: The source.
         folder: For working tables.
         elsewhere: A test set of its own. Its pairs get the split `TEST_PATH`; they are not counted.
+        student_query: The recipe's. If it is given, every row says what the student reads.
 
     Raises:
-        InputError: A row or a document of the corpus that is not made of texts.
+        InputError: A row or a document of the corpus that is not made of texts, or a row without a
+            text for the student.
     """
     texts = (folder / "queries.arrow", folder / "documents.arrow")
     with (
@@ -267,7 +306,7 @@ def read_pairs(pairs: SourcePairs, folder: Path, elsewhere: SourcePairs | None =
         for text, name in _corpus(pairs):
             documents.add(text, name)
         in_corpus = len(documents)
-        reader = _Reader(queries, documents, table)
+        reader = _Reader(queries, documents, table, student_query)
         reader.read(pairs)
         counts.update(reader.counts)
         if elsewhere is not None:

@@ -1,5 +1,5 @@
 """Train, validation and test that share nothing: no group, no query, no document, no near-duplicate
-of a document.
+of a document or of what the student reads in place of a query.
 
 Pairs are numbers here. Equal numbers mean the same group, or texts with the same `text_key`.
 """
@@ -24,10 +24,22 @@ NOT_SAID, ELSEWHERE = -1, 4
 set of its own, and is not part of the collection.
 """
 
-LEAKS = ("same group", "same query", "same document", "near-duplicate document")
-"""What a pair can share with a held-out one. If it shares several things, the first counts."""
+LEAKS = (
+    "same group", "same query", "same document", "same query of the student",
+    "near-duplicate document", "near-duplicate query of the student",
+)  # fmt: skip
+"""What a pair can share with a held-out one. If it shares several things, the first counts. The
+first ones are the columns of `PairNumbers.keys`. A conversation is nearly the one before its last
+turn.
+"""
 
-_NEAR = LEAKS.index("near-duplicate document")
+_NEAR_DOCUMENT, _NEAR_QUERY = 4, 5
+_QUERY, _DOCUMENT, _STUDENT_QUERY = 1, 2, 3
+"""Columns of `PairNumbers.keys`."""
+
+
+TextsOf = Callable[[np.ndarray], Iterable[str]]
+"""Looks up a text of each of some pairs."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,8 @@ class PairNumbers:
     """The pairs of a source as numbers.
 
     Attributes:
-        keys: (n, 3) int64: group, query and document. Equal numbers mean the same group, or texts
-            with the same `text_key`.
+        keys: (n, 3) int64: group, query and document; (n, 4) with what the student reads in place
+            of the query. Equal numbers mean the same group, or texts with the same `text_key`.
         given: (n,) int8: TRAIN, VALIDATION, TEST or NOT_SAID, as the data says, or ELSEWHERE.
         groups: The name of each group; the first column of `keys` counts them from 0.
     """
@@ -99,7 +111,8 @@ def arrange(
     pairs: PairNumbers,
     data: DataArguments,
     seed: int,
-    documents: Callable[[np.ndarray], Iterable[str]],
+    documents: TextsOf,
+    student_queries: TextsOf | None = None,
 ) -> Arrangement:
     """Take at most `max_pairs` pairs, split them by group, and take leaks out.
 
@@ -108,6 +121,8 @@ def arrange(
         data: `max_pairs`, `test_fraction` and `validation_fraction`.
         seed: Seeds the order in which groups are taken and dealt.
         documents: The texts of the documents of some pairs, given by their rows (m,).
+        student_queries: The same of what the student reads in place of their queries; None: it
+            reads these.
 
     Raises:
         InputError: Too few groups, or no pair is left to train on or to test with.
@@ -120,7 +135,12 @@ def arrange(
     rows = np.flatnonzero(taken)
     keys, given = pairs.keys[rows], given[rows]
     split = split_pairs(keys[:, 0], order, given, data.test_fraction, data.validation_fraction)
-    leaks = find_leaks(keys, split, lambda places: documents(rows[places]))
+    leaks = find_leaks(
+        keys,
+        split,
+        lambda places: documents(rows[places]),
+        student_queries and (lambda places: student_queries(rows[places])),
+    )
     final = np.where(leaks < 0, split, np.int8(LEAKED))
     for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
         if not (final == part).any():
@@ -224,18 +244,21 @@ def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """What pairs have exactly in common with held-out ones.
 
     Args:
-        keys: (n, 3) the group, query and document of each pair.
-        held_out: (m, 3) the same of the held-out pairs.
+        keys: (n, 3 or 4), as in `PairNumbers`.
+        held_out: (m, 3 or 4) the same of the held-out pairs.
 
     Returns:
         (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
     """
-    common = np.stack([np.isin(keys[:, i], held_out[:, i]) for i in range(3)], axis=1)
+    common = np.stack([np.isin(*both) for both in zip(keys.T, held_out.T, strict=True)], axis=1)
     return np.where(common.any(axis=1), common.argmax(axis=1), -1).astype(np.int8)
 
 
 def find_leaks(
-    keys: np.ndarray, split: np.ndarray, documents: Callable[[np.ndarray], Iterable[str]]
+    keys: np.ndarray,
+    split: np.ndarray,
+    documents: TextsOf,
+    student_queries: TextsOf | None = None,
 ) -> np.ndarray:
     """What pairs of train and validation share with held-out ones.
 
@@ -243,35 +266,42 @@ def find_leaks(
     shares with these or with the validation pairs that are left.
 
     Args:
-        keys: (n, 3) the group, query and document of each pair.
+        keys: (n, 3 or 4), as in `PairNumbers`.
         split: (n,) the split of each pair.
         documents: The texts of the documents of some pairs, given by their places (m,).
+        student_queries: The same of what the student reads in place of their queries; None: it
+            reads these. Only texts that differ from the query are compared.
 
     Returns:
         (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
     """
     leaks = np.full(len(keys), -1, dtype=np.int8)
     held_out = new = (split == TEST) | (split == ELSEWHERE)
-    index = NearDuplicates()
+    every = np.ones(len(keys), dtype=bool)
+    near_ones = [(_NEAR_DOCUMENT, _DOCUMENT, documents, every, NearDuplicates())]
+    if student_queries is not None:
+        differs = keys[:, _QUERY] != keys[:, _STUDENT_QUERY]
+        near_ones.append((_NEAR_QUERY, _STUDENT_QUERY, student_queries, differs, NearDuplicates()))
     for part in (VALIDATION, TRAIN):
-        for text in documents(_each_once(keys, np.flatnonzero(new))[0]):
-            index.add(text)
         pairs = np.flatnonzero(split == part)
         leaks[pairs] = shared(keys[pairs], keys[held_out])
-        pairs = pairs[leaks[pairs] < 0]
-        first, which = _each_once(keys, pairs)
-        near = np.fromiter((index.has(text) for text in documents(first)), dtype=bool)
-        leaks[pairs[near[which]]] = _NEAR
+        for leak, column, texts, compared, index in near_ones:
+            for text in texts(_each_once(keys[:, column], np.flatnonzero(new & compared))[0]):
+                index.add(text)
+            pairs = np.flatnonzero((split == part) & (leaks < 0) & compared)
+            first, which = _each_once(keys[:, column], pairs)
+            near = np.fromiter((index.has(text) for text in texts(first)), dtype=bool)
+            leaks[pairs[near[which]]] = leak
         new = (split == part) & (leaks < 0)
         held_out = held_out | new
     return leaks
 
 
 def _each_once(keys: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of `pairs` (m,) with each document, and for each pair (m,) the place of its
-    document among these.
+    """The first of `pairs` (m,) with each text, and for each pair (m,) the place of its text among
+    these. `keys` (n,) are those of the texts.
     """
-    _, first, which = np.unique(keys[pairs, 2], return_index=True, return_inverse=True)
+    _, first, which = np.unique(keys[pairs], return_index=True, return_inverse=True)
     return pairs[first], which
 
 

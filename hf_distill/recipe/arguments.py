@@ -19,6 +19,9 @@ from hf_distill.recipe.option import option
 STAGES = ("read", "score", "select", "train", "evaluate", "release")
 """In their order; `--until` names one of them."""
 
+CONVERSATION, UTTERANCE = "conversation", "utterance"
+"""Values of `student_query` that are no column."""
+
 _NO_EFFECT_ON_STUDENT = (
     "output_dir", "logging", "report_to", "push_to_hub", "hub_", "disable_tqdm", "run_name",
     "local_rank", "resume_from", "save_total",
@@ -117,6 +120,12 @@ class DataArguments:
     )
     source_column: str | None = option(
         None, "Column that says where a pair comes from, for rules with :by=source."
+    )
+    student_query: str | None = option(
+        None,
+        "What the student reads in place of the query. conversation: the utterance and the turns "
+        "before it, where the teacher reads the rewritten question; utterance: the utterance "
+        "alone; or a column, e.g. of queries as people type them. Default: what the teacher reads.",
     )
     positives: str | None = option(
         None,

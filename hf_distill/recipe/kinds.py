@@ -49,6 +49,10 @@ SOURCES: Mapping[str, Kind] = {
 
 FORMATS: Mapping[str, Kind] = {
     "qrecc": Kind("hf_distill.data.sources.qrecc:FORMAT", "QReCC's JSON list of turns"),
+    "turns": Kind(
+        "hf_distill.data.sources.turns:FORMAT",
+        "turns of conversations: history, query, rewrite and a document a row",
+    ),
     "beir": Kind("hf_distill.data.sources.beir:FORMAT", "corpus, queries and qrels with ids"),
     "msmarco": Kind(
         "hf_distill.data.sources.msmarco:FORMAT",

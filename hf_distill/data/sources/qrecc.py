@@ -11,14 +11,17 @@ from typing import Any
 from hf_distill.data.collection import Source, SourcePairs, is_unicode
 from hf_distill.data.format import Format
 from hf_distill.data.sources.judged import check_no_columns
+from hf_distill.data.sources.rows import column_of
+from hf_distill.data.sources.turns import of_turn
 from hf_distill.data.tables.table import Row, Table, Tables
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments
+from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE, DataArguments
 
 MIN_QUERY_CHARACTERS = 6
 MIN_DOCUMENT_CHARACTERS = 11
 
 _NEEDED = ("Conversation_no", "Turn_no", "Answer")
+_OF_TURNS = ("Question", "Context")
 _USED = {*_NEEDED, "Rewrite", "Question", "Conversation_source"}
 
 
@@ -52,6 +55,8 @@ def _fits(tables: Tables, data: DataArguments) -> bool:
 def _read(tables: Tables, data: DataArguments) -> SourcePairs:
     """The turns of each table. `group` is the conversation, `pair_id` is conversation and turn."""
     check_no_columns(tables, data, "QReCC")
+    turns = data.student_query in (CONVERSATION, UTTERANCE)
+    used = _USED | ({"Context"} if turns else {column_of(data)})
     read = [table for table in tables.tables if _has_turns(table)]
     if not read:
         table = tables.tables[0]
@@ -69,8 +74,8 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
         for table in read:
             for place, turn in table.read():
                 counts["turns found"] += 1
-                columns.update(key for key, value in turn.items() if key not in _USED and value)
-                row, reason = _row(table, place, turn)
+                columns.update(key for key, value in turn.items() if key not in used and value)
+                row, reason = _row(table, place, turn, data)
                 if row is None:
                     counts[str(reason)] += 1
                     continue
@@ -88,12 +93,14 @@ def _read(tables: Tables, data: DataArguments) -> SourcePairs:
     return SourcePairs(about, rows(), counts=counts, read_as="QReCC", unused=unused)
 
 
-def _row(table: Table, place: int, turn: Row) -> tuple[Row | None, str | None]:
+def _row(table: Table, place: int, turn: Row, data: DataArguments) -> tuple[Row | None, str | None]:
     """The pair of a turn, or why it has none."""
-    for key in _NEEDED:
+    turns, column = data.student_query in (CONVERSATION, UTTERANCE), column_of(data)
+    for key in (*_NEEDED, *(_OF_TURNS if turns else ())):
         if key not in turn:
+            why = f", which --student_query {data.student_query} needs" if key in _OF_TURNS else ""
             raise InputError(
-                f"{table.where(place)}: the turn has no {key!r}; its keys are "
+                f"{table.where(place)}: the turn has no {key!r}{why}; its keys are "
                 f"{', '.join(sorted(map(str, turn)))}"
             )
     query, document, reason = extract_pair(turn)
@@ -107,6 +114,10 @@ def _row(table: Table, place: int, turn: Row) -> tuple[Row | None, str | None]:
         "source": turn.get("Conversation_source"),
         "at": (table, place),
     }
+    if turns:
+        row["student_query"] = of_turn(data, table, place, turn, ("Context", "Question"))
+    elif column in table.columns:
+        row["student_query"] = turn.get(column)
     return row, None
 
 

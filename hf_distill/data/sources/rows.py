@@ -15,7 +15,7 @@ import numpy as np
 from hf_distill.data.collection import Source, SourcePairs
 from hf_distill.data.tables.table import Place, Row, Table, Tables
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments
+from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE, DataArguments
 
 QUERY_NAMES = ("query", "question", "anchor")
 DOCUMENT_NAMES = ("document", "passage", "positive", "answer", "context", "text")
@@ -27,6 +27,9 @@ LABEL_NAMES = ("label", "grade", "relevance")
 SCORE_NAMES = ("score", "teacher_score")
 SPLIT_NAMES = ("train", "validation", "test")
 ALSO_VALIDATION = ("dev", "val", "valid", "eval")
+
+HISTORY, REWRITE = "history", "rewrite"
+"""Columns of the turns of conversations, beside `query`."""
 
 COLUMN_OPTIONS = (
     "query_column", "document_column", "label_column", "score_column", "group_column",
@@ -116,7 +119,8 @@ class Reading:
             column if column in table.columns else None
             for column in (data.group_column, data.source_column)
         )
-        used = reader.columns | {group, source}
+        for_student = column_of(data) if column_of(data) in table.columns else None
+        used = reader.columns | {group, source, for_student}
         shared = {"names": reader.names, "split": split}
         unused: Counter[str] = Counter()
         for place, row in table.read():
@@ -124,6 +128,9 @@ class Reading:
             for key, column in (("group", group), ("source", source)):
                 if column is not None:
                     base[key] = name_of(row.get(column), table, place, column)
+            if for_student is not None:
+                base["student_query"] = row.get(for_student)
+                base["names"] = {**reader.names, "student_query": for_student}
             for member in reader.members(place, row):
                 yield {**base, **member}
             for column, value in row.items():
@@ -208,6 +215,11 @@ def columns_of(tables: Tables) -> str:
     return f"the columns are {held}{more}"
 
 
+def column_of(data: DataArguments) -> str | None:
+    """The column that the student reads in place of the query; None: `student_query` names none."""
+    return None if data.student_query in (CONVERSATION, UTTERANCE) else data.student_query
+
+
 def fitting_options(tables: Tables, data: DataArguments) -> DataArguments:
     """The options as they apply to these tables.
 
@@ -215,7 +227,7 @@ def fitting_options(tables: Tables, data: DataArguments) -> DataArguments:
         InputError: A column that none of the tables has, where the option was meant for them.
     """
     there = {column for table in tables.tables for column in table.columns}
-    given = {key: getattr(data, key) for key in COLUMN_OPTIONS}
+    given = {key: getattr(data, key) for key in COLUMN_OPTIONS} | {"student_query": column_of(data)}
     missing = [key for key, column in given.items() if column not in (None, *there)]
     if missing and tables.key in _OWN_KEYS:
         key = missing[0]
