@@ -1,5 +1,6 @@
 """Distil a slow teacher into a small, releasable bi-encoder with the Hugging Face Trainer."""
 
+from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError
 from hf_distill.pipeline import Run, finished, train
 from hf_distill.recipe.config import DistillationConfig
@@ -14,6 +15,7 @@ __all__ = [
     "DistillationTrainer",
     "InputError",
     "Run",
+    "conversation_query",
     "finished",
     "read_recipe",
     "save_student",

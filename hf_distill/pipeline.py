@@ -392,6 +392,7 @@ class Run:
                 language=self.recipe.data.language,
                 tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
                 shards=self._shards,
+                student_query=self.recipe.data.student_query,
             )
             return evaluate(subject, self.folder, self.recipe.seed, key)
 

@@ -10,7 +10,7 @@ import hf_distill
 def test_all_is_pinned() -> None:
     assert sorted(hf_distill.__all__) == [
         "DistillationCollator", "DistillationConfig", "DistillationTrainer", "InputError", "Run",
-        "finished", "read_recipe", "save_student", "train",
+        "conversation_query", "finished", "read_recipe", "save_student", "train",
     ]  # fmt: skip
 
 

@@ -59,7 +59,10 @@ def pairs_of(rows: list[tuple[str, str]], **columns: list) -> Pairs:
     record = CollectionRecord("key", Source("test"), {}, {"train": len(rows)}, {}, 0)
     searched = [False] * len(documents)
     return Collection(
-        Dataset.from_dict({"text": queries, "id": queries}, TEXT_FEATURES["queries"]),
+        Dataset.from_dict(
+            {"text": queries, "student_text": [None] * len(queries), "id": queries},
+            TEXT_FEATURES["queries"],
+        ),
         Dataset.from_dict(
             {"text": documents, "searched": searched, "id": documents}, TEXT_FEATURES["documents"]
         ),

@@ -46,7 +46,10 @@ def tiny_collection(queries: list[str], documents: list[str], pairs: np.ndarray)
     record = CollectionRecord("collection", Source("tiny"), {}, split, {}, 0)
     searched = {"text": documents, "searched": [False] * len(documents), "id": documents}
     return Collection(
-        Dataset.from_dict({"text": queries, "id": queries}, features=TEXT_FEATURES["queries"]),
+        Dataset.from_dict(
+            {"text": queries, "student_text": [None] * len(queries), "id": queries},
+            features=TEXT_FEATURES["queries"],
+        ),
         Dataset.from_dict(searched, features=TEXT_FEATURES["documents"]),
         Dataset.from_dict(judgements, features=JUDGEMENT_FEATURES),
         record,

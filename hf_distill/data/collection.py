@@ -361,10 +361,10 @@ class Collection:
         return self.queries.select_columns(["student_text"]).with_format("arrow")
 
     @cached_property
-    def has_student_texts(self) -> bool:
-        """Whether the student reads another text than the teacher in some query."""
+    def student_texts(self) -> int:
+        """In how many queries the student reads another text than the teacher."""
         column = self.queries.data["student_text"]
-        return bool(column.null_count < len(column))
+        return len(column) - int(column.null_count)
 
     @cached_property
     def _document_text(self) -> Dataset:
@@ -377,7 +377,7 @@ class Collection:
     def student_queries(self, numbers: np.ndarray) -> list[str]:
         """The texts of queries that the student reads, by number, in the order given."""
         texts = self.query_texts(numbers)
-        if not self.has_student_texts or not texts:
+        if not self.student_texts or not texts:
             return texts
         own = self._student_text[np.asarray(numbers)]["student_text"].to_pylist()
         return [text if other is None else other for text, other in zip(texts, own, strict=True)]
@@ -405,6 +405,11 @@ class Collection:
             f"({record.held_out}); {split['test queries']:,} test queries search "
             f"{split['corpus documents']:,} documents"
         )
+        if number := self.student_texts:
+            lines.append(
+                f"the student reads another text than the teacher in {number:,} of "
+                f"{len(self.queries):,} queries"
+            )
         if split.get("candidates"):
             lines.append(f"{split['candidates']:,} candidates stand beside them")
         lines.append(

@@ -75,6 +75,8 @@ def _texts(table: Any) -> Iterator[str]:
         name = f" [{_short(row['id'], 20)}]" if row["id"] else ""
         start = f"  {number}{name} "
         yield start + _short(row["text"], _WIDTH - len(start))
+        if other := row.get("student_text"):
+            yield "    " + _short(f"the student reads: {other}", _WIDTH - 4)
 
 
 def _pair(

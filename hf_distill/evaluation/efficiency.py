@@ -94,6 +94,7 @@ def efficiency(
     queries: Sequence[str],
     documents: Sequence[str],
     folders: Mapping[str, Path] | None = None,
+    own_queries: Mapping[str, Sequence[str]] | None = None,
 ) -> Efficiency:
     """The cost of each model, in the precision in which it is loaded. The models take turns.
 
@@ -103,6 +104,7 @@ def efficiency(
         documents: The first 128 are timed, in batches of 16, three times. Peak memory is that of a
             batch of the 16 longest of these.
         folders: Name -> the model's folder, for models that do not know it themselves.
+        own_queries: Name -> what a model reads in place of `queries`, one for one.
     """
     sample, asked = list(documents[:_DOCUMENTS]), list(queries[:_QUERIES])
     for model in models.values():
@@ -112,9 +114,10 @@ def efficiency(
     for _ in range(_ROUNDS):
         for name, model in models.items():
             speeds[name].append(_documents_per_second(model, sample))
-    for query in asked:
+    for place, query in enumerate(asked):
         for name, model in models.items():
-            latencies[name].append(_latency(model, query))
+            own = (own_queries or {}).get(name)
+            latencies[name].append(_latency(model, query if own is None else own[place]))
     longest = sorted(sample, key=len)[-_BATCH:]
 
     def cost(name: str, model: SentenceTransformer) -> Cost:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import encode, how_asked
 from hf_distill.data.collection import Collection
+from hf_distill.data.conversations import utterance_of
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import ranking_agreement
 from hf_distill.evaluation.by_source import Scored, by_source
@@ -26,6 +28,8 @@ from hf_distill.evaluation.mixed_index import Embedded, mixed_index
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.results import (
     BM25,
+    ON_QUERY,
+    ON_UTTERANCE,
     STUDENT,
     TEACHER,
     UNTRAINED,
@@ -36,6 +40,7 @@ from hf_distill.evaluation.results import (
 )
 from hf_distill.evaluation.systems import NDCG, Systems
 from hf_distill.evaluation.tasks import HeldOutTask, RetrievalTask, held_out_task
+from hf_distill.recipe.arguments import CONVERSATION
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import Teacher
@@ -58,6 +63,7 @@ class Subject:
         language: Of the texts (ISO code).
         tasks: Name -> a further task to measure on, and what the recipe calls it.
         shards: Folder of the teacher's embeddings of these.
+        student_query: What the student reads in place of the query, as the recipe says it.
     """
 
     student: SentenceTransformer
@@ -70,14 +76,15 @@ class Subject:
     language: str = "en"
     tasks: Mapping[str, tuple[str, RetrievalTask]] = field(default_factory=dict)
     shards: Path | None = None
+    student_query: str | None = None
 
 
 def embed_task(
     model: SentenceTransformer, task: RetrievalTask, name: str = "model"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of the task's queries (Q, d) and documents (N, d), float32: those of the model's
-    own `encode_query` and `encode_document`. As after `model.encode`, the model is in evaluation
-    mode afterwards.
+    """Embeddings of the task's queries (Q, d), as the student reads them, and documents (N, d),
+    float32: those of the model's own `encode_query` and `encode_document`. As after `model.encode`,
+    the model is in evaluation mode afterwards.
 
     Args:
         model: Any SentenceTransformer.
@@ -87,22 +94,27 @@ def embed_task(
     Raises:
         InputError: An embedding is NaN or infinite.
     """
-    model.eval()
-    parts = (
-        ("queries", how_asked(model, lambda: model.encode_query("a")), task.queries),
-        ("documents", how_asked(model, lambda: model.encode_document("a")), task.documents),
+    queries = list((task.student_queries or task.queries).values())
+    return (
+        _embed(model, queries, "queries", name),
+        _embed(model, list(task.documents.values()), "documents", name),
     )
-    embedded = []
-    for what, asked, texts in parts:
-        values = encode(model, list(texts.values()), asked=asked).numpy()
-        broken = int((~np.isfinite(values).all(axis=1)).sum())
-        if broken:
-            raise InputError(
-                f"the {name} returns NaN or infinite embeddings for {broken} of {len(values)} "
-                f"{what}, which cannot be searched; check its weights"
-            )
-        embedded.append(values)
-    return embedded[0], embedded[1]
+
+
+def _embed(
+    model: SentenceTransformer, texts: list[str], what: Literal["queries", "documents"], name: str
+) -> np.ndarray:
+    """(n, d) float32."""
+    model.eval()
+    ask = model.encode_query if what == "queries" else model.encode_document
+    values = encode(model, texts, asked=how_asked(model, lambda: ask("a"))).numpy()
+    broken = int((~np.isfinite(values).all(axis=1)).sum())
+    if broken:
+        raise InputError(
+            f"the {name} returns NaN or infinite embeddings for {broken} of {len(values)} "
+            f"{what}, which cannot be searched; check its weights"
+        )
+    return values
 
 
 def pair_cosines(task: HeldOutTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -186,13 +198,29 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             Scored(scored, teacher_scores, student_scores),
             seed,
         ),
+        student_query=subject.student_query,
     )
 
 
 def _embed_models(subject: Subject, task: RetrievalTask) -> dict[str, Embedded]:
     models = {STUDENT: subject.student, UNTRAINED: subject.untrained}
     bar = tqdm(models.items(), desc=f"Evaluating on {task.name}", unit=" models", leave=False)
-    return {name: embed_task(model, task, name) for name, model in bar}
+    embedded = {name: embed_task(model, task, name) for name, model in bar}
+    return embedded | _readings(subject, task, embedded[STUDENT][1])
+
+
+def _readings(subject: Subject, task: RetrievalTask, documents: np.ndarray) -> dict[str, Embedded]:
+    """`READINGS` of the student, over its embeddings of the documents (N, d)."""
+    if task.student_queries is None:
+        return {}
+    forms = {ON_QUERY: list(task.queries.values())}
+    if subject.student_query == CONVERSATION:
+        utterances = [utterance_of(text) for text in task.student_queries.values()]
+        forms = {ON_UTTERANCE: utterances, **forms}
+    return {
+        name: (_embed(subject.student, texts, "queries", name), documents)
+        for name, texts in forms.items()
+    }
 
 
 def _embed_held_out(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
@@ -225,4 +253,5 @@ def _efficiency(subject: Subject, task: RetrievalTask, folder: RunFolder) -> Eff
         # As it is published: it may have scored in a faster precision.
         models = {TEACHER: copy.deepcopy(subject.teacher.backbone).float(), **models}
     queries, documents = list(task.queries.values()), list(task.documents.values())
-    return efficiency(models, queries, documents, {STUDENT: folder.student})
+    own = {STUDENT: list(task.student_queries.values())} if task.student_queries else None
+    return efficiency(models, queries, documents, {STUDENT: folder.student}, own)

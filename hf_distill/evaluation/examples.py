@@ -62,6 +62,7 @@ def wins_and_losses(
         first = ranking[0] if ranking and ranking[0] != judged else None
         return Example(
             query=_shortened(task.queries[query]),
+            student_query=_shortened(task.student_queries[query]) if task.student_queries else None,
             judged=_shortened(task.documents[judged]) if judged in task.documents else None,
             first=None if first is None else _shortened(task.documents[first]),
             value=float(values[system][i]),

@@ -31,6 +31,7 @@ Tasks = Mapping[str, tuple[str, RetrievalTask]]
 """Name -> what the recipe calls a further task, and the task."""
 
 _PACKAGE = ("mteb:", "nano:")
+_ALIKE = "its queries have no other form for the student, which reads what the teacher reads"
 
 
 def check_tasks(data: DataArguments) -> None:
@@ -96,6 +97,8 @@ def load_tasks(recipe: Recipe) -> Tasks:
         key = "test_path" if text == data.test_path else "eval_tasks"
         try:
             task = _test_set(recipe, text) if key == "test_path" else load_task(text, key)
+            if data.student_query and task.student_queries is None:
+                task = replace(task, notes=(*task.notes, _ALIKE))
             tasks[name] = (text, replace(_with_ids_of_one_word(task), name=name))
         except InputError as error:
             if str(error).startswith(f"--{key}"):
@@ -134,13 +137,20 @@ def _with_ids_of_one_word(task: RetrievalTask) -> RetrievalTask:
 
     documents = dict(sorted(renamed(task.documents).items()))
     qrels = {query: renamed(grades) for query, grades in renamed(task.qrels).items()}
-    return replace(task, queries=renamed(task.queries), documents=documents, qrels=qrels)
+    own = None if task.student_queries is None else renamed(task.student_queries)
+    return replace(
+        task,
+        queries=renamed(task.queries),
+        documents=documents,
+        qrels=qrels,
+        student_queries=own,
+    )
 
 
 def digest(task: RetrievalTask) -> str:
     """A fingerprint of texts and judgements."""
     sha = hashlib.sha256()
-    for part in (task.queries, task.documents, task.qrels):
+    for part in (task.queries, task.documents, task.qrels, task.student_queries or {}):
         for key, value in part.items():
             sha.update(json.dumps([key, value]).encode())
     return sha.hexdigest()[:16]

@@ -15,6 +15,12 @@ it, every number looks better than it is.
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 """In the order in which tables show them."""
 
+ON_UTTERANCE, ON_QUERY = "student on utterance", "student on query"
+READINGS = (ON_UTTERANCE, ON_QUERY)
+"""Where the student reads another text than the teacher: the same student, given the bare utterance
+of a conversation alone, and the query that the teacher reads.
+"""
+
 UNANSWERED = 0.5
 """A system that finds no document for a larger share of the queries is not applicable."""
 TRIVIAL = 0.5
@@ -225,6 +231,7 @@ class Example:
 
     Attributes:
         query: The query's text.
+        student_query: What the student reads in its place; None: the query.
         judged: The relevant document that the system ranks best; None if it is not in the corpus.
         first: The system's first document; None if that is the judged one, or if there is none.
         value, value_against: The measure of the system and of the other one.
@@ -238,6 +245,7 @@ class Example:
     value_against: float
     rank: int | None
     rank_against: int | None
+    student_query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -586,6 +594,8 @@ class Evaluation:
         pairs: Scores of the held-out pairs.
         tasks: Name -> the figures of a further task.
         by_source: Source -> its figures, the largest first. Empty if the pairs have one source.
+        student_query: What the student reads in place of the query, as the recipe says it; None:
+            the query.
     """
 
     key: str
@@ -606,3 +616,4 @@ class Evaluation:
     pairs: PairScores
     tasks: dict[str, TaskResults]
     by_source: dict[str, SourceResults]
+    student_query: str | None = None

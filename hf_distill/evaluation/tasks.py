@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.data.collection import Collection, SourcePairs, is_unicode, text_id
+from hf_distill.data.collection import Collection, SourcePairs, is_unicode, query_id, text_id
 from hf_distill.data.load import open_collection
 from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
@@ -38,6 +38,7 @@ class RetrievalTask:
         qrels: The judgements.
         name: For tables.
         notes: What a reader of the results should know about the data.
+        student_queries: Id -> what the student reads in place of the query. None: the query.
     """
 
     queries: Mapping[str, str]
@@ -45,6 +46,7 @@ class RetrievalTask:
     qrels: Qrels
     name: str = "held-out pairs"
     notes: tuple[str, ...] = ()
+    student_queries: Mapping[str, str] | None = None
 
     def run(self, answer: Answer) -> Run:
         """The run of a search of `documents` for `queries`, both in their order here."""
@@ -57,7 +59,7 @@ class RetrievalTask:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeldOutTask(RetrievalTask):
-    """The held-out pairs of a collection as a task. Ids are `text_id`s.
+    """The held-out pairs of a collection as a task. Ids are `query_id`s and `text_id`s.
 
     Attributes:
         query_numbers: (Q,) int64, the number in the collection of each query.
@@ -169,6 +171,7 @@ class _Judged:
         self.name = name
         self.queries: dict[str, str] = {}
         self.documents: dict[str, str] = {}
+        self.student_queries: dict[str, str] = {}
         self.judgements: dict[str | None, list[tuple[str, str, int]]] = {}
         self.candidates: dict[str, set[str]] = {}
         self.without_text = 0
@@ -189,7 +192,9 @@ class _Judged:
         names = []
         for what, texts in (("query", self.queries), ("document", self.documents)):
             text, key = self._text(row, what), row.get(f"{what}_id")
-            if text:
+            if text and key is None and what == "query":
+                names.append(self._add(texts, self._query_id(row, text), text, what))
+            elif text:
                 names.append(self._add(texts, key, text, what))
             elif key is not None:
                 names.append(str(key))
@@ -197,6 +202,8 @@ class _Judged:
                 self.without_text += 1
                 return
         query, document = names
+        if student_query := self._text(row, "student_query"):
+            self._add(self.student_queries, query, student_query, "query")
         if row.get("candidate"):
             self.candidates.setdefault(query, set()).add(document)
             return
@@ -206,6 +213,10 @@ class _Judged:
                 f"{self._place(row)}: the grade is {grade!r}, but a grade is a whole number"
             )
         self.judgements.setdefault(row.get("split"), []).append((query, document, int(grade)))
+
+    def _query_id(self, row: Mapping[str, Any], text: str) -> str:
+        other = self._text(row, "student_query")
+        return query_id(text, other if other and other != text else None)
 
     def _text(self, row: Mapping[str, Any], what: str) -> str:
         """The text, stripped; empty if it is missing or cannot be written."""
@@ -265,6 +276,9 @@ def task_of(pairs: SourcePairs, name: str) -> RetrievalTask:
     ]
     if judged.without_text:
         notes.append(f"{judged.without_text} rows without a query or a document are left out")
+    if judged.student_queries:
+        own = {key: judged.student_queries.get(key, text) for key, text in task.queries.items()}
+        task = replace(task, student_queries=own)
     return replace(task, notes=(*task.notes, *notes))
 
 
@@ -277,7 +291,7 @@ def held_out_task(collection: Collection) -> HeldOutTask:
     order = np.argsort(first)  # by the first pair of each query
     query_numbers, pair_queries = numbers[order], np.argsort(order)[place]
     query_texts = collection.query_texts(query_numbers)
-    query_ids = [text_id(text) for text in query_texts]
+    query_ids = collection.query_ids(query_numbers)
 
     searched = collection.searched
     document_texts = collection.document_texts(searched)
@@ -306,12 +320,22 @@ def held_out_task(collection: Collection) -> HeldOutTask:
         "held-out pairs",
     )
     return HeldOutTask(
-        **vars(task),
+        **vars(task) | {"student_queries": student_queries(collection, query_numbers)},
         query_numbers=query_numbers,
         document_numbers=document_numbers,
         pair_queries=pair_queries,
         pair_documents=pair_documents,
     )
+
+
+def student_queries(collection: Collection, numbers: np.ndarray) -> dict[str, str] | None:
+    """Id -> what the student reads, of the queries with these numbers; None: what the teacher
+    reads.
+    """
+    if not collection.student_texts:
+        return None
+    names = collection.query_ids(numbers)
+    return dict(zip(names, collection.student_queries(numbers), strict=True))
 
 
 def run_task(folder: RunFolder) -> HeldOutTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ir_measures
@@ -18,7 +18,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import embed_task
 from hf_distill.evaluation.fidelity import pearson
 from hf_distill.evaluation.retrieval import depth_of, parse_measures, per_query
-from hf_distill.evaluation.tasks import RetrievalTask, make_task
+from hf_distill.evaluation.tasks import RetrievalTask, make_task, student_queries
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import pair_similarity
@@ -100,17 +100,18 @@ def _searched(collection: Collection, seed: int, most: int) -> np.ndarray:
 def validation_task(collection: Collection, seed: int, most: int | None = None) -> RetrievalTask:
     """The validation queries, and the documents that they search: those judged for them, and others
     of the collection, drawn by the seed, up to `most` together (default: `MOST_DOCUMENTS`). Ids
-    are `text_id`s.
+    are `query_id`s and `text_id`s.
     """
     pairs = collection.pairs("validation")
     queries, documents = (
         np.unique(pairs.queries),
         _searched(collection, seed, most or MOST_DOCUMENTS),
     )
-    query_texts, document_texts = (
+    query_texts, query_ids, document_texts = (
         dict(zip(numbers.tolist(), look_up(numbers), strict=True))
         for numbers, look_up in (
             (queries, collection.query_texts),
+            (queries, collection.query_ids),
             (documents, collection.document_texts),
         )
     )
@@ -119,15 +120,13 @@ def validation_task(collection: Collection, seed: int, most: int | None = None) 
         pairs.queries.tolist(), pairs.documents.tolist(), pairs.column("grade"), strict=True
     ):
         grades[query, document] = max(grade, grades.get((query, document), 0))
-    return make_task(
-        ((text_id(text), text) for text in query_texts.values()),
+    task = make_task(
+        ((query_ids[number], text) for number, text in query_texts.items()),
         ((text_id(text), text) for text in document_texts.values()),
-        (
-            (text_id(query_texts[q]), text_id(document_texts[d]), grade)
-            for (q, d), grade in grades.items()
-        ),
+        ((query_ids[q], text_id(document_texts[d]), grade) for (q, d), grade in grades.items()),
         "validation queries",
     )
+    return replace(task, student_queries=student_queries(collection, queries))
 
 
 class ValidationRetrieval(BaseEvaluator):
@@ -213,11 +212,11 @@ def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: in
     pairs = collection.pairs("validation")
     places = [{name: i for i, name in enumerate(part)} for part in (task.queries, task.documents)]
 
-    def at(side: int, texts: list[str]) -> np.ndarray:
-        return np.array([places[side][text_id(text)] for text in texts])
+    def documents_at(numbers: np.ndarray) -> np.ndarray:
+        return np.array([places[1][text_id(text)] for text in collection.document_texts(numbers)])
 
-    queries = at(0, collection.query_texts(pairs.queries))
-    documents = at(1, collection.document_texts(pairs.documents))
+    queries = np.array([places[0][name] for name in collection.query_ids(pairs.queries)])
+    documents = documents_at(pairs.documents)
     own = _Cells(queries, documents, scores.of(pairs.rows))
     known = ~np.isnan(own.scores)
     own = _Cells(queries[known], documents[known], own.scores[known])
@@ -228,7 +227,7 @@ def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: in
     of_queries = scores.embeddings.of_queries(numbers).astype(np.float32)
     searched = _searched(collection, seed, FEW_DOCUMENTS)
     numbers = np.empty(len(task.documents), dtype=np.int64)
-    numbers[at(1, collection.document_texts(searched))] = searched
+    numbers[documents_at(searched)] = searched
     of_documents = scores.embeddings.of_documents(numbers).astype(np.float32)
     count = min(_CELLS, len(numbers))
     _, nearest = search(of_queries, of_documents, count, scores.scale.similarity)

@@ -41,12 +41,15 @@ from hf_distill.teachers.ensemble import parse_member
 PAIR_COLUMNS = {
     "pair_id": Value("string"),
     "query": Value("string"),
+    "student_query": Value("string"),
     "document": Value("string"),
     "group": Value("string"),
     "source": Value("string"),
     "teacher_score": Value("float32"),
 }
-"""The columns of every pair. `source` is left out if no pair has one."""
+"""The columns of every pair. `source` is left out if no pair has one, and `student_query` if the
+student reads the queries.
+"""
 
 RANKING_COLUMNS = {
     "rank": Value("int32"),
@@ -103,6 +106,8 @@ class _Tables:
         sources = self.results.collection.judgements.data["source"]
         if sources.null_count == len(sources):
             del columns["source"]
+        if not self.results.collection.student_texts:
+            del columns["student_query"]
         return Features(columns)
 
     @cached_property

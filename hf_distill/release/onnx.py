@@ -249,7 +249,8 @@ def measure_onnx(results: RunResults) -> OnnxRecord:
 
     def make(key: str) -> OnnxRecord:
         task = held_out_task(results.collection)
-        queries, documents = list(task.queries.values()), list(task.documents.values())
+        queries = list((task.student_queries or task.queries).values())
+        documents = list(task.documents.values())
         student = SentenceTransformer(str(model_dir), device="cpu")
         exact = task.ndcg(
             search(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from hf_distill.evaluation.results import (
     BM25,
+    ON_QUERY,
+    ON_UTTERANCE,
+    READINGS,
     STUDENT,
     SYSTEMS,
     TEACHER,
@@ -18,8 +21,12 @@ from hf_distill.evaluation.results import (
     TaskResults,
 )
 from hf_distill.evaluation.significance import ALPHA
+from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
 
-LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25"}
+LABELS = {
+    TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25",
+    ON_UTTERANCE: "student, bare utterance", ON_QUERY: "student, teacher's text",
+}  # fmt: skip
 """The name of each system in tables and plots."""
 
 NDCG = "nDCG@10"
@@ -34,7 +41,20 @@ def in_a_sentence(system: str) -> str:
 def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
     """System -> measure -> its mean, in the order of the table's rows."""
     systems = retrieval.systems
-    return {name: systems[name] for name in SYSTEMS if name in systems}
+    return {name: systems[name] for name in (*SYSTEMS, *READINGS) if name in systems}
+
+
+def who_reads_what(evaluation: Evaluation) -> str:
+    """In a sentence, which texts the systems are given as queries; empty if they are the same."""
+    reads = {
+        None: "",
+        CONVERSATION: "the rewritten question; the student reads the utterance and the turns "
+        "before it, as they were said",
+        UTTERANCE: "the rewritten question; the student reads the bare utterance",
+    }
+    column = f"the query; the student reads {evaluation.student_query} in its place"
+    said = reads.get(evaluation.student_query, column)
+    return f"Teacher and BM25 read {said}." if said else ""
 
 
 def _rows(retrieval: RetrievalResults, width: int) -> list[str]:
@@ -51,7 +71,9 @@ def results_table(evaluation: Evaluation) -> str:
     """The most important numbers as a short table for a terminal, and the verdict below it."""
     retrieval, fidelity, tasks = evaluation.retrieval, evaluation.fidelity, evaluation.tasks
     titles = {name: _title(name, task) for name, task in tasks.items()}
-    width = max([18, *(len(title) + 2 for title in titles.values())])
+    every = [retrieval, *(task.retrieval for task in tasks.values())]
+    names = [LABELS[name] for one in every for name in one.systems]
+    width = max(18, *(len(name) + 1 for name in names), *(len(t) + 2 for t in titles.values()))
     measures = retrieval.systems[STUDENT]
     lines = [" " * width + "".join(f"{measure:>10}" for measure in measures)]
     lines += _rows(retrieval, width)
@@ -64,6 +86,7 @@ def results_table(evaluation: Evaluation) -> str:
         f"MAE {pairs}: {with_interval(fidelity.mae)}",
         verdict(evaluation),
         *(f"{name}: {task_verdict(task)}" for name, task in tasks.items()),
+        *filter(None, [who_reads_what(evaluation)]),
     ]
     return "\n".join(lines)
 
@@ -177,15 +200,13 @@ def is_it_good_enough(evaluation: Evaluation) -> str:
         return f"Not shown: {retrieval.trivial}."
     queries = retrieval.num_queries
     on = f"on {queries:,} quer{'y' if queries == 1 else 'ies'}"
+    reads = "needs no model" if evaluation.student_query is None else "reads what the teacher reads"
+    bm25 = f"BM25, which {reads}"
     rules = (
         (stands.worse, UNTRAINED, "No: it is worse than before training."),
         (stands.level, UNTRAINED, f"Not shown: {on}, training made no clear difference."),
-        (stands.worse, BM25, "No: BM25, which needs no model, is better."),
-        (
-            stands.level,
-            BM25,
-            f"Not shown: {on}, it cannot be told apart from BM25, which needs no model.",
-        ),
+        (stands.worse, BM25, f"No: {bm25}, is better."),
+        (stands.level, BM25, f"Not shown: {on}, it cannot be told apart from {bm25}."),
         (stands.better, TEACHER, "Yes: it is better than its teacher on this task."),
         (stands.level, TEACHER, f"Yes: {on}, it cannot be told apart from its teacher."),
         (

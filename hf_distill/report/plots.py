@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from hf_distill.evaluation.results import (
     BM25,
+    READINGS,
     STUDENT,
     TEACHER,
     UNTRAINED,
@@ -110,7 +111,7 @@ def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     """nDCG@10 of every system with its interval."""
     names = [
         name
-        for name in (BM25, UNTRAINED, STUDENT, TEACHER)
+        for name in (BM25, UNTRAINED, *READINGS, STUDENT, TEACHER)
         if name in retrieval.systems and name not in retrieval.not_applicable
     ]
     estimates = [retrieval.systems[name][NDCG] for name in names]

@@ -29,8 +29,10 @@ _PAIR, _RANK, _HIT, _REPORT, _DATASET = 115, 64, 60, 350_000, 60_000
 """Bytes, as runs were measured: of a pair beside its texts, as JSON and in both tables of the data
 set; of its ranks; of a line of a TREC run; of a report; of the data set's card and plots.
 """
-_SYSTEMS, DEPTH, _SETTINGS = 4, 100, 40_000
-"""TREC runs of a run, their depth, and bytes of a checkpoint beside its tensors and tokenizer."""
+_SYSTEMS, _READINGS, DEPTH, _SETTINGS = 4, 2, 100, 40_000
+"""TREC runs of a run, further ones where the student reads another text than the teacher, their
+depth, and bytes of a checkpoint beside its tensors and tokenizer.
+"""
 
 
 def why_not_written(error: BaseException) -> str | None:
@@ -218,6 +220,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     tensors = sizes.student if config.save_only_model else 3 * sizes.student
     checkpoints = sum(_checkpoints(stage, sizes.train) for stage in recipe.of_each_stage())
     hits = sizes.tested * _HIT
+    systems = _SYSTEMS + (_READINGS if recipe.data.student_query else 0)
     soft, shards = run / "soft_labels", Path(shared) if shared else None
     parts = [
         Part("soft labels", "score", shards or soft, vectors, vectors),
@@ -236,7 +239,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
             len(recipe.further) * sizes.student, sizes.student if recipe.further else 0,
         ),
         Part("student", "train", run, sizes.student + sizes.tokenizer, sizes.student),
-        Part("evaluation", "evaluate", run, _SYSTEMS * hits + _REPORT, hits),
+        Part("evaluation", "evaluate", run, systems * hits + _REPORT, hits),
         Part("data set", "release", run, labels + _DATASET if sizes.pairs else 0, labels // 2),
     ]  # fmt: skip
     last = STAGES.index(recipe.run.until)

@@ -138,7 +138,7 @@ def search(
     assert isinstance(transformer, Transformer)
     backbone = transformer.auto_model
     prompts = teacher.prompts
-    queries = [prompts.query + text for text in collection.query_texts(query_numbers)]
+    queries = [prompts.query + text for text in collection.student_queries(query_numbers)]
     documents = [prompts.document + text for text in collection.document_texts(document_numbers)]
 
     def overlap(kept: list[int]) -> float:
@@ -161,12 +161,12 @@ def search(
 def _training_texts(
     collection: Collection, prompts: Prompts
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """The unique texts of the training pairs with their prompts, some at a time, and how many pairs
-    each occurs in.
+    """The unique texts of the training pairs that the student reads, with their prompts, some at a
+    time, and how many pairs each occurs in.
     """
     pairs = collection.pairs("train")
     for prompt, numbers, texts_of in (
-        (prompts.query, pairs.queries, collection.query_texts),
+        (prompts.query, pairs.queries, collection.student_queries),
         (prompts.document, pairs.documents, collection.document_texts),
     ):
         unique, times = np.unique(numbers, return_counts=True)

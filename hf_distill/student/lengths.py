@@ -39,7 +39,7 @@ _READ = 10_000
 KINDS: tuple[TextKind, ...] = ("query", "document")
 
 _Read = Callable[[np.ndarray], list[str] | list[tuple[str, str]]]
-"""The texts or pairs at some places (m,)."""
+"""The texts or pairs at some places (m,). Its name says which."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _measured(
         if count > SAMPLE:
             draw = np.random.default_rng(seed)
             places = np.sort(draw.choice(count, SAMPLE, replace=False))
-        like = reader.splits_like(kind)
+        like = f"{reader.splits_like(kind)} {read.__name__}"
         if like not in counted:
             counted[like] = _count(reader, read, places, kind)
         tokens = counted[like]
@@ -319,7 +319,9 @@ def _measured(
     if isinstance(reader.model, CrossEncoder):
         of["pairs"] = lengths(both, len(pairs), None)
     else:
-        of["queries"] = lengths(collection.query_texts, len(collection.queries), "query")
+        of_student = reader.role == "student" and collection.student_texts
+        queries = collection.student_queries if of_student else collection.query_texts
+        of["queries"] = lengths(queries, len(collection.queries), "query")
         of["documents"] = lengths(collection.document_texts, len(collection.documents), "document")
     return ModelLengths(reader.role, reader.name, of)
 

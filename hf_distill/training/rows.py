@@ -336,7 +336,9 @@ def _floats(values: list[Any]) -> Tensor:
 
 
 def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
-    """Read rows by number. Each text of a collection is unique, so its number is its key."""
+    """Read rows by number. Each query and document of a collection is unique, so its number is its
+    key. The texts are those that the student reads.
+    """
     if lookup.collection is None:
         raise InputError(
             f"the training rows name their texts by number (query {columns['query'][0]!r}); pass "
@@ -356,7 +358,7 @@ def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
         if negatives.size:
             sides["negative_embedding"] = vectors[len(documents) :].view(*negatives.shape, -1)
     pairs = len(documents)
-    return lookup.collection.query_texts(queries), texts[:pairs], texts[pairs:], sides
+    return lookup.collection.student_queries(queries), texts[:pairs], texts[pairs:], sides
 
 
 def _with_texts(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:

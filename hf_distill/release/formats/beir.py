@@ -54,7 +54,10 @@ def _write(contents: Contents, folder: Path) -> dict[str, int]:
 FORMAT = ExportFormat(
     write=_write,
     files=("corpus.jsonl", "queries.jsonl", *(f"qrels/{name}.tsv" for name in _QRELS.values())),
-    lacks={"not_judged": "are left out: qrels hold judgements only"},
+    lacks={
+        "not_judged": "are left out: qrels hold judgements only",
+        "student_texts": "are left out",
+    },
     scores="none",
     read=(
         "from beir.datasets.data_loader import GenericDataLoader\n\n"

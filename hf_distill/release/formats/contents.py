@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from hf_distill.data.collection import Collection, Lists, Pairs, Split, text_id
+from hf_distill.data.collection import Collection, Lists, Pairs, Split, query_id
 from hf_distill.data.near_duplicates import text_key
 
 _QUERIES = 256
@@ -41,13 +42,15 @@ class Listed:
 @dataclass(frozen=True)
 class Query:
     """A query with its documents: `positives` of grade 1 or more, `others` judged not relevant or
-    not judged. Each document is listed once.
+    not judged. Each document is listed once. `student_text` is what the student reads in its place;
+    None if it reads the queries.
     """
 
     id: str
     text: str
     positives: list[Listed]
     others: list[Listed]
+    student_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,16 @@ class Names:
         """The names of the texts with these numbers."""
         names = np.empty(len(numbers), dtype=object)
         own = self.own[numbers]
-        for column, where in (("id", own), ("text", ~own)):
-            if where.any():
-                table = self.table.select_columns([column]).with_format("arrow")
-                names[where] = table[numbers[where]][column].to_pylist()
-        names[~own] = [text_id(text) for text in names[~own]]
+        table = self.table.with_format("arrow")
+        if own.any():
+            names[own] = table.select_columns(["id"])[numbers[own]]["id"].to_pylist()
+        if not own.all():
+            of_texts = [name for name in ("text", "student_text") if name in table.column_names]
+            rows = table.select_columns(of_texts)[numbers[~own]]
+            others = rows["student_text"].to_pylist() if len(of_texts) > 1 else repeat(None)
+            names[~own] = [
+                query_id(*both) for both in zip(rows["text"].to_pylist(), others, strict=False)
+            ]
         return list(names)
 
 
@@ -276,12 +284,14 @@ class Contents:
         others = (p + np.searchsorted(block.of[p:], np.arange(n + 1))).tolist()
         names = self.query_names.of(block.queries) if ids else [""] * n
         query_texts = collection.query_texts(block.queries)
-        for i, (name, text) in enumerate(zip(names, query_texts, strict=True)):
+        own_texts = collection.student_queries(block.queries)
+        for i, (name, text, own) in enumerate(zip(names, query_texts, own_texts, strict=True)):
             yield Query(
                 name,
                 text,
                 listed[positives[i] : positives[i + 1]],
                 listed[others[i] : others[i + 1]],
+                own if collection.student_texts else None,
             )
 
     def _survey(self, split: Split) -> Survey:
@@ -379,8 +389,8 @@ class ExportFormat:
         write: Writes the files into an empty folder. Returns what it changed or left out, in a
             sentence that follows a number -> how many. Zeros are not said.
         files: Every file that it may write.
-        lacks: Of `graded`, `not_relevant`, `not_judged`, `ids` and `corpus` what has no place in
-            it -> what becomes of it.
+        lacks: Of `graded`, `not_relevant`, `not_judged`, `ids`, `corpus` and `student_texts` what
+            has no place in it -> what becomes of it.
         scores: Of which documents it takes scores.
         read: Lines of Python that read what was written; `FOLDER` stands for the folder, and
             `SPLIT` for a split.

@@ -1,4 +1,6 @@
-"""FlagEmbedding's JSONL: `query`, `pos`, `neg`, and for distillation `pos_scores`, `neg_scores`."""
+"""FlagEmbedding's JSONL: `query`, `pos`, `neg`, and for distillation `pos_scores`, `neg_scores`.
+`student_query` is what the student reads in place of the query, if that is another text.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,8 @@ def _write(contents: Contents, folder: Path) -> dict[str, int]:
                     "pos": _texts(query.positives),
                     "neg": _texts(query.others),
                 }
+                if query.student_text is not None:
+                    line["student_query"] = query.student_text
                 if scored:
                     line["pos_scores"] = [document.score for document in query.positives]
                     line["neg_scores"] = [document.score for document in query.others]

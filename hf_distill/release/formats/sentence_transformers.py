@@ -77,7 +77,11 @@ def _write(contents: Contents, folder: Path) -> dict[str, int]:
 FORMAT = ExportFormat(
     write=_write,
     files=("train.parquet", "validation.parquet", "test.parquet"),
-    lacks={"ids": "are left out", "corpus": "are left out: there is no corpus"},
+    lacks={
+        "ids": "are left out",
+        "corpus": "are left out: there is no corpus",
+        "student_texts": "are left out: trainers take every column",
+    },
     scores="each",
     read=(
         "from datasets import load_dataset\n\n"

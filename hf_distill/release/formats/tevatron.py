@@ -1,4 +1,6 @@
-"""Tevatron's JSONL: `query_id`, `query`, `positive_passages` and `negative_passages`."""
+"""Tevatron's JSONL: `query_id`, `query`, `positive_passages` and `negative_passages`.
+`student_query` is what the student reads in place of the query, if that is another text.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ def _write(contents: Contents, folder: Path) -> dict[str, int]:
     for split in contents.pairs:
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for query in contents.queries(split):
+                own = query.student_text
                 line = {
                     "query_id": query.id,
                     "query": query.text,
+                    **({} if own is None else {"student_query": own}),
                     "positive_passages": _passages(query.positives),
                     "negative_passages": _passages(query.others),
                 }

@@ -99,7 +99,7 @@ FORMAT = ExportFormat(
         "queries.tsv",
         *(f"{kind}.{split}.txt" for kind in ("qrels", "run") for split in _SPLITS),
     ),
-    lacks={},
+    lacks={"student_texts": "are left out"},
     scores="any",
     read=(
         "import ir_measures\n"
