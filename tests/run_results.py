@@ -176,7 +176,7 @@ def collection(source: Source = Source("pairs")) -> Collection:  # noqa: B008  #
         leaks_removed={"same query": 4},
         leaks_left=0,
     )
-    queries = Dataset.from_dict({"text": sentences(n)})
+    queries = Dataset.from_dict({"text": sentences(n), "student_text": [None] * n})
     documents = Dataset.from_dict({"text": texts, "searched": searched})
     return Collection(queries, documents, judgements, record)
 

@@ -1,5 +1,5 @@
-"""Students that read another text than the teacher: the turns of a conversation, the bare utterance,
-or a column.
+"""Students that read another text than the teacher: the turns of a conversation, the bare
+utterance, or a column.
 """
 
 from __future__ import annotations
@@ -244,6 +244,7 @@ def test_what_cannot_be_read_is_one_message(tmp_path: Path, name: str) -> None:
 def test_the_tasks_hold_both_texts(tmp_path: Path) -> None:
     rows = conversations(12)
     collection = read(tmp_path, rows, student_query="conversation")
+    expected = {row["rewrite"]: conversation_query(row["history"], row["query"]) for row in rows}
     for task in (held_out_task(collection), validation_task(collection, 0)):
         assert task.student_queries is not None
         expected = {
@@ -279,14 +280,11 @@ def conversational(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) 
     test = written(folder / "later.jsonl", conversations(12, offset=900))
     plain = folder / "plain"
     (plain / "qrels").mkdir(parents=True)
-    written(
-        plain / "corpus.jsonl", [{"_id": f"d{i}", "text": t} for i, t in enumerate(sentences(9))]
-    )
-    written(
-        plain / "queries.jsonl", [{"_id": f"q{i}", "text": t} for i, t in enumerate(sentences(9))]
-    )
+    for name in ("corpus", "queries"):
+        texts = [{"_id": f"{name[0]}{i}", "text": text} for i, text in enumerate(sentences(9))]
+        written(plain / f"{name}.jsonl", texts)
     (plain / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{(i + 1) % 9}\t1\n" for i in range(9))
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\tc{(i + 1) % 9}\t1\n" for i in range(9))
     )
     recipe = folder / "recipe.yaml"
     keys = {
@@ -341,7 +339,7 @@ def test_report_cards_and_data_say_what_the_student_reads(conversational: tuple[
     assert "the student read</dt>" in report
     snippet = card[card.index("def conversation_query") :].split("\n\n\n")[0]
     space: dict[str, Any] = {}
-    exec(snippet, space)  # noqa: S102  (what the card tells people to run)
+    exec(snippet, space)  # what the card tells people to run
     turns = ["What  is it?", "Why\nso?"]
     assert space["conversation_query"](turns, "Who?") == conversation_query(turns, "Who?")
     data = load_dataset(

@@ -96,7 +96,11 @@ def load_tasks(recipe: Recipe) -> Tasks:
     for name, text in task_names(data).items():
         key = "test_path" if text == data.test_path else "eval_tasks"
         try:
-            task = _test_set(recipe, text) if key == "test_path" else load_task(text, key)
+            task = (
+                _test_set(recipe, text)
+                if key == "test_path"
+                else load_task(text, key, data.student_query)
+            )
             if data.student_query and task.student_queries is None:
                 task = replace(task, notes=(*task.notes, _ALIKE))
             tasks[name] = (text, replace(_with_ids_of_one_word(task), name=name))

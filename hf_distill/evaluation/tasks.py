@@ -407,13 +407,15 @@ def mteb_task(name: str, key: str = "task") -> RetrievalTask:
     )
 
 
-def load_task(text: str, key: str = "task") -> RetrievalTask:
+def load_task(text: str, key: str = "task", student_query: str | None = None) -> RetrievalTask:
     """The task that `text` names: a run's folder, a BEIR folder (or a test set in any other
     format), `mteb:NAME`, or `nano:NAME` for NanoBEIR, e.g. `nano:SciFact`.
 
     Args:
         text: Names the task.
         key: The option that says so, for messages.
+        student_query: The recipe's: what the student reads in place of the queries of a file or
+            folder, where these have it.
 
     Raises:
         InputError: `text` is none of these, or as the readers.
@@ -437,4 +439,5 @@ def load_task(text: str, key: str = "task") -> RetrievalTask:
             "end"
         )
     with tempfile.TemporaryDirectory() as cache:
-        return task_of(read_path(path, key, DataArguments(), Path(cache)), path.resolve().name)
+        data = DataArguments(student_query=student_query)
+        return task_of(read_path(path, key, data, Path(cache)), path.resolve().name)
