@@ -233,7 +233,7 @@ def collection() -> Collection:
     """240 training pairs over 200 queries and 200 documents, and ten held-out pairs."""
     train = np.r_[0:200, 0:40]
     numbers = np.concatenate([train, train[:10]])
-    names = [{"text": text} for text in TEXTS["query"]]
+    names = [{"text": text, "student_text": None} for text in TEXTS["query"]]
     record = CollectionRecord(
         key="a collection",
         source=Source("tests"),
