@@ -4,8 +4,10 @@ utterance, or a column.
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.evaluation.validation import validation_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
+from hf_distill.serving.index import Index
 from hf_distill.training.rows import Lookup, examples
 
 Rows = list[dict[str, Any]]
@@ -377,3 +380,13 @@ def test_an_export_keeps_the_students_texts_or_says_so(
     assert set(texts_of(again).values()) == set(collection.student_queries(train))
     beir = call(["dataset", folder, "--format", "beir", "--output", tmp_path / "beir"], main)
     assert "texts that the student reads in place of queries are left out" in beir.out
+
+
+def test_lines_that_are_searched_for_are_turns(
+    conversational: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Index, "ask", lambda self, question, depth=1: asked.append(question) or [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is it\n who else\n\nwhere\n"))
+    assert call(["search", conversational[0]], main).code == 0
+    assert asked[1:] == ["what is it", "who else\n| what is it", "where"]

@@ -11,9 +11,11 @@ import torch
 
 from hf_distill.compute.device import use_all_cores
 from hf_distill.compute.models import digest_of_weights
+from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError, printable
 from hf_distill.pipeline import finished
-from hf_distill.run.folder import RunFolder
+from hf_distill.recipe.arguments import CONVERSATION
+from hf_distill.run.folder import RunFolder, read_saved_recipe
 from hf_distill.serving.index import (
     DEPTH,
     Index,
@@ -40,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "question",
         nargs="*",
-        help="The question. Default: questions are read from standard input, one a line.",
+        help="The question. Default: questions are read from standard input, one a line. If the "
+        "student reads conversations, the lines before are the turns before; an empty line begins "
+        "a new conversation.",
     )
     parser.add_argument(
         "--top", type=int, default=DEPTH, metavar="K", help=f"How many documents. Default: {DEPTH}."
@@ -57,6 +61,14 @@ def open_index(run_or_model: str) -> Index:
     model = load_student(run_or_model)
     path = user_cache() / digest_of_weights(model)[:16]
     return index_of(model, corpus_of_python(), path)
+
+
+def reads_conversations(run_or_model: str) -> bool:
+    """Whether it is a run whose student reads the turns before a question."""
+    folder = RunFolder(Path(run_or_model))
+    if not folder.recipe.is_file():
+        return False
+    return read_saved_recipe(folder).get("student_query") == CONVERSATION
 
 
 def _on_one_line(text: str) -> str:
@@ -93,6 +105,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.question:
         answer(index, " ".join(arguments.question), arguments.top)
         return
-    for line in sys.stdin:
-        if line.strip():
-            answer(index, line.strip(), arguments.top)
+    conversations, history = reads_conversations(arguments.run_or_model), list[str]()
+    for line in map(str.strip, sys.stdin):
+        if not line:
+            history.clear()
+        elif conversations:
+            answer(index, conversation_query(history, line), arguments.top)
+            history.append(line)
+        else:
+            answer(index, line, arguments.top)
