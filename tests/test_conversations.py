@@ -30,6 +30,7 @@ from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.evaluation.validation import validation_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
+from hf_distill.serving.demo_app import asked
 from hf_distill.serving.index import Index
 from hf_distill.training.rows import Lookup, examples
 
@@ -390,3 +391,24 @@ def test_lines_that_are_searched_for_are_turns(
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is it\n who else\n\nwhere\n"))
     assert call(["search", conversational[0]], main).code == 0
     assert asked[1:] == ["what is it", "who else\n| what is it", "where"]
+
+
+def test_compare_gives_each_model_its_own_texts(
+    conversational: tuple[Path, str], teacher_dir: Path, tmp_path: Path
+) -> None:
+    folder, file = conversational[0], tmp_path / "compared.json"
+    said = call(["compare", folder, teacher_dir, "--task", folder, "--json", file], main)
+    assert said.code == 0, said.err
+    compared = json.loads(file.read_text())["systems"]
+    systems = read_json(folder / "evaluation.json", Evaluation).retrieval.systems
+    for name, system in ((folder.name, STUDENT), (teacher_dir.name, "teacher")):
+        expected = systems[system]["nDCG@10"].value
+        assert compared[name]["nDCG@10"]["value"] == pytest.approx(expected, abs=1e-3)
+    assert "other models, and BM25, read the queries" in said.out
+
+
+def test_a_demo_asks_with_the_turns_of_the_box() -> None:
+    box = "what is it\n\n who  else \n"
+    assert asked(box, conversation=True) == conversation_query(["what is it"], "who else")
+    assert asked(box, conversation=False) == "who else"
+    assert asked(" one line ", conversation=True) == "one line"

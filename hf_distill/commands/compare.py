@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,15 @@ from hf_distill.evaluation.retrieval import (
 from hf_distill.evaluation.significance import compare_systems
 from hf_distill.evaluation.systems import not_applicable
 from hf_distill.evaluation.tasks import RetrievalTask, load_task
+from hf_distill.run.folder import RunFolder, read_saved_recipe
 from hf_distill.run.stage import write_json
 from hf_distill.serving.index import student_of
 from hf_distill.teachers.base import SCALES
+
+_TWO_TEXTS = (
+    "students that a run trained to read other texts (student_query) read these; other models, and "
+    "BM25, read the queries"
+)
 
 HELP = "Measure models on one retrieval task, with intervals and tests against the first one."
 
@@ -115,11 +121,22 @@ def names_of(models: list[str]) -> dict[str, str]:
     }
 
 
+def _is_student_of_other_texts(place: Path) -> bool:
+    """Whether a run trained it to read other texts than the teacher."""
+    folder = RunFolder(place.parent)
+    if folder.student != place or not folder.recipe.is_file():
+        return False
+    return read_saved_recipe(folder).get("student_query") is not None
+
+
 def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> Run:
     """The run of the SentenceTransformer at `location`, ranked by the similarity that it
     declares.
     """
-    model = load_sentence_transformer(student_of(location), "models")
+    place = student_of(location)
+    model = load_sentence_transformer(place, "models")
+    if not _is_student_of_other_texts(Path(place)):
+        task = replace(task, student_queries=None)
     queries, documents = embed_task(model, task, name)
     similarity = str(model.similarity_fn_name)
     if similarity not in SCALES:
@@ -143,6 +160,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     models = names_of(arguments.models)
     task, depth = load_task(arguments.task), depth_of(measures)
+    if task.student_queries is not None:
+        task = replace(task, notes=(*task.notes, _TWO_TEXTS))
     use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     bar = tqdm(models.items(), desc="Comparing", unit=" models", leave=False)
     runs = {name: run_of_model(location, name, task, depth) for name, location in bar}

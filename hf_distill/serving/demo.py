@@ -15,7 +15,7 @@ import yaml
 
 from hf_distill.compute.encode import Advance
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe, TeacherArguments
+from hf_distill.recipe.arguments import CONVERSATION, Recipe, TeacherArguments
 from hf_distill.release.cards import hub_id, public_name
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
@@ -57,7 +57,9 @@ def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) 
     return Side(f"teacher: {public_name(teacher.name)}", embed, embeddings, score)
 
 
-def _student_side(name: str, corpus: Corpus, folder: RunFolder) -> tuple[Side, str]:
+def _student_side(
+    name: str, corpus: Corpus, folder: RunFolder, conversation: bool
+) -> tuple[Side, str]:
     """The student, and the prompt of its queries."""
     model = load_student(str(folder.path))
     prompt = model.prompts.get("query") or ""
@@ -67,7 +69,12 @@ def _student_side(name: str, corpus: Corpus, folder: RunFolder) -> tuple[Side, s
         query: np.ndarray = model.encode(question, prompt=prompt, show_progress_bar=False)
         return query
 
-    return Side(f"student: {name}", embed, index.embeddings), prompt
+    side = Side(f"student: {name}", embed, index.embeddings, conversation=conversation)
+    return side, prompt
+
+
+def _reads_conversations(recipe: Recipe) -> bool:
+    return recipe.data.student_query == CONVERSATION
 
 
 def _title(recipe: Recipe) -> str:
@@ -81,7 +88,7 @@ def local_demo(results: RunResults) -> tuple[str, list[Side], list[str], list[st
     recipe, folder = results.recipe, results.folder
     corpus, teacher = corpus_of_run(results.collection), _teacher_of(recipe)
     sides = [_teacher_side(teacher, corpus, folder)] if teacher else []
-    student, _ = _student_side(recipe.name, corpus, folder)
+    student, _ = _student_side(recipe.name, corpus, folder, _reads_conversations(recipe))
     return _title(recipe), [*sides, student], corpus.ids, corpus.texts
 
 
@@ -125,7 +132,7 @@ def write_space(results: RunResults, folder: Path, student: str) -> None:
     if teacher:
         _check_space(recipe.teacher, teacher)
     corpus = corpus_of_run(results.collection)
-    side, prompt = _student_side(student, corpus, results.folder)
+    side, prompt = _student_side(student, corpus, results.folder, _reads_conversations(recipe))
     sides = {"student": (side, student, prompt)}
     if teacher:
         side = _teacher_side(teacher, corpus, results.folder)
@@ -133,7 +140,13 @@ def write_space(results: RunResults, folder: Path, student: str) -> None:
     for kind, (side, _, _) in sides.items():
         np.save(folder / f"{kind}.npy", side.embeddings.astype(np.float16))
     models = [
-        {"name": side.name, "model": place, "prompt": prompt, "embeddings": f"{kind}.npy"}
+        {
+            "name": side.name,
+            "model": place,
+            "prompt": prompt,
+            "embeddings": f"{kind}.npy",
+            "conversation": side.conversation,
+        }
         for kind, (side, place, prompt) in sides.items()
     ]
     pq.write_table(pa.table({"id": corpus.ids, "text": corpus.texts}), folder / "documents.parquet")

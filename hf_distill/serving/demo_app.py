@@ -2,8 +2,12 @@
 for a Space.
 
 A Space reads two files in its own folder. `demo.json` holds the title, and for each model its name,
-where to load it from, the prompt of its queries and the file of its document embeddings.
-`documents.parquet` holds the texts. This script imports nothing of hf_distill.
+where to load it from, the prompt of its queries, the file of its document embeddings, and whether
+it reads conversations. `documents.parquet` holds the texts. This script imports nothing of
+hf_distill.
+
+Where a model reads conversations, a line of the box is a turn, and the last one the question. Other
+models read the question alone.
 """
 
 from __future__ import annotations
@@ -24,6 +28,14 @@ TOP = 5
 """Documents that each model shows."""
 
 
+def asked(box: str, conversation: bool) -> str:
+    """What a model reads of the lines in the box: the last one, and if it reads conversations those
+    before it, the newest first (as `hf_distill.conversation_query`).
+    """
+    turns = [" ".join(line.split()) for line in box.splitlines() if line.strip()]
+    return "\n| ".join(reversed(turns)) if conversation else turns[-1]
+
+
 def cosines(query: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
     """Cosines (N,) of a question's embedding (d,) and `embeddings` (N, d) of unit length."""
     scores: np.ndarray = embeddings @ (query / max(float(np.linalg.norm(query)), 1e-12))
@@ -39,12 +51,14 @@ class Side:
         embed: Maps a question to its embedding (d,).
         embeddings: (N, d), those of the documents.
         score: Maps a question's embedding and `embeddings` to scores (N,); higher is nearer.
+        conversation: Whether the question holds the turns before it.
     """
 
     name: str
     embed: Callable[[str], np.ndarray]
     embeddings: np.ndarray
     score: Callable[[np.ndarray, np.ndarray], np.ndarray] = cosines
+    conversation: bool = False
 
 
 def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> str:
@@ -54,7 +68,7 @@ def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> 
     if not question.strip():
         return ""
     start = time.perf_counter()
-    query = side.embed(question)
+    query = side.embed(asked(question, side.conversation))
     embedded = time.perf_counter()
     scores = side.score(query, side.embeddings)
     best = np.argsort(-scores, kind="stable")[:TOP]
@@ -84,7 +98,8 @@ def load(folder: Path) -> tuple[str, list[Side], list[str], list[str]]:
             return embedding
 
         embeddings = np.load(folder / entry["embeddings"]).astype(np.float32)
-        sides.append(Side(entry["name"], embed, embeddings))
+        conversation = entry.get("conversation", False)
+        sides.append(Side(entry["name"], embed, embeddings, conversation=conversation))
     ids, texts = (table.column(name).to_pylist() for name in ("id", "text"))
     return settings["title"], sides, ids, texts
 
@@ -97,7 +112,10 @@ def build(title: str, sides: list[Side], ids: list[str], texts: list[str]) -> An
         side.embed("warm up")  # the first call is slow
     with gradio.Blocks(title=title) as app:
         gradio.Markdown(f"# {html.escape(title)}")
-        box = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
+        if any(side.conversation for side in sides):
+            box = gradio.Textbox(label="Conversation, a turn a line; Shift+Enter asks", lines=4)
+        else:
+            box = gradio.Textbox(label="Question", placeholder="how do I read a csv file")
         with gradio.Row():
             answers = [gradio.HTML() for _ in sides]
         box.submit(
