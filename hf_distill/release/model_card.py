@@ -32,7 +32,7 @@ from hf_distill.release.cards import (
     render,
 )
 from hf_distill.release.onnx import FILES, measured_onnx
-from hf_distill.report.headline import NDCG, verdict, who_reads_what
+from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import read_saved_recipe
 from hf_distill.run.stage import written_whole
@@ -194,7 +194,6 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
         verdict=verdict(evaluation),
-        reads=who_reads_what(evaluation),
         student_query=recipe.data.student_query,
         evaluation=evaluation,
         retrieval=evaluation.retrieval,

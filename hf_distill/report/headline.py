@@ -86,7 +86,6 @@ def results_table(evaluation: Evaluation) -> str:
         f"MAE {pairs}: {with_interval(fidelity.mae)}",
         verdict(evaluation),
         *(f"{name}: {task_verdict(task)}" for name, task in tasks.items()),
-        *filter(None, [who_reads_what(evaluation)]),
     ]
     return "\n".join(lines)
 
@@ -137,7 +136,7 @@ def standing(measured: Evaluation | TaskResults) -> Standing:
 def verdict(evaluation: Evaluation) -> str:
     """One honest sentence: what share of the teacher's nDCG@10 the student keeps, and which other
     systems it is better or worse than (see `standing`). A second one names a system that is not
-    applicable.
+    applicable, and the last one which texts the systems read, if these differ.
     """
     retrieval = evaluation.retrieval
     if retrieval.trivial:
@@ -146,7 +145,7 @@ def verdict(evaluation: Evaluation) -> str:
         why = "the teacher embeds no texts, so it cannot search the corpus"
     else:
         why = "the teacher finds nothing"
-    return _sentence(evaluation, why)
+    return f"{_sentence(evaluation, why)} {who_reads_what(evaluation)}".rstrip()
 
 
 def task_verdict(task: TaskResults) -> str:

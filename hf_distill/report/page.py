@@ -19,7 +19,6 @@ from hf_distill.report.headline import (
     systems_in_order,
     task_verdict,
     verdict,
-    who_reads_what,
     with_interval,
 )
 from hf_distill.report.results import RunResults
@@ -97,7 +96,6 @@ def write_report(results: RunResults) -> None:
             teacher=evaluation.efficiency.systems.get(TEACHER),
             answer=is_it_good_enough(evaluation),
             verdict=verdict(evaluation),
-            reads=who_reads_what(evaluation),
             pictures=_pictures(results),
         )
     )
