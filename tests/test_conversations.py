@@ -20,13 +20,13 @@ from tiny_training import tiny
 
 import hf_distill
 from hf_distill.commands.main import main
-from hf_distill.data.collection import Collection, query_id, text_id
+from hf_distill.data.collection import Collection, Source, SourcePairs, query_id, text_id
 from hf_distill.data.conversations import conversation_query, utterance_of
 from hf_distill.data.load import load_collection
 from hf_distill.data.split import LEAKS, TEST, TRAIN, find_leaks, leaks_left
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import ON_QUERY, ON_UTTERANCE, STUDENT, Evaluation
-from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.evaluation.tasks import held_out_task, task_of
 from hf_distill.evaluation.validation import validation_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
@@ -210,6 +210,11 @@ WRONG: dict[str, tuple[str, Rows, dict[str, Any]]] = {
         "--student_query typed: t has no such column; the columns are",
         conversations(4),
         {"student_query": "typed"},
+    ),
+    "same texts": (
+        "--student_query rewrite: .*what the teacher reads in all 16 pairs of t;",
+        conversations(4),
+        {"student_query": "rewrite"},
     ),
     "no list": (
         r"'history' holds a str \('who'\)",
@@ -405,6 +410,17 @@ def test_compare_gives_each_model_its_own_texts(
         expected = systems[system]["nDCG@10"].value
         assert compared[name]["nDCG@10"]["value"] == pytest.approx(expected, abs=1e-3)
     assert "other models, and BM25, read the queries" in said.out
+
+
+def test_a_row_of_a_test_set_without_a_text_for_the_student_is_left_out() -> None:
+    rows = [
+        {"query": f"q{i}", "document": f"d{i}", "student_query": own}
+        for i, own in enumerate(["a", "a", " "])
+    ]
+    task = task_of(SourcePairs(Source("test"), rows), "test")
+    assert task.student_queries == {query_id(f"q{i}", "a"): "a" for i in range(2)}
+    assert list(task.queries.values()) == ["q0", "q1"]
+    assert "1 rows without a query or a document are left out" in task.notes
 
 
 def test_a_demo_asks_with_the_turns_of_the_box() -> None:

@@ -173,6 +173,12 @@ def write_collection(
             counts = (f"{why}: {count}" for why, count in read.counts.items())
             reasons = ", ".join(counts) or "there are no rows"
             raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
+        if data.student_query and numbers.keys.shape[1] == _KEYS:
+            raise InputError(
+                f"--student_query {data.student_query}: the student would read what the teacher "
+                f"reads in all {len(numbers.keys):,} pairs of {pairs.about.name}; name others, "
+                "or set --student_query none"
+            )
         arrangement = arrange(
             numbers,
             data,

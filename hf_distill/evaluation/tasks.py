@@ -189,6 +189,9 @@ class _Judged:
         return name
 
     def _take(self, row: Mapping[str, Any]) -> None:
+        if "student_query" in row and not self._text(row, "student_query"):
+            self.without_text += 1
+            return
         names = []
         for what, texts in (("query", self.queries), ("document", self.documents)):
             text, key = self._text(row, what), row.get(f"{what}_id")
