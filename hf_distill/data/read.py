@@ -211,7 +211,7 @@ def _without_student_query(at: _Place, wanted: str) -> InputError:
         "it needs the turns of conversations: QReCC's files, or rows with history, query and "
         "rewrite"
         if turns
-        else f"there is no column {wanted!r} beside the query"
+        else f"no column {wanted!r} stands beside the query in a row"
     )
     return InputError(
         f"{at}: --student_query {wanted}: {needs}. {about.about.name} is read as "
