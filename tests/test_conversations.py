@@ -28,6 +28,7 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.results import ON_QUERY, ON_UTTERANCE, STUDENT, Evaluation
 from hf_distill.evaluation.tasks import held_out_task, task_of
 from hf_distill.evaluation.validation import validation_task
+from hf_distill.report.headline import in_a_sentence
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
 from hf_distill.serving.demo_app import asked
@@ -421,6 +422,11 @@ def test_a_row_of_a_test_set_without_a_text_for_the_student_is_left_out() -> Non
     assert task.student_queries == {query_id(f"q{i}", "a"): "a" for i in range(2)}
     assert list(task.queries.values()) == ["q0", "q1"]
     assert "1 rows without a query or a document are left out" in task.notes
+
+
+def test_the_names_of_systems_in_a_sentence() -> None:
+    names = [in_a_sentence(name) for name in (ON_UTTERANCE, ON_QUERY)]
+    assert names == ["the student on the bare utterance", "the student on the teacher's text"]
 
 
 def test_a_demo_asks_with_the_turns_of_the_box() -> None:
