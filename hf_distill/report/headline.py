@@ -35,6 +35,7 @@ NDCG = "nDCG@10"
 
 def in_a_sentence(system: str) -> str:
     """The name of `system` in a sentence: `BM25`, `the student on the bare utterance`."""
+    return LABELS[system] if system == BM25 else f"the {LABELS[system]}".replace(", ", " on the ")
 
 
 def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
