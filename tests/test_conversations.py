@@ -25,6 +25,7 @@ from hf_distill.data.conversations import conversation_query, utterance_of
 from hf_distill.data.load import load_collection
 from hf_distill.data.split import LEAKS, TEST, TRAIN, find_leaks, leaks_left
 from hf_distill.errors import InputError
+from hf_distill.evaluation import efficiency
 from hf_distill.evaluation.results import ON_QUERY, ON_UTTERANCE, STUDENT, Evaluation
 from hf_distill.evaluation.tasks import held_out_task, task_of
 from hf_distill.evaluation.validation import validation_task
@@ -33,6 +34,8 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
 from hf_distill.serving.demo_app import asked
 from hf_distill.serving.index import Index
+from hf_distill.student import initialise
+from hf_distill.teachers.base import Prompts
 from hf_distill.training.rows import Lookup, examples
 
 Rows = list[dict[str, Any]]
@@ -304,7 +307,44 @@ def conversational(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) 
         "student_layers": "search=2",
     }  # fmt: skip
     recipe.write_text("\n".join(f"{key}: {json.dumps(value)}" for key, value in keys.items()))
-    return folder / "run", run_tiny(recipe, folder / "run").out
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, at in ((initialise, "encode", 1), (efficiency, "_latency", 1)):
+            patch.setattr(module, name, _listening(getattr(module, name), HEARD[name], at))
+        return folder / "run", run_tiny(recipe, folder / "run").out
+
+
+HEARD: dict[str, list[str]] = {"encode": [], "_latency": []}
+"""What the student (and for its latency the teacher) was asked in the run `conversational`."""
+
+
+def _listening(function: Any, heard: list[str], at: int) -> Any:
+    def listen(*arguments: Any, **named: Any) -> Any:
+        asked = arguments[at]
+        heard.extend([asked] if isinstance(asked, str) else asked)
+        return function(*arguments, **named)
+
+    return listen
+
+
+def test_layers_are_searched_and_time_is_taken_with_what_the_student_reads(
+    conversational: tuple[Path, str],
+) -> None:
+    collection = hf_distill.finished(conversational[0]).collection
+    train, test = (collection.pairs(split).queries for split in ("train", "test"))
+    heard = set(HEARD["encode"])
+    assert set(collection.student_queries(train)) <= heard
+    assert any("\n| " in text for text in heard)
+    assert not heard & (set(collection.query_texts(train)) - set(collection.student_queries(train)))
+    timed = set(HEARD["_latency"])
+    assert timed <= {*collection.query_texts(test), *collection.student_queries(test)}
+    assert any("\n| " in text for text in timed)
+
+
+def test_the_vocabulary_is_that_of_what_the_student_reads(tmp_path: Path) -> None:
+    collection = read(tmp_path, conversations(12), student_query="conversation")
+    numbers = np.unique(collection.pairs("train").queries)
+    queries, _ = next(initialise._training_texts(collection, Prompts(query="q: ")))
+    assert queries == [f"q: {text}" for text in collection.student_queries(numbers)]
 
 
 def test_the_student_is_measured_on_its_own_form_and_on_the_others(
