@@ -32,6 +32,8 @@ from hf_distill.evaluation.validation import validation_task
 from hf_distill.report.headline import in_a_sentence
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
+from hf_distill.selection.rules import apply_rules, parse_rules
+from hf_distill.selection.select import SelectionInputs, rule_columns
 from hf_distill.serving.demo_app import asked
 from hf_distill.serving.index import Index
 from hf_distill.student import initialise
@@ -184,7 +186,24 @@ def test_one_query_may_be_asked_in_two_conversations(tmp_path: Path) -> None:
     first, second = collection.student_queries(numbers)
     assert first != second
     assert len(set(collection.query_ids(numbers))) == 2
+    assert collection.first_of_text[numbers].tolist() == [numbers[0]] * 2
+    assert len(np.unique(collection.first_of_text)) == len(collection.queries) - 1
     assert query_id("a", None) == text_id("a") != query_id("a", "b")
+
+
+def test_a_pair_is_repeated_if_the_student_reads_the_same_too(tmp_path: Path) -> None:
+    queries, documents = sentences(40), sentences(40, 400)
+    rows = [
+        {"query": q, "document": d, "typed": f"{typed} {q}"}
+        for q, d in zip(queries, documents, strict=True)
+        for typed in ("please", "Please!", "now")
+    ]
+    pairs = read(tmp_path, rows, student_query="typed").pairs("train")
+    assert len(pairs) > 60
+    given = SelectionInputs(pairs, np.zeros(len(pairs), dtype=np.float32), None, "key")
+    rules = parse_rules(["duplicate"])
+    kept = apply_rules(rule_columns(given, rules, 0), rules).kept
+    assert len(kept) == 2 * len(pairs) / 3
 
 
 def test_leaks_are_looked_for_in_what_the_student_reads() -> None:

@@ -382,6 +382,18 @@ class Collection:
         own = self._student_text[np.asarray(numbers)]["student_text"].to_pylist()
         return [text if other is None else other for text, other in zip(texts, own, strict=True)]
 
+    @cached_property
+    def first_of_text(self) -> np.ndarray:
+        """(queries,) int64: the first query with the same text, for each query."""
+        numbers = np.arange(len(self.queries))
+        if not self.student_texts:
+            return numbers
+        parts = (numbers[start : start + _READ] for start in range(0, len(numbers), _READ))
+        texts = (text for part in parts for text in self.query_texts(part))
+        keys = np.fromiter(map(text_number, texts), dtype=np.uint64, count=len(numbers))
+        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        return np.asarray(first[which])
+
     def query_ids(self, numbers: np.ndarray) -> list[str]:
         """The `query_id` of each query, by number, in the order given."""
         both = zip(self.query_texts(numbers), self.student_queries(numbers), strict=True)

@@ -32,7 +32,8 @@ BINS = 10
 """`stratified` draws evenly from this many bins of equal width."""
 
 COLUMNS = (
-    "rank", "margin", "group", "source", "long_enough", "overlap", "query", "document", "family",
+    "rank", "margin", "group", "source", "long_enough", "overlap", "query", "document",
+    "student_query", "family",
 )  # fmt: skip
 """The columns that a rule can need besides the score. See `Columns`."""
 
@@ -51,8 +52,8 @@ class Columns:
             `group` and `source` (int64): equal for pairs of one group or source;
             `long_enough` (bool): the texts have at least the characters that the paper requires;
             `overlap` (float32): the share of the document's word bigrams that the query also has;
-            `query` and `document` (uint64): equal for texts that differ at most in case,
-            punctuation and spacing;
+            `query`, `document` and `student_query`, what the student reads in place of the query
+            (uint64): equal for texts that differ at most in case, punctuation and spacing;
             `family` (int64): equal for pairs that near-duplicates connect.
     """
 
@@ -259,12 +260,12 @@ def near_echo(columns: Columns, rule: Rule) -> Outcome:
     return Outcome(above > 0, rule.value, above, "overlap")
 
 
-@rule(needs=("query", "document"))
+@rule(needs=("query", "document", "student_query"))
 def duplicate(columns: Columns, _: Rule) -> Outcome:
-    """Keep the first of the pairs that are the same (query, document) up to case, punctuation and
-    spacing.
+    """Keep the first of the pairs that are the same (query, document), also for the student, up to
+    case, punctuation and spacing.
     """
-    keys = columns["query"], columns["document"]
+    keys = columns["query"], columns["document"], columns["student_query"]
     order = np.lexsort(keys)  # stable: equal pairs stay in the order of the data
     runs = _runs(*(key[order] for key in keys))
     return Outcome(_first(order, runs, np.ones_like(runs[1])))

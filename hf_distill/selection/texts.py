@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,11 @@ from hf_distill.data.near_duplicates import (
     word_trigrams,
 )
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
-from hf_distill.teachers.base import TextKind
 
 _BATCH = 1000
+
+Side = Literal["query", "document", "student_query"]
+"""Which text of a pair. `student_query` is what the student reads in place of the query."""
 
 
 def _progress(total: int, what: str) -> Any:
@@ -31,13 +33,16 @@ def _progress(total: int, what: str) -> Any:
 
 
 def _per_text(
-    pairs: Pairs, side: TextKind, measure: Callable[[str], Any], dtype: type, what: str
+    pairs: Pairs, side: Side, measure: Callable[[str], Any], dtype: type, what: str
 ) -> np.ndarray:
-    """(n,) of `dtype`: `measure` of each pair's query or document. It sees each text once."""
+    """(n,) of `dtype`: `measure` of a text of each pair. It sees each text once."""
     of = pairs.collection
-    numbers, read = (
-        (pairs.queries, of.query_texts) if side == "query" else (pairs.documents, of.document_texts)
-    )
+    numbers = pairs.documents if side == "document" else pairs.queries
+    read = {
+        "query": of.query_texts,
+        "document": of.document_texts,
+        "student_query": of.student_queries,
+    }[side]
     unique, place = np.unique(numbers, return_inverse=True)
     values: np.ndarray = np.empty(len(unique), dtype=dtype)
     with _progress(len(unique), what) as bar:
@@ -84,8 +89,8 @@ def overlap(pairs: Pairs) -> np.ndarray:
     return np.array(shares, dtype=np.float32)
 
 
-def text_keys(pairs: Pairs, side: TextKind) -> np.ndarray:
-    """(n,) uint64: equal for queries (or documents) of equal `text_key`."""
+def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
+    """(n,) uint64: equal for texts of equal `text_key`."""
     return _per_text(pairs, side, lambda text: text_number(text_key(text)), np.uint64, "Duplicates")
 
 
@@ -193,6 +198,9 @@ PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
     "overlap": overlap,
     "query": lambda pairs: text_keys(pairs, "query"),
     "document": lambda pairs: text_keys(pairs, "document"),
+    "student_query": lambda pairs: text_keys(
+        pairs, "student_query" if pairs.collection.student_texts else "query"
+    ),
     "family": near_duplicate_families,
 }
 """The columns of `hf_distill.selection.rules.Columns` that come from the pairs themselves."""

@@ -336,8 +336,8 @@ def _floats(values: list[Any]) -> Tensor:
 
 
 def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
-    """Read rows by number. Each query and document of a collection is unique, so its number is its
-    key. The texts are those that the student reads.
+    """Read rows by number, as the student reads them. Each document of a collection is unique, so
+    its number is its key; that of a query is the number of the first one with its text.
     """
     if lookup.collection is None:
         raise InputError(
@@ -348,7 +348,10 @@ def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
     negatives = np.asarray(columns.get("negatives", [[]] * len(queries)), dtype=np.int64)
     every_document = np.concatenate([documents, negatives.ravel()])
     texts = lookup.collection.document_texts(every_document)
-    sides = {"query_key": torch.from_numpy(queries), "document_key": torch.from_numpy(documents)}
+    sides = {
+        "query_key": torch.from_numpy(lookup.collection.first_of_text[queries]),
+        "document_key": torch.from_numpy(documents),
+    }
     if negatives.size:
         sides["negative_key"] = torch.from_numpy(negatives)
     if lookup.embeddings is not None:
