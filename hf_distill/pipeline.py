@@ -39,6 +39,7 @@ from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
 from hf_distill.release.hub import check_publishing, publish_run
 from hf_distill.release.model_card import write_model_card
+from hf_distill.release.router import remove_router
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
@@ -323,6 +324,7 @@ class Run:
             student, record = self.student_on(selection, checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student, own)
+                remove_router(self.folder)
             return record
 
         selection = self.selection

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Said, recipe_of, run_tiny
+import yaml
+from conftest import Said, call, recipe_of, run_tiny
 from sentence_transformers import SentenceTransformer
 from tiny_teacher import tiny_teacher
-from tiny_training import Tiny
-from tiny_training import tiny as tiny_things
 from torch import Tensor
 
+from hf_distill.commands.main import main
+from hf_distill.commands.search import open_index
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import ALONE, STUDENT, TEACHER, Evaluation
@@ -22,7 +26,10 @@ from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.pipeline import Run, finished
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.release.cards import PLACEHOLDER
+from hf_distill.release.router import remove_router
 from hf_distill.run.stage import read_json
+from hf_distill.serving.demo import local_demo
 from hf_distill.student.build import Initialisation, build_student
 from hf_distill.student.head import least_squares_map
 from hf_distill.training.in_batch import InBatch, in_batches
@@ -109,11 +116,6 @@ def test_rows_without_the_teachers_embeddings_are_refused() -> None:
         matrices(units(12, 8, seed=4), batch, student_space="teacher")
 
 
-@pytest.fixture(scope="module")
-def things(teacher_dir: Path) -> Tiny:
-    return tiny_things(teacher_dir)
-
-
 # --- how the head starts -------------------------------------------------------------------------
 
 
@@ -197,3 +199,122 @@ def test_the_headline_is_student_queries_on_the_teachers_documents(
     assert "on the teacher's own documents" in said.out
     assert "search the documents as the teacher embedded them" in said.out
     assert TEACHER in retrieval.systems
+
+
+# --- what is made of it --------------------------------------------------------------------------
+
+
+def test_report_and_cards_say_which_documents_are_searched(encoder: tuple[Path, Said]) -> None:
+    folder, _ = encoder
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "its embeddings are in the teacher's own space, and nothing is projected" in report
+    assert "begin as the teacher's principal components" not in report
+    assert "as fast for one query" in report
+    card = (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    assert "search the documents as the teacher embedded them" in card
+    assert "on the teacher's own documents" in card
+
+
+def test_the_cards_code_runs(encoder: tuple[Path, Said]) -> None:
+    folder, _ = encoder
+    card = (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"### With the teacher's index\n\n```python\n(.*?)```", card, re.DOTALL)
+    assert code is not None
+    teacher = Path(finished(folder).recipe.teacher.teacher)
+    text = code[1].replace(f'"{PLACEHOLDER}"', repr(str(folder / "student_model_sd")))
+    names: dict[str, object] = {}
+    exec(text.replace(f'"{teacher.name}"', repr(str(teacher))), names)
+    assert np.shape(names["queries"]) == (1, 32) == np.shape(names["index"])
+
+
+def test_a_search_reads_the_teachers_documents_and_loads_it_once(
+    encoder: tuple[Path, Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = encoder
+    results = finished(folder)
+    index = open_index(str(folder))
+    teacher = SentenceTransformer(results.recipe.teacher.teacher, device="cpu")
+    expected = teacher.encode_document(index.corpus.texts)
+    np.testing.assert_allclose(index.embeddings, expected, atol=2e-3)
+    monkeypatch.setattr("hf_distill.scoring.documents.load_teacher", None)
+    assert (open_index(str(folder)).embeddings == index.embeddings).all()
+    assert len(index.ask("a cat", 3)) == 3
+    _, (of_teacher, of_student), _, _ = local_demo(results)
+    np.testing.assert_allclose(of_student.embeddings, of_teacher.embeddings, atol=2e-3)
+
+
+def test_a_router_is_the_student_for_queries_and_the_teacher_for_documents(
+    encoder: tuple[Path, Said], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(encoder[0], folder)
+    said = call(["export", folder, "--format", "router"], main)
+    assert said.code == 0, said.err
+    router = SentenceTransformer(str(folder / "router"), device="cpu")
+    student = SentenceTransformer(str(folder / "student_model_sd"), device="cpu")
+    teacher = SentenceTransformer(finished(folder).recipe.teacher.teacher, device="cpu")
+    texts = ["a cat and a dog", "the river " * 60]
+    np.testing.assert_allclose(router.encode_query(texts), student.encode_query(texts), atol=1e-6)
+    np.testing.assert_allclose(
+        router.encode_document(texts), teacher.encode_document(texts), atol=1e-6
+    )
+    types = json.loads((folder / "router" / "router_config.json").read_text())["types"]
+    assert {kind.rpartition(".")[0] for kind in types.values()} == {"sentence_transformers.models"}
+    card = (folder / "router" / "README.md").read_text(encoding="utf-8")
+    assert "search the documents as the teacher embedded them" in card
+    # A second call finds it there; another student removes it.
+    before = (folder / "router.json").stat().st_mtime_ns
+    assert call(["export", folder, "--format", "router"], main).code == 0
+    assert (folder / "router.json").stat().st_mtime_ns == before
+    remove_router(finished(folder).folder)
+    assert not [file for file in (folder / "router").rglob("*") if file.is_file()]
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("--student_dim", "16"), "--student_dim 16: --student_space teacher, and the embeddings"),
+        (("--student_init", "pca"), "--student_init pca: in the teacher's space the head leads"),
+        (("--teacher_similarity", "dot", "--regression_weight", "0"), "set --teacher_similarity"),
+        (("--matryoshka_dims", "32"), "between 1 and student_dim - 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    line: tuple[str, ...], says: str, tiny: Path, tmp_path: Path
+) -> None:
+    said = call([tiny, "--run_dir", tmp_path / "run", *SPACE, *line])
+    assert said.code == 2
+    assert says in said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_scores_pairs_has_no_space(
+    tiny: Path, cross_encoder_dir: Path, tmp_path: Path
+) -> None:
+    said = call(
+        [tiny, "--run_dir", tmp_path / "run", *SPACE, "--teacher", cross_encoder_dir,
+         "--teacher_kind", "cross-encoder", "--alignment_weight", "0", "--student_layers", "none"]
+    )  # fmt: skip
+    assert said.code == 2
+    assert "so there is no space to embed into" in said.err
+
+
+def test_a_student_with_a_space_of_its_own_has_no_router(finished_run: tuple[Path, str]) -> None:
+    said = call(["export", finished_run[0], "--format", "router"], main)
+    assert said.code == 2
+    assert "has a space of its own" in said.err
+
+
+def test_the_dimension_is_the_teachers_where_the_recipe_says_none(
+    tiny: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(tiny.read_text())
+    del content["student_dim"]
+    path = tmp_path / "encoder.yaml"
+    path.write_text(yaml.safe_dump({**content, "student_init": "random"}))
+    recipe = recipe_of(path, run_dir=tmp_path / "run", student_space="teacher", matryoshka_dims=31)
+    run = Run.open(recipe)
+    assert run.recipe.student.student_dim == 32 == run.recipe.keys()["student_dim"]

@@ -184,6 +184,8 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         language=recipe.data.language,
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
+        teacher_id=hub_id(recipe.teacher.teacher) or Path(recipe.teacher.teacher).name,
+        encodes_queries=evaluation.retrieval.searched == "teacher",
         layers=_layers_text(student.student_layers, results.training.layers),
         backbone=named,
         static=static,
