@@ -262,6 +262,15 @@ def test_a_router_is_the_student_for_queries_and_the_teacher_for_documents(
     assert {kind.rpartition(".")[0] for kind in types.values()} == {"sentence_transformers.models"}
     card = (folder / "router" / "README.md").read_text(encoding="utf-8")
     assert "search the documents as the teacher embedded them" in card
+    # Compared, it searches the teacher's documents; the run's student alone says that it does not.
+    line = ["compare", folder / "router", folder, "--task", folder, "--measures", "nDCG@10"]
+    compared = call([*line, "--json", tmp_path / "compared.json"], main)
+    measured = json.loads((tmp_path / "compared.json").read_text())["systems"]
+    systems = read_json(folder / "evaluation.json", Evaluation).retrieval.systems
+    for name, model in ((STUDENT, "router"), (ALONE, "copied")):
+        value = systems[name]["nDCG@10"].value  # of embeddings in float16
+        assert measured[model]["nDCG@10"]["value"] == pytest.approx(value, abs=0.01)
+    assert "is a query encoder, and here it embeds the documents, too" in compared.out
     # A second call finds it there; another student removes it.
     before = (folder / "router.json").stat().st_mtime_ns
     assert call(["export", folder, "--format", "router"], main).code == 0

@@ -66,6 +66,16 @@ def _make_portable(folder: Path, module: nn.Module) -> None:
         _write_json(folder / "sentence_bert_config.json", settings)
 
 
+def _forget_batch(tokenizer: Any) -> None:
+    """Encoding leaves the last batch's padding and truncation in the tokenizer, and they do not
+    belong in the saved file.
+    """
+    own = getattr(tokenizer, "backend_tokenizer", None)
+    if own is not None:
+        own.no_padding()
+        own.no_truncation()
+
+
 def _portable_type(module: nn.Module) -> str:
     return f"sentence_transformers.models.{type(module).__name__}"
 
@@ -85,6 +95,8 @@ def save_router(queries: SentenceTransformer, documents: SentenceTransformer, fo
     model = SentenceTransformer(
         modules=[router, Normalize()], prompts=prompts, similarity_fn_name="cosine", device="cpu"
     )
+    for first, *_ in routes.values():
+        _forget_batch(getattr(first, "tokenizer", None))
     model.save_pretrained(str(folder), create_model_card=False)
     every = {
         f"{route}_{i}_{type(module).__name__}": module
@@ -98,6 +110,7 @@ def save_router(queries: SentenceTransformer, documents: SentenceTransformer, fo
     _make_portable(folder / "1_Normalize", model[1])
     config = json.loads((folder / "router_config.json").read_text(encoding="utf-8"))
     config["types"] = {name: _portable_type(module) for name, module in every.items()}
+    del config["parameters"]["route_mappings"]  # there are none, and version 5 does not know them
     _write_json(folder / "router_config.json", config)
     _write_modules(folder, [router, model[1]], ["", "1_Normalize"])
 
@@ -139,12 +152,7 @@ def save_student(
     static = isinstance(modules[0], StaticEmbedding)
     if not static:
         plain.max_seq_length = student.max_seq_length
-    # Encoding leaves the last batch's padding and truncation in the tokenizer, and they do not
-    # belong in the saved file.
-    tokenizer = getattr(plain.tokenizer, "backend_tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+    _forget_batch(plain.tokenizer)
     names = ["" if i == 0 else f"{i}_{type(module).__name__}" for i, module in enumerate(modules)]
     with folder_written_whole(Path(path), own) as folder:
         plain.save_pretrained(str(folder), create_model_card=False)
