@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -218,13 +220,18 @@ def test_report_and_cards_say_which_documents_are_searched(encoder: tuple[Path, 
 def test_the_cards_code_runs(encoder: tuple[Path, Said]) -> None:
     folder, _ = encoder
     card = (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"### With the teacher's index\n\n```python\n(.*?)```", card, re.DOTALL)
-    assert code is not None
+    part = card.partition("### With the teacher's index")[2].partition("### sentence")[0]
+    code = "".join(re.findall(r"```python\n(.*?)```", part, re.DOTALL))
     teacher = Path(finished(folder).recipe.teacher.teacher)
-    text = code[1].replace(f'"{PLACEHOLDER}"', repr(str(folder / "student_model_sd")))
-    names: dict[str, object] = {}
-    exec(text.replace(f'"{teacher.name}"', repr(str(teacher))), names)
+    code = code.replace(f'"{PLACEHOLDER}"', repr(str(folder / "student_model_sd")))
+    code = code.replace(f'"{teacher.name}"', repr(str(teacher)))
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(code, names := {})
     assert np.shape(names["queries"]) == (1, 32) == np.shape(names["index"])
+    alone, as_router = re.findall(r"\[\[(.*?)\]\]", shown.getvalue())
+    assert float(alone) == pytest.approx(float(as_router), abs=1e-4)
+    assert "(held-out), documents embedded by the teacher" in card  # the model-index
 
 
 def test_a_search_reads_the_teachers_documents_and_loads_it_once(
