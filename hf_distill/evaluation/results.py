@@ -13,12 +13,13 @@ TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "
 """The systems that are compared. The untrained student is the student before its training: without
 it, every number looks better than it is.
 """
+SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
 ALONE = "student alone"
 """A query encoder that embeds the documents, too. The student itself then searches the teacher's
 embeddings of them, and so does the untrained one.
 """
-SYSTEMS = (TEACHER, STUDENT, ALONE, UNTRAINED, BM25)
-"""In the order in which tables show them."""
+IN_ORDER = (TEACHER, STUDENT, ALONE, UNTRAINED, BM25)
+"""All that there may be, in the order in which tables show them."""
 
 UNANSWERED = 0.5
 """A system that finds no document for a larger share of the queries is not applicable."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hf_distill.evaluation.results import (
     ALONE,
     BM25,
+    IN_ORDER,
     STUDENT,
-    SYSTEMS,
     TEACHER,
     UNTRAINED,
     Estimate,
@@ -51,7 +51,7 @@ def which_documents(retrieval: RetrievalResults) -> str | None:
 def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
     """System -> measure -> its mean, in the order of the table's rows."""
     systems = retrieval.systems
-    return {name: systems[name] for name in SYSTEMS if name in systems}
+    return {name: systems[name] for name in IN_ORDER if name in systems}
 
 
 def _rows(retrieval: RetrievalResults, width: int) -> list[str]:

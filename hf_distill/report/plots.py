@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from hf_distill.evaluation.results import (
     ALONE,
+    IN_ORDER,
     STUDENT,
-    SYSTEMS,
     UNTRAINED,
     Calibration,
     Estimate,
@@ -110,7 +110,7 @@ def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     """nDCG@10 of every system with its interval."""
     names = [
         name
-        for name in reversed(SYSTEMS)
+        for name in reversed(IN_ORDER)
         if name in retrieval.systems and name not in retrieval.not_applicable
     ]
     estimates = [retrieval.systems[name][NDCG] for name in names]
@@ -137,7 +137,7 @@ def plot_cost(evaluation: Evaluation) -> Picture:
     systems, efficiency = evaluation.retrieval.systems, evaluation.efficiency
     plot, axes = _plot(5.4, 3.2)
     story = []
-    for name in SYSTEMS:
+    for name in IN_ORDER:
         if name not in systems or name in evaluation.retrieval.not_applicable:
             continue
         estimate, colour = systems[name][NDCG], _colour(name)
