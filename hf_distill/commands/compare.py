@@ -31,6 +31,7 @@ from hf_distill.evaluation.retrieval import (
 from hf_distill.evaluation.significance import compare_systems
 from hf_distill.evaluation.systems import not_applicable
 from hf_distill.evaluation.tasks import RetrievalTask, load_task
+from hf_distill.run.folder import RunFolder, read_saved_recipe
 from hf_distill.run.stage import write_json
 from hf_distill.serving.index import student_of
 from hf_distill.teachers.base import SCALES
@@ -115,6 +116,12 @@ def names_of(models: list[str]) -> dict[str, str]:
     }
 
 
+def is_query_encoder(location: str) -> bool:
+    """Whether `location` is a run whose student searches what its teacher embedded."""
+    folder = RunFolder(Path(location))
+    return folder.recipe.is_file() and read_saved_recipe(folder).get("student_space") == "teacher"
+
+
 def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> Run:
     """The run of the SentenceTransformer at `location`, ranked by the similarity that it
     declares.
@@ -159,6 +166,13 @@ def run(arguments: argparse.Namespace) -> None:
             write_run(ranking, arguments.runs / file, name)
     values = {name: per_query(ranking, task.qrels, measures) for name, ranking in runs.items()}
     comparison = compare(task, models, values, arguments.seed)
+    for name, location in models.items():
+        if is_query_encoder(location):
+            print(
+                f"Note: {name} is a query encoder, and here it embeds the documents, too; to "
+                f"search its teacher's: hf-distill export {location} --format router, then compare "
+                f"{location}/router"
+            )
     print(table(comparison))
     if arguments.json:
         write_json(arguments.json, comparison)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -25,6 +26,7 @@ from hf_distill.evaluation.intervals import bootstrap_settings
 from hf_distill.evaluation.mixed_index import Embedded, mixed_index
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.results import (
+    ALONE,
     BM25,
     STUDENT,
     TEACHER,
@@ -34,7 +36,7 @@ from hf_distill.evaluation.results import (
     PairScores,
     TaskResults,
 )
-from hf_distill.evaluation.systems import NDCG, Systems
+from hf_distill.evaluation.systems import NDCG, Systems, on_documents_of_teacher
 from hf_distill.evaluation.tasks import HeldOutTask, RetrievalTask, held_out_task
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import Scores
@@ -56,6 +58,8 @@ class Subject:
             `hf_distill.student.initialise`); None without embeddings.
         training: The key of the training that made the student.
         language: Of the texts (ISO code).
+        space: The student's, as in the recipe (`student_space`). In the teacher's, student and
+            untrained student search what the teacher embedded.
         tasks: Name -> a further task to measure on, and what the recipe calls it.
         shards: Folder of the teacher's embeddings of these.
     """
@@ -68,6 +72,7 @@ class Subject:
     components: np.ndarray | None
     training: str
     language: str = "en"
+    space: Literal["own", "teacher"] = "own"
     tasks: Mapping[str, tuple[str, RetrievalTask]] = field(default_factory=dict)
     shards: Path | None = None
 
@@ -87,22 +92,36 @@ def embed_task(
     Raises:
         InputError: An embedding is NaN or infinite.
     """
+    ask, texts = (lambda: model.encode_document("a")), task.documents
+    return embed_queries(model, task, name), _embed(model, ask, texts, ("documents", name))
+
+
+def embed_queries(
+    model: SentenceTransformer, task: RetrievalTask, name: str = "model"
+) -> np.ndarray:
+    """The queries of `embed_task` alone."""
+    return _embed(model, lambda: model.encode_query("a"), task.queries, ("queries", name))
+
+
+def _embed(
+    model: SentenceTransformer,
+    ask: Callable[[], object],
+    texts: Mapping[str, str],
+    called: tuple[str, str],
+) -> np.ndarray:
+    """The embeddings of `texts` as `ask` asks for them. What texts and model are `called` is for
+    the error.
+    """
     model.eval()
-    parts = (
-        ("queries", how_asked(model, lambda: model.encode_query("a")), task.queries),
-        ("documents", how_asked(model, lambda: model.encode_document("a")), task.documents),
-    )
-    embedded = []
-    for what, asked, texts in parts:
-        values = encode(model, list(texts.values()), asked=asked).numpy()
-        broken = int((~np.isfinite(values).all(axis=1)).sum())
-        if broken:
-            raise InputError(
-                f"the {name} returns NaN or infinite embeddings for {broken} of {len(values)} "
-                f"{what}, which cannot be searched; check its weights"
-            )
-        embedded.append(values)
-    return embedded[0], embedded[1]
+    values: np.ndarray = encode(model, list(texts.values()), asked=how_asked(model, ask)).numpy()
+    broken = int((~np.isfinite(values).all(axis=1)).sum())
+    if broken:
+        what, name = called
+        raise InputError(
+            f"the {name} returns NaN or infinite embeddings for {broken} of {len(values)} "
+            f"{what}, which cannot be searched; check its weights"
+        )
+    return values
 
 
 def pair_cosines(task: HeldOutTask, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -168,7 +187,12 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             if name in embedded
         },
         mixed_index=mixed_index(
-            task, embedded[STUDENT], embedded.get(TEACHER), subject.components, similarity, seed
+            task,
+            embedded.get(ALONE, embedded[STUDENT]),
+            embedded.get(TEACHER),
+            subject.components,
+            similarity,
+            seed,
         ),
         pairs=PairScores(
             tuple(pair_ids),
@@ -201,7 +225,12 @@ def _embed_held_out(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
     if not subject.teacher.embeds or table is None:
         return embedded
     of_teacher = table.of_queries(task.query_numbers), table.of_documents(task.document_numbers)
-    return {TEACHER: of_teacher, **embedded}
+    return _searched(subject, {TEACHER: of_teacher, **embedded})
+
+
+def _searched(subject: Subject, embedded: dict[str, Embedded]) -> dict[str, Embedded]:
+    """The embeddings that each system searches with, and in."""
+    return on_documents_of_teacher(embedded) if subject.space == "teacher" else embedded
 
 
 def _further_task(
@@ -209,7 +238,9 @@ def _further_task(
 ) -> TaskResults:
     """Every system on a further task; its TREC files go to `folder`."""
     of_teacher = embed_by_teacher(task, subject.teacher, subject.shards)
-    embedded = {**({TEACHER: of_teacher} if of_teacher else {}), **_embed_models(subject, task)}
+    embedded = _searched(
+        subject, {**({TEACHER: of_teacher} if of_teacher else {}), **_embed_models(subject, task)}
+    )
     similarity = subject.scores.scale.similarity
     systems = Systems.search(task, embedded, similarity, subject.language)
     systems.write(folder)

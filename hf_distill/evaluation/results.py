@@ -7,13 +7,19 @@ Everything is measured on held-out data. Keys of retrieval measures are the name
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
 """The systems that are compared. The untrained student is the student before its training: without
 it, every number looks better than it is.
 """
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
-"""In the order in which tables show them."""
+ALONE = "student alone"
+"""A query encoder that embeds the documents, too. The student itself then searches the teacher's
+embeddings of them, and so does the untrained one.
+"""
+IN_ORDER = (TEACHER, STUDENT, ALONE, UNTRAINED, BM25)
+"""All that there may be, in the order in which tables show them."""
 
 UNANSWERED = 0.5
 """A system that finds no document for a larger share of the queries is not applicable."""
@@ -85,6 +91,8 @@ class RetrievalResults:
         not_applicable: Systems that find no document for most queries.
         same_text: Queries that are the text of a document that is relevant to them.
         words: What BM25 took for words.
+        searched: Whose embeddings of the documents student and untrained student search: each its
+            own, or the teacher's.
     """
 
     num_queries: int
@@ -95,6 +103,7 @@ class RetrievalResults:
     not_applicable: dict[str, NotApplicable]
     same_text: int
     words: str
+    searched: Literal["own", "teacher"] = "own"
 
     @property
     def trivial(self) -> str | None:

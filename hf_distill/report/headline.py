@@ -7,9 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_distill.evaluation.results import (
+    ALONE,
     BM25,
+    IN_ORDER,
     STUDENT,
-    SYSTEMS,
     TEACHER,
     UNTRAINED,
     Estimate,
@@ -19,7 +20,13 @@ from hf_distill.evaluation.results import (
 )
 from hf_distill.evaluation.significance import ALPHA
 
-LABELS = {TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25"}
+LABELS = {
+    TEACHER: "teacher",
+    STUDENT: "student",
+    ALONE: "student alone",
+    UNTRAINED: "untrained student",
+    BM25: "BM25",
+}
 """The name of each system in tables and plots."""
 
 NDCG = "nDCG@10"
@@ -31,10 +38,20 @@ def in_a_sentence(system: str) -> str:
     return LABELS[system] if system == BM25 else f"the {LABELS[system]}"
 
 
+def which_documents(retrieval: RetrievalResults) -> str | None:
+    """Whose documents the systems of a query encoder search, in a sentence; None: each its own."""
+    if retrieval.searched == "own":
+        return None
+    return (
+        "Student and untrained student embed the queries and search the documents as the teacher "
+        f"embedded them; {in_a_sentence(ALONE)} embeds the documents, too."
+    )
+
+
 def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
     """System -> measure -> its mean, in the order of the table's rows."""
     systems = retrieval.systems
-    return {name: systems[name] for name in SYSTEMS if name in systems}
+    return {name: systems[name] for name in IN_ORDER if name in systems}
 
 
 def _rows(retrieval: RetrievalResults, width: int) -> list[str]:
@@ -55,6 +72,8 @@ def results_table(evaluation: Evaluation) -> str:
     measures = retrieval.systems[STUDENT]
     lines = [" " * width + "".join(f"{measure:>10}" for measure in measures)]
     lines += _rows(retrieval, width)
+    if said := which_documents(retrieval):
+        lines += ["", said]
     for name, task in tasks.items():
         lines += ["", titles[name], *_rows(task.retrieval, width)]
     pairs = f"to the teacher on {fidelity.num_pairs:,} held-out pairs"
@@ -149,8 +168,9 @@ def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
     ]
     ratio = retrieval.student_over_teacher
     if ratio is not None:
+        on = " on the teacher's own documents" if retrieval.searched == "teacher" else ""
         kept = (
-            f"The student keeps {ratio.value:.1%} of the teacher's {NDCG} "
+            f"The student keeps {ratio.value:.1%} of the teacher's {NDCG}{on} "
             f"(95% interval {ratio.low:.1%} to {ratio.high:.1%})"
         )
     else:
