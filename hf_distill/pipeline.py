@@ -39,6 +39,7 @@ from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
 from hf_distill.release.hub import check_publishing, publish_run
 from hf_distill.release.model_card import write_model_card
+from hf_distill.release.router import remove_router
 from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report
 from hf_distill.report.results import RunResults
@@ -62,6 +63,7 @@ from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
 from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
+from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rehearsal import check_training
@@ -159,6 +161,7 @@ class Run:
         _check_each_stage(recipe, lambda stage: check_mixing(stage.training))
         if not run.wants("score"):
             return run
+        recipe = run.recipe = in_space(recipe, run.teacher)
         _check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
@@ -172,7 +175,10 @@ class Run:
         """A run of `recipe` in the same folder, which shares teacher, collection and scores with
         this one.
         """
-        other = Run(with_precision(recipe), self.folder)
+        recipe = with_precision(recipe)
+        if recipe.training.student_space == TEACHER:
+            recipe = in_space(recipe, self.teacher)
+        other = Run(recipe, self.folder)
         for name in _SHARED:
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
@@ -318,6 +324,7 @@ class Run:
             student, record = self.student_on(selection, checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student, own)
+                remove_router(self.folder)
             return record
 
         selection = self.selection
@@ -361,16 +368,20 @@ class Run:
             stages=self.recipe.stages,
             names=tuple(self.recipe.schedule.stages),
             rows=rows,
-            components=self.initialisation.components,
+            components=None
+            if self.recipe.training.student_space == TEACHER
+            else self.initialisation.components,
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=tuple(
                 checkpoints / key_of(StageRecord, self._stage_inputs(selection, number))
                 for number in range(1, len(self.recipe.stages) + 1)
             ),
-            evaluator=validation_evaluator(self.recipe, self.collection),
+            evaluator=validation_evaluator(self.recipe, self.collection, self.scores),
             specialise=self.recipe.schedule.specialise,
-            measured=point_measure(self.collection, self.scores, self.recipe.seed)
+            measured=point_measure(
+                self.collection, self.scores, self.recipe.seed, self.recipe.training.student_space
+            )
             if self.recipe.schedule.specialise is not None
             else None,
         )
@@ -390,6 +401,7 @@ class Run:
                 components=self.initialisation.components,
                 training=self.training.key,
                 language=self.recipe.data.language,
+                space=self.recipe.training.student_space,
                 tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
                 shards=self._shards,
                 student_query=self.recipe.data.student_query,

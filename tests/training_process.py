@@ -1,17 +1,22 @@
 """Train the tiny student for some steps, on as many processes as there are, and save it:
-`training_process.py TEACHER BATCH OUT`. On rows with texts, on rows by number, and on rows of two
-sources that never share a batch.
+`training_process.py TEACHER BATCH OUT`. On rows with texts, on rows by number, on rows of two
+sources that never share a batch, and as a query encoder.
 """
 
+import copy
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from conftest import sentences
 from datasets import Dataset
+from sentence_transformers.base.modules import Dense
 from tiny_training import Tiny, tiny
+from torch import nn
 
 WEIGHTS = [0.25 if i % 3 else 1.0 for i in range(64)]
 
@@ -42,21 +47,36 @@ def rows_of_sources(parts: Tiny) -> Dataset:
     return rows_by_number(parts).add_column("source", names).with_format("numpy")
 
 
-FORMS = {"texts": rows_with_texts, "numbers": rows_by_number, "sources": rows_of_sources}
+ENCODER = "encoder"
+FORMS = {
+    "texts": rows_with_texts, "numbers": rows_by_number, "sources": rows_of_sources,
+    ENCODER: rows_by_number,
+}  # fmt: skip
+
+
+def as_encoder(parts: Tiny) -> Tiny:
+    """The same with a student in the teacher's space."""
+    student = copy.deepcopy(parts.student)
+    student[2] = Dense(32, 32, bias=False, activation_function=nn.Identity())
+    student[2].linear.weight.data = torch.eye(32)
+    return dataclasses.replace(parts, student=student)
 
 
 def train(teacher: Path, batch: int, out: Path) -> None:
     """Train on each form of rows; the student and its gradient norms go to `out`/FORM."""
     parts = tiny(teacher, pairs=64, pool=512)
     for form, rows_of in FORMS.items():
+        encodes = form == ENCODER
         # SGD: Adam divides what is 0 but for rounding by its own size.
-        trainer = parts.trainer(
+        trainer = (as_encoder(parts) if encodes else parts).trainer(
             out / form, rows_of(parts), per_device_train_batch_size=batch, num_train_epochs=2,
             learning_rate=0.05, optim="sgd", max_grad_norm=1.0, contrastive_weight=1,
             regression_weight=2, regression_on="matrix", kl_weight=0.5, margin_weight=0.5,
             spread_out_weight=2, alignment_weight=3,
             false_negative_margin=0.05, contrastive_symmetric=True,
-            matryoshka_dims=[8], texts_per_pair=2, components=parts.components,
+            matryoshka_dims=[8], texts_per_pair=2,
+            components=None if encodes else parts.components,
+            student_space="teacher" if encodes else "own",
             lookup=parts.lookup, one_source_per_batch=form == "sources",
         )  # fmt: skip
         trainer.train()

@@ -129,6 +129,12 @@ def _is_student_of_other_texts(place: Path) -> bool:
     return read_saved_recipe(folder).get("student_query") is not None
 
 
+def is_query_encoder(location: str) -> bool:
+    """Whether `location` is a run whose student searches what its teacher embedded."""
+    folder = RunFolder(Path(location))
+    return folder.recipe.is_file() and read_saved_recipe(folder).get("student_space") == "teacher"
+
+
 def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> Run:
     """The run of the SentenceTransformer at `location`, ranked by the similarity that it
     declares.
@@ -178,6 +184,13 @@ def run(arguments: argparse.Namespace) -> None:
             write_run(ranking, arguments.runs / file, name)
     values = {name: per_query(ranking, task.qrels, measures) for name, ranking in runs.items()}
     comparison = compare(task, models, values, arguments.seed)
+    for name, location in models.items():
+        if is_query_encoder(location):
+            print(
+                f"Note: {name} is a query encoder, and here it embeds the documents, too; to "
+                f"search its teacher's: hf-distill export {location} --format router, then compare "
+                f"{location}/router"
+            )
     print(table(comparison))
     if arguments.json:
         write_json(arguments.json, comparison)

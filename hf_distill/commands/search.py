@@ -20,15 +20,15 @@ from hf_distill.serving.index import (
     DEPTH,
     Index,
     corpus_of_python,
-    corpus_of_run,
     index_of,
+    index_of_run,
     load_student,
     user_cache,
 )
 
 HELP = (
-    "Search a run's documents with its student (with a model: the Python documentation on this "
-    "machine)."
+    "Search a run's documents with its student; a query encoder searches them as the teacher "
+    "embedded them. (With a model: search the Python documentation on this machine.)"
 )
 
 
@@ -55,9 +55,8 @@ def open_index(run_or_model: str) -> Index:
     """The index of a run or a model, from an earlier call or made now."""
     folder = RunFolder(Path(run_or_model))
     if folder.recipe.is_file() and (folder.student / "modules.json").is_file():
-        collection = finished(folder.path).collection  # first: it names a file that is damaged
-        model = load_student(run_or_model)
-        return index_of(model, corpus_of_run(collection), folder.search / "student")
+        results = finished(folder.path)  # first: it names a file that is damaged
+        return index_of_run(results, load_student(run_or_model))
     model = load_student(run_or_model)
     path = user_cache() / digest_of_weights(model)[:16]
     return index_of(model, corpus_of_python(), path)

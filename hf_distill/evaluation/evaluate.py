@@ -27,6 +27,7 @@ from hf_distill.evaluation.intervals import bootstrap_settings
 from hf_distill.evaluation.mixed_index import Embedded, mixed_index
 from hf_distill.evaluation.paper_protocol import paper_protocol
 from hf_distill.evaluation.results import (
+    ALONE,
     BM25,
     ON_QUERY,
     ON_UTTERANCE,
@@ -38,7 +39,7 @@ from hf_distill.evaluation.results import (
     PairScores,
     TaskResults,
 )
-from hf_distill.evaluation.systems import NDCG, Systems
+from hf_distill.evaluation.systems import NDCG, Systems, on_documents_of_teacher
 from hf_distill.evaluation.tasks import HeldOutTask, RetrievalTask, held_out_task
 from hf_distill.recipe.arguments import CONVERSATION
 from hf_distill.run.folder import RunFolder
@@ -61,6 +62,8 @@ class Subject:
             `hf_distill.student.initialise`); None without embeddings.
         training: The key of the training that made the student.
         language: Of the texts (ISO code).
+        space: The student's, as in the recipe (`student_space`). In the teacher's, student and
+            untrained student search what the teacher embedded.
         tasks: Name -> a further task to measure on, and what the recipe calls it.
         shards: Folder of the teacher's embeddings of these.
         student_query: What the student reads in place of the query, as the recipe says it.
@@ -74,6 +77,7 @@ class Subject:
     components: np.ndarray | None
     training: str
     language: str = "en"
+    space: Literal["own", "teacher"] = "own"
     tasks: Mapping[str, tuple[str, RetrievalTask]] = field(default_factory=dict)
     shards: Path | None = None
     student_query: str | None = None
@@ -94,11 +98,16 @@ def embed_task(
     Raises:
         InputError: An embedding is NaN or infinite.
     """
-    queries = list((task.student_queries or task.queries).values())
-    return (
-        _embed(model, queries, "queries", name),
-        _embed(model, list(task.documents.values()), "documents", name),
-    )
+    documents = list(task.documents.values())
+    return embed_queries(model, task, name), _embed(model, documents, "documents", name)
+
+
+def embed_queries(
+    model: SentenceTransformer, task: RetrievalTask, name: str = "model"
+) -> np.ndarray:
+    """The queries of `embed_task` alone, as the student reads them."""
+    queries = task.student_queries or task.queries
+    return _embed(model, list(queries.values()), "queries", name)
 
 
 def _embed(
@@ -180,7 +189,12 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             if name in embedded
         },
         mixed_index=mixed_index(
-            task, embedded[STUDENT], embedded.get(TEACHER), subject.components, similarity, seed
+            task,
+            embedded.get(ALONE, embedded[STUDENT]),
+            embedded.get(TEACHER),
+            subject.components,
+            similarity,
+            seed,
         ),
         pairs=PairScores(
             tuple(pair_ids),
@@ -229,7 +243,12 @@ def _embed_held_out(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
     if not subject.teacher.embeds or table is None:
         return embedded
     of_teacher = table.of_queries(task.query_numbers), table.of_documents(task.document_numbers)
-    return {TEACHER: of_teacher, **embedded}
+    return _searched(subject, {TEACHER: of_teacher, **embedded})
+
+
+def _searched(subject: Subject, embedded: dict[str, Embedded]) -> dict[str, Embedded]:
+    """The embeddings that each system searches with, and in."""
+    return on_documents_of_teacher(embedded) if subject.space == "teacher" else embedded
 
 
 def _further_task(
@@ -237,7 +256,9 @@ def _further_task(
 ) -> TaskResults:
     """Every system on a further task; its TREC files go to `folder`."""
     of_teacher = embed_by_teacher(task, subject.teacher, subject.shards)
-    embedded = {**({TEACHER: of_teacher} if of_teacher else {}), **_embed_models(subject, task)}
+    embedded = _searched(
+        subject, {**({TEACHER: of_teacher} if of_teacher else {}), **_embed_models(subject, task)}
+    )
     similarity = subject.scores.scale.similarity
     systems = Systems.search(task, embedded, similarity, subject.language)
     systems.write(folder)

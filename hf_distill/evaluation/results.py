@@ -7,19 +7,24 @@ Everything is measured on held-out data. Keys of retrieval measures are the name
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 TEACHER, STUDENT, UNTRAINED, BM25 = "teacher", "student", "untrained student", "bm25"
 """The systems that are compared. The untrained student is the student before its training: without
 it, every number looks better than it is.
 """
 SYSTEMS = (TEACHER, STUDENT, UNTRAINED, BM25)
-"""In the order in which tables show them."""
-
+ALONE = "student alone"
+"""A query encoder that embeds the documents, too. The student itself then searches the teacher's
+embeddings of them, and so does the untrained one.
+"""
 ON_UTTERANCE, ON_QUERY = "student on utterance", "student on query"
 READINGS = (ON_UTTERANCE, ON_QUERY)
 """Where the student reads another text than the teacher: the same student, given the bare utterance
 of a conversation alone, and the query that the teacher reads.
 """
+IN_ORDER = (TEACHER, STUDENT, ALONE, *READINGS, UNTRAINED, BM25)
+"""All that there may be, in the order in which tables show them."""
 
 UNANSWERED = 0.5
 """A system that finds no document for a larger share of the queries is not applicable."""
@@ -91,6 +96,8 @@ class RetrievalResults:
         not_applicable: Systems that find no document for most queries.
         same_text: Queries that are the text of a document that is relevant to them.
         words: What BM25 took for words.
+        searched: Whose embeddings of the documents student and untrained student search: each its
+            own, or the teacher's.
     """
 
     num_queries: int
@@ -101,6 +108,7 @@ class RetrievalResults:
     not_applicable: dict[str, NotApplicable]
     same_text: int
     words: str
+    searched: Literal["own", "teacher"] = "own"
 
     @property
     def trivial(self) -> str | None:

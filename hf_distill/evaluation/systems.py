@@ -16,10 +16,13 @@ from hf_distill.evaluation.examples import per_query_values
 from hf_distill.evaluation.intervals import estimate, mean, undefined
 from hf_distill.evaluation.mixed_index import Embedded
 from hf_distill.evaluation.results import (
+    ALONE,
     BM25,
+    READINGS,
     STUDENT,
     TEACHER,
     UNANSWERED,
+    UNTRAINED,
     Estimate,
     NotApplicable,
     PerQuery,
@@ -53,6 +56,22 @@ def not_applicable(run: Run, qrels: Qrels) -> NotApplicable | None:
     """Whether `run` finds no document for most queries, and for how many; None if it does."""
     result = NotApplicable(sum(not run.get(query) for query in qrels), len(qrels))
     return result if result.unanswered > UNANSWERED * result.queries else None
+
+
+def on_documents_of_teacher(embedded: Mapping[str, Embedded]) -> dict[str, Embedded]:
+    """The systems of a query encoder: student and untrained student search the teacher's documents,
+    and `ALONE` is the student with documents of its own. As they are if the teacher is not among
+    them: it has no embeddings of these documents.
+    """
+    systems = dict(embedded)
+    if TEACHER not in systems:
+        return systems
+    systems[ALONE] = systems[STUDENT]
+    documents = np.asarray(systems[TEACHER][1], dtype=np.float32)
+    for name in (STUDENT, UNTRAINED, *READINGS):
+        if name in systems:
+            systems[name] = systems[name][0], documents
+    return systems
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,7 @@ class Systems:
             not_applicable=self.not_applicable,
             same_text=self.same_text(),
             words=str(self.words),
+            searched="teacher" if ALONE in self.runs else "own",
         )
 
     def significance(self, seed: int) -> Significance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import ir_measures
 import numpy as np
@@ -15,8 +15,9 @@ from sentence_transformers.base.model import BaseModel
 from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.errors import InputError
-from hf_distill.evaluation.evaluate import embed_task
+from hf_distill.evaluation.evaluate import embed_queries, embed_task
 from hf_distill.evaluation.fidelity import pearson
+from hf_distill.evaluation.mixed_index import Embedded
 from hf_distill.evaluation.retrieval import depth_of, parse_measures, per_query
 from hf_distill.evaluation.tasks import RetrievalTask, make_task, student_queries
 from hf_distill.recipe.arguments import Recipe
@@ -135,11 +136,18 @@ class ValidationRetrieval(BaseEvaluator):
     Args:
         task: Queries and documents.
         measure: What is computed.
+        documents: (N, d) embeddings of the documents that the model's queries search. None: its
+            own.
     """
 
-    def __init__(self, task: RetrievalTask, measure: ir_measures.Measure) -> None:
+    def __init__(
+        self,
+        task: RetrievalTask,
+        measure: ir_measures.Measure,
+        documents: np.ndarray | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped
-        self.task, self.measure = task, measure
+        self.task, self.measure, self.documents = task, measure, documents
         self.primary_metric = str(measure)
 
     def __str__(self) -> str:
@@ -151,15 +159,42 @@ class ValidationRetrieval(BaseEvaluator):
     def __call__(self, model: BaseModel, *_: Any, **__: Any) -> dict[str, float]:
         """The measure of `model`, by its name. The model's mode stays as it was."""
         training = model.training
-        embedded = embed_task(cast(SentenceTransformer, model), self.task, "student")
+        embedded = _embedded(cast(SentenceTransformer, model), self.task, self.documents)
         model.train(training)
         run = self.task.run(search(*embedded, depth_of([self.measure])))
         values = per_query(run, self.task.qrels, [self.measure])[str(self.measure)]
         return {str(self.measure): float(values.mean())}
 
 
-def validation_evaluator(recipe: Recipe, collection: Collection) -> ValidationRetrieval | None:
+def _embedded(
+    model: SentenceTransformer, task: RetrievalTask, documents: np.ndarray | None
+) -> Embedded:
+    """The student's queries (Q, d), and the documents (N, d) that they search: the given ones, or
+    its own.
+    """
+    if documents is None:
+        return embed_task(model, task, "student")
+    return embed_queries(model, task, "student"), documents
+
+
+def _of_teacher(
+    collection: Collection, scores: Scores, task: RetrievalTask, searched: np.ndarray
+) -> np.ndarray:
+    """The teacher's embeddings (N, D) float32 of the task's documents, in their order. They are the
+    documents `searched` of the collection.
+    """
+    assert scores.embeddings is not None
+    place = {name: i for i, name in enumerate(task.documents)}
+    numbers = np.empty(len(task.documents), dtype=np.int64)
+    numbers[[place[text_id(text)] for text in collection.document_texts(searched)]] = searched
+    return scores.embeddings.of_documents(numbers).astype(np.float32)
+
+
+def validation_evaluator(
+    recipe: Recipe, collection: Collection, scores: Scores | None = None
+) -> ValidationRetrieval | None:
     """What the evaluations during the training of `recipe` compute beside the loss; None: nothing.
+    In the teacher's space, the queries search the teacher's embeddings, which are in `scores`.
 
     Raises:
         InputError: As `watched_measure`.
@@ -167,17 +202,22 @@ def validation_evaluator(recipe: Recipe, collection: Collection) -> ValidationRe
     measure = watched_measure(recipe)
     if measure is None:
         return None
-    return ValidationRetrieval(validation_task(collection, recipe.seed), measure)
+    task, documents = validation_task(collection, recipe.seed), None
+    if recipe.training.student_space == "teacher" and scores is not None:
+        searched = _searched(collection, recipe.seed, MOST_DOCUMENTS)
+        documents = _of_teacher(collection, scores, task, searched)
+    return ValidationRetrieval(task, measure, documents)
 
 
 def point_measure(
-    collection: Collection, scores: Scores, seed: int
+    collection: Collection, scores: Scores, seed: int, space: Literal["own", "teacher"] = "own"
 ) -> Callable[[SentenceTransformer], dict[str, float]] | None:
     """What compares students between two stages of a training, on the validation queries: `RANKING`
     among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and MAE to the teacher's scores.
 
     Scores are compared over the pairs themselves and, where the teacher embeds texts, over the ten
     documents of each query that it finds nearest and ten random ones. None: no validation pairs.
+    In the teacher's `space`, the student's queries search the teacher's documents.
     """
     pairs = collection.pairs("validation")
     if not len(pairs):
@@ -185,9 +225,12 @@ def point_measure(
     task = validation_task(collection, seed, FEW_DOCUMENTS)
     cells = _cells(collection, scores, task, seed)
     measure = parse_measures([RANKING])[0]
+    given = None
+    if space == "teacher":
+        given = _of_teacher(collection, scores, task, _searched(collection, seed, FEW_DOCUMENTS))
 
     def measured(model: SentenceTransformer) -> dict[str, float]:
-        queries, documents = embed_task(model, task, "student")
+        queries, documents = _embedded(model, task, given)
         run = task.run(search(queries, documents, depth_of([measure])))
         student = (queries[cells.queries] * documents[cells.documents]).sum(axis=1)
         return {
@@ -226,13 +269,13 @@ def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: in
     numbers[queries] = pairs.queries
     of_queries = scores.embeddings.of_queries(numbers).astype(np.float32)
     searched = _searched(collection, seed, FEW_DOCUMENTS)
-    numbers = np.empty(len(task.documents), dtype=np.int64)
-    numbers[documents_at(searched)] = searched
-    of_documents = scores.embeddings.of_documents(numbers).astype(np.float32)
-    count = min(_CELLS, len(numbers))
+    of_documents = _of_teacher(collection, scores, task, searched)
+    count = min(_CELLS, len(of_documents))
     _, nearest = search(of_queries, of_documents, count, scores.scale.similarity)
     draw = np.random.default_rng(seed)
-    further = np.concatenate([nearest, draw.integers(len(numbers), size=nearest.shape)], axis=1)
+    further = np.concatenate(
+        [nearest, draw.integers(len(of_documents), size=nearest.shape)], axis=1
+    )
     rows, columns = np.repeat(np.arange(len(further)), further.shape[1]), further.ravel()
     given = pair_similarity(scores.scale.similarity, of_queries[rows], of_documents[columns])
     return _Cells(

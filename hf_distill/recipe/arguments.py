@@ -260,9 +260,14 @@ class StudentArguments:
     student_pooling: Literal["cls", "mean"] = option(
         "mean", "How token embeddings become a text embedding."
     )
-    student_dim: int = option(256, "Dimensions of the L2-normalised embedding.")
+    student_dim: int = option(
+        256,
+        "Dimensions of the L2-normalised embedding. In the teacher's space: the teacher's.",
+    )
     student_init: Literal["random", "pca"] = option(
-        "random", "How the head starts: random, or as the teacher's principal components."
+        "random",
+        "How the head starts: random, or as the teacher's principal components. In the teacher's "
+        "space (student_space) neither: it leads there from the start.",
     )
     student_max_length: int = option(256, "Longest input of the student, in tokens.")
     student_dropout: float | None = option(

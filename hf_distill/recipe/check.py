@@ -170,7 +170,13 @@ def _check_objective(recipe: Recipe) -> None:
             f"every weight of the objective is 0 ({', '.join(weights_of(recipe))}), so there is "
             "nothing to train on; set one above 0"
         )
-    for dimension in training.matryoshka_dims:
+    if training.student_space == "own" or "student_dim" in recipe.given:
+        check_matryoshka(recipe)
+
+
+def check_matryoshka(recipe: Recipe) -> None:
+    """Raise InputError if the student is cut to more dimensions than it has."""
+    for dimension in recipe.training.matryoshka_dims:
         if not 0 < dimension < recipe.student.student_dim:
             raise InputError(
                 f"--matryoshka_dims {dimension}: it must be between 1 and student_dim - 1 "

@@ -37,7 +37,13 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     alignment_weight: float = option(
         0.0,
         "Weight of 1 - cosine between the student's embedding and the teacher's, projected on its "
-        "principal components.",
+        "principal components (in the teacher's own space: as it is).",
+    )
+    student_space: Literal["own", "teacher"] = option(
+        "own",
+        "teacher: a query encoder. The student embeds into the teacher's own space, its queries "
+        "are compared with the teacher's embeddings of the documents, in training and in every "
+        "figure, and student_dim is the teacher's. own: the student embeds the documents, too.",
     )
     spread_out_weight: float = option(
         0.0,

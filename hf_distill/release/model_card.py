@@ -54,6 +54,10 @@ def _model_results(results: RunResults) -> list[EvalResult]:
     source, evaluation = results.collection.source.name, results.evaluation
     measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
     measured |= {name: (name, task.retrieval) for name, task in evaluation.tasks.items()}
+    measured = {
+        f"{name}, documents embedded by the teacher" if of[1].searched == "teacher" else name: of
+        for name, of in measured.items()
+    }
     return [
         EvalResult(
             task_type="information-retrieval",
@@ -89,6 +93,7 @@ def _eval_results(results: RunResults) -> str | None:
         notes=(
             f"{NDCG} over {retrieval.num_queries} held-out queries, "
             f"95% interval {estimate.low:.4f} to {estimate.high:.4f}"
+            + (", documents embedded by the teacher" * (retrieval.searched == "teacher"))
         ),
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
@@ -184,6 +189,8 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         language=recipe.data.language,
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
+        teacher_id=hub_id(recipe.teacher.teacher) or Path(recipe.teacher.teacher).name,
+        encodes_queries=evaluation.retrieval.searched == "teacher",
         layers=_layers_text(student.student_layers, results.training.layers),
         backbone=named,
         static=static,

@@ -39,6 +39,7 @@ from hf_distill.run.stage import (
     stage,
     written_whole,
 )
+from hf_distill.scoring.documents import documents_of_teacher
 
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
@@ -252,18 +253,26 @@ def measure_onnx(results: RunResults) -> OnnxRecord:
         queries = list((task.student_queries or task.queries).values())
         documents = list(task.documents.values())
         student = SentenceTransformer(str(model_dir), device="cpu")
+        index: np.ndarray | None = None
+        if results.recipe.training.student_space == "teacher":  # it embeds queries only
+            every = documents_of_teacher(
+                results.recipe, results.folder, results.collection, results.soft_labels
+            )
+            index = every[task.document_numbers]
         exact = task.ndcg(
             search(
                 student.encode_query(queries, show_progress_bar=False),
-                student.encode_document(documents, show_progress_bar=False),
+                student.encode_document(documents, show_progress_bar=False)
+                if index is None
+                else index,
                 DEPTH,
             )
         )
 
         def variant(precision: str) -> OnnxVariant:
             encoder = load_onnx(model_dir, precision)
-            embedded = encoder.encode(queries, "query"), encoder.encode(documents, "document")
-            values = task.ndcg(search(*embedded, DEPTH))
+            searched = encoder.encode(documents, "document") if index is None else index
+            values = task.ndcg(search(encoder.encode(queries, "query"), searched, DEPTH))
             return OnnxVariant(
                 ndcg=estimate(mean, [values], seed),
                 minus_student=estimate(mean, [values - exact], seed),

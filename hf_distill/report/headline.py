@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_distill.evaluation.results import (
+    ALONE,
     BM25,
+    IN_ORDER,
     ON_QUERY,
     ON_UTTERANCE,
-    READINGS,
     STUDENT,
-    SYSTEMS,
     TEACHER,
     UNTRAINED,
     Estimate,
@@ -24,9 +24,14 @@ from hf_distill.evaluation.significance import ALPHA
 from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
 
 LABELS = {
-    TEACHER: "teacher", STUDENT: "student", UNTRAINED: "untrained student", BM25: "BM25",
-    ON_UTTERANCE: "student, bare utterance", ON_QUERY: "student, teacher's text",
-}  # fmt: skip
+    TEACHER: "teacher",
+    STUDENT: "student",
+    ALONE: "student alone",
+    ON_UTTERANCE: "student, bare utterance",
+    ON_QUERY: "student, teacher's text",
+    UNTRAINED: "untrained student",
+    BM25: "BM25",
+}
 """The name of each system in tables and plots."""
 
 NDCG = "nDCG@10"
@@ -38,10 +43,20 @@ def in_a_sentence(system: str) -> str:
     return LABELS[system] if system == BM25 else f"the {LABELS[system]}".replace(", ", " on the ")
 
 
+def which_documents(retrieval: RetrievalResults) -> str | None:
+    """Whose documents the systems of a query encoder search, in a sentence; None: each its own."""
+    if retrieval.searched == "own":
+        return None
+    return (
+        "Student and untrained student embed the queries and search the documents as the teacher "
+        f"embedded them; {in_a_sentence(ALONE)} embeds the documents, too."
+    )
+
+
 def systems_in_order(retrieval: RetrievalResults) -> dict[str, dict[str, Estimate]]:
     """System -> measure -> its mean, in the order of the table's rows."""
     systems = retrieval.systems
-    return {name: systems[name] for name in (*SYSTEMS, *READINGS) if name in systems}
+    return {name: systems[name] for name in IN_ORDER if name in systems}
 
 
 def who_reads_what(evaluation: Evaluation) -> str:
@@ -77,6 +92,8 @@ def results_table(evaluation: Evaluation) -> str:
     measures = retrieval.systems[STUDENT]
     lines = [" " * width + "".join(f"{measure:>10}" for measure in measures)]
     lines += _rows(retrieval, width)
+    if said := which_documents(retrieval):
+        lines += ["", said]
     for name, task in tasks.items():
         lines += ["", titles[name], *_rows(task.retrieval, width)]
     pairs = f"to the teacher on {fidelity.num_pairs:,} held-out pairs"
@@ -171,8 +188,9 @@ def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
     ]
     ratio = retrieval.student_over_teacher
     if ratio is not None:
+        on = " on the teacher's own documents" if retrieval.searched == "teacher" else ""
         kept = (
-            f"The student keeps {ratio.value:.1%} of the teacher's {NDCG} "
+            f"The student keeps {ratio.value:.1%} of the teacher's {NDCG}{on} "
             f"(95% interval {ratio.low:.1%} to {ratio.high:.1%})"
         )
     else:

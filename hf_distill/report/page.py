@@ -19,6 +19,7 @@ from hf_distill.report.headline import (
     systems_in_order,
     task_verdict,
     verdict,
+    which_documents,
     with_interval,
 )
 from hf_distill.report.results import RunResults
@@ -44,6 +45,7 @@ def environment() -> jinja2.Environment:
         "in_order": systems_in_order,
         "shown_by_source": _shown_by_source,
         "task_verdict": task_verdict,
+        "which_documents": which_documents,
         "count": "{:,}".format,
     }
     jinja.globals |= {"labels": LABELS, "ndcg": NDCG}

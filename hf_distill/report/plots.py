@@ -15,10 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_distill.evaluation.results import (
-    BM25,
-    READINGS,
+    ALONE,
+    IN_ORDER,
     STUDENT,
-    TEACHER,
     UNTRAINED,
     Calibration,
     Estimate,
@@ -111,7 +110,7 @@ def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     """nDCG@10 of every system with its interval."""
     names = [
         name
-        for name in (BM25, UNTRAINED, *READINGS, STUDENT, TEACHER)
+        for name in reversed(IN_ORDER)
         if name in retrieval.systems and name not in retrieval.not_applicable
     ]
     estimates = [retrieval.systems[name][NDCG] for name in names]
@@ -138,12 +137,12 @@ def plot_cost(evaluation: Evaluation) -> Picture:
     systems, efficiency = evaluation.retrieval.systems, evaluation.efficiency
     plot, axes = _plot(5.4, 3.2)
     story = []
-    for name in (TEACHER, STUDENT, UNTRAINED, BM25):
+    for name in IN_ORDER:
         if name not in systems or name in evaluation.retrieval.not_applicable:
             continue
         estimate, colour = systems[name][NDCG], _colour(name)
-        # The untrained student has the same architecture, so it costs the same.
-        cost = efficiency.systems.get(STUDENT if name == UNTRAINED else name)
+        # They have the same architecture, so a query costs the same.
+        cost = efficiency.systems.get(STUDENT if name in (UNTRAINED, ALONE) else name)
         values, arms = _arms([estimate])
         if cost is None:
             axes.axhline(values[0], color=GREY, linestyle="--", linewidth=1)

@@ -112,6 +112,16 @@ class RunFolder:
         return self.path / "onnx.json"
 
     @property
+    def router(self) -> Path:
+        """A query encoder and its teacher as one model, if they were exported."""
+        return self.path / "router"
+
+    @property
+    def router_record(self) -> Path:
+        """What `router` was made of."""
+        return self.path / "router.json"
+
+    @property
     def search(self) -> Path:
         """The index that `hf-distill search` and `demo` read."""
         return self.path / "search"

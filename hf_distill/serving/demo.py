@@ -21,7 +21,7 @@ from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.serving import demo_app
 from hf_distill.serving.demo_app import Side
-from hf_distill.serving.index import Corpus, corpus_of_run, embedded, index_of, load_student
+from hf_distill.serving.index import Corpus, corpus_of_run, embedded, index_of_run, load_student
 from hf_distill.teachers.base import EmbeddingTeacher, similarity
 from hf_distill.teachers.load import load_teacher
 
@@ -57,24 +57,19 @@ def _teacher_side(teacher: EmbeddingTeacher, corpus: Corpus, folder: RunFolder) 
     return Side(f"teacher: {public_name(teacher.name)}", embed, embeddings, score)
 
 
-def _student_side(
-    name: str, corpus: Corpus, folder: RunFolder, conversation: bool
-) -> tuple[Side, str]:
+def _student_side(name: str, results: RunResults) -> tuple[Side, str]:
     """The student, and the prompt of its queries."""
-    model = load_student(str(folder.path))
+    model = load_student(str(results.folder.path))
     prompt = model.prompts.get("query") or ""
-    index = index_of(model, corpus, folder.search / "student")
+    index = index_of_run(results, model)
 
     def embed(question: str) -> np.ndarray:
         query: np.ndarray = model.encode(question, prompt=prompt, show_progress_bar=False)
         return query
 
+    conversation = results.recipe.data.student_query == CONVERSATION
     side = Side(f"student: {name}", embed, index.embeddings, conversation=conversation)
     return side, prompt
-
-
-def _reads_conversations(recipe: Recipe) -> bool:
-    return recipe.data.student_query == CONVERSATION
 
 
 def _title(recipe: Recipe) -> str:
@@ -88,7 +83,7 @@ def local_demo(results: RunResults) -> tuple[str, list[Side], list[str], list[st
     recipe, folder = results.recipe, results.folder
     corpus, teacher = corpus_of_run(results.collection), _teacher_of(recipe)
     sides = [_teacher_side(teacher, corpus, folder)] if teacher else []
-    student, _ = _student_side(recipe.name, corpus, folder, _reads_conversations(recipe))
+    student, _ = _student_side(recipe.name, results)
     return _title(recipe), [*sides, student], corpus.ids, corpus.texts
 
 
@@ -132,7 +127,7 @@ def write_space(results: RunResults, folder: Path, student: str) -> None:
     if teacher:
         _check_space(recipe.teacher, teacher)
     corpus = corpus_of_run(results.collection)
-    side, prompt = _student_side(student, corpus, results.folder, _reads_conversations(recipe))
+    side, prompt = _student_side(student, results)
     sides = {"student": (side, student, prompt)}
     if teacher:
         side = _teacher_side(teacher, corpus, results.folder)

@@ -24,8 +24,10 @@ from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.data.sources.pydocs import harvest
 from hf_distill.errors import InputError
+from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import files_of, stage, written_whole
+from hf_distill.scoring.documents import documents_of_teacher
 
 DEPTH = 10
 """Documents that a question gets by default."""
@@ -205,6 +207,21 @@ class Index:
             Hit(float(score), self.corpus.ids[i], self.corpus.texts[i])
             for score, i in zip(scores[0], places[0], strict=True)
         ]
+
+
+def index_of_run(results: RunResults, model: SentenceTransformer) -> Index:
+    """The index that a run's student searches: its own, or, of a query encoder, the teacher's.
+
+    Raises:
+        InputError: As `index_of`, or as `documents_of_teacher`.
+    """
+    corpus, folder = corpus_of_run(results.collection), results.folder
+    if results.recipe.training.student_space == "own":
+        return index_of(model, corpus, folder.search / "student")
+    documents = documents_of_teacher(
+        results.recipe, folder, results.collection, results.soft_labels
+    )
+    return Index(model, corpus, documents)
 
 
 def index_of(model: SentenceTransformer, corpus: Corpus, path: Path) -> Index:

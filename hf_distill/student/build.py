@@ -64,15 +64,20 @@ class Initialisation:
 
     Attributes:
         components: (at most student_dim, teacher's dimension) float32, principal components of the
-            teacher's embeddings; None if the teacher does not embed.
+            teacher's embeddings, or the identity for a student in its space; None if the teacher
+            does not embed.
         layers: The layers that `student_layers: search=K` chose; None without a search.
         token_counts: (vocabulary,) int64, how often the training texts use each token of the
             backbone; None where nothing depends on it.
+        head: (student_dim, backbone's dimension) float32, how the head of a student in the
+            teacher's space starts; of a static one, (student_dim, teacher's dimension). None for a
+            student with a space of its own.
     """
 
     components: np.ndarray | None = None
     layers: tuple[int, ...] | None = None
     token_counts: np.ndarray | None = None
+    head: np.ndarray | None = None
 
 
 def set_dropout(backbone: PreTrainedModel, probability: float) -> None:
@@ -174,10 +179,11 @@ def _static_modules(
             f"--student_init pca: --student_dim {arguments.student_dim} is above the teacher's "
             f"{dimension} dimensions; set it to {dimension} or less, or set --student_init random"
         )
-    if not pca or initialisation.components is None:
+    head = initialisation.components if pca else initialisation.head
+    if head is None:
         return [StaticEmbedding(own, embedding_dim=arguments.student_dim)]
     vectors = token_embeddings(teacher.backbone, kept)
-    return [StaticEmbedding(own, static_vectors(vectors, counts[kept], initialisation.components))]
+    return [StaticEmbedding(own, static_vectors(vectors, counts[kept], head))]
 
 
 def _kept_layers(
@@ -194,11 +200,16 @@ def _kept_layers(
 
 
 def _head(
-    arguments: StudentArguments, hidden: int, teacher: Teacher, components: np.ndarray | None
+    arguments: StudentArguments, hidden: int, teacher: Teacher, initialisation: Initialisation
 ) -> Dense:
     """The linear map from the backbone's `hidden` dimensions to `student_dim`."""
-    pca = arguments.student_init == "pca"
-    head = Dense(hidden, arguments.student_dim, bias=not pca, activation_function=nn.Identity())
+    pca, given, components = (
+        arguments.student_init == "pca", initialisation.head, initialisation.components
+    )  # fmt: skip
+    bias = not pca and given is None
+    head = Dense(hidden, arguments.student_dim, bias=bias, activation_function=nn.Identity())
+    if given is not None:
+        head.linear.weight.data.copy_(torch.from_numpy(given))
     if not pca:
         return head
     dimension = _dimension(teacher) or 0
@@ -243,7 +254,7 @@ def _encoder_modules(
         trim_vocabulary(transformer, kept_tokens(tokenizer, _counts(initialisation, tokenizer)))
     hidden = int(transformer.get_embedding_dimension())
     torch.manual_seed(seed)  # the head is the same for every backbone
-    head = _head(arguments, hidden, teacher, initialisation.components)
+    head = _head(arguments, hidden, teacher, initialisation)
     return [transformer, Pooling(hidden, pooling_mode=arguments.student_pooling), head]
 
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
+from hf_distill.compute.device import device_type
 from hf_distill.compute.encode import encode
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import Recipe
+from hf_distill.recipe.arguments import Recipe, StudentArguments
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import stage
+from hf_distill.run.stage import stage, written_whole
 from hf_distill.scoring.scores import Scores
 from hf_distill.student.build import (
     STATIC,
@@ -26,7 +30,7 @@ from hf_distill.student.build import (
     build_student,
     load_backbone,
 )
-from hf_distill.student.head import principal_components
+from hf_distill.student.head import least_squares_map, principal_components
 from hf_distill.student.layers import (
     SEARCH,
     count_layers,
@@ -34,6 +38,7 @@ from hf_distill.student.layers import (
     parse_search,
     search_layers,
 )
+from hf_distill.student.space import TEACHER, starts_as_teacher
 from hf_distill.student.vocabulary import count_tokens, tokenizer_of
 from hf_distill.teachers.base import Prompts, Teacher, similarity
 
@@ -41,6 +46,9 @@ __all__ = ["Initialisation", "LayerSearch", "Subset", "TokenCounts", "initialise
 
 SEARCH_QUERIES, SEARCH_DOCUMENTS, TOP = 256, 1024, 10
 """The layer search: its queries, the documents that they search, and how many of the best count."""
+
+HEAD_PAIRS = 2048
+"""Training pairs whose texts a head is fitted on: some ten texts for each dimension."""
 
 _READ = 1000
 
@@ -79,9 +87,24 @@ class TokenCounts:
     counts: list[int]
 
 
+@dataclass(frozen=True)
+class HeadRecord:
+    """`cache/head-*.json`: on how many texts a head was fitted, which is in the array beside it."""
+
+    key: str
+    texts: int
+
+
 def _unique(numbers: np.ndarray) -> np.ndarray:
     """Each of `numbers` once, in the order of its first occurrence."""
     return np.array(list(dict.fromkeys(numbers.tolist())), dtype=np.int64)
+
+
+def _whole(arguments: StudentArguments) -> StudentArguments:
+    """The student of a layer search, which has all layers."""
+    return dataclasses.replace(
+        arguments, student_layers=None, student_vocabulary="all", head_dropout=0.0
+    )
 
 
 def search(
@@ -130,10 +153,7 @@ def search(
         .topk(top)
         .indices
     )
-    whole = dataclasses.replace(
-        arguments, student_layers=None, student_vocabulary="all", head_dropout=0.0
-    )
-    student = build_student(whole, teacher, initialisation, recipe.seed)
+    student = build_student(_whole(arguments), teacher, initialisation, recipe.seed)
     transformer = student[0]
     assert isinstance(transformer, Transformer)
     backbone = transformer.auto_model
@@ -175,6 +195,54 @@ def _training_texts(
             yield [prompt + text for text in texts_of(unique[part])], times[part]
 
 
+def _head_into_space(
+    recipe: Recipe,
+    teacher: Teacher,
+    collection: Collection,
+    scores: Scores,
+    initialisation: Initialisation,
+    path: Path,
+) -> np.ndarray:
+    """How the head of a student in the teacher's space starts: (student_dim, backbone's dimension)
+    float32.
+
+    The identity, if the backbone is a copy of the teacher, whichever layers it keeps. Otherwise the
+    least-squares map from what the backbone makes of training texts to the teacher's embeddings of
+    them, which is kept at `path`.
+
+    Raises:
+        InputError: As `build_student`.
+    """
+    arguments, embeddings = recipe.student, scores.embeddings
+    if arguments.student_backbone == STATIC:  # each token starts as the teacher's embedding of it
+        return np.eye(arguments.student_dim, dtype=np.float32)
+    if teacher.backbone is not None and starts_as_teacher(arguments, teacher):
+        hidden = cast(Transformer, teacher.backbone[0]).get_embedding_dimension()
+        return np.eye(arguments.student_dim, hidden, dtype=np.float32)
+
+    def make(key: str) -> HeadRecord:
+        assert embeddings is not None  # `in_space` has refused a teacher without
+        pairs = collection.pairs("train")
+        order = np.random.default_rng(recipe.seed).permutation(len(pairs))
+        sample = pairs.take(order[:HEAD_PAIRS])
+        queries, documents = np.unique(sample.queries), np.unique(sample.documents)
+        texts = [teacher.prompts.query + text for text in collection.query_texts(queries)]
+        texts += [teacher.prompts.document + text for text in collection.document_texts(documents)]
+        student = build_student(arguments, teacher, initialisation, recipe.seed)
+        without_head = SentenceTransformer(modules=list(student)[:2], device=device_type())
+        targets = [embeddings.of_queries(queries), embeddings.of_documents(documents)]
+        head = least_squares_map(encode(without_head, texts).numpy(), np.concatenate(targets))
+        with written_whole(path) as temporary:
+            np.save(temporary, head)
+        return HeadRecord(key, len(texts))
+
+    identity = backbone_identity(arguments), initialisation.layers, recipe.seed
+    inputs = [scores.key, dataclasses.asdict(arguments), *identity]
+    stage(path.with_suffix(".json"), HeadRecord, inputs, make, [path])
+    head: np.ndarray = np.load(path)
+    return head
+
+
 def initialise(
     recipe: Recipe, teacher: Teacher, collection: Collection, scores: Scores, folder: RunFolder
 ) -> Initialisation:
@@ -187,18 +255,31 @@ def initialise(
         InputError: As `search` and `load_backbone`.
     """
     arguments, embeddings = recipe.student, scores.embeddings
+    space = recipe.training.student_space
     components = None
-    if embeddings is not None:
+    if space == TEACHER:  # `in_space` has refused a teacher without embeddings
+        components = np.eye(arguments.student_dim, dtype=np.float32)
+    elif embeddings is not None:
         components = principal_components(
             embeddings.vectors, min(arguments.student_dim, embeddings.dimension)
         )
     initialisation = Initialisation(components)
     identity = backbone_identity(arguments)
+
+    def with_head(arguments: StudentArguments, name: str) -> Initialisation:
+        if space != TEACHER:
+            return initialisation
+        of_student = dataclasses.replace(recipe, student=arguments)
+        path = folder.cache / f"head-{name}.npy"
+        head = _head_into_space(of_student, teacher, collection, scores, initialisation, path)
+        return dataclasses.replace(initialisation, head=head)
+
     if (arguments.student_layers or "").startswith(SEARCH):
+        initialisation = with_head(_whole(arguments), "whole")
         result = stage(
             folder.layer_search,
             LayerSearch,
-            [scores.key, dataclasses.asdict(arguments), identity, recipe.seed],
+            [scores.key, dataclasses.asdict(arguments), identity, recipe.seed, space],
             lambda key: search(recipe, teacher, collection, scores, initialisation, key),
         )
         initialisation = dataclasses.replace(initialisation, layers=tuple(result.subsets[0].layers))
@@ -221,4 +302,4 @@ def initialise(
         initialisation = dataclasses.replace(
             initialisation, token_counts=np.array(counted.counts, dtype=np.int64)
         )
-    return initialisation
+    return with_head(arguments, "kept")

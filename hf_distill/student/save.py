@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, StaticEmbedding
 from torch import nn
 
@@ -54,6 +55,76 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _make_portable(folder: Path, module: nn.Module) -> None:
+    """Rewrite the settings of `module`, which is saved in `folder`."""
+    if (config := _portable_config(module)) is not None:
+        _write_json(folder / "config.json", config)
+    elif isinstance(module, Normalize):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif isinstance(module, Transformer):
+        settings = {"max_seq_length": module.max_seq_length, "do_lower_case": False}
+        _write_json(folder / "sentence_bert_config.json", settings)
+
+
+def _forget_batch(tokenizer: Any) -> None:
+    """Encoding leaves the last batch's padding and truncation in the tokenizer, and they do not
+    belong in the saved file.
+    """
+    own = getattr(tokenizer, "backend_tokenizer", None)
+    if own is not None:
+        own.no_padding()
+        own.no_truncation()
+
+
+def _portable_type(module: nn.Module) -> str:
+    return f"sentence_transformers.models.{type(module).__name__}"
+
+
+def save_router(queries: SentenceTransformer, documents: SentenceTransformer, folder: Path) -> None:
+    """Save two models as one (a Router, sentence-transformers 5 or newer): `queries` for
+    `encode_query`, and `documents` for `encode_document`. Embeddings have unit length.
+
+    Args:
+        queries: Its prompts are the router's.
+        documents: The other model.
+        folder: An empty folder.
+    """
+    routes = {"query": list(queries), "document": list(documents)}
+    router = Router(cast(Any, routes), default_route="document")
+    prompts = {name: prompt or "" for name, prompt in queries.prompts.items()}
+    model = SentenceTransformer(
+        modules=[router, Normalize()], prompts=prompts, similarity_fn_name="cosine", device="cpu"
+    )
+    for first, *_ in routes.values():
+        _forget_batch(getattr(first, "tokenizer", None))
+    model.save_pretrained(str(folder), create_model_card=False)
+    every = {
+        f"{route}_{i}_{type(module).__name__}": module
+        for route, modules in routes.items()
+        for i, module in enumerate(modules)
+    }
+    if any(type(module) not in _MODULES for module in every.values()):
+        return  # modules of other kinds are saved as they save themselves
+    for name, module in every.items():
+        _make_portable(folder / name, module)
+    _make_portable(folder / "1_Normalize", model[1])
+    config = json.loads((folder / "router_config.json").read_text(encoding="utf-8"))
+    config["types"] = {name: _portable_type(module) for name, module in every.items()}
+    del config["parameters"]["route_mappings"]  # there are none, and version 5 does not know them
+    _write_json(folder / "router_config.json", config)
+    _write_modules(folder, [router, model[1]], ["", "1_Normalize"])
+
+
+def _write_modules(folder: Path, modules: Sequence[nn.Module], names: Sequence[str]) -> None:
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": name, "type": _portable_type(module)}
+            for i, (module, name) in enumerate(zip(modules, names, strict=True))
+        ],
+    )
+
+
 def save_student(
     student: SentenceTransformer, path: str | Path, own: frozenset[Path] | None = None
 ) -> None:
@@ -81,34 +152,10 @@ def save_student(
     static = isinstance(modules[0], StaticEmbedding)
     if not static:
         plain.max_seq_length = student.max_seq_length
-    # Encoding leaves the last batch's padding and truncation in the tokenizer, and they do not
-    # belong in the saved file.
-    tokenizer = getattr(plain.tokenizer, "backend_tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+    _forget_batch(plain.tokenizer)
     names = ["" if i == 0 else f"{i}_{type(module).__name__}" for i, module in enumerate(modules)]
     with folder_written_whole(Path(path), own) as folder:
         plain.save_pretrained(str(folder), create_model_card=False)
         for module, name in zip(modules, names, strict=True):
-            if (config := _portable_config(module)) is not None:
-                _write_json(folder / name / "config.json", config)
-            elif isinstance(module, Normalize):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        if not static:
-            _write_json(
-                folder / "sentence_bert_config.json",
-                {"max_seq_length": plain.max_seq_length, "do_lower_case": False},
-            )
-        _write_json(
-            folder / "modules.json",
-            [
-                {
-                    "idx": i,
-                    "name": str(i),
-                    "path": name,
-                    "type": f"sentence_transformers.models.{type(module).__name__}",
-                }
-                for i, (module, name) in enumerate(zip(modules, names, strict=True))
-            ],
-        )
+            _make_portable(folder / name, module)
+        _write_modules(folder, modules, names)

@@ -148,8 +148,8 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
         )
 
     def steps(config: DistillationConfig, examples: float) -> int:
-        batch: int = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
-        return math.ceil(examples / batch)
+        each = config.train_batch_size * config.gradient_accumulation_steps
+        return math.ceil(examples / int(each * config.world_size))
 
     epochs = recipe.training.num_train_epochs
     return dataclasses.replace(

@@ -8,7 +8,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.search import search
-from hf_distill.evaluation.evaluate import embed_task
+from hf_distill.evaluation.evaluate import embed_queries, embed_task
 from hf_distill.evaluation.retrieval import DEPTH, make_run, parse_measures, per_query
 from hf_distill.evaluation.tasks import HeldOutTask
 
@@ -33,9 +33,15 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.astype(np.float64).round(6).tolist())
 
 
-def measure(student: SentenceTransformer, task: HeldOutTask) -> Measurement:
-    """Retrieve from the task's corpus, and score its pairs. Texts get the student's own prompts."""
-    queries, documents = embed_task(student, task)
+def measure(
+    student: SentenceTransformer, task: HeldOutTask, index: np.ndarray | None = None
+) -> Measurement:
+    """Retrieve from the task's corpus, and score its pairs. Texts get the student's own prompts.
+    `index` (N, d) holds the documents that a query encoder searches; None: it embeds them itself.
+    """
+    queries, documents = (
+        embed_task(student, task) if index is None else (embed_queries(student, task), index)
+    )
     best = search(queries, documents, DEPTH)
     run = make_run(list(task.queries), list(task.documents), *best)
     values = per_query(run, task.qrels, parse_measures([_NDCG, _RECALL]))

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ class _Trials:
     examples: int
     out: Path
 
+    @cached_property
+    def index(self) -> np.ndarray | None:
+        """(N, D) the teacher's embeddings of the task's documents, which query encoders search;
+        None for other students.
+        """
+        embeddings = self.run.scores.embeddings
+        if self.run.recipe.training.student_space == "own" or embeddings is None:
+            return None
+        return embeddings.of_documents(self.task.document_numbers).astype(np.float32)
+
     def result(self, arm: Arm, seed: int) -> ArmResult:
         """Train and measure a student, unless its result is there."""
         run = self.run
@@ -67,7 +78,7 @@ class _Trials:
             start, checkpoints = time.perf_counter(), self.out / "checkpoints"
             student, training = trial.student_on(selection, checkpoints, key)
             shutil.rmtree(checkpoints, ignore_errors=True)
-            measured = measure(student, self.task)
+            measured = measure(student, self.task, self.index)
             return ArmResult(
                 key=key,
                 arm=arm.name,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
+from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.teachers.base import similarity
 
@@ -123,6 +124,15 @@ class Sides:
         )
 
     @property
+    def every_document(self) -> Tensor | None:
+        """(B + B k, D) the teacher's embeddings of the documents, then of the hard negatives of
+        each pair in turn; None if there are none.
+        """
+        if self.document_embedding is None or self.negative_embedding is None:
+            return self.document_embedding
+        return torch.cat([self.document_embedding, self.negative_embedding.flatten(0, 1)])
+
+    @property
     def negatives_each(self) -> int:
         """k, hard negatives of each pair."""
         return 0 if self.negative_key is None else self.negative_key.shape[1]
@@ -173,11 +183,9 @@ def teacher_view(
     pairs, each = len(columns.document_key), columns.negatives_each
     own = torch.arange(len(rows.query_key), device=rows.query_key.device)
     positives = own + offset
-    keys, documents = columns.document_key, columns.document_embedding
+    keys, documents = columns.document_key, columns.every_document
     if columns.negative_key is not None:
         keys = torch.cat([keys, columns.negative_key.flatten()])
-        if documents is not None and columns.negative_embedding is not None:
-            documents = torch.cat([documents, columns.negative_embedding.flatten(0, 1)])
 
     if rows.query_embedding is None or documents is None:
         teacher = torch.full((len(own), len(keys)), torch.nan, device=own.device)
@@ -216,7 +224,12 @@ def in_batches(
         components: (d, D) orthonormal rows: a text's target is its teacher embedding in these
             coordinates. None: the teacher embedding itself.
         measure: The teacher's similarity.
-        config: The objective.
+        config: The objective. With `student_space: teacher`, the queries are compared with the
+            teacher's embeddings of the documents, which do not change (in both directions, if the
+            contrast is symmetric); the student's are only aligned.
+
+    Raises:
+        InputError: The teacher's space is meant, and the rows hold no embeddings of documents.
     """
     rows = Sides.of(batch)
     columns = rows.gathered()
@@ -225,10 +238,14 @@ def in_batches(
     view = teacher_view(rows, columns, offset, measure, config.false_negative_margin)
 
     queries, documents, negatives, _ = texts.tensor_split([pairs, 2 * pairs, (2 + each) * pairs])
-    # Column by column, then together: the documents of all ranks come before all hard negatives.
-    every_document = gather(documents)
-    if each:
-        every_document = torch.cat([every_document, gather(negatives)])
+    if config.student_space == "teacher":
+        documents, every_document = _of_teacher(rows), _of_teacher(columns)
+        documents = documents[:pairs]
+    else:
+        # Column by column, then together: the documents of all ranks come before all negatives.
+        every_document = gather(documents)
+        if each:
+            every_document = torch.cat([every_document, gather(negatives)])
     every_query, other_view = None, None
     if config.contrastive_symmetric:
         every_query = gather(queries)
@@ -263,6 +280,18 @@ def in_batches(
         )
 
     return [cut_to(dimension) for dimension in sorted({*config.matryoshka_dims, texts.shape[1]})]
+
+
+def _of_teacher(sides: Sides) -> Tensor:
+    """The teacher's embeddings of all documents of `sides`, float32."""
+    documents = sides.every_document
+    if documents is None:
+        raise InputError(
+            "--student_space teacher: the training rows hold no teacher embeddings of the "
+            "documents, which the student's queries are compared with; add the columns "
+            "teacher_query_embedding and teacher_document_embedding, or set --student_space own"
+        )
+    return documents.float()
 
 
 def _targets(rows: Sides, pool: Tensor | None, components: Tensor | None) -> Tensor | None:

@@ -26,6 +26,7 @@ _ALONE: dict[str, Any] = {
     "contrastive_weight": 1.0, "regression_weight": 0.0, "kl_weight": 0.0, "margin_weight": 0.0,
     "alignment_weight": 0.0, "spread_out_weight": 0.0, "terms": [],
     "texts_per_pair": 0, "hard_negatives_per_pair": 0,
+    "student_space": "own",
     "matryoshka_dims": [], "one_source_per_batch": False, "source_shares": [], "source_alpha": 1.0,
     "per_device_train_batch_size": 2, "max_steps": 1, "eval_strategy": IntervalStrategy.NO,
     "eval_on_start": False, "save_strategy": SaveStrategy.NO, "load_best_model_at_end": False,
