@@ -268,7 +268,8 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     assert json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"] == 2
     assert "binary, rescored by int8" in (tmp_path / "frontier.md").read_text(encoding="utf-8")
     trained = (folder / "training.json").stat().st_mtime_ns
-    setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=300)
+    path = str(conversations.resolve())
+    setting = Setting(tmp_path, (("talk", path),), max_pairs=300)
     frontier.train_size("2 layers", "talk", setting, 64)
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
