@@ -113,6 +113,10 @@ class Further:
     ndcg: tuple[float, ...]
 
 
+class AbsentError(Exception):
+    """A training is not there."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One student.
@@ -151,23 +155,33 @@ class Job:
         """A run of a recipe on its domain."""
         return with_keys(load_domain(self.domain, self.setting), recipe, self.folder)
 
-    def cost(self, turns: int) -> Cost:
-        """What its arm costs."""
+    def cost(self, turns: int, read_only: bool = False) -> Cost:
+        """What its arm costs: read, or timed.
+
+        Raises:
+            AbsentError: It is not there, and only to be read.
+        """
         run = self.run_of(self.recipe)
         inputs = [FORM, self.arm.name, turns, *run.training_inputs(run.selection)]
         path = self.folder.parent.parent / "costs" / f"{self.folder.name.split('min')[0]}.json"
 
         def make(key: str) -> Cost:
+            if read_only:
+                raise AbsentError
             with contextlib.redirect_stdout(io.StringIO()):
                 return time_arm(self.arm, self.run_of, self.recipe, key, turns)
 
         return stage(path, Cost, inputs, make)
 
-    def trained(self, turns: int) -> Trained:
-        """The training: read, or made."""
+    def trained(self, turns: int, read_only: bool = False) -> Trained:
+        """The training: read, or made.
+
+        Raises:
+            AbsentError: As `cost`.
+        """
         if not self.minutes:
             return Trained("untrained", 0, 0, 0.0, 0.0, 0.0)
-        cost = self.cost(turns)
+        cost = self.cost(turns, read_only)
         run = self.run_of(self.recipe)
         pairs = len(run.selection.kept)
         examples = cost.examples(self.recipe, pairs, 60 * self.minutes)
@@ -177,6 +191,8 @@ class Job:
         inputs += run.training_inputs(run.selection)
 
         def make(key: str) -> Trained:
+            if read_only:
+                raise AbsentError
             student, seconds = self._train(run, key)
             save_student(student, self.folder / "student")
             pool = wanted_pool(pairs, recipe.stages)
@@ -353,8 +369,10 @@ def _jobs(line: argparse.Namespace, setting: Setting) -> list[Job]:
     ]
 
 
-def _is_there(job: Job) -> bool:
-    return not job.minutes or (job.folder / "trained.json").is_file()
+def _is_there(job: Job, turns: int) -> bool:
+    with contextlib.suppress(AbsentError):
+        return bool(job.trained(turns, read_only=True).key)
+    return False
 
 
 def main() -> None:
@@ -366,24 +384,25 @@ def main() -> None:
     jobs = _jobs(line, setting)
     for name in setting.names:
         prepare_domain(name, setting)
+    missing = {job for job in jobs if not _is_there(job, line.turns)}
     if line.table:
-        jobs = [job for job in jobs if _is_there(job)]
-    for job in jobs if not line.table else []:  # all of them are timed before any is trained
-        if job.minutes and job.seed == 0:
+        jobs, missing = [job for job in jobs if job not in missing], set()
+        if not any(job.minutes for job in jobs):
+            raise InputError(
+                f"--table: {setting.out} holds no training of these; leave --table out once"
+            )
+    for job in jobs:  # all of them are timed before any is trained
+        if job in missing and job.seed == 0:
             cost = job.cost(line.turns)
             said = " + ".join(f"{1000 * step:.0f}" for step in cost.steps)
             print(f"{job.domain}, {job.arm.name}: {said} ms a step", flush=True)
     students: list[Student] = []
-    start, made = time.perf_counter(), 0
+    start, wanted = time.perf_counter(), len(missing)
     for number, job in enumerate(jobs, 1):
-        new = not _is_there(job)
         students.append(job.measured(line.turns))
-        made += new
-        left = (
-            (time.perf_counter() - start)
-            / max(1, made)
-            * (sum(not _is_there(other) for other in jobs[number:]))
-        )
+        missing.discard(job)
+        seconds = time.perf_counter() - start
+        left = seconds / max(1, wanted - len(missing)) * len(missing)
         said = students[-1].said()
         print(f"{number}/{len(jobs)} {said}; about {left / 60:.0f} min left", flush=True)
     references = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,8 +44,13 @@ def parse_domain(text: str) -> tuple[str, str | None]:
     name, equals, path = text.partition("=")
     if text == PYDOCS:
         return PYDOCS, None
-    if not equals or not name or not Path(path).exists():
-        raise InputError(f"--domain {text}: expected {PYDOCS}, or NAME=PATH with a path that is")
+    if not equals or not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(
+            f"--domain {text}: it must read {PYDOCS}, or NAME=PATH with a name of letters, digits, "
+            "- and _"
+        )
+    if not Path(path).exists():
+        raise InputError(f"--domain {text}: there is no such file or folder; name your data")
     return name, str(Path(path).resolve())
 
 
@@ -220,14 +226,22 @@ def setting_of(line: argparse.Namespace, tasks: Sequence[Path] = ()) -> Setting:
     """The setting that the command line names.
 
     Raises:
-        InputError: A domain or a task is not there, or a key has another form.
+        InputError: A domain or a task is not there, two have the same name, or a key has another
+            form.
     """
+    domains = tuple(map(parse_domain, line.domain))
+    names = [name for name, _ in domains] + [path.name for path in tasks]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise InputError(
+            f"--domain, --tasks: {twice[0]} is the name of two of them, and results are kept by "
+            "name; rename one"
+        )
     keys = [key.partition("=") for key in line.student.split()]
     if not all(equals for _, equals, _ in keys):
         raise InputError(f'--student {line.student!r}: expected "KEY=VALUE ..."')
     return Setting(
         out=line.out.resolve(),
-        domains=tuple(map(parse_domain, line.domain)),
+        domains=domains,
         tasks=tuple(str(path.resolve()) for path in tasks),
         teacher=str(Path(line.teacher).resolve()) if Path(line.teacher).exists() else line.teacher,
         student=tuple(part for key, _, value in keys for part in (f"--{key}", value)),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conversations as benchmark_of_conversations
 import datasets
 import frontier
 import pytest
@@ -185,6 +186,10 @@ def test_quality(
     again = main(quality, *options, "--seeds", 2, "--table", "--tasks", further)
     assert again == figures, "the second seed is not there, and is not trained"
     assert results() == before
+    monkeypatch.setattr(quality, "FORM", "another")
+    with pytest.raises(InputError, match=r"--table: .* holds no training"):
+        main(quality, *options, "--seeds", 1, "--table", "--tasks", further)
+    assert results() == before, "what another version made is neither used nor made again"
 
 
 def test_a_step_is_timed(
@@ -202,6 +207,26 @@ def test_a_step_is_timed(
         assert len(cost.steps) == len(cost.starts) == len(job.recipe.stages)
         assert all(0 < seconds < 60 for seconds in (*cost.steps, cost.text, cost.passage))
         assert job.cost(1) == cost, "it is kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--domain", "a"], "--domain a: it must read pydocs, or NAME=PATH"),
+        (["--domain", "a/b=HERE"], "--domain a/b=.*: it must read"),
+        (["--domain", "a=/nowhere"], "--domain a=/nowhere: there is no such file"),
+        (["--domain", "a=HERE", "a=HERE"], "a is the name of two"),
+        (["--domain", "a=HERE", "--tasks", "x/one", "y/one"], "one is the name of two"),
+        (["--domain", "a=HERE", "--student", "key"], "--student 'key'"),
+        (["--domain", "a=HERE", "--train_on", "b"], "--train_on: b"),
+        (["--domain", "a=HERE", "--arms", "none"], "--arms: unknown none"),
+    ],
+)
+def test_what_quality_cannot_use_is_one_message(
+    tmp_path: Path, main: Main, options: list[str], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        main(quality, *(text.replace("HERE", str(tmp_path)) for text in options))
 
 
 def test_another_split_of_quality_has_other_held_out_pairs(
@@ -253,6 +278,27 @@ def test_examples_fill_the_seconds_of_a_budget(tmp_path: Path) -> None:
     assert cost.examples(recipe, 1000, seconds) == 64
     assert cost.examples(recipe, 1000, seconds - 0.1) == 48
     assert cost.examples(recipe, 1000, 0.0) == 16, "at least a batch"
+
+
+def test_conversations(
+    conversations: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = json.loads(conversations.read_text(encoding="utf-8"))
+    first = {turn["Conversation_no"]: None for turn in turns}
+    for name, some in (("train", [*first][:12]), ("test", [*first][12:16])):
+        part = [turn for turn in turns if turn["Conversation_no"] in some]
+        (tmp_path / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
+    short = {"max_steps": 1, "texts_per_pair": 0, "until": "evaluate", "test_fraction": 0.3}
+    monkeypatch.setattr(
+        benchmark_of_conversations, "SHORT", benchmark_of_conversations.SHORT | short
+    )
+    paths = tmp_path / "runs", tmp_path / "train.json", tmp_path / "test.json"
+    figures = main(benchmark_of_conversations, *paths)
+    assert set(figures) == {"test"}
+    assert len(figures["test"]) == 5
+    assert all(0 < ndcg <= 1 for ndcg in figures["test"].values())
+    forms = ("", ", on the rewrite", ", on the bare utterance")
+    assert len({figures["test"][f"student of conversations{form}"] for form in forms}) == 3
 
 
 def test_frontier(conversations: Path, tmp_path: Path) -> None:

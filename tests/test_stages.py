@@ -260,7 +260,7 @@ def test_a_run_of_two_stages(tiny: Path, tmp_path: Path) -> None:
     for point in results.training.points:
         assert set(point.measures) == {"nDCG@10", "Pearson", "MAE"}
     assert "between the last two stages" in (run / "report.html").read_text(encoding="utf-8")
-    card = (run / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    card = " ".join((run / "student_model_sd" / "README.md").read_text(encoding="utf-8").split())
     assert f"at {results.training.specialised:g} between" in card
     assert "specialised" in plot_points(results.training).alt
     again = call(line)

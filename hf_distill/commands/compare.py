@@ -31,7 +31,7 @@ from hf_distill.evaluation.retrieval import (
 from hf_distill.evaluation.significance import compare_systems
 from hf_distill.evaluation.systems import not_applicable
 from hf_distill.evaluation.tasks import RetrievalTask, load_task
-from hf_distill.run.folder import RunFolder, read_saved_recipe
+from hf_distill.run.folder import RunFolder, recipe_says
 from hf_distill.run.stage import write_json
 from hf_distill.serving.index import student_of
 from hf_distill.teachers.base import SCALES
@@ -124,15 +124,12 @@ def names_of(models: list[str]) -> dict[str, str]:
 def _is_student_of_other_texts(place: Path) -> bool:
     """Whether a run trained it to read other texts than the teacher."""
     folder = RunFolder(place.parent)
-    if folder.student != place or not folder.recipe.is_file():
-        return False
-    return read_saved_recipe(folder).get("student_query") is not None
+    return folder.student == place and recipe_says(folder, "student_query") is not None
 
 
 def is_query_encoder(location: str) -> bool:
     """Whether `location` is a run whose student searches what its teacher embedded."""
-    folder = RunFolder(Path(location))
-    return folder.recipe.is_file() and read_saved_recipe(folder).get("student_space") == "teacher"
+    return bool(recipe_says(RunFolder(Path(location)), "student_space") == "teacher")
 
 
 def run_of_model(location: str, name: str, task: RetrievalTask, depth: int) -> Run:

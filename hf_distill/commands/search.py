@@ -15,7 +15,7 @@ from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError, printable
 from hf_distill.pipeline import finished
 from hf_distill.recipe.arguments import CONVERSATION
-from hf_distill.run.folder import RunFolder, read_saved_recipe
+from hf_distill.run.folder import RunFolder, recipe_says
 from hf_distill.serving.index import (
     DEPTH,
     Index,
@@ -64,10 +64,7 @@ def open_index(run_or_model: str) -> Index:
 
 def reads_conversations(run_or_model: str) -> bool:
     """Whether it is a run whose student reads the turns before a question."""
-    folder = RunFolder(Path(run_or_model))
-    if not folder.recipe.is_file():
-        return False
-    return read_saved_recipe(folder).get("student_query") == CONVERSATION
+    return bool(recipe_says(RunFolder(Path(run_or_model)), "student_query") == CONVERSATION)
 
 
 def _on_one_line(text: str) -> str:

@@ -203,7 +203,8 @@ def validation_evaluator(
     if measure is None:
         return None
     task, documents = validation_task(collection, recipe.seed), None
-    if recipe.training.student_space == "teacher" and scores is not None:
+    if recipe.training.student_space == "teacher":
+        assert scores is not None, "a query encoder searches what the teacher embedded"
         searched = _searched(collection, recipe.seed, MOST_DOCUMENTS)
         documents = _of_teacher(collection, scores, task, searched)
     return ValidationRetrieval(task, measure, documents)

@@ -188,7 +188,7 @@ def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
     ]
     ratio = retrieval.student_over_teacher
     if ratio is not None:
-        on = " on the teacher's own documents" if retrieval.searched == "teacher" else ""
+        on = " in the teacher's own index" if retrieval.searched == "teacher" else ""
         kept = (
             f"The student keeps {ratio.value:.1%} of the teacher's {NDCG}{on} "
             f"(95% interval {ratio.low:.1%} to {ratio.high:.1%})"

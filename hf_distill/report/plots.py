@@ -327,12 +327,12 @@ def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Pict
         points = [(row["step"], row[key]) for row in training.log if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    if axes.lines:
+        axes.legend(frameon=False, labelcolor=GREY)
     for border in np.cumsum([stage.steps for stage in training.stages])[:-1].tolist():
         axes.axvline(border, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xlabel("step")
     axes.set_ylabel("weighted loss")
-    if training.log:
-        axes.legend(frameon=False, labelcolor=GREY)
     losses = [row["loss"] for row in training.log if "loss" in row]
     story = f"from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "not logged"
     return _picture(

@@ -148,6 +148,15 @@ def check_links(folder: RunFolder) -> None:
                 )
 
 
+def recipe_says(folder: RunFolder, key: str) -> Any:
+    """What the recipe of a run says of `key`; None if the folder is not a run's.
+
+    Raises:
+        InputError: As `read_saved_recipe`.
+    """
+    return read_saved_recipe(folder).get(key) if folder.recipe.is_file() else None
+
+
 def read_saved_recipe(folder: RunFolder) -> dict[str, Any]:
     """The content of a run's `recipe.yaml`.
 
