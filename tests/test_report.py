@@ -23,6 +23,8 @@ from run_results import (
 from hf_distill.evaluation.fidelity import fidelity
 from hf_distill.evaluation.intervals import estimate, mean, undefined
 from hf_distill.evaluation.results import (
+    ON_QUERY,
+    ON_UTTERANCE,
     Evaluation,
     NotApplicable,
     SourceResults,
@@ -38,7 +40,7 @@ from hf_distill.report.headline import (
     with_interval,
 )
 from hf_distill.report.page import environment, write_report
-from hf_distill.report.plots import GREY, plot_losses
+from hf_distill.report.plots import GREY, apart, plot_cost, plot_losses
 from hf_distill.run.folder import RunFolder
 
 
@@ -242,6 +244,13 @@ def test_a_teacher_that_cannot_search_has_a_page(folder: RunFolder) -> None:
     assert "The largest wins against BM25" in text
     assert "Its teacher cannot search" in text
     assert "No: the teacher has no index." in text
+
+
+def test_labels_of_systems_that_cost_the_same_are_apart() -> None:
+    points = [(4.0, 0.5), (9.0, 0.51), (4.0, 0.45), (4.0, 0.9), (4.0, 0.46)]
+    assert apart(points, 0.1) == pytest.approx([0.65, 0.51, 0.45, 0.9, 0.55])
+    one_student = evaluation(random_values((*SYSTEMS, ON_UTTERANCE, ON_QUERY)))
+    assert "utterance" not in plot_cost(one_student).alt, "nobody timed the other readings"
 
 
 def test_one_query_and_constant_scores_have_a_page(folder: RunFolder) -> None:

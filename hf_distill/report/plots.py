@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from hf_distill.evaluation.results import (
     ALONE,
     IN_ORDER,
+    READINGS,
     STUDENT,
     UNTRAINED,
     Calibration,
@@ -57,6 +58,9 @@ _INK = {
 """Colour of a plot -> CSS variable, colour in light mode, colour in dark mode. The contrast to the
 page's background is at least 4.5 : 1 in both.
 """
+
+_LINE = 0.07
+"""Height of a label in `plot_cost`, as a share of the panel's."""
 
 _DRAWN_ONE_BY_ONE = 2000
 """More points than this are drawn as an image, which keeps the page small."""
@@ -132,13 +136,24 @@ def plot_retrieval(retrieval: RetrievalResults) -> Picture:
     )
 
 
+def apart(points: Sequence[tuple[float, float]], gap: float) -> list[float]:
+    """The heights of labels at `points` (x, y): those of one x are moved up until they are `gap`
+    apart.
+    """
+    heights, last = [0.0] * len(points), dict[float, float]()
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        x, y = points[i]
+        heights[i] = last[x] = max(y, last.get(x, -np.inf) + gap)
+    return heights
+
+
 def plot_cost(evaluation: Evaluation) -> Picture:
     """nDCG@10 against the latency of one query. Systems that were not timed are lines."""
     systems, efficiency = evaluation.retrieval.systems, evaluation.efficiency
     plot, axes = _plot(5.4, 3.2)
-    story = []
+    story, labels = [], []
     for name in IN_ORDER:
-        if name not in systems or name in evaluation.retrieval.not_applicable:
+        if name not in systems or name in (*READINGS, *evaluation.retrieval.not_applicable):
             continue
         estimate, colour = systems[name][NDCG], _colour(name)
         # They have the same architecture, so a query costs the same.
@@ -161,14 +176,15 @@ def plot_cost(evaluation: Evaluation) -> Picture:
             axes.errorbar(
                 [x], values, arms, fmt="o", color=colour, markersize=7, elinewidth=2, alpha=0.9
             )
-            axes.annotate(
-                LABELS[name],
-                (x, values[0]),
-                xytext=(7, 4),
-                textcoords="offset points",
-                color=colour,
-            )
+            labels.append((x, values[0], name))
             story.append(f"{LABELS[name]} {estimate.value:.3f} at {x:.{0 if x >= 10 else 1}f} ms")
+    low, high = axes.get_ylim()
+    heights = apart([(x, y) for x, y, _ in labels], _LINE * (high - low))
+    for (x, _, name), height in zip(labels, heights, strict=True):
+        axes.annotate(
+            LABELS[name], (x, height), xytext=(7, 4), textcoords="offset points",
+            color=_colour(name),
+        )  # fmt: skip
     axes.margins(x=0.35)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"one query, median ms on {efficiency.device}")
