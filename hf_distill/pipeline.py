@@ -368,9 +368,7 @@ class Run:
             stages=self.recipe.stages,
             names=tuple(self.recipe.schedule.stages),
             rows=rows,
-            components=None
-            if self.recipe.training.student_space == TEACHER
-            else self.initialisation.components,
+            components=self.initialisation.components,
             scale=self.scores.scale,
             layers=self.initialisation.layers,
             checkpoints=tuple(

@@ -278,6 +278,8 @@ def test_examples_fill_the_seconds_of_a_budget(tmp_path: Path) -> None:
     assert cost.examples(recipe, 1000, seconds) == 64
     assert cost.examples(recipe, 1000, seconds - 0.1) == 48
     assert cost.examples(recipe, 1000, 0.0) == 16, "at least a batch"
+    longer = recipe_of("pydocs", Setting(tmp_path), ("--stages", stages.replace("=3", "=6")))
+    assert [s.max_steps for s in matched_recipe(longer, 640, 0).stages] == [40, 20], "6 of 3 epochs"
 
 
 def test_conversations(

@@ -23,13 +23,13 @@ from hf_distill.commands.main import main
 from hf_distill.commands.search import open_index
 from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.results import ALONE, STUDENT, TEACHER, Evaluation
+from hf_distill.evaluation.results import ALONE, ON_QUERY, STUDENT, TEACHER, UNTRAINED, Evaluation
 from hf_distill.evaluation.retrieval import DEPTH
+from hf_distill.evaluation.systems import on_documents_of_teacher
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.pipeline import Run, finished
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.cards import PLACEHOLDER
-from hf_distill.release.router import remove_router
 from hf_distill.run.stage import read_json
 from hf_distill.serving.demo import local_demo
 from hf_distill.student.build import Initialisation, build_student
@@ -256,7 +256,7 @@ def test_a_search_reads_the_teachers_documents_and_loads_it_once(
 
 
 def test_a_router_is_the_student_for_queries_and_the_teacher_for_documents(
-    encoder: tuple[Path, Said], tmp_path: Path
+    encoder: tuple[Path, Said], tiny: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copied"
     shutil.copytree(encoder[0], folder)
@@ -287,8 +287,35 @@ def test_a_router_is_the_student_for_queries_and_the_teacher_for_documents(
     before = (folder / "router.json").stat().st_mtime_ns
     assert call(["export", folder, "--format", "router"], main).code == 0
     assert (folder / "router.json").stat().st_mtime_ns == before
-    remove_router(finished(folder).folder)
+    again = run_tiny(tiny, folder, *SPACE, "--learning_rate", "2e-3", "--until", "train")
+    assert again.code == 0, again.err
+    assert not (folder / "router.json").exists()
     assert not [file for file in (folder / "router").rglob("*") if file.is_file()]
+
+
+def test_a_router_that_embeds_otherwise_is_not_written(
+    encoder: tuple[Path, Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(encoder[0], folder)
+    monkeypatch.setattr("hf_distill.release.router.TOLERANCE", -1.0)
+    said = call(["export", folder, "--format", "router"], main)
+    assert said.code == 2
+    assert "embeds other than student and teacher do" in said.err
+    assert not (folder / "router").exists()
+    assert not (folder / "router.json").exists()
+
+
+def test_every_reading_of_a_query_encoder_searches_the_teachers_documents() -> None:
+    names = (TEACHER, STUDENT, UNTRAINED, ON_QUERY)
+    embedded = {name: (np.full((1, 2), i), np.full((3, 2), i)) for i, name in enumerate(names)}
+    searched = on_documents_of_teacher(embedded)
+    for i, name in enumerate(names):
+        assert searched[name][0][0, 0] == i, "the queries stay"
+        assert (searched[name][1] == 0).all()
+    assert (searched[ALONE][1] == 1).all()
+    without = {name: of for name, of in embedded.items() if name != TEACHER}
+    assert on_documents_of_teacher(without) == without
 
 
 # --- refusals ------------------------------------------------------------------------------------

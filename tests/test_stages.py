@@ -273,6 +273,23 @@ def test_a_run_of_two_stages(tiny: Path, tmp_path: Path) -> None:
     assert other["stages"] == record["stages"], "another place is no other training"
 
 
+def test_another_last_stage_trains_no_first_one_again(tiny: Path, tmp_path: Path) -> None:
+    def first_stages() -> dict[Path, int]:
+        paths = (tmp_path / "run" / "checkpoints").glob("*/after.safetensors")
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    line = [tiny, "--run_dir", tmp_path / "run", "--until", "train", "--stages"]
+    assert call([*line, SECOND]).code == 0
+    before = first_stages()
+    assert len(before) == 1
+    assert call([*line, f"{SECOND}, temperature=0.2"]).code == 0
+    assert first_stages() == before
+    # A larger pool is another one, and the first stage draws other texts from it.
+    assert call([*line, f"{SECOND}, alignment_weight=1, texts_per_pair=9".replace(
+        "alignment_weight=0, ", "")]).code == 0  # fmt: skip
+    assert len(first_stages()) == 2
+
+
 def test_a_place_between_needs_validation_pairs_only_to_be_chosen(
     tiny: Path, tmp_path: Path
 ) -> None:
