@@ -100,6 +100,7 @@ def arrange(
     data: DataArguments,
     seed: int,
     documents: Callable[[np.ndarray], Iterable[str]],
+    what: str = "pair",
 ) -> Arrangement:
     """Take at most `max_pairs` pairs, split them by group, and take leaks out.
 
@@ -108,6 +109,7 @@ def arrange(
         data: `max_pairs`, `test_fraction` and `validation_fraction`.
         seed: Seeds the order in which groups are taken and dealt.
         documents: The texts of the documents of some pairs, given by their rows (m,).
+        what: What messages call a pair.
 
     Raises:
         InputError: Too few groups, or no pair is left to train on or to test with.
@@ -125,7 +127,7 @@ def arrange(
     for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
         if not (final == part).any():
             raise InputError(
-                f"no pair is left for {purpose} after splitting and removing leaks; add data, or "
+                f"no {what} is left for {purpose} after splitting and removing leaks; add data, or "
                 "remove texts that repeat each other"
             )
     places = np.lexsort((split == VALIDATION, final))

@@ -194,7 +194,10 @@ def _check_split(data: DataArguments, training: DistillationConfig) -> None:
 
 def _check_columns(data: DataArguments) -> None:
     """No column can be two things, and a score decides what is relevant only if it is a number."""
-    roles = ("query_column", "document_column", "label_column", "score_column")
+    roles = (
+        "query_column", "document_column", "label_column", "score_column", "text_column",
+        "student_text_column",
+    )  # fmt: skip
     named: dict[str, str] = {}
     for role in roles:
         column = getattr(data, role)
@@ -203,7 +206,7 @@ def _check_columns(data: DataArguments) -> None:
             raise InputError(
                 f"--query_column {column} and --document_column {column}: every text would search "
                 "for itself, and find itself; name another column for one of them, or leave both "
-                "out and set --format texts, if the file holds texts without queries"
+                "out and set --dataset texts, if the file holds texts without queries"
             )
         if first != role:
             raise InputError(
@@ -249,7 +252,7 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
             f"--{second[0]} {second[1]}: --{first[0]} {first[1]} says already where the data is; "
             f"set one of them to none, or name both as --sources NAME=PATH NAME=PATH"
         )
-    if data.sources and data.dataset != "auto":
+    if data.sources and data.dataset not in ("auto", "texts"):
         raise InputError(
             f"--dataset {data.dataset}: --sources says already where the data is; set --dataset "
             "auto, or name one path with --dataset_path"

@@ -30,7 +30,7 @@ ALSO_VALIDATION = ("dev", "val", "valid", "eval")
 
 COLUMN_OPTIONS = (
     "query_column", "document_column", "label_column", "score_column", "group_column",
-    "source_column",
+    "source_column", "text_column", "student_text_column",
 )  # fmt: skip
 _OWN_KEYS = ("dataset_path", "dataset_name")
 """Keys of the data that the options about columns are meant for. A test set or a second source may
