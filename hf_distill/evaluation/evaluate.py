@@ -159,7 +159,7 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
         fidelity=fidelity(teacher_scores, student_scores, seed),
         fidelity_untrained=fidelity(teacher_scores, untrained_scores, seed),
         paper_protocol=paper_protocol(teacher_scores, student_scores),
-        efficiency=_efficiency(subject, task, folder),
+        efficiency=costs(subject, [*task.queries.values()], [*task.documents.values()], folder),
         index={
             name: index_size(
                 task, *embedded[name], similarity if name == TEACHER else "cosine", seed
@@ -176,7 +176,7 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             tuple(round(score, 5) for score in student_scores.tolist()),
         ),
         tasks={
-            name: _further_task(subject, *named, folder.retrieval / folder_name(name), seed)
+            name: further_task(subject, *named, folder.retrieval / folder_name(name), seed)
             for name, named in subject.tasks.items()
         },
         by_source=by_source(
@@ -204,7 +204,7 @@ def _embed_held_out(subject: Subject, task: HeldOutTask) -> dict[str, Embedded]:
     return {TEACHER: of_teacher, **embedded}
 
 
-def _further_task(
+def further_task(
     subject: Subject, named: str, task: RetrievalTask, folder: Path, seed: int
 ) -> TaskResults:
     """Every system on a further task; its TREC files go to `folder`."""
@@ -218,11 +218,12 @@ def _further_task(
     )
 
 
-def _efficiency(subject: Subject, task: RetrievalTask, folder: RunFolder) -> Efficiency:
+def costs(
+    subject: Subject, queries: list[str], documents: list[str], folder: RunFolder
+) -> Efficiency:
     """The cost of the student, and of a teacher that is one local bi-encoder."""
     models = {STUDENT: subject.student}
     if subject.teacher.backbone is not None and not subject.teacher.members:
         # As it is published: it may have scored in a faster precision.
         models = {TEACHER: copy.deepcopy(subject.teacher.backbone).float(), **models}
-    queries, documents = list(task.queries.values()), list(task.documents.values())
     return efficiency(models, queries, documents, {STUDENT: folder.student})

@@ -12,6 +12,9 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
 
+ALIGNMENT = "alignment_weight"
+"""The weight of the term that needs no pairs."""
+
 _MAY_BE_EMPTY = ("query_prompt", "document_prompt")
 """Texts that are read, not names: an empty prompt is none."""
 
@@ -128,6 +131,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_sources(recipe.data, recipe.training)
     _check_training(recipe.training, recipe.given)
     _check_schedule(recipe.schedule, recipe.data)
+    if recipe.data.dataset == "texts":
+        check_without_pairs(recipe)
     if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
         raise InputError(
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
@@ -176,6 +181,32 @@ def _check_objective(recipe: Recipe) -> None:
                 f"--matryoshka_dims {dimension}: it must be between 1 and student_dim - 1 "
                 f"({recipe.student.student_dim - 1})"
             )
+
+
+def check_without_pairs(recipe: Recipe) -> None:
+    """Refuse what needs pairs of a query and a document, where there are only texts.
+
+    Raises:
+        InputError: Which keys do, all of them.
+    """
+    training, student = recipe.training, recipe.student
+    searches = student.student_layers if "search" in (student.student_layers or "") else None
+    metric = training.metric_for_best_model
+    needed: dict[str, object] = {
+        **{name: weight for name, weight in weights_of(recipe).items() if name != ALIGNMENT},
+        "hard_negatives_per_pair": training.hard_negatives_per_pair,
+        "selection": " ".join(recipe.selection.selection),
+        "student_layers": searches,
+        "specialise": "auto" if recipe.schedule.specialise == "auto" else None,
+        "hub_dataset_id": recipe.run.hub_dataset_id,
+        "metric_for_best_model": None if metric in (None, "loss", "eval_loss") else metric,
+    }
+    if used := [f"--{name} {value}" for name, value in needed.items() if value]:
+        raise InputError(
+            f"{', '.join(used)}: there are no pairs of a query and a document to train on, only "
+            "texts, and a student is aligned to the teacher's embeddings of these; use the recipe "
+            "texts (or multilingual), or set these keys to 0 or none"
+        )
 
 
 def _check_split(data: DataArguments, training: DistillationConfig) -> None:

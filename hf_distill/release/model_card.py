@@ -17,7 +17,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
-from hf_distill.evaluation.results import STUDENT, TEACHER
+from hf_distill.evaluation.results import STUDENT, TEACHER, TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
@@ -33,7 +33,8 @@ from hf_distill.release.cards import (
 )
 from hf_distill.release.onnx import FILES, measured_onnx
 from hf_distill.report.headline import NDCG, verdict
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import CommonResults, RunResults, TextsResults
+from hf_distill.report.texts import SHOWN, texts_verdict
 from hf_distill.run.folder import read_saved_recipe
 from hf_distill.run.stage import written_whole
 from hf_distill.student.build import STATIC
@@ -47,12 +48,14 @@ _OBJECTIVE = (
 """Keys of the objective. The card shows those that are set."""
 
 
-def _model_results(results: RunResults) -> list[EvalResult]:
+def _model_results(results: RunResults | TextsResults) -> list[EvalResult]:
     """The student's means as a `model-index`, on the held-out pairs and on further tasks. Figures
     that show nothing are left out.
     """
     source, evaluation = results.collection.source.name, results.evaluation
-    measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
+    measured = {}
+    if not isinstance(evaluation, TextsEvaluation):
+        measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
     measured |= {name: (name, task.retrieval) for name, task in evaluation.tasks.items()}
     return [
         EvalResult(
@@ -74,13 +77,14 @@ def _model_results(results: RunResults) -> list[EvalResult]:
 _CARD, _RESULTS = "README.md", ".eval_results/retrieval.yaml"
 
 
-def _eval_results(results: RunResults) -> str | None:
+def _eval_results(results: RunResults | TextsResults) -> str | None:
     """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data
     set. None without a data set, or where the figures show nothing.
     """
-    dataset, retrieval = results.recipe.run.hub_dataset_id, results.evaluation.retrieval
-    if dataset is None or retrieval.trivial:
+    dataset, evaluation = results.recipe.run.hub_dataset_id, results.evaluation
+    if dataset is None or isinstance(evaluation, TextsEvaluation) or evaluation.retrieval.trivial:
         return None
+    retrieval = evaluation.retrieval
     estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
@@ -122,7 +126,7 @@ def _title(recipe: Recipe) -> str:
     return f"{teacher}-{recipe.name}-student"
 
 
-def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
+def _metadata(results: RunResults | TextsResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
     optional: dict[str, Any] = {
@@ -147,7 +151,7 @@ def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     )
 
 
-def _saved(results: RunResults, path: str) -> dict[str, Any]:
+def _saved(results: CommonResults, path: str) -> dict[str, Any]:
     """A JSON file of the saved student."""
     content: dict[str, Any] = json.loads(
         (results.folder.student / path).read_text(encoding="utf-8")
@@ -155,7 +159,23 @@ def _saved(results: RunResults, path: str) -> dict[str, Any]:
     return content
 
 
-def write_model_card(results: RunResults) -> None:
+def _measured(results: RunResults | TextsResults) -> dict[str, Any]:
+    """What the card says of pairs, or of texts alone."""
+    if isinstance(results, TextsResults):
+        return {"texts": True, "verdict": texts_verdict(results.evaluation), "shown": SHOWN}
+    evaluation = results.evaluation
+    return {
+        "texts": False,
+        "verdict": verdict(evaluation),
+        "retrieval": evaluation.retrieval,
+        "significance": evaluation.significance,
+        "fidelity": evaluation.fidelity,
+        "fidelity_untrained": evaluation.fidelity_untrained,
+        "audit": results.audit,
+    }
+
+
+def write_model_card(results: RunResults | TextsResults) -> None:
     """Write `student_model_sd/README.md`, and the evaluation-results file beside it."""
     student = results.folder.student
     shutil.rmtree(student / Path(_RESULTS).parent, ignore_errors=True)
@@ -164,7 +184,7 @@ def write_model_card(results: RunResults) -> None:
             temporary.write_bytes(content)
 
 
-def model_cards(results: RunResults) -> dict[str, bytes]:
+def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
     """The card of the student and its evaluation results: path in its folder -> content."""
     recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
     static = student.student_backbone == STATIC
@@ -193,12 +213,8 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         bias=not static and _saved(results, "2_Dense/config.json")["bias"],
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
-        verdict=verdict(evaluation),
+        **_measured(results),
         evaluation=evaluation,
-        retrieval=evaluation.retrieval,
-        significance=evaluation.significance,
-        fidelity=evaluation.fidelity,
-        fidelity_untrained=evaluation.fidelity_untrained,
         efficiency=evaluation.efficiency,
         student=evaluation.efficiency.systems[STUDENT],
         teacher=evaluation.efficiency.systems.get(TEACHER),
@@ -211,7 +227,6 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         license_of_texts=licence_of_texts(results),
         soft_labels=results.soft_labels,
         lengths=results.lengths,
-        audit=results.audit,
         training=results.training,
         objective=_objective(recipe),
     )

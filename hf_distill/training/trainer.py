@@ -195,9 +195,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             batches = SourceBatches(self.plan, kwargs["batch_size"], kwargs["drop_last"])
             self._epochs.append(batches.epoch)
             return batches
-        return super().get_batch_sampler(
-            dataset.select_columns(["query", "document"]), *args, **kwargs
-        )
+        texts = ["text"] if "text" in dataset.column_names else ["query", "document"]
+        return super().get_batch_sampler(dataset.select_columns(texts), *args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No callback: the release writes the card, from measured results and without printing
