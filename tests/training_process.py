@@ -74,8 +74,9 @@ def train(teacher: Path, batch: int, out: Path) -> None:
             learning_rate=0.05, optim="sgd", max_grad_norm=1.0,
             **(dict.fromkeys(weights, 0.0) if form == ALONE else weights),
             regression_on="matrix", alignment_weight=3, false_negative_margin=0.05,
-            contrastive_symmetric=True, matryoshka_dims=[8], texts_per_pair=2, components=parts.components,
-            lookup=parts.lookup, one_source_per_batch=form == "sources",
+            contrastive_symmetric=True, matryoshka_dims=[8], texts_per_pair=2,
+            components=parts.components, lookup=parts.lookup,
+            one_source_per_batch=form == "sources",
         )  # fmt: skip
         trainer.train()
         if trainer.is_world_process_zero():
