@@ -4,6 +4,7 @@ what is measured without judgements, and what a whole run says.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ from hf_distill.evaluation.texts import (
     why_collapsed,
 )
 from hf_distill.pipeline import finished, results_of
+from hf_distill.release.model_card import model_cards
+from hf_distill.report.page import write_texts_report
+from hf_distill.report.results import TextsResults
+from hf_distill.report.texts import texts_table
 from hf_distill.run.folder import RunFolder
 from hf_distill.training.in_batch import in_batches
 from hf_distill.training.terms import alignment
@@ -302,6 +307,7 @@ def test_a_collapsed_student_is_noticed() -> None:
         (Spread(0.3, 0.02), "hardly tells"),
     ):
         assert says in str(why_collapsed(teacher, student))
+    assert "its teacher gives" in str(why_collapsed(Spread(0.9, 0.0), Spread(0.9, 0.0)))
     # A teacher whose own texts all lie near each other.
     assert why_collapsed(Spread(0.96, 0.02), Spread(0.97, 0.018)) is None
 
@@ -345,6 +351,7 @@ def test_a_run_on_texts(teacher_dir: Path, tmp_path: Path) -> None:
     out = run(tmp_path, teacher_dir, data, "--test_path", test)
     folder = tmp_path / "run"
     results = results_of(folder)
+    assert isinstance(results, TextsResults)
     evaluation = results.evaluation
     task = texts_task(results.collection, 42)
     assert evaluation.num_texts == len(task.queries) == 30
@@ -365,6 +372,12 @@ def test_a_run_on_texts(teacher_dir: Path, tmp_path: Path) -> None:
         text = page.read_text(encoding="utf-8")
         assert not [words for words in NOT_OF_TEXTS if words in text]
         assert "overlap@10" in text
+    broken = dataclasses.replace(evaluation, collapsed="its scores are constant")
+    assert texts_table(broken).count("The student has collapsed: its scores are constant") == 1
+    write_texts_report(dataclasses.replace(results, evaluation=broken))
+    assert "No: it has collapsed: its scores" in (folder / "report.html").read_text("utf-8")
+    cards = model_cards(dataclasses.replace(results, evaluation=broken))
+    assert b"It has collapsed: its scores are constant" in cards["README.md"]
     assert not (folder / "dataset").exists()
     with pytest.raises(InputError, match="on texts alone"):
         finished(folder)

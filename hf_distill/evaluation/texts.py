@@ -204,6 +204,12 @@ def why_collapsed(teacher: Spread, student: Spread) -> str | None:
     """What is wrong with a student's scores of random texts, compared with the teacher's; None if
     nothing is.
     """
+    if teacher.sd < CONSTANT:
+        return (
+            f"its teacher gives all texts the same embedding: two random ones score "
+            f"{teacher.mean:.3f}, with a standard deviation of {teacher.sd:.1g}; check the teacher "
+            "and its tokenizer"
+        )
     if student.sd < CONSTANT:
         return (
             f"its scores are constant: two random texts score {student.mean:.3f}, with a standard "
@@ -384,11 +390,10 @@ def _both_forms(
     components = subject.components
     space = None if components is None else own @ components.T
     first = collection.text_numbers("test")[0]
-    of_teacher = table.of_student_texts()[task.queries - first].astype(np.float32)
-    sides = {
-        TEACHER: (of_teacher, own),
-        **{name: (embedded[name][0], embedded[name][1][:count]) for name in (STUDENT, UNTRAINED)},
-    }
+    sides = {name: (embedded[name][0], embedded[name][1][:count]) for name in (STUDENT, UNTRAINED)}
+    if len(table.student_texts):
+        of_teacher = table.of_student_texts()[task.queries - first].astype(np.float32)
+        sides = {TEACHER: (of_teacher, own), **sides}
     spaces = {TEACHER: own, STUDENT: space, UNTRAINED: space}
 
     def of(name: str, rows: np.ndarray) -> TranslationResults:

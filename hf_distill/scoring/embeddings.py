@@ -69,7 +69,7 @@ class EmbeddingTable:
         documents: (documents,) int64: row of each document of the collection.
         texts: (texts,) int64: row of each text alone, as the teacher reads it.
         student_texts: (test texts,) int64: row of what the student reads of each test
-            text, if it reads others than the teacher.
+            text, if it reads others and the teacher embeds them.
         parts: Names of the files that hold them.
     """
 
@@ -153,12 +153,12 @@ def _stored(
     return Vectors(values, stored.places, teacher.dimension), stored.unique, names
 
 
-def _texts_of(collection: Collection) -> Items[Asked]:
+def _texts_of(collection: Collection, new: bool) -> Items[Asked]:
     """The collection's queries, its documents, its texts alone, and what the student reads of the
-    test texts, if it reads others.
+    test texts, if it reads others and the teacher can embed them (`new`).
     """
     alone = collection.record.texts
-    parallel = alone is not None and alone.parallel
+    parallel = alone is not None and alone.parallel and new
     test = collection.text_numbers("test") if parallel else np.empty(0, dtype=np.int64)
     parts: list[tuple[int, Callable[[np.ndarray], list[str]]]] = [
         (len(collection.queries), collection.query_texts),
@@ -236,8 +236,9 @@ def embed_collection(
     Raises:
         InputError: Embeddings that float16 cannot hold, or of another dimension than declared.
     """
-    texts = _texts_of(collection)
-    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind)
+    new = teacher.embeds_new_texts
+    texts = _texts_of(collection, new)
+    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind, new)
     keys = _kept_keys(texts, teacher, name, cache)
     vectors, rows, parts = _stored(texts, keys, teacher, folder)
     sizes = [len(table) for table in (collection.queries, collection.documents, collection.texts)]

@@ -270,10 +270,14 @@ def recognise(tables: Tables, data: DataArguments) -> Format:
     Raises:
         InputError: An unknown name, or no format fits.
     """
-    if data.format != "auto":
-        return _format(data.format)
-    if data.text_column or data.student_text_column:
-        return _format("texts")
+    named_text = [key for key in ("text_column", "student_text_column") if getattr(data, key)]
+    if named_text and data.format not in ("auto", "texts"):
+        raise InputError(
+            f"--{named_text[0]} {getattr(data, named_text[0])} names a column of texts without "
+            f"queries, and --format {data.format} has none; leave one of them out"
+        )
+    if data.format != "auto" or named_text:
+        return _format("texts" if named_text else data.format)
     for name in FORMATS:
         format_ = _format(name)
         if format_.fits(tables, data):
