@@ -112,6 +112,18 @@ def test_lines_without_a_header_are_texts_from_the_first_one_on(tmp_path: Path) 
     cells.write_text("a cat\teine Katze\na dog\tein Hund\n")
     assert rows_of(lines) == [("first text here", None), ("second text", None)]
     assert rows_of(cells) == [("a cat", "eine Katze"), ("a dog", "ein Hund")]
+    lines.write_text("text\nanother\n")
+    assert rows_of(lines) == [("text", None), ("another", None)]
+
+
+def test_names_that_say_nothing_are_not_texts(tmp_path: Path) -> None:
+    cells = tmp_path / "pairs.csv"
+    cells.write_text("fra,deu\nun chat,eine Katze\n")
+    with pytest.raises(InputError, match=r"--text_column.*fra, deu"):
+        rows_of(cells)
+    assert rows_of(cells, text_column="fra", student_text_column="deu") == [
+        ("un chat", "eine Katze")
+    ]
 
 
 def test_of_a_beir_folder_the_corpus_is_read(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from hf_distill.data.sources.rows import (
     start_reading,
     text_columns,
 )
+from hf_distill.data.tables.delimited import ONE_A_LINE
 from hf_distill.data.tables.files import COMPRESSED, walk
 from hf_distill.data.tables.open import READERS
 from hf_distill.data.tables.table import Place, Row, Table, Tables
@@ -100,12 +101,13 @@ def _alone(table: Table, beside: str | None) -> str | None:
 
 def _no_header(table: Table, data: DataArguments) -> bool:
     """Whether the lines of delimited text are texts from the first one on: one cell, or two (the
-    teacher's text first), of which no name is known.
+    teacher's text first), that are no names: they hold a space, or letters of other scripts.
     """
     if table.cells is None or data.text_column or data.student_text_column:
         return False
-    usual = _parallel(table) or any(c.lower() in TEXT_NAMES for c in table.columns)
-    return len(table.columns) <= 2 and not usual
+    first = [cell.strip() for cell in table.columns]
+    is_text = any(" " in cell or not cell.isascii() for cell in first)
+    return len(first) <= 2 and (is_text or table.reading == ONE_A_LINE)
 
 
 def _clearly(table: Table, data: DataArguments) -> bool:
