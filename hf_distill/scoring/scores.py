@@ -358,11 +358,12 @@ def score_collection(
         if PartialState().is_main_process:
             with written_whole(scores_path) as temporary:
                 np.save(temporary, values)
-            write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
+            if len(values):
+                write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
         return record
 
     prompts, scale = dataclasses.asdict(teacher.prompts), teacher.scale.record()
     inputs = (collection.key, teacher.identity, prompts, scale)
-    files = (scores_path, folder.soft_labels_json)
+    files = (scores_path, *([folder.soft_labels_json] if len(collection.judgements) else []))
     record = stage(path, SoftLabels, inputs, make, files, together=True)
     return Scores(record, np.load(scores_path) if values is None else values, table, teacher.scale)
