@@ -47,6 +47,9 @@ _OBJECTIVE = (
 )  # fmt: skip
 """Keys of the objective. The card shows those that are set."""
 
+_OF_TEXTS = ("alignment_weight", "terms", "matryoshka_dims", "texts_per_pair")
+"""Those of them that mean something where there are no pairs."""
+
 
 def _model_results(results: RunResults | TextsResults) -> list[EvalResult]:
     """The student's means as a `model-index`, on the held-out pairs and on further tasks. Figures
@@ -98,9 +101,9 @@ def _eval_results(results: RunResults | TextsResults) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
-def _objective(recipe: Recipe) -> dict[str, Any]:
-    """The keys of the objective that are set, e.g. no weight of 0."""
-    values = {key: getattr(recipe.training, key) for key in _OBJECTIVE}
+def _objective(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of `keys` that are set, e.g. no weight of 0."""
+    values = {key: getattr(recipe.training, key) for key in keys}
     return {key: value for key, value in values.items() if value}
 
 
@@ -162,7 +165,12 @@ def _saved(results: CommonResults, path: str) -> dict[str, Any]:
 def _measured(results: RunResults | TextsResults) -> dict[str, Any]:
     """What the card says of pairs, or of texts alone."""
     if isinstance(results, TextsResults):
-        return {"texts": True, "verdict": texts_verdict(results.evaluation), "shown": SHOWN}
+        return {
+            "texts": True,
+            "verdict": texts_verdict(results.evaluation),
+            "shown": SHOWN,
+            "objective": _objective(results.recipe, _OF_TEXTS),
+        }
     evaluation = results.evaluation
     return {
         "texts": False,
@@ -172,6 +180,7 @@ def _measured(results: RunResults | TextsResults) -> dict[str, Any]:
         "fidelity": evaluation.fidelity,
         "fidelity_untrained": evaluation.fidelity_untrained,
         "audit": results.audit,
+        "objective": _objective(results.recipe, _OBJECTIVE),
     }
 
 
@@ -228,7 +237,6 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         soft_labels=results.soft_labels,
         lengths=results.lengths,
         training=results.training,
-        objective=_objective(recipe),
     )
     measured = _eval_results(results)
     return {_CARD: card.encode()} | ({_RESULTS: measured.encode()} if measured else {})

@@ -26,6 +26,7 @@ SHOWN = (STUDENT, UNTRAINED, BM25)
 """The systems of a table, in the order of its rows."""
 
 _WIDTH = 18
+_MOST = 0.5
 
 
 def texts_table(evaluation: TextsEvaluation) -> str:
@@ -102,8 +103,16 @@ def is_it_like_its_teacher(evaluation: TextsEvaluation) -> str:
         (stands.worse, BM25, "No: BM25, which needs no model, finds more of what it finds."),
         (stands.level, BM25, f"Not shown: {texts}, it cannot be told apart from BM25."),
     )
+    share = evaluation.systems[STUDENT].overlap.value
+    misses = " It still misses most of that." if share is not None and share < _MOST else ""
+    beaten = "than before training" + (" and than BM25" if BM25 in stands.better else "")
+    judged = (
+        "The judged queries below say how well it searches."
+        if evaluation.tasks
+        else "Whether that is right for a task, nobody judged here: --test_path and --eval_tasks "
+        "measure it."
+    )
     return next(
         (answer for names, name, answer in rules if name in names),
-        "It follows its teacher. Whether the teacher's order is right for a task was not judged "
-        "here: --test_path and --eval_tasks measure that.",
+        f"It finds more of what its teacher finds {beaten}.{misses} {judged}",
     )

@@ -148,7 +148,9 @@ def matched_recipe(recipe: Recipe, examples: int, seed: int) -> Recipe:
         )
 
     def steps(config: DistillationConfig, examples: float) -> int:
-        batch: int = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+        batch: int = (
+            config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+        )
         return math.ceil(examples / batch)
 
     epochs = recipe.training.num_train_epochs
