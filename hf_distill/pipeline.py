@@ -14,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
-from hf_distill.data.collection import Collection
+from hf_distill.data.collection import Collection, CollectionRecord
 from hf_distill.data.explain import explain
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
@@ -31,9 +32,11 @@ from hf_distill.evaluation.further import (
     load_tasks,
     with_shared_texts,
 )
-from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.results import Evaluation, TextsEvaluation
+from hf_distill.evaluation.texts import evaluate_texts
 from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.check import check_without_pairs
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
@@ -41,8 +44,9 @@ from hf_distill.release.hub import check_publishing, publish_run
 from hf_distill.release.model_card import write_model_card
 from hf_distill.release.router import remove_router
 from hf_distill.report.headline import results_table
-from hf_distill.report.page import write_report
-from hf_distill.report.results import RunResults
+from hf_distill.report.page import write_report, write_texts_report
+from hf_distill.report.results import RunResults, TextsResults
+from hf_distill.report.texts import texts_table
 from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
 from hf_distill.run.folder import (
     RunFolder,
@@ -67,7 +71,7 @@ from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.rehearsal import check_training
-from hf_distill.training.rows import check_negatives, training_rows
+from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.stages import StageRecord, TrainingTask, check_batch
 from hf_distill.training.terms import parse_terms
@@ -213,12 +217,15 @@ class Run:
                 yield self.further_tasks.summary
             yield self.lengths.summary()
             yield self.scores.summary()
-        if self.wants("select"):
+        if self.wants("select") and self.has_pairs:
             yield self.selection.summary()
         if self.wants("train"):
             yield self.training.summary()
         if self.wants("evaluate"):
-            write_report(self.results)
+            if isinstance(self.results, RunResults):
+                write_report(self.results)
+            else:
+                write_texts_report(self.results)
             save_made_with(self.recipe, self.folder)
         if self.wants("release"):
             yield from self.release()
@@ -242,6 +249,8 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
+            if collection.record.texts is not None:
+                _check_each_stage(self.recipe, check_without_pairs)
             checks: list[Callable[[Recipe], object]] = [
                 lambda stage: check_amounts(collection, stage.training),
                 lambda stage: check_sources(collection, stage.training),
@@ -252,6 +261,11 @@ class Run:
             validation = len(collection.pairs("validation"))
             check_place(self.recipe.schedule.specialise, validation)
         return collection
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the run is on pairs, and not on texts alone."""
+        return self.collection.record.texts is None
 
     @cached_property
     def lengths(self) -> TextLengths:
@@ -280,6 +294,8 @@ class Run:
     @cached_property
     def ranking(self) -> Ranking | None:
         """Where the teacher ranks each training pair in a pool; None if it embeds no texts."""
+        if not self.has_pairs:
+            return None
         return rank_in_pool(self.collection, self.scores, self.recipe, self.folder)
 
     @cached_property
@@ -289,6 +305,13 @@ class Run:
         kept = len(selection.kept)
         _check_each_stage(self.recipe, lambda stage: check_batch(kept, stage.training))
         return selection
+
+    @property
+    def chosen(self) -> Chosen:
+        """The training rows that are used: a selection, or every text where there are no pairs."""
+        if self.has_pairs:
+            return self.selection
+        return EveryText(self.scores.key, np.arange(self.collection.trained("train")))
 
     @cached_property
     def selection_inputs(self) -> SelectionInputs:
@@ -327,16 +350,16 @@ class Run:
                 remove_router(self.folder)
             return record
 
-        selection = self.selection
+        selection = self.chosen
         inputs, files = self.training_inputs(selection), [self.folder.student]
         return stage(self.folder.training, TrainingRecord, inputs, make, files, together=True)
 
-    def training_inputs(self, selection: Selection) -> list[Any]:
+    def training_inputs(self, selection: Chosen) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
         last = len(self.recipe.stages)
         return [*self._stage_inputs(selection, last), self.recipe.schedule.specialise]
 
-    def _stage_inputs(self, selection: Selection, stages: int) -> list[Any]:
+    def _stage_inputs(self, selection: Chosen, stages: int) -> list[Any]:
         """Everything that the first stages of its training depend on. What follows them is not
         among it: another last stage, or another place before it, needs no other first one.
         """
@@ -348,7 +371,7 @@ class Run:
         ]  # fmt: skip
 
     def student_on(
-        self, selection: Selection, checkpoints: Path, key: str
+        self, selection: Chosen, checkpoints: Path, key: str
     ) -> tuple[SentenceTransformer, TrainingRecord]:
         """Train a student on `selection`, all processes together.
 
@@ -390,59 +413,84 @@ class Run:
         """Every figure, on held-out data. What is measured is what was saved."""
 
         def make(key: str) -> Evaluation:
-            subject = Subject(
-                student=SentenceTransformer(str(self.folder.student), device=device_type()),
-                untrained=self.untrained(),
-                teacher=self.teacher,
-                collection=self.collection,
-                scores=self.scores,
-                components=self.initialisation.components,
-                training=self.training.key,
-                language=self.recipe.data.language,
-                space=self.recipe.training.student_space,
-                tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
-                shards=self._shards,
-                student_query=self.recipe.data.student_query,
-            )
-            return evaluate(subject, self.folder, self.recipe.seed, key)
+            return evaluate(self._subject(), self.folder, self.recipe.seed, key)
 
-        inputs = [
+        beside = [self.folder.retrieval]
+        return stage(self.folder.evaluation, Evaluation, self._evaluated(), make, beside)
+
+    @cached_property
+    def texts_evaluation(self) -> TextsEvaluation:
+        """The same of a run on texts alone."""
+
+        def make(key: str) -> TextsEvaluation:
+            return evaluate_texts(self._subject(), self.folder, self.recipe.seed, key)
+
+        beside = [self.folder.retrieval] if self.further_tasks.digests else []
+        return stage(self.folder.evaluation, TextsEvaluation, self._evaluated(), make, beside)
+
+    def _subject(self) -> Subject:
+        return Subject(
+            student=SentenceTransformer(str(self.folder.student), device=device_type()),
+            untrained=self.untrained(),
+            teacher=self.teacher,
+            collection=self.collection,
+            scores=self.scores,
+            components=self.initialisation.components,
+            training=self.training.key,
+            language=self.recipe.data.language,
+            space=self.recipe.training.student_space,
+            tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
+            shards=self._shards,
+            student_query=self.recipe.data.student_query,
+        )
+
+    def _evaluated(self) -> list[Any]:
+        """Everything that an evaluation depends on."""
+        return [
             self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
             list(self.further_tasks.digests.items()),
         ]  # fmt: skip
-        return stage(self.folder.evaluation, Evaluation, inputs, make, [self.folder.retrieval])
 
     @cached_property
-    def results(self) -> RunResults:
+    def results(self) -> RunResults | TextsResults:
         """Everything that the report and the cards show."""
-        return RunResults(
-            recipe=self.recipe,
-            folder=self.folder,
-            collection=self.collection,
-            soft_labels=self.scores.record,
-            audit=self.selection.audit,
-            training=self.training,
-            evaluation=self.evaluation,
-            lengths=self.lengths,
-        )
+        common: dict[str, Any] = {
+            "recipe": self.recipe,
+            "folder": self.folder,
+            "collection": self.collection,
+            "soft_labels": self.scores.record,
+            "training": self.training,
+            "lengths": self.lengths,
+        }
+        if not self.has_pairs:
+            return TextsResults(**common, evaluation=self.texts_evaluation)
+        return RunResults(**common, audit=self.selection.audit, evaluation=self.evaluation)
 
     def release(self) -> list[str]:
         """Write the data set and both cards, and publish them if the recipe says so. Returns what
         was published, a line each.
         """
-        write_dataset(self.results, self.scores, self.ranking, self.selection)
-        write_model_card(self.results)
-        return publish_run(self.results)
+        results = self.results
+        said = []
+        if isinstance(results, RunResults):
+            write_dataset(results, self.scores, self.ranking, self.selection)
+        else:
+            said = ["There are no scored pairs, so there is no data set to release."]
+        write_model_card(results)
+        return [*said, *publish_run(results)]
 
     def conclusion(self) -> str:
         """The headline figures, and where student and report are."""
-        return (
-            f"\n{results_table(self.evaluation)}\n\n"
-            f"Student: {self.folder.student}\nReport:  {self.folder.report}"
+        results = self.results
+        table = (
+            results_table(results.evaluation)
+            if isinstance(results, RunResults)
+            else texts_table(results.evaluation)
         )
+        return f"\n{table}\n\nStudent: {self.folder.student}\nReport:  {self.folder.report}"
 
 
-def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
+def train(recipe: str = "quickstart", **keys: Any) -> RunResults | TextsResults:
     """Run a recipe from data to released student, as `hf-distill train` does.
 
     Args:
@@ -476,6 +524,26 @@ def train(recipe: str = "quickstart", **keys: Any) -> RunResults:
 
 
 def finished(path: Path, *line: str) -> RunResults:
+    """The results of the finished run on pairs in the folder `path`; nothing is made.
+
+    Args:
+        path: The run's folder.
+        *line: Further keys (`--key`, `value`, ...) that override its recipe's.
+
+    Raises:
+        InputError: As `results_of`, or it is a run on texts alone.
+    """
+    results = results_of(path, *line)
+    if isinstance(results, RunResults):
+        return results
+    raise InputError(
+        f"the run in {path} is on texts alone: it has no queries and no judged documents, which "
+        f"this command needs; load its student from {results.folder.student}, or measure it with "
+        "hf-distill compare on a judged set"
+    )
+
+
+def results_of(path: Path, *line: str) -> RunResults | TextsResults:
     """The results of the finished run in the folder `path`; nothing is made.
 
     Args:
@@ -488,11 +556,13 @@ def finished(path: Path, *line: str) -> RunResults:
     """
     folder = RunFolder(path)
     read_saved_recipe(folder)
-    needed = (
-        folder.pairs / "manifest.json", folder.soft_labels / "manifest.json", folder.selection,
+    manifest = folder.pairs / "manifest.json"
+    alone = manifest.is_file() and read_result(manifest, CollectionRecord).texts is not None
+    needed = [
+        manifest, folder.soft_labels / "manifest.json", *([] if alone else [folder.selection]),
         folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
         folder.made_with,
-    )  # fmt: skip
+    ]  # fmt: skip
     missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
     again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
     if missing:
@@ -503,21 +573,32 @@ def finished(path: Path, *line: str) -> RunResults:
     # This machine may not support the precision that the run was trained in.
     own = ("--run_dir", str(path), "--bf16", "false", "--fp16", "false")
     recipe = read_recipe([str(folder.recipe), *own, *line], runs=False)
-    results = RunResults(
-        recipe=recipe,
-        folder=folder,
-        collection=open_collection(folder, recipe.data.dataset_license),
-        soft_labels=read_result(folder.soft_labels / "manifest.json", SoftLabels),
-        audit=read_result(folder.selection, Audit),
-        training=read_result(folder.training, TrainingRecord),
-        evaluation=read_result(folder.evaluation, Evaluation),
-        lengths=read_result(folder.text_lengths, TextLengths),
-    )
-    evaluation, training, audit = results.evaluation, results.training, results.audit
-    if training.selection != audit.key:
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "folder": folder,
+        "collection": open_collection(folder, recipe.data.dataset_license),
+        "soft_labels": read_result(folder.soft_labels / "manifest.json", SoftLabels),
+        "training": read_result(folder.training, TrainingRecord),
+        "lengths": read_result(folder.text_lengths, TextLengths),
+    }
+    results: RunResults | TextsResults
+    if alone:
+        measured = read_result(folder.evaluation, TextsEvaluation)
+        results = TextsResults(**common, evaluation=measured)
+        trained_on, chosen = "texts", results.soft_labels.key
+    else:
+        results = RunResults(
+            **common,
+            audit=read_result(folder.selection, Audit),
+            evaluation=read_result(folder.evaluation, Evaluation),
+        )
+        trained_on, chosen = "pairs that this selection keeps", results.audit.key
+    evaluation, training = results.evaluation, results.training
+    if training.selection != chosen:
+        other = folder.soft_labels if alone else folder.selection
         raise InputError(
-            f"{folder.training} and {folder.selection} come from different calls: the student was "
-            f"not trained on the pairs that this selection keeps; {again}"
+            f"{folder.training} and {other} come from different calls: the student was not trained "
+            f"on the {trained_on}; {again}"
         )
     if (evaluation.training, evaluation.collection) != (training.key, results.collection.key):
         raise InputError(

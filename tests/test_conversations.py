@@ -129,7 +129,7 @@ def test_both_formats_read_the_same_conversations(tmp_path: Path) -> None:
     qrecc = read(tmp_path / "b", as_qrecc(rows), "q.json", student_query="conversation")
     expected = {row["rewrite"]: conversation_query(row["history"], row["query"]) for row in rows}
     assert texts_of(turns) == texts_of(qrecc) == expected
-    assert turns.student_texts == 36, "a first turn is its own rewrite"
+    assert turns.num_student_queries == 36, "a first turn is its own rewrite"
     assert set(turns.queries["id"]) == {row["id"] for row in rows}
     assert "the student reads another text than the teacher in 36 of 48 queries" in turns.summary()
     assert turns.record.unused == qrecc.record.unused == {}
@@ -148,7 +148,7 @@ def test_without_it_teacher_and_student_read_the_rewrite(tmp_path: Path) -> None
     collection = read(tmp_path, conversations(12))
     assert all(text == own for text, own in texts_of(collection).items())
     assert held_out_task(collection).student_queries is None
-    assert collection.student_texts == 0
+    assert collection.num_student_queries == 0
 
 
 def test_a_column_is_read_in_any_format_of_rows(tmp_path: Path) -> None:

@@ -329,13 +329,12 @@ def test_a_text_of_another_type_is_refused_with_column_row_and_value(
 # --- texts
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"query_column": "text", "document_column": "text"}, {"format": "texts"}]
-)
-def test_texts_alone_are_refused_before_any_work(tmp_path: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("options", [{}, {"format": "texts"}])
+def test_a_table_of_texts_alone_is_recognised(tmp_path: Path, options: dict[str, str]) -> None:
     path = jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in sentences(3)])
-    with pytest.raises(InputError, match=r"--dataset_path .*corpus.*'text'.*--query_column"):
-        read(path, **options)
+    source = read_path(path, "dataset_path", DataArguments(**options), tmp_path / "cache")
+    assert source.texts
+    assert [row["text"] for row in source.rows] == sentences(3)
 
 
 def test_one_column_is_not_query_and_document(tmp_path: Path) -> None:

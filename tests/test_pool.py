@@ -32,6 +32,7 @@ from hf_distill.training.texts import (
     pool_places,
     pool_size,
     student_words,
+    texts_of_pairs,
     vocabulary_words,
 )
 
@@ -91,7 +92,7 @@ def test_the_words_of_a_student_and_a_vocabulary_without_any(teacher_dir: Path) 
 def test_a_pool_holds_different_passages_of_queries_and_documents_by_turns() -> None:
     queries, documents = sentences(20), sentences(20, 100)
     pairs = pairs_of(queries, documents)
-    pool = list(make_pool(pairs, 300, ["new"], seed=1))
+    pool = list(make_pool(texts_of_pairs(pairs), 300, ["new"], seed=1))
     assert len({text for text, _ in pool}) == len(pool) == 300
     assert [kind for _, kind in pool].count("query") == pytest.approx(150, abs=5)
     of_kind = {"query": queries, "document": documents}
@@ -100,16 +101,16 @@ def test_a_pool_holds_different_passages_of_queries_and_documents_by_turns() -> 
         assert any(set(kept) <= set(own.split()) for own in of_kind[kind])
     unchanged = [text for text, kind in pool if "new" not in text.split()]
     assert len(unchanged) == pytest.approx(150, abs=40)
-    assert list(make_pool(pairs, 300, ["new"], seed=1)) == pool
-    assert list(make_pool(pairs, 300, ["new"], seed=2)) != pool
-    assert list(make_pool(pairs, 100, ["new"], seed=1)) == pool[:100]
+    assert list(make_pool(texts_of_pairs(pairs), 300, ["new"], seed=1)) == pool
+    assert list(make_pool(texts_of_pairs(pairs), 300, ["new"], seed=2)) != pool
+    assert list(make_pool(texts_of_pairs(pairs), 100, ["new"], seed=1)) == pool[:100]
 
 
 def test_a_pool_is_of_the_selected_texts_alone() -> None:
     pairs = pairs_of(
         [f"query{i} a b c" for i in range(9)], [f"document{i} d e f" for i in range(9)]
     )
-    pool = make_pool(pairs.take(np.array([2, 7])), 20, ["new"], seed=0)
+    pool = make_pool(texts_of_pairs(pairs.take(np.array([2, 7]))), 20, ["new"], seed=0)
     named = {word for text, _ in pool for word in text.split() if word[-1].isdigit()}
     assert named == {"query2", "query7", "document2", "document7"}
 
@@ -120,12 +121,14 @@ def test_texts_that_are_few_and_short_give_fewer_passages_and_it_is_said(
     monkeypatch.setattr(
         module, "embed_texts", lambda texts, teacher, folder: vectors_of(np.zeros((len(texts), 4)))
     )
-    plan = PoolPlan(pairs_of(["one", "one"], ["two", " "]), "selected", 50, ["new"], 0)
+    plan = PoolPlan(
+        texts_of_pairs(pairs_of(["one", "one"], ["two", " "])), "selected", 50, ["new"], 0
+    )
     pool = load_pool(plan, SimpleNamespace(), tmp_path, tmp_path)  # type: ignore[arg-type]
     assert {row["text"] for row in pool.texts} == {"one", "two", "new"}
     assert "--texts_per_pair needs 50 different texts" in caplog.text
     assert "gave only 3;" in caplog.text
-    blank = PoolPlan(pairs_of([" "], ["  "]), "selected", 5, ["new"], 0)
+    blank = PoolPlan(texts_of_pairs(pairs_of([" "], ["  "])), "selected", 5, ["new"], 0)
     with pytest.raises(InputError, match="--texts_per_pair: the training texts hold no words"):
         load_pool(blank, SimpleNamespace(), tmp_path / "other", tmp_path)  # type: ignore[arg-type]
 
@@ -140,7 +143,9 @@ def test_a_pool_is_made_once_and_embedded_as_its_rows_say(
         return vectors_of(np.arange(2 * len(texts)).reshape(-1, 2))
 
     monkeypatch.setattr(module, "embed_texts", embed_texts)
-    plan = PoolPlan(pairs_of(sentences(5), sentences(5, 9)), "selected", 12, ["new"], 0)
+    plan = PoolPlan(
+        texts_of_pairs(pairs_of(sentences(5), sentences(5, 9))), "selected", 12, ["new"], 0
+    )
     pool = load_pool(plan, SimpleNamespace(), tmp_path, tmp_path)  # type: ignore[arg-type]
     texts, kinds, vectors = pool.take(np.array([4, 0]))
     assert [{"text": t, "kind": k} for t, k in zip(texts, kinds, strict=True)] == [

@@ -1,6 +1,6 @@
 """Train the tiny student for some steps, on as many processes as there are, and save it:
 `training_process.py TEACHER BATCH OUT`. On rows with texts, on rows by number, on rows of two
-sources that never share a batch, and as a query encoder.
+sources that never share a batch, as a query encoder, and on texts without pairs.
 """
 
 import copy
@@ -47,10 +47,21 @@ def rows_of_sources(parts: Tiny) -> Dataset:
     return rows_by_number(parts).add_column("source", names).with_format("numpy")
 
 
-ENCODER = "encoder"
+def rows_of_texts_alone(parts: Tiny) -> Dataset:
+    """64 texts without pairs, which the student reads in two forms, with two texts of the pool."""
+    columns = parts.texts.with_format(None).to_dict()
+    return Dataset.from_dict(
+        {
+            "text": columns["query"], "student_text": columns["document"],
+            "teacher_text_embedding": columns["teacher_query_embedding"], "row": list(range(64)),
+        }
+    ).with_format("numpy")  # fmt: skip
+
+
+ENCODER, ALONE = "encoder", "texts alone"
 FORMS = {
     "texts": rows_with_texts, "numbers": rows_by_number, "sources": rows_of_sources,
-    ENCODER: rows_by_number,
+    ENCODER: rows_by_number, ALONE: rows_of_texts_alone,
 }  # fmt: skip
 
 
@@ -65,16 +76,19 @@ def as_encoder(parts: Tiny) -> Tiny:
 def train(teacher: Path, batch: int, out: Path) -> None:
     """Train on each form of rows; the student and its gradient norms go to `out`/FORM."""
     parts = tiny(teacher, pairs=64, pool=512)
+    weights = {
+        "contrastive_weight": 1.0, "regression_weight": 2.0, "kl_weight": 0.5,
+        "margin_weight": 0.5, "spread_out_weight": 2.0,
+    }  # fmt: skip
     for form, rows_of in FORMS.items():
         encodes = form == ENCODER
         # SGD: Adam divides what is 0 but for rounding by its own size.
         trainer = (as_encoder(parts) if encodes else parts).trainer(
             out / form, rows_of(parts), per_device_train_batch_size=batch, num_train_epochs=2,
-            learning_rate=0.05, optim="sgd", max_grad_norm=1.0, contrastive_weight=1,
-            regression_weight=2, regression_on="matrix", kl_weight=0.5, margin_weight=0.5,
-            spread_out_weight=2, alignment_weight=3,
-            false_negative_margin=0.05, contrastive_symmetric=True,
-            matryoshka_dims=[8], texts_per_pair=2,
+            learning_rate=0.05, optim="sgd", max_grad_norm=1.0,
+            **(dict.fromkeys(weights, 0.0) if form == ALONE else weights),
+            regression_on="matrix", alignment_weight=3, false_negative_margin=0.05,
+            contrastive_symmetric=True, matryoshka_dims=[8], texts_per_pair=2,
             components=None if encodes else parts.components,
             student_space="teacher" if encodes else "own",
             lookup=parts.lookup, one_source_per_batch=form == "sources",

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hf_distill.errors import InputError
-from hf_distill.pipeline import finished
+from hf_distill.pipeline import results_of
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.release.publish import Settings, dry_run, publish
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         "--dataset_license": arguments.dataset_license,
     }
     line = [token for flag, value in given.items() if value for token in (flag, value)]
-    results = finished(arguments.run_dir, "--push_to_hub", "true", *line)
+    results = results_of(arguments.run_dir, "--push_to_hub", "true", *line)
     training, folder = results.recipe.training, results.folder
     if not training.hub_model_id:
         raise InputError(

@@ -10,6 +10,8 @@ Each text is written once. Everything else refers to it by its row number:
 | `judgements` | `pair_id`, `query` and `document` (row numbers), `grade`, `group`, `source`, |
 | | `split`, `reason` |
 | `candidates` | `query` and `document` (row numbers), `score`, `grade` |
+| `texts` | `text`: what the teacher reads; `student_text`: what the student reads, null if it is |
+| | the same; `source`, `split`, `reason` |
 
 A judgement is a pair: its document answers its query (`grade` above 0). Judgements stand in the
 order of their split: train, validation, test, leaked. `group` and `source` belong to the pair and
@@ -22,6 +24,9 @@ stand in the order of their queries. A missing value is null.
 
 Teacher, BM25 and selection read `text`. The student reads `student_text`, or `text` if that is
 null. Two queries may have one text, if the student reads another one in each.
+
+A source brings pairs, or texts alone: then the other tables are empty, and each (text, student's
+text) stands once in `texts`, in the order of its split, as judgements do.
 """
 
 from __future__ import annotations
@@ -71,6 +76,10 @@ CANDIDATE_FEATURES = Features(
         "score": Value("float32"),
         "grade": Value("int32"),
     }
+)
+
+TEXTS_FEATURES = Features(
+    {name: Value("string") for name in ("text", "student_text", "source", "split", "reason")}
 )
 
 _READ = 1000
@@ -132,6 +141,9 @@ class SourcePairs:
 
             return SourcePairs(Source("FAQ", license="mit"), rows())
 
+    A source of texts alone sets `texts`; its rows hold `text`, what the teacher reads, and, if the
+    student reads something else, `student_text`.
+
     Pairs of one group are never divided between train and test. The caller of the source strips the
     texts, counts rows without one, writes each text once, splits, and takes leaks out. A source
     raises `hf_distill.errors.InputError` for input that cannot be used at all.
@@ -165,6 +177,8 @@ class SourcePairs:
         unused: What the data holds and nothing here uses -> how many: `column title of
             pairs.csv` -> 200 values, `split dev2 of ...` -> 50 rows, `file README.md` -> 1. May be
             filled while `rows` is read.
+        texts: Whether the rows are texts alone, with `group`, `source` and `split` as those of
+            pairs have them (default of the group: the text).
     """
 
     about: Source
@@ -173,6 +187,20 @@ class SourcePairs:
     counts: dict[str, int] = field(default_factory=dict)
     read_as: str = ""
     unused: dict[str, int] = field(default_factory=dict)
+    texts: bool = False
+
+
+@dataclass(frozen=True)
+class TextsRecord:
+    """The texts of a collection without pairs: of each split, and whether the student reads other
+    texts than the teacher (`parallel`).
+    """
+
+    train: int
+    validation: int
+    test: int
+    leaked: int
+    parallel: bool
 
 
 @dataclass(frozen=True)
@@ -192,6 +220,7 @@ class CollectionRecord:
         read_as: What the data was recognised as.
         unused: What the data holds and the run does not use -> how many.
         held_out: Where the test pairs come from: drawn by group, or the data's own split.
+        texts: How many texts there are, where there are no pairs; else None.
     """
 
     key: str
@@ -203,6 +232,7 @@ class CollectionRecord:
     read_as: str = ""
     unused: dict[str, int] = field(default_factory=dict)
     held_out: str = "drawn by group"
+    texts: TextsRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -287,6 +317,9 @@ class Collection:
     candidates: Dataset = field(
         default_factory=lambda: Dataset(CANDIDATE_FEATURES.arrow_schema.empty_table())
     )
+    texts: Dataset = field(
+        default_factory=lambda: Dataset(TEXTS_FEATURES.arrow_schema.empty_table())
+    )
 
     @property
     def key(self) -> str:
@@ -318,6 +351,18 @@ class Collection:
         """The judgements of `split`."""
         rows = self.rows(split)
         return Pairs(self, np.arange(rows.start, rows.stop))
+
+    def trained(self, split: Split) -> int:
+        """How many training rows `split` has: pairs, or texts where there are no pairs."""
+        texts = self.record.texts
+        return self.record.split[split] if texts is None else int(getattr(texts, split))
+
+    def text_numbers(self, split: Split) -> np.ndarray:
+        """(n,) int64, ascending: the numbers of the texts of `split`."""
+        texts = self.record.texts
+        sizes = [0 if texts is None else int(getattr(texts, name)) for name in SPLITS]
+        start = sum(sizes[: SPLITS.index(split)])
+        return np.arange(start, start + sizes[SPLITS.index(split)])
 
     def every_pair(self) -> Pairs:
         """The judgements of all splits, in order."""
@@ -361,7 +406,7 @@ class Collection:
         return self.queries.select_columns(["student_text"]).with_format("arrow")
 
     @cached_property
-    def student_texts(self) -> int:
+    def num_student_queries(self) -> int:
         """In how many queries the student reads another text than the teacher."""
         column = self.queries.data["student_text"]
         return len(column) - int(column.null_count)
@@ -377,7 +422,7 @@ class Collection:
     def student_queries(self, numbers: np.ndarray) -> list[str]:
         """The texts of queries that the student reads, by number, in the order given."""
         texts = self.query_texts(numbers)
-        if not self.student_texts or not texts:
+        if not self.num_student_queries or not texts:
             return texts
         own = self._student_text[np.asarray(numbers)]["student_text"].to_pylist()
         return [text if other is None else other for text, other in zip(texts, own, strict=True)]
@@ -386,7 +431,7 @@ class Collection:
     def first_of_text(self) -> np.ndarray:
         """(queries,) int64: the first query with the same text, for each query."""
         numbers = np.arange(len(self.queries))
-        if not self.student_texts:
+        if not self.num_student_queries:
             return numbers
         parts = (numbers[start : start + _READ] for start in range(0, len(numbers), _READ))
         texts = (text for part in parts for text in self.query_texts(part))
@@ -403,6 +448,21 @@ class Collection:
         """The texts of documents, by number, in the order given."""
         return _texts(self._document_text, numbers)
 
+    def teacher_texts(self, numbers: np.ndarray) -> list[str]:
+        """What the teacher reads of the texts alone, by number, in the order given."""
+        return _texts(self._text_column("text"), numbers)
+
+    def student_texts(self, numbers: np.ndarray) -> list[str]:
+        """What the student reads of them, by number, in the order given."""
+        own = _texts(self._text_column("student_text"), numbers, "student_text")
+        if None not in own:
+            return own
+        pairs = zip(own, self.teacher_texts(numbers), strict=True)
+        return [text if text is not None else teacher for text, teacher in pairs]
+
+    def _text_column(self, name: str) -> Dataset:
+        return self.texts.select_columns([name]).with_format("arrow")
+
     def summary(self) -> str:
         """What was read, split and removed, in one paragraph for a terminal."""
         record, split = self.record, self.record.split
@@ -412,12 +472,19 @@ class Collection:
         ]
         if record.unused:
             lines.append(f"not used: {_listed(record.unused)}")
-        lines.append(
-            f"{split['train']:,} train, {split['validation']:,} validation, {split['test']:,} test "
-            f"({record.held_out}); {split['test queries']:,} test queries search "
-            f"{split['corpus documents']:,} documents"
+        of = split if record.texts is None else vars(record.texts)
+        held_out = (
+            f"{of['train']:,} train, {of['validation']:,} validation, {of['test']:,} test "
+            f"({record.held_out})"
         )
-        if number := self.student_texts:
+        if record.texts is not None:
+            lines.append(held_out)
+        else:
+            lines.append(
+                f"{held_out}; {split['test queries']:,} test queries search "
+                f"{split['corpus documents']:,} documents"
+            )
+        if number := self.num_student_queries:
             lines.append(
                 f"the student reads another text than the teacher in {number:,} of "
                 f"{len(self.queries):,} queries"
@@ -425,10 +492,12 @@ class Collection:
         if split.get("candidates"):
             lines.append(f"{split['candidates']:,} candidates stand beside them")
         lines.append(
-            "removed from train and validation, because a held-out pair shares something with "
-            f"them: {_listed(record.leaks_removed) or 'none'} (left: {record.leaks_left})"
+            "removed from train and validation, because a held-out "
+            f"{'pair' if record.texts is None else 'text'} shares something with them: "
+            f"{_listed(record.leaks_removed) or 'none'} (left: {record.leaks_left})"
         )
-        return "Pairs    " + "\n         ".join(lines)
+        what = "Pairs" if record.texts is None else "Texts"
+        return f"{what}    " + "\n         ".join(lines)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -440,10 +509,10 @@ def _numbers(table: Dataset, column: str) -> np.ndarray:
     return numbers
 
 
-def _texts(table: Dataset, numbers: np.ndarray) -> list[str]:
+def _texts(table: Dataset, numbers: np.ndarray, column: str = "text") -> list[str]:
     if not len(numbers):
         return []
-    texts: list[str] = table[np.asarray(numbers)]["text"].to_pylist()
+    texts: list[str] = table[np.asarray(numbers)][column].to_pylist()
     return texts
 
 

@@ -30,6 +30,13 @@ def _lines(collection: Collection) -> Iterator[str]:
     yield "not used"
     yield from _counts(record.unused) if record.unused else ("  nothing",)
     yield f"splits (test: {record.held_out})"
+    if record.texts is not None:
+        sizes = {name: n for name, n in vars(record.texts).items() if name != "parallel"}
+        yield from _counts({**sizes, **record.leaks_removed})
+        yield f"texts: {len(collection.texts):,}"
+        for number, row in enumerate(_first(collection.texts)):
+            yield from _text(number, row)
+        return
     yield from _counts({**record.split, **record.leaks_removed})
     yield f"queries: {len(collection.queries):,}"
     yield from _texts(collection.queries)
@@ -77,6 +84,16 @@ def _texts(table: Any) -> Iterator[str]:
         yield start + _short(row["text"], _WIDTH - len(start))
         if other := row.get("student_text"):
             yield "    " + _short(f"the student reads: {other}", _WIDTH - 4)
+
+
+def _text(number: int, row: Mapping[str, Any]) -> Iterator[str]:
+    source = f" [{_short(row['source'], 20)}]" if row["source"] else ""
+    start = f"  {number}{source} "
+    if row["student_text"] is None:
+        yield start + _short(row["text"], _WIDTH - len(start))
+    else:
+        half = (_WIDTH - len(start) - 4) // 2
+        yield f"{start}{_short(row['text'], half)} -> {_short(row['student_text'], half)}"
 
 
 def _pair(

@@ -24,11 +24,13 @@ from hf_distill.data.collection import (
     JUDGEMENT_FEATURES,
     SPLITS,
     TEXT_FEATURES,
+    TEXTS_FEATURES,
     Collection,
     CollectionRecord,
     SourcePairs,
     TableWriter,
     text_number,
+    write_table,
 )
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.data.read import TABLES, TEST_PATH, ReadPairs, Texts, open_tables, read_pairs
@@ -45,6 +47,7 @@ from hf_distill.data.split import (
     PairNumbers,
     arrange,
 )
+from hf_distill.data.texts import named_leaks, read_texts, write_texts
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
@@ -57,6 +60,11 @@ _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
 _GIVEN = {
     None: NOT_SAID, "train": TRAIN, "validation": VALIDATION, "test": TEST, TEST_PATH: ELSEWHERE,
 }  # fmt: skip
+
+_EMPTY = {
+    **TEXT_FEATURES, "judgements": JUDGEMENT_FEATURES, "candidates": CANDIDATE_FEATURES,
+}  # fmt: skip
+"""The tables of a collection that a source of texts leaves empty."""
 
 _BATCH = 1000
 
@@ -77,6 +85,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
     """
     data = recipe.data
     settings = {name: value for name, value in vars(data).items() if name not in _NOT_OF_PAIRS}
+    longest = recipe.student.student_max_length if data.dataset == "texts" else None
     existed = folder.path.exists()
 
     def make(key: str) -> CollectionRecord:
@@ -91,7 +100,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         stage(
             folder.pairs / "manifest.json",
             CollectionRecord,
-            [settings, recipe.seed, _content(data), digests_of_plugins([data.dataset])],
+            [settings, recipe.seed, _content(data), digests_of_plugins([data.dataset]), longest],
             make,
             files=[folder.pairs / f"{name}.arrow" for name in TABLES],
         )
@@ -104,8 +113,17 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
 def read_test_set(path: str, data: DataArguments, cache: Path) -> SourcePairs:
     """What `test_path` names. Its format is its own, and it needs neither groups nor sources."""
-    own = dataclasses.replace(data, format="auto", group_column=None, source_column=None)
-    return read_path(Path(path), "test_path", own, cache)
+    none: dict[str, Any] = dict.fromkeys(
+        ("group_column", "source_column", "text_column", "student_text_column")
+    )
+    own = dataclasses.replace(data, format="auto", **none)
+    test_set = read_path(Path(path), "test_path", own, cache)
+    if test_set.texts:
+        raise InputError(
+            f"--test_path {path}: it holds texts without queries, and a test set needs queries and "
+            "the documents that answer them; name another one, or leave it out"
+        )
+    return test_set
 
 
 def open_collection(folder: RunFolder, dataset_license: str | None = None) -> Collection:
@@ -166,6 +184,8 @@ def write_collection(
         InputError: As `load_collection`.
     """
     pairs, test_set = sources
+    if pairs.texts:
+        return _write_texts(sources, data, seed, folder, key)
     with working_folder(folder.cache / "working") as working:
         read = read_pairs(pairs, working, test_set, data.student_query)
         numbers = _pair_numbers(read)
@@ -193,6 +213,7 @@ def write_collection(
         with folder_written_whole(folder.pairs, None if own is None else own | {manifest}) as new:
             writer = _Writer(read, numbers, arrangement, new)
             split, lost = writer.write()
+            write_table([], TEXTS_FEATURES, new / "texts.arrow")
     leaked = np.bincount(arrangement.leaks[arrangement.leaks >= 0], minlength=len(LEAKS))
     unused = {**pairs.unused, **lost, "pairs beyond max_pairs": arrangement.beyond_limit}
     return CollectionRecord(
@@ -205,6 +226,44 @@ def write_collection(
         held_out=arrangement.held_out,
         leaks_removed={why: n for why, n in zip(LEAKS, leaked.tolist(), strict=True) if n},
         leaks_left=arrangement.leaks_left,
+    )
+
+
+def _write_texts(
+    sources: tuple[SourcePairs, SourcePairs | None],
+    data: DataArguments,
+    seed: int,
+    folder: RunFolder,
+    key: str,
+) -> CollectionRecord:
+    """As `write_collection`, for a source of texts alone."""
+    source, test_set = sources
+    with working_folder(folder.cache / "working") as working:
+        read = read_texts(source, working, test_set, _GIVEN)
+        if (read.numbers.given == ELSEWHERE).all():
+            counts = (f"{why}: {count}" for why, count in read.counts.items())
+            reasons = ", ".join(counts) or "there are no rows"
+            raise InputError(f"{source.about.name} has no text ({reasons})")
+        arrangement = arrange(read.numbers, data, seed, read.texts, what="text")
+        manifest = folder.pairs / "manifest.json"
+        own = listed(manifest)
+        with folder_written_whole(folder.pairs, None if own is None else own | {manifest}) as new:
+            record = write_texts(read, arrangement, new / "texts.arrow")
+            for name, features in _EMPTY.items():
+                write_table([], features, new / f"{name}.arrow")
+    unused = {**source.unused, "texts beyond max_pairs": arrangement.beyond_limit}
+    return CollectionRecord(
+        key=key,
+        source=source.about,
+        read=read.counts,
+        read_as=source.read_as,
+        unused={what: number for what, number in unused.items() if number},
+        split=dict.fromkeys(("pairs", *SPLITS, "test queries", "corpus documents"), 0)
+        | {"groups": arrangement.groups},
+        held_out=arrangement.held_out,
+        leaks_removed=named_leaks(arrangement.leaks),
+        leaks_left=arrangement.leaks_left,
+        texts=record,
     )
 
 

@@ -25,7 +25,7 @@ from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
 
-TABLES = (*TEXT_FEATURES, "judgements", "candidates")
+TABLES = (*TEXT_FEATURES, "judgements", "candidates", "texts")
 """The tables of a collection. Each is a file, `<name>.arrow`."""
 
 TEST_PATH = "test_path"
@@ -48,10 +48,10 @@ _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
 
 def open_tables(folder: Path, record: CollectionRecord) -> Collection:
     """The collection whose tables are in `folder`, memory-mapped."""
-    queries, documents, judgements, candidates = (
+    queries, documents, judgements, candidates, texts = (
         Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES
     )
-    return Collection(queries, documents, judgements, record, candidates)
+    return Collection(queries, documents, judgements, record, candidates, texts)
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class _Reader:
         """Read the rows of a source, all of them for `split` if it is given."""
         for number, row in enumerate(pairs.rows):
             self.counts["rows"] += 1
-            at = _Place(pairs, number, row)
+            at = RowPlace(pairs, number, row)
             if split is None and self.student_query and "student_query" not in row:
                 raise _without_student_query(at, self.student_query)
             self.counts[self._take(row, at, split)] += 1
         if split is None:
             self.own_pairs = len(self.grades)
 
-    def _take(self, row: Mapping[str, Any], at: _Place, split: str | None) -> str:
+    def _take(self, row: Mapping[str, Any], at: RowPlace, split: str | None) -> str:
         """Take a row, or not; returns what became of it."""
         query, document = at.text("query"), at.text("document")
         score = at.score()
@@ -204,7 +204,7 @@ class _Reader:
         return "kept"
 
 
-def _without_student_query(at: _Place, wanted: str) -> InputError:
+def _without_student_query(at: RowPlace, wanted: str) -> InputError:
     """The error about a row that does not say what the student reads."""
     about, turns = at.pairs, wanted in (CONVERSATION, UTTERANCE)
     needs = (
@@ -220,7 +220,7 @@ def _without_student_query(at: _Place, wanted: str) -> InputError:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class RowPlace:
     """A row of a source, and how messages name it."""
 
     pairs: SourcePairs
@@ -245,7 +245,7 @@ class _Place:
         if not isinstance(value, str):
             raise InputError(
                 f"{self}: {self.column(key)} holds a {type(value).__name__} ({value!r:.50}), but "
-                "queries and documents are text; make it text, or name another column"
+                "it must be text; make it text, or name another column"
             )
         return value.strip()
 
@@ -311,10 +311,10 @@ def read_pairs(
         counts.update(reader.counts)
         if elsewhere is not None:
             reader.read(elsewhere, TEST_PATH)
-    return _numbered(reader, folder / "judgements.arrow", in_corpus, _counted(pairs.counts, counts))
+    return _numbered(reader, folder / "judgements.arrow", in_corpus, counted(pairs.counts, counts))
 
 
-def _counted(of_source: Mapping[str, int], counts: Counter[str]) -> dict[str, int]:
+def counted(of_source: Mapping[str, int], counts: Counter[str]) -> dict[str, int]:
     """How many there were, then what became of them."""
     rows = counts.pop("rows", 0)
     total = {name: n for name, n in of_source.items() if name.endswith(" found")}

@@ -113,6 +113,7 @@ def arrange(
     seed: int,
     documents: TextsOf,
     student_queries: TextsOf | None = None,
+    what: str = "pair",
 ) -> Arrangement:
     """Take at most `max_pairs` pairs, split them by group, and take leaks out.
 
@@ -123,6 +124,7 @@ def arrange(
         documents: The texts of the documents of some pairs, given by their rows (m,).
         student_queries: The same of what the student reads in place of their queries; None: it
             reads these.
+        what: What messages call a pair.
 
     Raises:
         InputError: Too few groups, or no pair is left to train on or to test with.
@@ -145,7 +147,7 @@ def arrange(
     for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
         if not (final == part).any():
             raise InputError(
-                f"no pair is left for {purpose} after splitting and removing leaks; add data, or "
+                f"no {what} is left for {purpose} after splitting and removing leaks; add data, or "
                 "remove texts that repeat each other"
             )
     places = np.lexsort((split == VALIDATION, final))

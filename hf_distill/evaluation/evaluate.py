@@ -180,7 +180,13 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
         fidelity=fidelity(teacher_scores, student_scores, seed),
         fidelity_untrained=fidelity(teacher_scores, untrained_scores, seed),
         paper_protocol=paper_protocol(teacher_scores, student_scores),
-        efficiency=_efficiency(subject, task, folder),
+        efficiency=costs(
+            subject,
+            [*task.queries.values()],
+            [*task.documents.values()],
+            folder,
+            [*task.student_queries.values()] if task.student_queries else None,
+        ),
         index={
             name: index_size(
                 task, *embedded[name], similarity if name == TEACHER else "cosine", seed
@@ -202,7 +208,7 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             tuple(round(score, 5) for score in student_scores.tolist()),
         ),
         tasks={
-            name: _further_task(subject, *named, folder.retrieval / folder_name(name), seed)
+            name: further_task(subject, *named, folder.retrieval / folder_name(name), seed)
             for name, named in subject.tasks.items()
         },
         by_source=by_source(
@@ -251,7 +257,7 @@ def _searched(subject: Subject, embedded: dict[str, Embedded]) -> dict[str, Embe
     return on_documents_of_teacher(embedded) if subject.space == "teacher" else embedded
 
 
-def _further_task(
+def further_task(
     subject: Subject, named: str, task: RetrievalTask, folder: Path, seed: int
 ) -> TaskResults:
     """Every system on a further task; its TREC files go to `folder`."""
@@ -267,12 +273,25 @@ def _further_task(
     )
 
 
-def _efficiency(subject: Subject, task: RetrievalTask, folder: RunFolder) -> Efficiency:
-    """The cost of the student, and of a teacher that is one local bi-encoder."""
+def costs(
+    subject: Subject,
+    queries: list[str],
+    documents: list[str],
+    folder: RunFolder,
+    student_queries: list[str] | None = None,
+) -> Efficiency:
+    """The cost of the student, and of a teacher that is one local bi-encoder.
+
+    Args:
+        subject: What is measured.
+        queries: Which both embed.
+        documents: Which both embed.
+        folder: Of the run.
+        student_queries: What the student embeds in place of `queries`; None: the same.
+    """
     models = {STUDENT: subject.student}
     if subject.teacher.backbone is not None and not subject.teacher.members:
         # As it is published: it may have scored in a faster precision.
         models = {TEACHER: copy.deepcopy(subject.teacher.backbone).float(), **models}
-    queries, documents = list(task.queries.values()), list(task.documents.values())
-    own = {STUDENT: list(task.student_queries.values())} if task.student_queries else None
+    own = None if student_queries is None else {STUDENT: student_queries}
     return efficiency(models, queries, documents, {STUDENT: folder.student}, own)

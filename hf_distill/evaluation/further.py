@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 import numpy as np
 from datasets import Dataset
 
-from hf_distill.data.collection import Collection, text_number
+from hf_distill.data.collection import Collection, Split, text_number
 from hf_distill.data.load import read_test_set
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
@@ -185,6 +185,14 @@ def with_shared_texts(tasks: Tasks, collection: Collection) -> Tasks:
     documents = np.unique(np.concatenate([part.documents for part in pairs]))
     trained_queries = _keys(collection.query_texts(queries))
     trained_documents = _keys(collection.document_texts(documents))
+    trained_on = "texts of the training pairs"
+    if collection.record.texts is not None:
+        splits: tuple[Split, ...] = ("train", "validation")
+        alone = np.concatenate([collection.text_numbers(split) for split in splits])
+        trained_on = "training texts"
+        trained_queries = trained_documents = np.concatenate(
+            [_keys(collection.teacher_texts(alone)), _keys(collection.student_texts(alone))]
+        )
 
     def noted(task: RetrievalTask) -> RetrievalTask:
         shared_queries = int(np.isin(_keys(task.queries.values()), trained_queries).sum())
@@ -193,7 +201,7 @@ def with_shared_texts(tasks: Tasks, collection: Collection) -> Tasks:
             return task
         note = (
             f"{shared_queries:,} of its {len(task.queries):,} queries and {shared_documents:,} of "
-            f"its {len(task.documents):,} documents are texts of the training pairs, too"
+            f"its {len(task.documents):,} documents are {trained_on}, too"
         )
         return replace(task, notes=(*task.notes, note))
 

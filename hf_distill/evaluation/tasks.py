@@ -335,7 +335,7 @@ def student_queries(collection: Collection, numbers: np.ndarray) -> dict[str, st
     """Id -> what the student reads, of the queries with these numbers; None: what the teacher
     reads.
     """
-    if not collection.student_texts:
+    if not collection.num_student_queries:
         return None
     names = collection.query_ids(numbers)
     return dict(zip(names, collection.student_queries(numbers), strict=True))

@@ -127,6 +127,17 @@ class DataArguments:
         "before it, where the teacher reads the rewritten question; utterance: the utterance "
         "alone; or a column, e.g. of queries as people type them. Default: what the teacher reads.",
     )
+    text_column: str | None = option(
+        None,
+        "Column of texts without queries: what the teacher reads. Default: text, document, "
+        "passage, content, sentence or body, where there is one.",
+    )
+    student_text_column: str | None = option(
+        None,
+        "Column with what the student reads in place of it: a translation, a noisy form. Default: "
+        "the other one of english and non_english, english and translation, sentence1 and "
+        "sentence2, text and student_text, source and target, en and another language.",
+    )
     positives: str | None = option(
         None,
         "Which documents of a scored list without labels are relevant: best, first, all, or a "
@@ -144,7 +155,8 @@ class DataArguments:
     )
     max_pairs: int | None = option(
         None,
-        "Take whole groups, in an order drawn by the seed, until they hold this many pairs.",
+        "Take whole groups, in an order drawn by the seed, until they hold this many pairs (or "
+        "texts, where there are no pairs).",
     )
     test_fraction: float = option(0.1, "Share of the groups that is held out for the evaluation.")
     validation_fraction: float = option(

@@ -12,6 +12,9 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
 
+ALIGNMENT = "alignment_weight"
+"""The weight of the term that needs no pairs."""
+
 _MAY_BE_EMPTY = ("query_prompt", "document_prompt")
 """Texts that are read, not names: an empty prompt is none."""
 
@@ -128,6 +131,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_sources(recipe.data, recipe.training)
     _check_training(recipe.training, recipe.given)
     _check_schedule(recipe.schedule, recipe.data)
+    if recipe.data.dataset == "texts":
+        check_without_pairs(recipe)
     if recipe.run.hub_dataset_id and not recipe.training.push_to_hub:
         raise InputError(
             f"--hub_dataset_id {recipe.run.hub_dataset_id}: nothing is published without "
@@ -184,6 +189,34 @@ def check_matryoshka(recipe: Recipe) -> None:
             )
 
 
+def check_without_pairs(recipe: Recipe) -> None:
+    """Refuse what needs pairs of a query and a document, where there are only texts.
+
+    Raises:
+        InputError: Which keys do, all of them.
+    """
+    training, student = recipe.training, recipe.student
+    searches = student.student_layers if "search" in (student.student_layers or "") else None
+    metric = training.metric_for_best_model
+    needed: dict[str, object] = {
+        **{name: weight for name, weight in weights_of(recipe).items() if name != ALIGNMENT},
+        "hard_negatives_per_pair": training.hard_negatives_per_pair,
+        "selection": " ".join(recipe.selection.selection),
+        "student_layers": searches,
+        "specialise": "auto" if recipe.schedule.specialise == "auto" else None,
+        "student_space": None if training.student_space == "own" else training.student_space,
+        "student_query": recipe.data.student_query,
+        "hub_dataset_id": recipe.run.hub_dataset_id,
+        "metric_for_best_model": None if metric in (None, "loss", "eval_loss") else metric,
+    }
+    if used := [f"--{name} {value}" for name, value in needed.items() if value]:
+        raise InputError(
+            f"{', '.join(used)}: there are no pairs of a query and a document to train on, only "
+            "texts, and a student is aligned to the teacher's embeddings of these; use the recipe "
+            "texts (or multilingual), or set these keys to 0 or none"
+        )
+
+
 def _check_split(data: DataArguments, training: DistillationConfig) -> None:
     if data.test_fraction == 0 or data.test_fraction + data.validation_fraction >= 1:
         raise InputError(
@@ -200,7 +233,10 @@ def _check_split(data: DataArguments, training: DistillationConfig) -> None:
 
 def _check_columns(data: DataArguments) -> None:
     """No column can be two things, and a score decides what is relevant only if it is a number."""
-    roles = ("query_column", "document_column", "label_column", "score_column")
+    roles = (
+        "query_column", "document_column", "label_column", "score_column", "text_column",
+        "student_text_column",
+    )  # fmt: skip
     named: dict[str, str] = {}
     for role in roles:
         column = getattr(data, role)
@@ -209,7 +245,7 @@ def _check_columns(data: DataArguments) -> None:
             raise InputError(
                 f"--query_column {column} and --document_column {column}: every text would search "
                 "for itself, and find itself; name another column for one of them, or leave both "
-                "out and set --format texts, if the file holds texts without queries"
+                "out and set --dataset texts, if the file holds texts without queries"
             )
         if first != role:
             raise InputError(
@@ -255,7 +291,7 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
             f"--{second[0]} {second[1]}: --{first[0]} {first[1]} says already where the data is; "
             f"set one of them to none, or name both as --sources NAME=PATH NAME=PATH"
         )
-    if data.sources and data.dataset != "auto":
+    if data.sources and data.dataset not in ("auto", "texts"):
         raise InputError(
             f"--dataset {data.dataset}: --sources says already where the data is; set --dataset "
             "auto, or name one path with --dataset_path"

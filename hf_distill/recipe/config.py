@@ -87,9 +87,9 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     texts_per_pair: int = option(
         0,
-        "For each pair, also align this many texts of the pool: passages of the run's own texts, "
-        "half of them with some words exchanged. The student then forgets less of what the pairs "
-        "do not cover.",
+        "For each pair (or text, where there are no pairs), also align this many texts of the "
+        "pool: passages of the run's own texts, half of them with some words exchanged. The "
+        "student then forgets less of what the pairs do not cover.",
     )
     source_alpha: float = option(
         1.0,

@@ -44,6 +44,11 @@ SOURCES: Mapping[str, Kind] = {
     ),
     "qrecc": Kind("hf_distill.data.sources.files:read_qrecc", "files in the format qrecc"),
     "beir": Kind("hf_distill.data.sources.files:read_beir", "files in the format beir"),
+    "texts": Kind(
+        "hf_distill.data.sources.files:read_texts",
+        "texts without queries: a folder of .txt or .md documents, tables with a column of texts, "
+        "or parallel texts",
+    ),
 }
 """Sources of data: functions of the recipe (see `hf_distill.data.collection.SourcePairs`)."""
 
@@ -72,7 +77,10 @@ FORMATS: Mapping[str, Kind] = {
         "hf_distill.data.sources.sentence_transformers:FORMAT",
         "anchor, positive, negative ..., or lists of documents with labels or scores",
     ),
-    "texts": Kind("hf_distill.data.sources.texts:FORMAT", "texts without queries"),
+    "texts": Kind(
+        "hf_distill.data.sources.texts:FORMAT",
+        "texts without queries: a text a row, or what the teacher and what the student reads",
+    ),
     "pairs": Kind(
         "hf_distill.data.sources.pairs:FORMAT",
         "a query and a document a row, with an optional label, score, group and source",

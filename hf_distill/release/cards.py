@@ -19,7 +19,7 @@ from markupsafe import Markup
 from hf_distill.errors import printable
 from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.report.page import environment
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import CommonResults
 from hf_distill.teachers.ensemble import parse_member
 
 PLACEHOLDER = "path/to/this/folder"
@@ -152,6 +152,6 @@ def public_teacher(arguments: TeacherArguments) -> Markup:
     return Markup("an ensemble of " + ", ".join(members))
 
 
-def licence_of_texts(results: RunResults) -> str | None:
+def licence_of_texts(results: CommonResults) -> str | None:
     """The licence of the texts: the recipe's, else the source's."""
     return results.recipe.data.dataset_license or results.collection.source.license

@@ -106,7 +106,7 @@ class _Tables:
         sources = self.results.collection.judgements.data["source"]
         if sources.null_count == len(sources):
             del columns["source"]
-        if not self.results.collection.student_texts:
+        if not self.results.collection.num_student_queries:
             del columns["student_query"]
         return Features(columns)
 

@@ -13,7 +13,7 @@ from hf_distill.release.dataset_repo import DatasetRecord
 from hf_distill.release.model_card import model_cards
 from hf_distill.release.onnx import onnx_files
 from hf_distill.release.publish import Release, Settings, check_access, publish
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.stage import files_of, read_result
 
 
@@ -30,7 +30,7 @@ def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None
     return printable(str(linked))
 
 
-def releases_of(results: RunResults) -> list[Release]:
+def releases_of(results: RunResults | TextsResults) -> list[Release]:
     """What a run publishes: the data set, if it has a name, and then the student, whose card links
     to it. Only files that the run wrote are part of it, and the student's card is made for its name
     on the Hub. Nothing is written.
@@ -43,7 +43,7 @@ def releases_of(results: RunResults) -> list[Release]:
     model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
     own = files_of(folder.training, folder.student) | onnx_files(results)
     student = Release(model, "model", folder.student, model_cards(results), own)
-    if dataset is None:
+    if dataset is None or not isinstance(results, RunResults):
         return [student]
     record = read_result(folder.dataset_record, DatasetRecord)
     if record != DatasetRecord(results.soft_labels.key, results.audit.key):
@@ -79,7 +79,7 @@ def check_publishing(recipe: Recipe) -> None:
     check_access(HfApi(token=recipe.training.hub_token), [model, *([dataset] if dataset else [])])
 
 
-def publish_run(results: RunResults) -> list[str]:
+def publish_run(results: RunResults | TextsResults) -> list[str]:
     """Publish a run's student, and its data set if that has a name (see
     `hf_distill.release.publish.publish`).
 

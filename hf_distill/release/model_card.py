@@ -17,7 +17,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
-from hf_distill.evaluation.results import STUDENT, TEACHER
+from hf_distill.evaluation.results import STUDENT, TEACHER, TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (
@@ -33,7 +33,8 @@ from hf_distill.release.cards import (
 )
 from hf_distill.release.onnx import FILES, measured_onnx
 from hf_distill.report.headline import NDCG, verdict
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import CommonResults, RunResults, TextsResults
+from hf_distill.report.texts import SHOWN, texts_verdict
 from hf_distill.run.folder import read_saved_recipe
 from hf_distill.run.stage import written_whole
 from hf_distill.student.build import STATIC
@@ -46,13 +47,18 @@ _OBJECTIVE = (
 )  # fmt: skip
 """Keys of the objective. The card shows those that are set."""
 
+_OF_TEXTS = ("alignment_weight", "terms", "matryoshka_dims", "texts_per_pair")
+"""Those of them that mean something where there are no pairs."""
 
-def _model_results(results: RunResults) -> list[EvalResult]:
+
+def _model_results(results: RunResults | TextsResults) -> list[EvalResult]:
     """The student's means as a `model-index`, on the held-out pairs and on further tasks. Figures
     that show nothing are left out.
     """
     source, evaluation = results.collection.source.name, results.evaluation
-    measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
+    measured = {}
+    if not isinstance(evaluation, TextsEvaluation):
+        measured = {f"{source} (held-out)": (source, evaluation.retrieval)}
     measured |= {name: (name, task.retrieval) for name, task in evaluation.tasks.items()}
     measured = {
         f"{name}, documents embedded by the teacher" if of[1].searched == "teacher" else name: of
@@ -78,13 +84,14 @@ def _model_results(results: RunResults) -> list[EvalResult]:
 _CARD, _RESULTS = "README.md", ".eval_results/retrieval.yaml"
 
 
-def _eval_results(results: RunResults) -> str | None:
+def _eval_results(results: RunResults | TextsResults) -> str | None:
     """The student's nDCG@10 as the Hub's evaluation-results file, which names the published data
     set. None without a data set, or where the figures show nothing.
     """
-    dataset, retrieval = results.recipe.run.hub_dataset_id, results.evaluation.retrieval
-    if dataset is None or retrieval.trivial:
+    dataset, evaluation = results.recipe.run.hub_dataset_id, results.evaluation
+    if dataset is None or isinstance(evaluation, TextsEvaluation) or evaluation.retrieval.trivial:
         return None
+    retrieval = evaluation.retrieval
     estimate = retrieval.systems[STUDENT][NDCG]
     entry = EvalResultEntry(
         dataset_id=dataset,
@@ -99,9 +106,9 @@ def _eval_results(results: RunResults) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
 
 
-def _objective(recipe: Recipe) -> dict[str, Any]:
-    """The keys of the objective that are set, e.g. no weight of 0."""
-    values = {key: getattr(recipe.training, key) for key in _OBJECTIVE}
+def _objective(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
+    """Those of `keys` that are set, e.g. no weight of 0."""
+    values = {key: getattr(recipe.training, key) for key in keys}
     return {key: value for key, value in values.items() if value}
 
 
@@ -127,7 +134,7 @@ def _title(recipe: Recipe) -> str:
     return f"{teacher}-{recipe.name}-student"
 
 
-def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
+def _metadata(results: RunResults | TextsResults, base_model: str | None) -> ModelCardData:
     recipe = results.recipe
     data_sets = (recipe.run.hub_dataset_id, hub_id(results.collection.source.name))
     optional: dict[str, Any] = {
@@ -152,7 +159,7 @@ def _metadata(results: RunResults, base_model: str | None) -> ModelCardData:
     )
 
 
-def _saved(results: RunResults, path: str) -> dict[str, Any]:
+def _saved(results: CommonResults, path: str) -> dict[str, Any]:
     """A JSON file of the saved student."""
     content: dict[str, Any] = json.loads(
         (results.folder.student / path).read_text(encoding="utf-8")
@@ -160,7 +167,29 @@ def _saved(results: RunResults, path: str) -> dict[str, Any]:
     return content
 
 
-def write_model_card(results: RunResults) -> None:
+def _measured(results: RunResults | TextsResults) -> dict[str, Any]:
+    """What the card says of pairs, or of texts alone."""
+    if isinstance(results, TextsResults):
+        return {
+            "texts": True,
+            "verdict": texts_verdict(results.evaluation),
+            "shown": SHOWN,
+            "objective": _objective(results.recipe, _OF_TEXTS),
+        }
+    evaluation = results.evaluation
+    return {
+        "texts": False,
+        "verdict": verdict(evaluation),
+        "retrieval": evaluation.retrieval,
+        "significance": evaluation.significance,
+        "fidelity": evaluation.fidelity,
+        "fidelity_untrained": evaluation.fidelity_untrained,
+        "audit": results.audit,
+        "objective": _objective(results.recipe, _OBJECTIVE),
+    }
+
+
+def write_model_card(results: RunResults | TextsResults) -> None:
     """Write `student_model_sd/README.md`, and the evaluation-results file beside it."""
     student = results.folder.student
     shutil.rmtree(student / Path(_RESULTS).parent, ignore_errors=True)
@@ -169,7 +198,7 @@ def write_model_card(results: RunResults) -> None:
             temporary.write_bytes(content)
 
 
-def model_cards(results: RunResults) -> dict[str, bytes]:
+def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
     """The card of the student and its evaluation results: path in its folder -> content."""
     recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
     static = student.student_backbone == STATIC
@@ -190,7 +219,7 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         # What it is.
         teacher_name=public_teacher(recipe.teacher),
         teacher_id=hub_id(recipe.teacher.teacher) or Path(recipe.teacher.teacher).name,
-        encodes_queries=evaluation.retrieval.searched == "teacher",
+        encodes_queries=recipe.training.student_space == "teacher",
         layers=_layers_text(student.student_layers, results.training.layers),
         backbone=named,
         static=static,
@@ -200,13 +229,9 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         bias=not static and _saved(results, "2_Dense/config.json")["bias"],
         prompts={kind: prompts.get(kind) or "" for kind in ("query", "document")},
         # What was measured.
-        verdict=verdict(evaluation),
+        **_measured(results),
         student_query=recipe.data.student_query,
         evaluation=evaluation,
-        retrieval=evaluation.retrieval,
-        significance=evaluation.significance,
-        fidelity=evaluation.fidelity,
-        fidelity_untrained=evaluation.fidelity_untrained,
         efficiency=evaluation.efficiency,
         student=evaluation.efficiency.systems[STUDENT],
         teacher=evaluation.efficiency.systems.get(TEACHER),
@@ -219,9 +244,7 @@ def model_cards(results: RunResults) -> dict[str, bytes]:
         license_of_texts=licence_of_texts(results),
         soft_labels=results.soft_labels,
         lengths=results.lengths,
-        audit=results.audit,
         training=results.training,
-        objective=_objective(recipe),
     )
     measured = _eval_results(results)
     return {_CARD: card.encode()} | ({_RESULTS: measured.encode()} if measured else {})

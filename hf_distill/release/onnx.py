@@ -30,7 +30,7 @@ from hf_distill.evaluation.intervals import estimate, mean
 from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.tasks import held_out_task
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import CommonResults, RunResults
 from hf_distill.run.stage import (
     files_of,
     is_under_way,
@@ -286,7 +286,7 @@ def measure_onnx(results: RunResults) -> OnnxRecord:
     return stage(results.folder.onnx, OnnxRecord, inputs, make, list(files.values()))
 
 
-def measured_onnx(results: RunResults) -> OnnxRecord | None:
+def measured_onnx(results: CommonResults) -> OnnxRecord | None:
     """What was measured of this student's ONNX files; None if it has none, or if they were not
     measured.
     """
@@ -299,7 +299,7 @@ def measured_onnx(results: RunResults) -> OnnxRecord | None:
     return record if record.training == results.training.key else None
 
 
-def onnx_files(results: RunResults) -> frozenset[str]:
+def onnx_files(results: CommonResults) -> frozenset[str]:
     """The ONNX files of this student that were measured, as paths in its folder."""
     folder = results.folder
     return files_of(folder.onnx, folder.student) if measured_onnx(results) else frozenset()

@@ -4,6 +4,7 @@ answer to whether the student is good enough.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hf_distill.evaluation.results import (
@@ -15,6 +16,7 @@ from hf_distill.evaluation.results import (
     STUDENT,
     TEACHER,
     UNTRAINED,
+    Comparison,
     Estimate,
     Evaluation,
     RetrievalResults,
@@ -107,6 +109,18 @@ def results_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def task_lines(tasks: Mapping[str, TaskResults]) -> list[str]:
+    """Further tasks alone, as lines for a terminal; none where there is none."""
+    titles = {name: _title(name, task) for name, task in tasks.items()}
+    width = max([18, *(len(title) + 2 for title in titles.values())])
+    lines = []
+    for name, task in tasks.items():
+        head = "".join(f"{measure:>10}" for measure in task.retrieval.systems[STUDENT])
+        lines += ["", f"{titles[name]:<{width}}{head}", *_rows(task.retrieval, width)]
+        lines.append(f"{name}: {task_verdict(task)}")
+    return lines
+
+
 def _title(name: str, task: TaskResults) -> str:
     retrieval = task.retrieval
     return f"{name}: {retrieval.num_queries:,} queries, {retrieval.num_documents:,} documents"
@@ -133,8 +147,12 @@ def standing(measured: Evaluation | TaskResults) -> Standing:
     correction. A test without a p-value shows no difference. A system that is not applicable has no
     test, and nothing is claimed where retrieval shows nothing.
     """
+    return stands_of({} if measured.retrieval.trivial else measured.significance.comparisons)
+
+
+def stands_of(comparisons: Mapping[str, Comparison]) -> Standing:
+    """The same of comparisons of the student with other systems."""
     stands: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-    comparisons = {} if measured.retrieval.trivial else measured.significance.comparisons
     for name in (BM25, UNTRAINED, TEACHER):
         if name not in comparisons:
             continue
@@ -176,16 +194,7 @@ def task_verdict(task: TaskResults) -> str:
 
 
 def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
-    stands, retrieval = standing(measured), measured.retrieval
-    claims = [
-        f"{verb} {' and '.join(in_a_sentence(name) for name in names if name != TEACHER)}"
-        for verb, names in (
-            ("is better than", stands.better),
-            ("cannot be told apart from", stands.level),
-            ("is worse than", stands.worse),
-        )
-        if set(names) - {TEACHER}
-    ]
+    claims, retrieval = claims_of(standing(measured)), measured.retrieval
     ratio = retrieval.student_over_teacher
     if ratio is not None:
         on = " in the teacher's own index" if retrieval.searched == "teacher" else ""
@@ -199,9 +208,25 @@ def _sentence(measured: Evaluation | TaskResults, without_teacher: str) -> str:
             f"The student reaches {NDCG} {own.value:.3f} "
             f"(95% interval {own.low:.3f} to {own.high:.3f}; {without_teacher})"
         )
-    said = f"{kept}; it {_joined(claims)}." if claims else f"{kept}."
+    said = f"{kept}; it {claims}." if claims else f"{kept}."
     absent = (f" {LABELS[n]} is {a.reason}." for n, a in retrieval.not_applicable.items())
     return said + "".join(absent)
+
+
+def claims_of(stands: Standing) -> str:
+    """`is better than BM25 and cannot be told apart from the untrained student`; empty if nothing
+    but the teacher was compared.
+    """
+    claims = [
+        f"{verb} {' and '.join(in_a_sentence(name) for name in names if name != TEACHER)}"
+        for verb, names in (
+            ("is better than", stands.better),
+            ("cannot be told apart from", stands.level),
+            ("is worse than", stands.worse),
+        )
+        if set(names) - {TEACHER}
+    ]
+    return _joined(claims) if claims else ""
 
 
 def _joined(claims: list[str]) -> str:

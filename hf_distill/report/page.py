@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -22,7 +23,8 @@ from hf_distill.report.headline import (
     which_documents,
     with_interval,
 )
-from hf_distill.report.results import RunResults
+from hf_distill.report.results import CommonResults, RunResults, TextsResults
+from hf_distill.report.texts import SHOWN, is_it_like_its_teacher, texts_verdict
 from hf_distill.run.stage import written_whole
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -60,12 +62,14 @@ def _shown_by_source(row: SourceResults) -> dict[str, Estimate]:
     return {**shown, f"{LABELS[STUDENT]}, R@10": row.systems[STUDENT]["R@10"]}
 
 
+def _own_terms(results: CommonResults) -> list[str]:
+    """A term of one's own is package.module:name=WEIGHT, and the log has it under its name."""
+    return [term.rpartition("=")[0].partition(":")[2] for term in results.recipe.training.terms]
+
+
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
     evaluation = results.evaluation
-    # A term of one's own is package.module:name=WEIGHT, and the log has it under its name.
-    own_terms = [
-        term.rpartition("=")[0].partition(":")[2] for term in results.recipe.training.terms
-    ]
+    own_terms = _own_terms(results)
     with mpl.rc_context(plots.STYLE):
         return {
             "cost": plots.plot_cost(evaluation),
@@ -82,23 +86,52 @@ def _pictures(results: RunResults) -> dict[str, plots.Picture]:
 def write_report(results: RunResults) -> None:
     """Write `report.html`. Text from the data is escaped; nothing is loaded from elsewhere."""
     evaluation = results.evaluation
+    _write(
+        results,
+        "report.html.j2",
+        audit=results.audit,
+        evaluation=evaluation,
+        student=evaluation.efficiency.systems[STUDENT],
+        teacher=evaluation.efficiency.systems.get(TEACHER),
+        answer=is_it_good_enough(evaluation),
+        verdict=verdict(evaluation),
+        pictures=_pictures(results),
+    )
+
+
+def write_texts_report(results: TextsResults) -> None:
+    """The same of a run on texts alone."""
+    evaluation = results.evaluation
+    with mpl.rc_context(plots.STYLE):
+        pictures = {
+            "overlap": plots.plot_overlap(evaluation),
+            "losses": plots.plot_losses(results.training, _own_terms(results)),
+        }
+    _write(
+        results,
+        "texts_report.html.j2",
+        evaluation=evaluation,
+        student=evaluation.efficiency.systems[STUDENT],
+        teacher=evaluation.efficiency.systems.get(TEACHER),
+        answer=is_it_like_its_teacher(evaluation),
+        verdict=texts_verdict(evaluation),
+        shown=SHOWN,
+        pictures=pictures,
+    )
+
+
+def _write(results: CommonResults, template: str, **values: Any) -> None:
     page = (
         environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             name=results.recipe.name,
             keys=results.recipe.keys(),
             collection=results.collection.record,
             soft_labels=results.soft_labels,
-            audit=results.audit,
             training=results.training,
-            evaluation=evaluation,
             lengths=results.lengths,
-            student=evaluation.efficiency.systems[STUDENT],
-            teacher=evaluation.efficiency.systems.get(TEACHER),
-            answer=is_it_good_enough(evaluation),
-            verdict=verdict(evaluation),
-            pictures=_pictures(results),
+            **values,
         )
     )
     with written_whole(results.folder.report) as temporary:

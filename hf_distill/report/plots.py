@@ -25,7 +25,9 @@ from hf_distill.evaluation.results import (
     Evaluation,
     PerQuery,
     RetrievalResults,
+    TextsEvaluation,
 )
+from hf_distill.evaluation.texts import OVERLAP
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
 from hf_distill.selection.audit import Audit
 from hf_distill.training.between import CLOSENESS, RANKING
@@ -117,22 +119,43 @@ def plot_retrieval(retrieval: RetrievalResults) -> Picture:
         for name in reversed(IN_ORDER)
         if name in retrieval.systems and name not in retrieval.not_applicable
     ]
-    estimates = [retrieval.systems[name][NDCG] for name in names]
+    return _by_system(
+        {name: retrieval.systems[name][NDCG] for name in names},
+        NDCG,
+        f"{retrieval.num_queries:,} queries",
+        "Retrieval over all held-out documents.",
+    )
+
+
+def plot_overlap(evaluation: TextsEvaluation) -> Picture:
+    """What every system finds of the teacher's nearest texts, with its interval."""
+    systems = evaluation.systems
+    return _by_system(
+        {name: systems[name].overlap for name in reversed(IN_ORDER) if name in systems},
+        OVERLAP,
+        f"{evaluation.num_texts:,} texts",
+        "The share of the teacher's ten nearest texts that each system finds.",
+    )
+
+
+def _by_system(of: dict[str, Estimate], measure: str, over: str, caption: str) -> Picture:
+    """A dot with its interval for each system."""
+    names, estimates = list(of), list(of.values())
     values, (down, up) = _arms(estimates)
     rows, colours = np.arange(len(names)), [_colour(name) for name in names]
     plot, axes = _plot(5.4, 2.2)
     axes.hlines(rows, values - down, values + up, colors=colours, linewidth=5, alpha=0.45)
     axes.scatter(values, rows, color=colours, zorder=3)
     axes.set_yticks(rows, [LABELS[name] for name in names])
-    axes.set_xlabel(f"{NDCG} over {retrieval.num_queries:,} queries, 95% interval")
+    axes.set_xlabel(f"{measure} over {over}, 95% interval")
     story = [
         f"{LABELS[name]} {with_interval(estimate)}"
         for name, estimate in zip(names, estimates, strict=True)
     ]
     return _picture(
         plot,
-        f"{NDCG} with 95% intervals: {'; '.join(story)}",
-        "Retrieval over all held-out documents.",
+        f"{measure} with 95% intervals: {'; '.join(story)}",
+        caption,
     )
 
 

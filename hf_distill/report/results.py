@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_distill.data.collection import Collection
-from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.results import Evaluation, TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import SoftLabels
@@ -14,18 +14,16 @@ from hf_distill.student.lengths import TextLengths
 from hf_distill.training.train import TrainingRecord
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """The results of a run's stages, up to its evaluation.
+@dataclass(frozen=True, kw_only=True)
+class CommonResults:
+    """What every run has.
 
     Attributes:
         recipe: What was run.
         folder: Where its files are.
-        collection: Its queries, documents and judgements.
-        soft_labels: How the teacher scored them.
-        audit: What the selection did.
+        collection: Its queries, documents and judgements, or its texts.
+        soft_labels: How the teacher scored or embedded them.
         training: How the student was trained.
-        evaluation: What was measured on held-out data.
         lengths: How many texts teacher and student cut.
     """
 
@@ -33,7 +31,29 @@ class RunResults:
     folder: RunFolder
     collection: Collection
     soft_labels: SoftLabels
-    audit: Audit
     training: TrainingRecord
-    evaluation: Evaluation
     lengths: TextLengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults(CommonResults):
+    """The results of a run's stages, up to its evaluation.
+
+    Attributes:
+        audit: What the selection did.
+        evaluation: What was measured on held-out data.
+    """
+
+    audit: Audit
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsResults(CommonResults):
+    """The same of a run on texts alone: there are no pairs to select.
+
+    Attributes:
+        evaluation: What was measured on held-out texts.
+    """
+
+    evaluation: TextsEvaluation

@@ -5,7 +5,8 @@ memory-mapped.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -66,6 +67,9 @@ class EmbeddingTable:
         vectors: One row for each unique text with its prompt, by ascending key.
         queries: (queries,) int64: row of each query of the collection.
         documents: (documents,) int64: row of each document of the collection.
+        texts: (texts,) int64: row of each text alone, as the teacher reads it.
+        student_texts: (test texts,) int64: row of what the student reads of each test
+            text, if it reads others and the teacher embeds them.
         parts: Names of the files that hold them.
     """
 
@@ -73,6 +77,8 @@ class EmbeddingTable:
     queries: np.ndarray
     documents: np.ndarray
     parts: tuple[str, ...] = ()
+    texts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    student_texts: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def dimension(self) -> int:
@@ -86,6 +92,14 @@ class EmbeddingTable:
     def of_documents(self, numbers: np.ndarray | slice) -> np.ndarray:
         """Embeddings (m, dimension), float16, of documents by number."""
         return self.vectors[self.documents[numbers]]
+
+    def of_texts(self, numbers: np.ndarray | slice) -> np.ndarray:
+        """Embeddings (m, dimension), float16, of texts alone by number."""
+        return self.vectors[self.texts[numbers]]
+
+    def of_student_texts(self) -> np.ndarray:
+        """Embeddings (n, dimension), float16, of what the student reads of the test texts."""
+        return self.vectors[self.student_texts]
 
 
 Asked = tuple[str, str]
@@ -139,19 +153,30 @@ def _stored(
     return Vectors(values, stored.places, teacher.dimension), stored.unique, names
 
 
-def _texts_of(collection: Collection) -> Items[Asked]:
-    """The collection's queries, then its documents."""
-    queries = len(collection.queries)
+def _texts_of(collection: Collection, new: bool) -> Items[Asked]:
+    """The collection's queries, its documents, its texts alone, and what the student reads of the
+    test texts, if it reads others and the teacher can embed them (`new`).
+    """
+    alone = collection.record.texts
+    parallel = alone is not None and alone.parallel and new
+    test = collection.text_numbers("test") if parallel else np.empty(0, dtype=np.int64)
+    parts: list[tuple[int, Callable[[np.ndarray], list[str]]]] = [
+        (len(collection.queries), collection.query_texts),
+        (len(collection.documents), collection.document_texts),
+        (len(collection.texts), collection.teacher_texts),
+        (len(test), lambda places: collection.student_texts(test[places])),
+    ]
+    starts = np.cumsum([0, *(count for count, _ in parts)])
 
     def read(places: np.ndarray) -> list[Asked]:
-        is_query = places < queries
         texts = np.empty(len(places), dtype=object)
-        texts[is_query] = collection.query_texts(places[is_query])
-        texts[~is_query] = collection.document_texts(places[~is_query] - queries)
-        kinds = np.where(is_query, "query", "document").tolist()
+        for (_, look_up), start, end in zip(parts, starts, starts[1:], strict=False):
+            here = (places >= start) & (places < end)
+            texts[here] = look_up(places[here] - start)
+        kinds = np.where(places < starts[1], "query", "document").tolist()
         return list(zip(kinds, texts.tolist(), strict=True))
 
-    return Items(queries + len(collection.documents), read, "text")
+    return Items(int(starts[-1]), read, "text")
 
 
 def _keys(texts: Items[Asked], teacher: EmbeddingTeacher) -> np.ndarray:
@@ -199,7 +224,8 @@ def _kept_keys(
 def embed_collection(
     collection: Collection, teacher: EmbeddingTeacher, folder: Path, cache: Path
 ) -> EmbeddingTable:
-    """The teacher's embeddings of every query and document; only what no shard holds is embedded.
+    """The teacher's embeddings of every query, document and text; only what no shard holds is
+    embedded.
 
     Args:
         collection: Its texts are embedded.
@@ -210,12 +236,14 @@ def embed_collection(
     Raises:
         InputError: Embeddings that float16 cannot hold, or of another dimension than declared.
     """
-    texts = _texts_of(collection)
-    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind)
+    new = teacher.embeds_new_texts
+    texts = _texts_of(collection, new)
+    name = fingerprint(collection.key, dataclasses.asdict(teacher.prompts), teacher.by_kind, new)
     keys = _kept_keys(texts, teacher, name, cache)
     vectors, rows, parts = _stored(texts, keys, teacher, folder)
-    queries = len(collection.queries)
-    return EmbeddingTable(vectors, rows[:queries], rows[queries:], parts)
+    sizes = [len(table) for table in (collection.queries, collection.documents, collection.texts)]
+    queries, documents, own, students = np.split(rows, np.cumsum(sizes))
+    return EmbeddingTable(vectors, queries, documents, parts, own, students)
 
 
 def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: Path) -> Vectors:

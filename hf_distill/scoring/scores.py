@@ -72,7 +72,7 @@ class SoftLabels:
         items: How many unique ones there were.
         items_without_deduplication: How many there were with all repeats.
         seconds: How long it took, from the first text to the last score.
-        score: How the scores are distributed.
+        score: How the scores are distributed; null where there are no pairs.
         parts: Names of the files that hold what the teacher computed.
         collection: The key of the collection that was scored.
     """
@@ -93,7 +93,7 @@ class SoftLabels:
     items: int
     items_without_deduplication: int
     seconds: float
-    score: ScoreStatistics
+    score: ScoreStatistics | None
     parts: list[str]
     collection: str = ""
 
@@ -128,7 +128,8 @@ class Scores:
         """What was scored, and how fast, for a terminal."""
         record, score = self.record, self.record.score
         repeats = record.items_without_deduplication - record.items
-        speed = f", {record.pairs / record.seconds:,.0f} pairs/s" if record.seconds > 1 else ""
+        number, what = (record.pairs, "pairs") if score else (record.items, "texts")
+        speed = f", {number / record.seconds:,.0f} {what}/s" if record.seconds > 1 else ""
         prompts = (
             ("query", record.query_prompt),
             ("document", record.document_prompt),
@@ -136,6 +137,13 @@ class Scores:
         )
         used = ", ".join(f"{name} {text!r}" for name, text in prompts if text) or "none"
         unscored = f"; {record.unscored:,} without a score" if record.unscored else ""
+        if score is None:
+            return (
+                f"Teacher  {record.items:,} unique texts embedded by {record.teacher} "
+                f"({record.precision}; {self.scale}; {repeats:,} repeats saved), "
+                f"{record.seconds} s{speed}\n"
+                f"         prompts: {used}"
+            )
         return (
             f"Scores   {record.pairs:,} pairs by {record.teacher} ({record.precision}; "
             f"{self.scale}), {record.items:,} unique {record.item}s ({repeats:,} repeats saved), "
@@ -192,7 +200,10 @@ def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) 
         values,
         item="text",
         items=len(table.vectors),
-        items_without_deduplication=2 * len(queries) + len(collection.searched),
+        items_without_deduplication=2 * len(queries)
+        + len(collection.searched)
+        + len(table.texts)
+        + len(table.student_texts),
         parts=list(table.parts),
     )
 
@@ -321,7 +332,8 @@ def score_collection(
         nonlocal values
         scored = _scored_by(collection, teacher, store, table)
         values = teacher.scale.check(scored.values, teacher.name)
-        _check_scored(collection, values, teacher.name)
+        if len(values):
+            _check_scored(collection, values, teacher.name)
         record = SoftLabels(
             key=key,
             teacher=teacher.name,
@@ -339,18 +351,19 @@ def score_collection(
             items=scored.items,
             items_without_deduplication=scored.items_without_deduplication,
             seconds=round(time.perf_counter() - began, 1),
-            score=ScoreStatistics.of(values),
+            score=ScoreStatistics.of(values) if len(values) else None,
             parts=scored.parts,
             collection=collection.key,
         )
         if PartialState().is_main_process:
             with written_whole(scores_path) as temporary:
                 np.save(temporary, values)
-            write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
+            if len(values):
+                write_soft_labels(folder.soft_labels_json, collection.every_pair(), values)
         return record
 
     prompts, scale = dataclasses.asdict(teacher.prompts), teacher.scale.record()
     inputs = (collection.key, teacher.identity, prompts, scale)
-    files = (scores_path, folder.soft_labels_json)
+    files = (scores_path, *([folder.soft_labels_json] if len(collection.judgements) else []))
     record = stage(path, SoftLabels, inputs, make, files, together=True)
     return Scores(record, np.load(scores_path) if values is None else values, table, teacher.scale)

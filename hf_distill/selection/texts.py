@@ -199,7 +199,7 @@ PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
     "query": lambda pairs: text_keys(pairs, "query"),
     "document": lambda pairs: text_keys(pairs, "document"),
     "student_query": lambda pairs: text_keys(
-        pairs, "student_query" if pairs.collection.student_texts else "query"
+        pairs, "student_query" if pairs.collection.num_student_queries else "query"
     ),
     "family": near_duplicate_families,
 }

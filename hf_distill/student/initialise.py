@@ -182,8 +182,13 @@ def _training_texts(
     collection: Collection, prompts: Prompts
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """The unique texts of the training pairs that the student reads, with their prompts, some at a
-    time, and how many pairs each occurs in.
+    time, and how many pairs each occurs in; then the texts alone, as teacher and student read them.
     """
+    alone = collection.text_numbers("train")
+    for start in range(0, len(alone), _READ):
+        some = alone[start : start + _READ]
+        texts = [*collection.teacher_texts(some), *collection.student_texts(some)]
+        yield [prompts.document + text for text in texts], np.ones(len(texts), dtype=np.int64)
     pairs = collection.pairs("train")
     for prompt, numbers, texts_of in (
         (prompts.query, pairs.queries, collection.student_queries),

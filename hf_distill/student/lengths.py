@@ -95,7 +95,8 @@ class ModelLengths:
     Attributes:
         role: What it is in the run.
         name: The teacher's name; of the student, its backbone.
-        of: `queries` and `documents`, or of a cross-encoder `pairs` -> how long they are.
+        of: `queries` and `documents`, or of a cross-encoder `pairs`, or where there are no pairs
+            `texts` (and `student's texts`, if it reads others) -> how long they are.
     """
 
     role: Literal["teacher", "student"]
@@ -142,8 +143,9 @@ class TextLengths:
 
     def _flag(self) -> str | None:
         """The flag that lets the student read more, if it cuts far more than every teacher does."""
-        own = self.student.of["documents"]
-        read = [model.of.get("documents") or model.of["pairs"] for model in self.teachers]
+        kind = "documents" if "documents" in self.student.of else "texts"
+        own = self.student.of[kind]
+        read = [model.of.get(kind) or model.of["pairs"] for model in self.teachers]
         if not read or own.share_cut - max(one.share_cut for one in read) <= WORTH_A_FLAG:
             return None
         more = max(one.limit or own.longest for one in read)
@@ -316,10 +318,17 @@ def _measured(
         return Lengths.of(tokens, limit, count)
 
     of: dict[str, Lengths] = {}
-    if isinstance(reader.model, CrossEncoder):
+    if (alone := collection.record.texts) is not None:
+        of["texts"] = lengths(collection.teacher_texts, len(collection.texts), "document")
+        if alone.parallel and reader.role == "student":
+            counted.clear()  # of other texts
+            of["student's texts"] = lengths(
+                collection.student_texts, len(collection.texts), "document"
+            )
+    elif isinstance(reader.model, CrossEncoder):
         of["pairs"] = lengths(both, len(pairs), None)
     else:
-        of_student = reader.role == "student" and collection.student_texts
+        of_student = reader.role == "student" and collection.num_student_queries
         queries = collection.student_queries if of_student else collection.query_texts
         of["queries"] = lengths(queries, len(collection.queries), "query")
         of["documents"] = lengths(collection.document_texts, len(collection.documents), "document")

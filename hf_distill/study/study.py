@@ -161,6 +161,11 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
         raise InputError(f"--examples {examples} --seeds {seeds}: both must be at least 1")
     parsed = parse_selections(selections)  # refuse what can be refused before writing anything
     run = Run.open(recipe)
+    if not run.has_pairs:
+        raise InputError(
+            f"{run.collection.source.name} is texts without pairs, so there is nothing to select; "
+            "a study compares selections of pairs"
+        )
     with held(run.folder):
         return _study(run, parsed, examples, seeds)
 

@@ -114,7 +114,7 @@ def _columns_there(data: DataArguments, tables: Tables) -> DataArguments:
     """
     there = {column for table in tables.tables for column in table.columns}
     names = ("query_column", "document_column", "label_column", "score_column", "group_column",
-             "source_column")  # fmt: skip
+             "source_column", "text_column", "student_text_column")  # fmt: skip
     given = {name: getattr(data, name) for name in names}
     kept: dict[str, Any] = {
         name: column if column in there else None for name, column in given.items()

@@ -42,8 +42,9 @@ class DistillationCollator(SentenceTransformerDataCollator):
             the workers of a data loader see it, too.
 
     A batch holds model inputs `texts0_*`, `texts1_*`, ...; `place` (M,) int64, which undoes the
-    sorting: queries, documents, hard negatives, texts of the pool; the columns of `Sides`; and with
-    a pool `pool_embedding` (B, texts_per_pair, D) float16.
+    sorting: queries, documents, hard negatives, or texts alone; then texts of the pool; the columns
+    of `Sides`; of texts alone `text_embedding`; and with a pool `pool_embedding`
+    (B, texts_per_pair, D) float16.
     """
 
     query_prompt: str = ""
@@ -59,8 +60,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
         batch = examples(features, self.lookup)
         further, pool = self._drawn(batch)
         texts = [self.query_prompt + text for text in batch.queries]
-        texts += [self.document_prompt + text for text in (*batch.documents, *batch.negatives)]
-        return {**self._tokenised(texts + further), **batch.sides.columns(), **pool}
+        others = (*batch.documents, *batch.negatives, *batch.texts)
+        texts += [self.document_prompt + text for text in others]
+        alone = {} if batch.text_embedding is None else {"text_embedding": batch.text_embedding}
+        tokens = self._tokenised(texts + further)
+        return {**tokens, **batch.sides.columns(), **alone, **pool}
 
     def _drawn(self, batch: Examples) -> tuple[list[str], dict[str, Tensor]]:
         """The texts of the pool beside these pairs, with their prompts, and their embeddings."""

@@ -2,7 +2,8 @@
 way with one process and with several.
 
 A batch is B pairs on each process. Their queries are compared with N documents: those of the pairs
-of all processes, in order of rank, then the hard negatives of each of these pairs in turn.
+of all processes, in order of rank, then the hard negatives of each of these pairs in turn. A batch
+of texts alone has no pairs: B is 0, and the matrices are empty.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class InBatch(Matrices):
 
     Attributes:
         texts: (M, d) float32, student embeddings: of the B queries, the B documents, the hard
-            negatives of each pair in turn, and the texts of the pool beside each pair in turn.
+            negatives of each pair in turn, or of texts alone (then B is 0); and the texts of the
+            pool beside each pair or text in turn.
         targets: (M, d) what they are aligned to; None if the rows have no teacher embeddings.
         text_weight: (M,) float32, the weight of the pair that each text belongs to; None: all the
             same.
@@ -97,6 +99,12 @@ class Sides:
     query_embedding: Tensor | None = None
     document_embedding: Tensor | None = None
     negative_embedding: Tensor | None = None
+
+    @classmethod
+    def none(cls) -> Sides:
+        """Those of no pairs."""
+        keys = torch.empty(0, dtype=torch.int64)
+        return cls(teacher_score=torch.empty(0), query_key=keys, document_key=keys)
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor]) -> Sides:
@@ -142,7 +150,7 @@ def gather(tensor: Tensor) -> Tensor:
     """`tensor` (B, ...) of every process, in order of rank. If it carries a gradient, each process
     gets its share of it.
     """
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if not (dist.is_initialized() and dist.get_world_size() > 1) or not len(tensor):
         return tensor
     if tensor.requires_grad:
         return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]  # untyped
@@ -220,7 +228,8 @@ def in_batches(
 
     Args:
         texts: (M, d) student embeddings of unit length, in the order of `InBatch.texts`.
-        batch: `Sides`, and `pool_embedding` (B, a, D) if there is a pool.
+        batch: `Sides`; `text_embedding` (n, D) if there are texts alone; and `pool_embedding`
+            (B, a, D) if there is a pool.
         components: (d, D) orthonormal rows: a text's target is its teacher embedding in these
             coordinates. None: the teacher embedding itself.
         measure: The teacher's similarity.
@@ -252,7 +261,7 @@ def in_batches(
         other_view = teacher_view(
             rows.reversed(), columns.reversed(), offset, measure, config.false_negative_margin
         )
-    targets = _targets(rows, batch.get("pool_embedding"), components)
+    targets = _targets(rows, batch, components)
     text_weight = None
     if rows.weight is not None:
         further = len(texts) // pairs - 2 - each
@@ -294,11 +303,15 @@ def _of_teacher(sides: Sides) -> Tensor:
     return documents.float()
 
 
-def _targets(rows: Sides, pool: Tensor | None, components: Tensor | None) -> Tensor | None:
+def _targets(rows: Sides, batch: Mapping[str, Tensor], components: Tensor | None) -> Tensor | None:
     """What the texts are aligned to, (M, d) float32."""
-    if rows.query_embedding is None or rows.document_embedding is None:
+    pool = batch.get("pool_embedding")
+    if "text_embedding" in batch:
+        parts = [batch["text_embedding"]]
+    elif rows.query_embedding is None or rows.document_embedding is None:
         return None
-    parts = [rows.query_embedding, rows.document_embedding]
+    else:
+        parts = [rows.query_embedding, rows.document_embedding]
     parts += [part.flatten(0, 1) for part in (rows.negative_embedding, pool) if part is not None]
     teacher = torch.cat([part.float() for part in parts])
     return teacher if components is None else teacher @ components.T

@@ -14,12 +14,21 @@ embeddings themselves. `examples` turns both into one form.
 | `source` (optional: where the pair comes from) | str | str |
 | `teacher_query_embedding`, `teacher_document_embedding` | looked up | (D,) float, optional |
 | `teacher_negative_embeddings` | looked up | (k, D) float, optional |
+
+A row without a pair is a text that is aligned:
+
+| column | by number | with texts |
+|---|---|---|
+| `text` | int | str, what the teacher has read |
+| `student_text` (optional: the student reads another text, too) | looked up | str |
+| `teacher_text_embedding` | looked up | (D,) float |
+| `row`, `source` (optional) | as above | as above |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,11 +48,19 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
-from hf_distill.selection.select import Selection
-from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher, TextKind, pair_similarity
 from hf_distill.training.in_batch import Sides
-from hf_distill.training.sources import NO_SOURCE, sources_of
-from hf_distill.training.texts import Pool, PoolPlan, load_pool, student_words, wanted_pool
+from hf_distill.training.sources import NO_SOURCE, Sources, sources_of
+from hf_distill.training.texts import (
+    Drawn,
+    Pool,
+    PoolPlan,
+    load_pool,
+    student_words,
+    texts_alone,
+    texts_of_pairs,
+    wanted_pool,
+)
 
 _BLOCK = 8192
 
@@ -83,6 +100,32 @@ class Rows:
     selection: str
 
 
+class Chosen(Protocol):
+    """Which training rows are used: a `Selection` of pairs, or `EveryText`."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def kept(self) -> np.ndarray: ...
+    @property
+    def weight(self) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True)
+class EveryText:
+    """All training texts, where there are no pairs to choose from.
+
+    Attributes:
+        key: The fingerprint of what they depend on.
+        kept: (n,) int64, all their places.
+        weight: They have none.
+    """
+
+    key: str
+    kept: np.ndarray
+    weight: np.ndarray | None = None
+
+
 class Earlier(Protocol):
     """The results that `training_rows` reads; `hf_distill.pipeline.Run` has them."""
 
@@ -99,15 +142,17 @@ class Earlier(Protocol):
     def ranking(self) -> Ranking | None: ...
 
 
-def training_rows(earlier: Earlier, selection: Selection, student: SentenceTransformer) -> Rows:
+def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransformer) -> Rows:
     """What `student` is trained on: the pairs of `selection`, with the recipe's hard negatives and
-    pool. The pool is made and embedded here.
+    pool; or the texts, where there are no pairs. The pool is made and embedded here.
 
     Raises:
         InputError: Hard negatives are wanted and a pair has none, or the student's vocabulary or
             the texts hold no words for the pool.
     """
     recipe, collection, scores = earlier.recipe, earlier.collection, earlier.scores
+    if collection.record.texts is not None:
+        return _rows_of_texts(earlier, selection, student)
     train = collection.pairs("train").take(selection.kept)
     validation = collection.pairs("validation")
     columns: dict[str, np.ndarray] = {}
@@ -119,24 +164,55 @@ def training_rows(earlier: Earlier, selection: Selection, student: SentenceTrans
     if wanted := max(stage.hard_negatives_per_pair for stage in recipe.stages):
         listed = listed_negatives(train, scores, wanted)
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
-    pool = None
-    if size := wanted_pool(len(train), recipe.stages):
+    pool = _pool(earlier, selection, texts_of_pairs(train), student)
+    if pool is not None:
         columns["row"] = np.arange(len(train))
-        plan = PoolPlan(
-            pairs=train,
-            key=selection.key,
-            size=size,
-            words=student_words(student),
-            seed=recipe.seed,
-        )
-        folder = earlier.folder.pool
-        shards = Path(recipe.teacher.teacher_cache or folder / "shards")
-        # check_objective has refused any teacher that does not embed
-        pool = load_pool(plan, cast(EmbeddingTeacher, earlier.teacher), folder, shards)
     return Rows(
         train=number_rows(train, scores.of(train.rows), columns),
         validation=number_rows(validation, scores.of(validation.rows), {}),
         lookup=Lookup(collection, scores.embeddings, pool),
+        selection=selection.key,
+    )
+
+
+def _pool(
+    earlier: Earlier,
+    selection: Chosen,
+    texts: Mapping[TextKind, Drawn],
+    student: SentenceTransformer,
+) -> Pool | None:
+    """The pool of passages of `texts`, made and embedded; None without one."""
+    recipe, folder = earlier.recipe, earlier.folder.pool
+    size = wanted_pool(len(selection.kept), recipe.stages)
+    if not size:
+        return None
+    plan = PoolPlan(
+        texts=texts,
+        key=selection.key,
+        size=size,
+        words=student_words(student),
+        seed=recipe.seed,
+    )
+    shards = Path(recipe.teacher.teacher_cache or folder / "shards")
+    # check_objective has refused any teacher that does not embed
+    return load_pool(plan, cast(EmbeddingTeacher, earlier.teacher), folder, shards)
+
+
+def _rows_of_texts(earlier: Earlier, selection: Chosen, student: SentenceTransformer) -> Rows:
+    """Rows of texts alone: their numbers."""
+    collection = earlier.collection
+    train, validation = (collection.text_numbers(split) for split in ("train", "validation"))
+    columns: dict[str, Any] = {"text": train}
+    sources = Sources.of(collection.texts, train)
+    if sources.names != (NO_SOURCE,):
+        columns["source"] = sources.column
+    pool = _pool(earlier, selection, texts_alone(collection), student)
+    if pool is not None:
+        columns["row"] = np.arange(len(train))
+    return Rows(
+        train=Dataset(pa.table(columns)).with_format("numpy"),
+        validation=Dataset(pa.table({"text": validation})).with_format("numpy"),
+        lookup=Lookup(collection, earlier.scores.embeddings, pool),
         selection=selection.key,
     )
 
@@ -284,13 +360,15 @@ def check_negatives(collection: Collection, teacher: Teacher, recipe: Recipe) ->
 
 @dataclass(frozen=True)
 class Examples:
-    """B pairs, whichever form their rows had.
+    """B pairs, or texts alone, whichever form their rows had.
 
     Attributes:
-        queries, documents: B texts each.
+        queries, documents: B texts each; none of texts alone.
         negatives: B x k texts, those of each pair in turn.
         sides: What belongs to the texts.
         rows: (B,) int64, the numbers of the rows; None if no texts of the pool belong to them.
+        texts: Texts alone: B of the teacher, then B of the student if it reads others.
+        text_embedding: (B or 2 B, D), the teacher's embedding of each; None of pairs.
     """
 
     queries: list[str]
@@ -298,6 +376,8 @@ class Examples:
     negatives: list[str]
     sides: Sides
     rows: np.ndarray | None
+    texts: list[str] = field(default_factory=list)
+    text_embedding: Tensor | None = None
 
 
 def key_of(text: str) -> int:
@@ -312,6 +392,8 @@ def examples(features: Sequence[Mapping[str, Any]], lookup: Lookup) -> Examples:
         InputError: A column is missing, or the rows hold numbers and there is no collection.
     """
     columns = {name: [row[name] for row in features] for name in features[0]}
+    if "text" in columns:
+        return _alone(columns, lookup)
     if missing := set(NEEDED) - set(columns):
         raise InputError(
             f"the training rows have no column {', '.join(sorted(missing))}; they have "
@@ -325,6 +407,39 @@ def examples(features: Sequence[Mapping[str, Any]], lookup: Lookup) -> Examples:
     read = _with_texts if isinstance(columns["query"][0], str) else _by_number
     queries, documents, negatives, sides = read(columns, lookup)
     return Examples(queries, documents, negatives, Sides.of({**common, **sides}), rows)
+
+
+def _alone(columns: Mapping[str, list[Any]], lookup: Lookup) -> Examples:
+    """Rows of texts alone. What the student reads has the teacher's embedding of its text."""
+    if isinstance(columns["text"][0], str):
+        if "teacher_text_embedding" not in columns:
+            raise InputError(
+                "the training rows hold texts and no teacher_text_embedding to align them with; "
+                f"they have {', '.join(columns)}"
+            )
+        texts, others = list(columns["text"]), list(columns.get("student_text", []))
+        embedding = _floats(columns["teacher_text_embedding"])
+    else:
+        numbers = np.asarray(columns["text"])
+        collection, embeddings = lookup.collection, lookup.embeddings
+        if collection is None or embeddings is None:
+            raise InputError(
+                f"the training rows name their texts by number (text {columns['text'][0]!r}); pass "
+                "the trainer a lookup with their collection and the teacher's embeddings"
+            )
+        parallel = collection.record.texts is not None and collection.record.texts.parallel
+        texts = collection.teacher_texts(numbers)
+        others = collection.student_texts(numbers) if parallel else []
+        embedding = torch.from_numpy(embeddings.of_texts(numbers))
+    return Examples(
+        queries=[],
+        documents=[],
+        negatives=[],
+        sides=Sides.none(),
+        rows=np.asarray(columns["row"]) if "row" in columns else None,
+        texts=texts + others,
+        text_embedding=embedding.repeat(2, 1) if others else embedding,
+    )
 
 
 _Read = tuple[list[str], list[str], list[str], dict[str, Tensor]]

@@ -200,7 +200,13 @@ def check_sources(collection: Collection, config: DistillationConfig) -> None:
     `shares_of`.
     """
     if is_mixed(config):
-        shares_of(sources_of(collection.pairs("train")).count, config)
+        alone = collection.record.texts is not None
+        sources = (
+            Sources.of(collection.texts, collection.text_numbers("train"))
+            if alone
+            else sources_of(collection.pairs("train"))
+        )
+        shares_of(sources.count, config)
 
 
 def apportion(total: int, shares: np.ndarray) -> np.ndarray:

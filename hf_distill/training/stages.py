@@ -86,41 +86,42 @@ class TrainingTask:
         return self.checkpoints[number - 1] / "after.safetensors"
 
 
-def check_batch(pairs: int, config: DistillationConfig) -> None:
-    """Raise InputError if the pairs do not fill one batch of all processes, or an epoch has fewer
-    batches than a step takes.
+def check_batch(pairs: int, config: DistillationConfig, what: str = "pairs") -> None:
+    """Raise InputError if the pairs (`what` says what they are) do not fill one batch of all
+    processes, or an epoch has fewer batches than a step takes.
     """
+    more = "keep more pairs (--selection)" if what == "pairs" else f"add {what}"
     batch = config.train_batch_size * config.world_size
     if pairs < batch:
         raise InputError(
-            f"{pairs} training pairs do not fill one batch of {config.train_batch_size} on "
-            f"{config.world_size} process(es); keep more pairs (--selection) or lower "
+            f"{pairs} training {what} do not fill one batch of {config.train_batch_size} on "
+            f"{config.world_size} process(es); {more} or lower "
             "--per_device_train_batch_size"
         )
     batches = pairs // batch if config.dataloader_drop_last else math.ceil(pairs / batch)
     if batches < config.gradient_accumulation_steps:
         raise InputError(
             f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: {pairs} training "
-            f"pairs are only {batches} batches, so no step would be as large; keep more pairs, or "
+            f"{what} are only {batches} batches, so no step would be as large; {more}, or "
             "lower it"
         )
 
 
-def check_validation(pairs: int, config: DistillationConfig) -> None:
+def check_validation(pairs: int, config: DistillationConfig, what: str = "pairs") -> None:
     """Raise InputError if the evaluations during training have too few pairs."""
     strategy = IntervalStrategy(config.eval_strategy).value
     if strategy == "no":
         return
     if not pairs:
         raise InputError(
-            f"--eval_strategy {strategy}: there are no validation pairs to evaluate "
+            f"--eval_strategy {strategy}: there are no validation {what} to evaluate "
             "on; set --validation_fraction above 0, or --eval_strategy no"
         )
     batch = config.eval_batch_size * config.world_size
     if config.dataloader_drop_last and pairs < batch:
         raise InputError(
             f"--per_device_eval_batch_size {config.per_device_eval_batch_size}: {pairs} validation "
-            f"pairs do not fill one batch on {config.world_size} process(es), and "
+            f"{what} do not fill one batch on {config.world_size} process(es), and "
             "--dataloader_drop_last drops what does not; lower it to "
             f"{max(1, pairs // config.world_size)} or less"
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.data.collection import Pairs, text_id, write_table
+from hf_distill.data.collection import Collection, Pairs, text_id, write_table
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.stage import stage, written_whole
@@ -106,24 +106,48 @@ def _endless(numbers: np.ndarray, seed: Sequence[int]) -> Iterator[int]:
         yield from rng.permutation(numbers)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Texts that passages are drawn from: their numbers (n,), each once, and where these are looked
+    up.
+    """
+
+    numbers: np.ndarray
+    look_up: Callable[[np.ndarray], list[str]]
+
+
+def texts_of_pairs(pairs: Pairs) -> dict[TextKind, Drawn]:
+    """The queries and documents of `pairs`."""
+    collection = pairs.collection
+    return {
+        "query": Drawn(np.unique(pairs.queries), collection.query_texts),
+        "document": Drawn(np.unique(pairs.documents), collection.document_texts),
+    }
+
+
+def texts_alone(collection: Collection) -> dict[TextKind, Drawn]:
+    """The training texts, as the teacher reads them: passages of them are read as queries and as
+    documents.
+    """
+    drawn = Drawn(collection.text_numbers("train"), collection.teacher_texts)
+    return {"query": drawn, "document": drawn}
+
+
 def make_pool(
-    pairs: Pairs, size: int, words: Sequence[str], seed: int
+    texts_by_kind: Mapping[TextKind, Drawn], size: int, words: Sequence[str], seed: int
 ) -> Iterator[tuple[str, TextKind]]:
-    """Up to `size` different passages of the pairs' texts, each with the kind of its text, in a
-    random order. Queries and documents take turns.
+    """Up to `size` different passages of texts, each with the kind of its text, in a random order.
+    Queries and documents take turns.
 
     There are fewer if the texts are so few and short that `_TRIES` passages for each one wanted do
     not give enough different ones.
     """
-    read = {
-        "query": pairs.collection.query_texts,
-        "document": pairs.collection.document_texts,
-    }
-    numbers = {
-        "query": _endless(np.unique(pairs.queries), (seed, 0)),
-        "document": _endless(np.unique(pairs.documents), (seed, 1)),
-    }
     kinds: tuple[TextKind, ...] = ("query", "document")
+    read = {kind: texts_by_kind[kind].look_up for kind in kinds}
+    numbers = {
+        kind: _endless(texts_by_kind[kind].numbers, (seed, place))
+        for place, kind in enumerate(kinds)
+    }
     seen: set[str] = set()
 
     def passages(kind: TextKind, start: int) -> list[tuple[str, TextKind]]:
@@ -215,14 +239,14 @@ class PoolPlan:
     """What a pool is made of.
 
     Attributes:
-        pairs: The selected pairs.
+        texts: What its passages are drawn from.
         key: The fingerprint of what they depend on.
         size: How many texts are wanted.
         words: What words are exchanged for.
         seed: Draws the passages.
     """
 
-    pairs: Pairs
+    texts: Mapping[TextKind, Drawn]
     key: str
     size: int
     words: Sequence[str]
@@ -244,7 +268,7 @@ def load_pool(plan: PoolPlan, teacher: EmbeddingTeacher, folder: Path, shards: P
     path = folder / "texts.arrow"
 
     def make(key: str) -> PoolRecord:
-        texts = make_pool(plan.pairs, plan.size, plan.words, plan.seed)
+        texts = make_pool(plan.texts, plan.size, plan.words, plan.seed)
         with written_whole(path) as temporary:
             write_table(({"text": text, "kind": kind} for text, kind in texts), FEATURES, temporary)
         count = len(Dataset.from_file(str(path)))

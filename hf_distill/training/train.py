@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -59,7 +59,7 @@ class TrainingRecord:
         epochs: Passes over the pairs, as far as the training went.
         examples: Pairs seen; a pair that was seen twice counts twice.
         processes: How many processes trained together.
-        pairs: Training pairs.
+        pairs: Training pairs, or training texts where there are no pairs.
         sources: Source -> how many of its pairs were drawn, repeats included (see
             `hf_distill.training.sources.drawn_of`); empty if no pair has a source.
         texts: Texts of the pool; 0 without one.
@@ -77,6 +77,7 @@ class TrainingRecord:
         specialised: Where between the last two stages the student is, if that was asked: 0 is the
             stage before the last, 1 the last one.
         points: What was measured between them, on held-out data.
+        unit: What it was trained on: pairs or texts.
     """
 
     key: str
@@ -98,6 +99,7 @@ class TrainingRecord:
     stages: tuple[Stage, ...] = ()
     specialised: float | None = None
     points: tuple[Point, ...] = ()
+    unit: Literal["pairs", "texts"] = "pairs"
 
     def summary(self) -> str:
         """How the training went, for a terminal."""
@@ -114,9 +116,9 @@ class TrainingRecord:
         if self.specialised is not None:
             best += f"; specialised: {self.specialised:g}"
         few = 0 < len(self.sources) <= _SOURCES
-        sources = f"\n         pairs drawn: {drawn}" if few else ""
+        sources = f"\n         {self.unit} drawn: {drawn}" if few else ""
         return (
-            f"Training {self.pairs:,} pairs{beside}, {steps} ({self.epochs:.1f} "
+            f"Training {self.pairs:,} {self.unit}{beside}, {steps} ({self.epochs:.1f} "
             f"epochs) in {self.precision}{on}, {self.seconds:,.0f} s{best}{went_on}{sources}"
         )
 
@@ -128,11 +130,11 @@ def check_amounts(collection: Collection, config: DistillationConfig) -> None:
         InputError: As `check_batch`; no validation pairs for an evaluation, or fewer than a batch
             where incomplete batches are dropped; or fewer documents than hard negatives.
     """
-    check_batch(len(collection.pairs("train")), config)
-    validation = len(collection.pairs("validation"))
-    check_validation(validation, config)
+    what = "pairs" if collection.record.texts is None else "texts"
+    check_batch(collection.trained("train"), config, what)
+    check_validation(collection.trained("validation"), config, what)
     documents, negatives = len(collection.documents), config.hard_negatives_per_pair
-    if negatives >= documents:
+    if negatives and negatives >= documents:
         raise InputError(
             f"--hard_negatives_per_pair {negatives}: there are only {documents} documents, so no "
             "query has that many others; lower it"
@@ -156,15 +158,16 @@ def sizes_with(
 ) -> Sizes:
     """How much a run works on, once its pairs are read."""
     split = collection.record.split
-    tables = (collection.queries, collection.documents)
+    tables = (collection.queries, collection.documents, collection.texts)
+    train = collection.trained("train")
     return dataclasses.replace(
         student,
         pairs=len(collection.judgements),
-        train=split["train"],
+        train=train,
         texts=sum(map(len, tables)),
         text_bytes=sum(table.data.nbytes for table in tables),
         dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
-        pool=wanted_pool(split["train"], stages),
+        pool=wanted_pool(train, stages),
         tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
     )
 
@@ -293,6 +296,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         stages=tuple(Stage(record.name, record.steps, record.seconds) for record in records),
         specialised=place,
         points=points,
+        unit="texts" if "text" in task.rows.train.column_names else "pairs",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hf_distill.training.in_batch import in_batches
 from hf_distill.training.packing import Packer, fast_on_cpu
 from hf_distill.training.rows import Lookup
 from hf_distill.training.sources import SourceBatches, plan_of
-from hf_distill.training.terms import parse_terms, weighted_terms
+from hf_distill.training.terms import TERMS, parse_terms, weighted_terms
 
 _PACKED_GROUP, _CACHED_GROUP, _PADDED_GROUP = 512, 64, 16
 """Texts of a group on a CPU. Packed: enough for a whole batch of common size. With GradCache: as
@@ -136,6 +137,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 "from it; pass a DistillationConfig, which takes the same arguments and more"
             )
         self.terms = parse_terms(args)
+        check_rows(train_dataset, self.terms)
         check_scale(args, scale, "the training rows")
         for rows in (train_dataset, trainer.get("eval_dataset")):
             if isinstance(rows, Dataset) and "teacher_score" in rows.column_names:
@@ -195,9 +197,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
             batches = SourceBatches(self.plan, kwargs["batch_size"], kwargs["drop_last"])
             self._epochs.append(batches.epoch)
             return batches
-        return super().get_batch_sampler(
-            dataset.select_columns(["query", "document"]), *args, **kwargs
-        )
+        texts = ["text"] if "text" in dataset.column_names else ["query", "document"]
+        return super().get_batch_sampler(dataset.select_columns(texts), *args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """No callback: the release writes the card, from measured results and without printing
@@ -281,7 +282,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
             batches = in_batches(texts, inputs, self.components, self._measure, self.args)
             terms = weighted_terms(batches, self.terms, self.args)
         logged = dict(terms)
-        if self.args.false_negative_margin is not None:
+        if self.args.false_negative_margin is not None and batches[0].ignore.numel():
             logged["ignored_cells"] = batches[0].ignore.float().mean()
         self.track_loss_components(logged)
         loss = torch.stack(list(terms.values())).sum()
@@ -297,6 +298,16 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 "false)"
             )
         return (loss, {}) if return_outputs else loss
+
+
+def check_rows(rows: object, terms: Collection[str]) -> None:
+    """Raise InputError if the rows are texts without pairs, and a term compares pairs."""
+    of_pairs = [name for name in terms if name in TERMS and name != "alignment"]
+    if isinstance(rows, Dataset) and "text" in rows.column_names and of_pairs:
+        raise InputError(
+            f"--{of_pairs[0]}_weight: the training rows are texts without pairs, and this term "
+            "compares queries with documents; set it to 0, and --alignment_weight above 0"
+        )
 
 
 def check_scale(config: DistillationConfig, scale: Scale, of: str) -> None:

@@ -21,6 +21,7 @@ from hf_distill.data.sources.rows import (
     fitting_options,
     named,
 )
+from hf_distill.data.sources.texts import documents_in, read_documents
 from hf_distill.data.tables.hub import hub_tables
 from hf_distill.data.tables.open import READERS, open_tables
 from hf_distill.data.tables.table import Tables
@@ -74,6 +75,25 @@ def read_qrecc(recipe: Recipe) -> SourcePairs:
     return read_files(_in_format(recipe, "qrecc"))
 
 
+def read_texts(recipe: Recipe) -> SourcePairs:
+    """What `sources`, `dataset_path` or `dataset_name` names, as texts without queries.
+
+    Raises:
+        InputError: None of them is given; or as what is read.
+    """
+    recipe = _in_format(recipe, "texts")
+    data = recipe.data
+    if data.sources:
+        return read_sources(recipe)
+    if data.dataset_name is not None:
+        return read_hub(recipe)
+    path = Path(data.dataset_path or "")
+    documents = documents_in(path) if data.dataset_path is not None else []
+    if documents:
+        return read_documents(path, documents, recipe.student.student_max_length)
+    return read_files(recipe)
+
+
 def _in_format(recipe: Recipe, name: str) -> Recipe:
     if recipe.data.format not in ("auto", name):
         raise InputError(
@@ -109,19 +129,44 @@ def read_sources(recipe: Recipe) -> SourcePairs:
             f"--source_column {data.source_column} has no effect: a row's source is its NAME of "
             "--sources; leave one of them out"
         )
+    documents = {
+        name: files
+        for name, path in data.source_paths.items()
+        if data.format == "texts" and (files := documents_in(path))
+    }
     every = {
         name: open_tables(path, "sources", recipe.reading)
         for name, path in data.source_paths.items()
+        if name not in documents
     }
     there = {column for tables in every.values() for t in tables.tables for column in t.columns}
     for key in COLUMN_OPTIONS:
         if (column := getattr(data, key)) is not None and column not in there:
             raise InputError(f"--{key} {column}: none of the sources has such a column")
-    return _together({name: _read(tables, data) for name, tables in every.items()})
+    longest = recipe.student.student_max_length
+    return _together(
+        {
+            name: _read(every[name], data)
+            if name in every
+            else read_documents(path, documents[name], longest)
+            for name, path in data.source_paths.items()
+        }
+    )
 
 
 def _together(sources: dict[str, SourcePairs]) -> SourcePairs:
-    """Several sources as one. What is counted carries the source's name."""
+    """Several sources as one. What is counted carries the source's name.
+
+    Raises:
+        InputError: Some are pairs and others are texts alone.
+    """
+    of_texts = [name for name, source in sources.items() if source.texts]
+    if of_texts and len(of_texts) < len(sources):
+        raise InputError(
+            f"--sources: {', '.join(of_texts)} is texts without queries, and the others are pairs; "
+            "one run trains on pairs or on texts. Leave some out, or set --dataset texts to read "
+            "all of them as texts"
+        )
     counts, unused = Counter[str](), Counter[str]()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -146,6 +191,7 @@ def _together(sources: dict[str, SourcePairs]) -> SourcePairs:
         counts=counts,
         read_as="; ".join(f"{name}: {source.read_as}" for name, source in sources.items()),
         unused=unused,
+        texts=bool(of_texts),
     )
 
 
@@ -224,8 +270,14 @@ def recognise(tables: Tables, data: DataArguments) -> Format:
     Raises:
         InputError: An unknown name, or no format fits.
     """
-    if data.format != "auto":
-        return _format(data.format)
+    named_text = [key for key in ("text_column", "student_text_column") if getattr(data, key)]
+    if named_text and data.format not in ("auto", "texts"):
+        raise InputError(
+            f"--{named_text[0]} {getattr(data, named_text[0])} names a column of texts without "
+            f"queries, and --format {data.format} has none; leave one of them out"
+        )
+    if data.format != "auto" or named_text:
+        return _format("texts" if named_text else data.format)
     for name in FORMATS:
         format_ = _format(name)
         if format_.fits(tables, data):

@@ -81,7 +81,7 @@ def _columns(table: Table, data: DataArguments) -> Columns:
     if query == document:
         raise InputError(
             f"--query_column {query}: it is also the --document_column, and a text is not its own "
-            "answer; name two columns. Texts without queries cannot be trained on yet"
+            "answer; name two columns. Texts without queries are read with --dataset texts"
         )
     label = one_of(table, data.label_column, LABEL_NAMES, "label_column")
     score = one_of(table, data.score_column, SCORE_NAMES, "score_column")

@@ -33,7 +33,7 @@ HISTORY, REWRITE = "history", "rewrite"
 
 COLUMN_OPTIONS = (
     "query_column", "document_column", "label_column", "score_column", "group_column",
-    "source_column",
+    "source_column", "text_column", "student_text_column",
 )  # fmt: skip
 _OWN_KEYS = ("dataset_path", "dataset_name")
 """Keys of the data that the options about columns are meant for. A test set or a second source may

@@ -22,6 +22,9 @@ from hf_distill.errors import InputError
 
 Records = Callable[[], Iterator[tuple[int, list[str]]]]
 
+ONE_A_LINE = "one text a line"
+"""How a file is read that is no table."""
+
 _HEAD = 100
 """Records by which a delimiter is found."""
 _NUMBER = re.compile(
@@ -83,7 +86,7 @@ def _says_trec(file: File, head: list[str], tabs: bool) -> bool:
 
 def open_lines(file: File) -> Table:
     """A table with one cell a line."""
-    return _table(file, lambda: _split(file.path, lambda line: [line]), reading="one text a line")
+    return _table(file, lambda: _split(file.path, lambda line: [line]), reading=ONE_A_LINE)
 
 
 def _is_trec(cells: list[str]) -> bool:

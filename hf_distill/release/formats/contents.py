@@ -291,7 +291,7 @@ class Contents:
                 text,
                 listed[positives[i] : positives[i + 1]],
                 listed[others[i] : others[i + 1]],
-                own if collection.student_texts else None,
+                own if collection.num_student_queries else None,
             )
 
     def _survey(self, split: Split) -> Survey:

@@ -190,7 +190,7 @@ def _notes(contents: Contents, kind: ExportFormat, scores: _Scores) -> dict[str,
         if figure in kind.lacks:
             count = sum(getattr(survey, figure) for survey in surveys)
             notes[f"{subject} {kind.lacks[figure]}"] = count
-    if "student_texts" in kind.lacks and collection.student_texts:
+    if "student_texts" in kind.lacks and collection.num_student_queries:
         what = f"texts that the student reads in place of queries {kind.lacks['student_texts']}"
         notes[what] = len(contents.query_numbers())
     if "corpus" in kind.lacks:
