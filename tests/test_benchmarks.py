@@ -16,6 +16,7 @@ from typing import Any
 import conversations as benchmark_of_conversations
 import datasets
 import frontier
+import multilingual
 import pytest
 import quality
 import quality_cost
@@ -301,6 +302,44 @@ def test_conversations(
     assert all(0 < ndcg <= 1 for ndcg in figures["test"].values())
     forms = ("", ", on the rewrite", ", on the bare utterance")
     assert len({figures["test"][f"student of conversations{form}"] for form in forms}) == 3
+
+
+def test_multilingual(tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, rows: list[dict[str, str]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    for language, code in multilingual.LANGUAGES.items():
+        shouted = [
+            {"english": f"sentence {i} of {code}", "translation": f"SENTENCE {i} OF {code}"}
+            for i in range(20)
+        ]
+        write(tmp_path / "tatoeba" / f"eng-{code}.jsonl", shouted)
+        for name in ("en", language):
+            rows = [
+                {"sentence1": f"{name} says {i}", "sentence2": f"{name} asks {i}"} for i in range(9)
+            ]
+            write(tmp_path / "sts" / f"{name}.train.jsonl", rows)
+            write(tmp_path / "xquad" / name / "corpus.jsonl", [
+                {"_id": f"p{i}", "text": f"paragraph number {i}"} for i in range(9)
+            ])  # fmt: skip
+            write(tmp_path / "xquad" / name / "queries.jsonl", [
+                {"_id": f"q{i}", "text": f"number {i}?"} for i in range(9)
+            ])  # fmt: skip
+            qrels = "".join(f"q{i}\tp{i}\t1\n" for i in range(9))
+            (tmp_path / "xquad" / name / "qrels").mkdir(exist_ok=True)
+            (tmp_path / "xquad" / name / "qrels" / "test.tsv").write_text(
+                f"query-id\tcorpus-id\tscore\n{qrels}"
+            )
+    monkeypatch.setattr(multilingual, "SHORT", multilingual.SHORT | {"texts_per_pair": 0})
+    figures = main(
+        multilingual, tmp_path / "out", "--teacher", "sentence-transformers/all-MiniLM-L6-v2",
+        "--parallel", tmp_path / "tatoeba", "--sts", tmp_path / "sts", "--test", tmp_path / "xquad",
+        "--max_steps", 2, "--keys", "until=evaluate", "query_prompt=query: ",
+    )  # fmt: skip
+    assert set(figures) == {"parameters", *multilingual.LANGUAGES}
+    assert figures["parameters"] < 12e6, "the vocabulary was cut"
+    assert all(0 < figures[language]["teacher"] <= 1 for language in multilingual.LANGUAGES)
 
 
 def test_frontier(conversations: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hf_distill.evaluation.tasks import RetrievalTask, make_task, student_querie
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import pair_similarity
-from hf_distill.training.between import CLOSENESS, RANKING
+from hf_distill.training.between import CLOSENESS, ERROR, RANKING
 
 MOST_DOCUMENTS = 10_000
 """Documents that the validation queries search: enough to tell students apart, and few enough to be
@@ -214,11 +214,12 @@ def point_measure(
     collection: Collection, scores: Scores, seed: int, space: Literal["own", "teacher"] = "own"
 ) -> Callable[[SentenceTransformer], dict[str, float]] | None:
     """What compares students between two stages of a training, on the validation queries: `RANKING`
-    among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and MAE to the teacher's scores.
+    among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and `ERROR` to the teacher's scores.
 
-    Scores are compared over the pairs themselves and, where the teacher embeds texts, over the ten
-    documents of each query that it finds nearest and ten random ones. None: no validation pairs.
-    In the teacher's `space`, the student's queries search the teacher's documents.
+    The error is that over the pairs themselves, as in the report: contrast raises their scores. How
+    close the scores are is measured over the pairs and, where the teacher embeds texts, over the
+    ten documents of each query that it finds nearest and ten random ones. None: no validation
+    pairs. In the teacher's `space`, the student's queries search the teacher's documents.
     """
     pairs = collection.pairs("validation")
     if not len(pairs):
@@ -237,7 +238,7 @@ def point_measure(
         return {
             RANKING: float(per_query(run, task.qrels, [measure])[str(measure)].mean()),
             CLOSENESS: float(pearson(student, cells.scores)),
-            "MAE": float(np.abs(student - cells.scores).mean()),
+            ERROR: float(np.abs(student - cells.scores)[: cells.pairs].mean()),
         }
 
     return measured
@@ -245,11 +246,14 @@ def point_measure(
 
 @dataclass(frozen=True)
 class _Cells:
-    """n pairs of a task's query and document, by their places in it, and the teacher's scores."""
+    """n pairs of a task's query and document, by their places in it, and the teacher's scores. The
+    first `pairs` are validation pairs.
+    """
 
     queries: np.ndarray
     documents: np.ndarray
     scores: np.ndarray
+    pairs: int
 
 
 def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: int) -> _Cells:
@@ -261,9 +265,9 @@ def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: in
 
     queries = np.array([places[0][name] for name in collection.query_ids(pairs.queries)])
     documents = documents_at(pairs.documents)
-    own = _Cells(queries, documents, scores.of(pairs.rows))
-    known = ~np.isnan(own.scores)
-    own = _Cells(queries[known], documents[known], own.scores[known])
+    values = scores.of(pairs.rows)
+    known = ~np.isnan(values)
+    own = _Cells(queries[known], documents[known], values[known], int(known.sum()))
     if scores.embeddings is None:
         return own
     numbers = np.empty(len(task.queries), dtype=np.int64)
@@ -283,4 +287,5 @@ def _cells(collection: Collection, scores: Scores, task: RetrievalTask, seed: in
         np.concatenate([own.queries, rows]),
         np.concatenate([own.documents, columns]),
         np.concatenate([own.scores, given]),
+        own.pairs,
     )

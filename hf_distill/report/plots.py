@@ -30,7 +30,14 @@ from hf_distill.evaluation.results import (
 from hf_distill.evaluation.texts import OVERLAP
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
 from hf_distill.selection.audit import Audit
-from hf_distill.training.between import CLOSENESS, RANKING
+from hf_distill.training.between import (
+    CLOSENESS,
+    ERROR,
+    LESS_CLOSE,
+    MORE_ERROR,
+    RANKING,
+    acceptable,
+)
 from hf_distill.training.terms import TERMS
 from hf_distill.training.train import TrainingRecord
 
@@ -382,33 +389,34 @@ def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Pict
 
 
 def plot_points(training: TrainingRecord) -> Picture:
-    """Ranking against closeness to the teacher's scores, of the students between the last two
-    stages.
+    """Ranking against closeness to the teacher's scores, and against the error, of the students
+    between the last two stages. Those that `auto` would not take are hollow.
     """
-    plot, axes = _plot(4.2, 3.0)
-    places = [point.place for point in training.points]
-    closeness, ranking = (
-        [point.measures[name] for point in training.points] for name in (CLOSENESS, RANKING)
-    )
-    axes.plot(closeness, ranking, color=BLUE, marker="o")
-    chosen = [i for i, place in enumerate(places) if place == training.specialised]
-    axes.plot(
-        [closeness[i] for i in chosen], [ranking[i] for i in chosen], "o", color=ORANGE,
-        markersize=9, label="the student",
-    )  # fmt: skip
-    if chosen:
-        axes.legend(frameon=False, labelcolor=GREY)
-    for place, x, y in zip(places, closeness, ranking, strict=True):
-        axes.annotate(f"{place:g}", (x, y), (4, 5), textcoords="offset points", color=GREY)
-    axes.set_xlabel(f"{CLOSENESS} to the teacher's scores")
-    axes.set_ylabel(f"{RANKING}, validation queries")
-    shown = ", ".join(
-        f"{place:g}: {y:.3f} and {x:.3f}"
-        for place, x, y in zip(places, closeness, ranking, strict=True)
+    points = training.points
+    plot = Figure(figsize=(5.4, 3.0))
+    measures = (CLOSENESS, ERROR)
+    for axes, measure in zip(plot.subplots(1, 2, sharey=True), measures, strict=True):
+        at = [(point.measures[measure], point.measures[RANKING]) for point in points]
+        axes.plot(*zip(*at, strict=True), color=BLUE, linewidth=1)
+        for point, place in zip(points, at, strict=True):
+            colour = ORANGE if point.place == training.specialised else BLUE
+            face = colour if acceptable(point, points[0]) else "none"
+            axes.plot(*place, "o", color=colour, markerfacecolor=face, markersize=7)
+            axes.annotate(f"{point.place:g}", place, (4, 5), textcoords="offset points", color=GREY)
+        axes.margins(0.2)
+        axes.set_xlabel(f"{measure} to the teacher")
+    plot.axes[0].set_ylabel(f"{RANKING}, validation queries")
+    shown = "; ".join(
+        f"{point.place:g}: "
+        + ", ".join(f"{name} {point.measures[name]:.3f}" for name in (RANKING, *measures))
+        for point in points
     )
     return _picture(
         plot,
-        f"{RANKING} and {CLOSENESS} by place between the last two stages ({shown}); the student "
-        f"is specialised at {training.specialised:g}",
-        "Students between the last two stages of the training: 0 is before the last one, 1 after.",
+        f"Students between the last two stages, by place ({shown}); the student is specialised at "
+        f"{training.specialised:g}",
+        "Students between the last two stages of the training: 0 is before the last one, 1 after. "
+        "Orange: the student. Hollow: auto takes none that follows the teacher's scores less "
+        f"closely than before the last stage, by more than {LESS_CLOSE:g} of {CLOSENESS} or "
+        f"{MORE_ERROR:g} of {ERROR}.",
     )

@@ -22,11 +22,11 @@ AUTO = "auto"
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The places that are measured. 0: before the last stage; 1: after it."""
 
-_AS_CLOSE = 0.01
-"""A student whose Pearson is this much below the best one's follows the teacher as closely."""
+RANKING, CLOSENESS, ERROR = "nDCG@10", "Pearson", "MAE"
+"""What `auto` reads: the measure that it maximises, and the two that hold it back."""
 
-RANKING, CLOSENESS = "nDCG@10", "Pearson"
-"""What `auto` reads: the measure that it maximises, and the one that must not fall."""
+LESS_CLOSE, MORE_ERROR = 0.01, 0.005
+"""How much of Pearson and MAE to the teacher's scores `auto` gives for a better ranking."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,21 @@ def between(before: dict[str, Tensor], after: dict[str, Tensor], place: float) -
     }
 
 
-def chosen(points: Sequence[Point]) -> float:
-    """The place that ranks best of those that follow the teacher's scores as closely as any; the
-    nearer one to the stage before where two rank equally.
+def acceptable(point: Point, start: Point) -> bool:
+    """Whether a student follows the teacher's scores nearly as closely as that before the last
+    stage.
     """
-    closest = max(point.measures[CLOSENESS] for point in points)
-    close = [p for p in points if p.measures[CLOSENESS] >= closest - _AS_CLOSE]
+    return (
+        point.measures[CLOSENESS] >= start.measures[CLOSENESS] - LESS_CLOSE
+        and point.measures[ERROR] <= start.measures[ERROR] + MORE_ERROR
+    )
+
+
+def chosen(points: Sequence[Point]) -> float:
+    """The place that ranks best of the `acceptable` ones; the nearer one to the stage before where
+    two rank equally. The first of `points` is before the last stage.
+    """
+    close = [point for point in points if acceptable(point, points[0])]
     return max(close, key=lambda point: (point.measures[RANKING], -point.place)).place
 
 
