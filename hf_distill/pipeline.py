@@ -36,7 +36,7 @@ from hf_distill.evaluation.results import Evaluation, TextsEvaluation
 from hf_distill.evaluation.texts import evaluate_texts
 from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
-from hf_distill.recipe.check import check_without_pairs
+from hf_distill.recipe.check import check_each_stage
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.dataset_repo import write_dataset
@@ -119,17 +119,6 @@ def with_precision(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
 
 
-def _check_each_stage(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
-    """Check every stage of the training. A message says which of the further ones it is about."""
-    for text, of_stage in zip(["", *recipe.schedule.stages], recipe.of_each_stage(), strict=True):
-        try:
-            check(of_stage)
-        except InputError as error:
-            if not text:
-                raise
-            raise InputError(f"--stages {text!r}: {error}") from error
-
-
 class Run:
     """A recipe, its folder, and each stage's result.
 
@@ -161,12 +150,12 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
-        _check_each_stage(recipe, lambda stage: parse_terms(stage.training))
-        _check_each_stage(recipe, lambda stage: check_mixing(stage.training))
+        check_each_stage(recipe, lambda stage: parse_terms(stage.training))
+        check_each_stage(recipe, lambda stage: check_mixing(stage.training))
         if not run.wants("score"):
             return run
         recipe = run.recipe = in_space(recipe, run.teacher)
-        _check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
+        check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
         check_space(recipe, plan(recipe, run.sizes))
@@ -249,15 +238,13 @@ class Run:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
         if self.wants("score"):
-            if collection.record.texts is not None:
-                _check_each_stage(self.recipe, check_without_pairs)
             checks: list[Callable[[Recipe], object]] = [
                 lambda stage: check_amounts(collection, stage.training),
                 lambda stage: check_sources(collection, stage.training),
                 lambda stage: check_negatives(collection, self.teacher, stage),
             ]
             for check in checks:
-                _check_each_stage(self.recipe, check)
+                check_each_stage(self.recipe, check)
             validation = len(collection.pairs("validation"))
             check_place(self.recipe.schedule.specialise, validation)
         return collection
@@ -303,7 +290,7 @@ class Run:
         """Which training pairs the student is trained on."""
         selection = select_pairs(self.selection_inputs, self.rules, self.recipe.seed, self.folder)
         kept = len(selection.kept)
-        _check_each_stage(self.recipe, lambda stage: check_batch(kept, stage.training))
+        check_each_stage(self.recipe, lambda stage: check_batch(kept, stage.training))
         return selection
 
     @property

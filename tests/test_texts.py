@@ -230,7 +230,7 @@ def test_what_needs_pairs_is_refused_in_one_message(
     assert said.err.count("error: ") == 1
     assert re.search(NEEDS_PAIRS, said.err)
     assert "recipe texts" in said.err
-    assert not (tmp_path / "run" / "soft_labels").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from hf_distill.data.collection import (
     TEXTS_FEATURES,
     Collection,
     CollectionRecord,
+    Source,
     SourcePairs,
     TableWriter,
     text_number,
@@ -50,6 +51,7 @@ from hf_distill.data.split import (
 from hf_distill.data.texts import named_leaks, read_texts, write_texts
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe
+from hf_distill.recipe.check import check_each_stage, check_without_pairs
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, listed, read_result, stage, working_folder
@@ -88,22 +90,30 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
     longest = recipe.student.student_max_length if data.dataset == "texts" else None
     existed = folder.path.exists()
 
+    def check_texts(source: Source) -> None:
+        if recipe.run.until != "read":
+            check_each_stage(recipe, lambda stage: check_without_pairs(stage, source.name))
+
     def make(key: str) -> CollectionRecord:
         source = load_kind(data.dataset, SOURCES, "dataset")
         test_set = read_test_set(data.test_path, data, recipe.reading) if data.test_path else None
         inputs = source(recipe), test_set
+        if inputs[0].texts:
+            check_texts(inputs[0].about)
         record = write_collection(inputs, data, recipe.seed, folder, key)
         shutil.rmtree(recipe.reading, ignore_errors=True)
         return record
 
     try:
-        stage(
+        record = stage(
             folder.pairs / "manifest.json",
             CollectionRecord,
             [settings, recipe.seed, _content(data), digests_of_plugins([data.dataset]), longest],
             make,
             files=[folder.pairs / f"{name}.arrow" for name in TABLES],
         )
+        if record.texts is not None:  # of an earlier call with another recipe
+            check_texts(record.source)
     except InputError:
         if not existed:
             shutil.rmtree(folder.path, ignore_errors=True)

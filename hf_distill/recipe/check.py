@@ -189,8 +189,19 @@ def check_matryoshka(recipe: Recipe) -> None:
             )
 
 
-def check_without_pairs(recipe: Recipe) -> None:
-    """Refuse what needs pairs of a query and a document, where there are only texts.
+def check_each_stage(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
+    """Check every stage of the training. A message says which of the further ones it is about."""
+    for text, of_stage in zip(["", *recipe.schedule.stages], recipe.of_each_stage(), strict=True):
+        try:
+            check(of_stage)
+        except InputError as error:
+            if not text:
+                raise
+            raise InputError(f"--stages {text!r}: {error}") from error
+
+
+def check_without_pairs(recipe: Recipe, source: str = "what --dataset texts reads") -> None:
+    """Refuse what needs pairs of a query and a document, where `source` has only texts.
 
     Raises:
         InputError: Which keys do, all of them.
@@ -211,7 +222,7 @@ def check_without_pairs(recipe: Recipe) -> None:
     }
     if used := [f"--{name} {value}" for name, value in needed.items() if value]:
         raise InputError(
-            f"{', '.join(used)}: there are no pairs of a query and a document to train on, only "
+            f"{', '.join(used)}: there are no pairs of a query and a document in {source}, only "
             "texts, and a student is aligned to the teacher's embeddings of these; use the recipe "
             "texts (or multilingual), or set these keys to 0 or none"
         )
