@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection, CollectionRecord
 from hf_distill.data.explain import explain
+from hf_distill.data.further_texts import FurtherTexts, check_pool_path, load_further_texts
 from hf_distill.data.load import load_collection, open_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
@@ -150,6 +151,7 @@ class Run:
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
         check_tasks(recipe.data)
+        check_pool_path(recipe)
         check_each_stage(recipe, lambda stage: parse_terms(stage.training))
         check_each_stage(recipe, lambda stage: check_mixing(stage.training))
         if not run.wants("score"):
@@ -202,6 +204,8 @@ class Run:
             recipe, teacher = self.recipe, self.teacher
             sizes = sizes_with(self.sizes, self.collection, teacher, recipe.stages)
             yield check_space(recipe, plan(recipe, sizes))
+            if self.wants("train") and self.further_texts is not None:
+                yield self.further_texts.summary()
             if evaluates and self.further_tasks.summary:
                 yield self.further_tasks.summary
             yield self.lengths.summary()
@@ -248,6 +252,11 @@ class Run:
             validation = len(collection.pairs("validation"))
             check_place(self.recipe.schedule.specialise, validation)
         return collection
+
+    @cached_property
+    def further_texts(self) -> FurtherTexts | None:
+        """Texts beyond the run's own, for the pool; None if none are named."""
+        return load_further_texts(self.recipe, self.collection, self.folder)
 
     @property
     def has_pairs(self) -> bool:
@@ -355,6 +364,7 @@ class Run:
         return [
             selection.key, vars(recipe.student), identities, recipe.training_keys(stages),
             recipe.training.world_size, wanted_pool(len(selection.kept), recipe.stages),
+            *([] if self.further_texts is None else [self.further_texts.record.key]),
         ]  # fmt: skip
 
     def student_on(

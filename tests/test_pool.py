@@ -4,12 +4,14 @@ there are, and which stand beside which pair.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS, sentences
+from conftest import WORDS, recipe_of, run_tiny, sentences
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,13 +20,17 @@ from tiny_training import tiny_collection, vectors_of
 
 import hf_distill.training.texts as module
 from hf_distill.data.collection import Pairs
+from hf_distill.data.further_texts import HELD_OUT, NEAR, check_pool_path, load_further_texts
+from hf_distill.data.load import load_collection
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.folder import RunFolder
 from hf_distill.training.texts import (
     LARGEST,
     LONGEST,
     MOST_EXCHANGED,
     SHORTEST,
+    Drawn,
     PoolPlan,
     load_pool,
     make_pool,
@@ -104,6 +110,81 @@ def test_a_pool_holds_different_passages_of_queries_and_documents_by_turns() -> 
     assert list(make_pool(texts_of_pairs(pairs), 300, ["new"], seed=1)) == pool
     assert list(make_pool(texts_of_pairs(pairs), 300, ["new"], seed=2)) != pool
     assert list(make_pool(texts_of_pairs(pairs), 100, ["new"], seed=1)) == pool[:100]
+
+
+def test_further_texts_take_turns_with_queries_and_documents() -> None:
+    texts = texts_of_pairs(pairs_of(["query a b"] * 3, ["document c d"] * 3))
+    further = Drawn(np.arange(2), lambda numbers: ["further e f" for _ in numbers], "document")
+    pool = list(make_pool([*texts, further], 30, [f"new{i}" for i in range(99)], seed=1))
+    words = {word for text, _ in pool for word in text.split()}
+    assert {"query", "document", "further"} <= words
+    assert [kind for _, kind in pool].count("query") == pytest.approx(10, abs=4)
+
+
+def write_texts(path: Path, texts: list[Any]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_further_texts_hold_nothing_held_out(tmp_path: Path) -> None:
+    pairs = [
+        {"query": f"{query}?", "document": text}
+        for query, text in zip(sentences(30), sentences(30, 100), strict=True)
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    folder = RunFolder(tmp_path / "run")
+    run = {"run_dir": folder.path, "dataset_path": data, "test_fraction": 0.3}
+    collection = load_collection(recipe_of("recommended", **run), folder)
+    held_out = collection.pairs("test")
+    [query] = collection.query_texts(held_out.queries[:1])
+    [document] = collection.document_texts(held_out.documents[:1])
+    [trained] = collection.document_texts(collection.pairs("train").documents[:1])
+    own = [f"{word} stands alone here" for word in WORDS[:5]]
+    path = write_texts(
+        tmp_path / "more.jsonl",
+        [*own, own[0].upper(), query, document + ".", f"{document} too", trained, None, "\ud800"],
+    )
+    recipe = recipe_of("recommended", **run, pool_path=path)
+    further = load_further_texts(recipe, collection, folder)
+    assert further is not None
+    assert further.at(np.arange(len(further.texts))) == [*own, trained]
+    assert further.record.read == {
+        "rows found": 12, "kept": 6, "repeated": 1, HELD_OUT: 2, NEAR: 1, "no text": 1,
+        "invalid Unicode": 1,
+    }  # fmt: skip
+    assert "kept 6" in further.summary()
+    nothing = write_texts(tmp_path / "none.jsonl", [query, document])
+    with pytest.raises(InputError, match=r"--pool_path .*none.jsonl: no text .*held-out text 2"):
+        load_further_texts(recipe_of("recommended", **run, pool_path=nothing), collection, folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"pool_path": "nowhere"}, "--pool_path nowhere: there is no such file"),
+        (
+            {"pool_path": ".", "texts_per_pair": 0},
+            r"--pool_path \. has no effect: --texts_per",
+        ),
+    ],
+)
+def test_a_pool_path_that_cannot_be_used_is_refused_at_once(keys: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_pool_path(recipe_of("recommended", **keys))
+
+
+def test_a_run_with_further_texts(tiny: Path, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "more.jsonl", sentences(20, 500))
+    line = ["--alignment_weight", "1", "--texts_per_pair", "2", "--contrastive_weight", "1"]
+    plain = run_tiny(tiny, tmp_path / "run", *line, "--until", "train")
+    assert "Pool " not in plain.out
+    before = (tmp_path / "run" / "training.json").read_text()
+    said = run_tiny(tiny, tmp_path / "run", *line, "--pool_path", path)
+    assert "Pool     passages also of more, read as texts of 'text'" in said.out
+    assert (tmp_path / "run" / "training.json").read_text() != before
+    card = (tmp_path / "run" / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    assert "20 further texts" in " ".join(card.split())
 
 
 def test_a_pool_is_of_the_selected_texts_alone() -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, listed, read_result, stage, working_folder
 
-_NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks")
+_NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks", "pool_path")
 """Options of the data that do not change any pair."""
 
 _GIVEN = {
@@ -161,11 +161,16 @@ def _content(data: DataArguments) -> list[Any]:
     installed packages.
     """
     named = [Path(name) for name in (data.dataset_path, data.test_path) if name]
-    paths = [*named, *data.source_paths.values()]
+    paths = [*named, *map(Path, data.source_paths.values())]
     if not paths and data.dataset_name is None and data.dataset in ("auto", "pydocs"):
         packages = importlib.metadata.distributions()
         # A set: a package can be found at two places of the path, as an editable install is.
         return sorted({f"{package.metadata['Name']} {package.version}" for package in packages})
+    return content_of(paths)
+
+
+def content_of(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of all files at `paths`."""
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
     ]

@@ -143,6 +143,11 @@ class DataArguments:
         "Which documents of a scored list without labels are relevant: best, first, all, or a "
         "score, e.g. 0.5: those with at least this score.",
     )
+    pool_path: str | None = option(
+        None,
+        "Further texts, without queries: a folder of documents, or a file that --dataset texts "
+        "reads. A third of the pool's passages (texts_per_pair) are of them.",
+    )
     test_path: str | None = option(
         None,
         "A test set of your own, a file or folder in any format. It is measured beside the "

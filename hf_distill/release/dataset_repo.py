@@ -72,8 +72,8 @@ A download that breaks off is then quickly repeated.
 """
 
 _PRIVATE = frozenset((
-    "dataset_path", "sources", "test_path", "eval_tasks", "teacher_cache", "teacher_url",
-    "trust_remote_code",
+    "dataset_path", "sources", "test_path", "pool_path", "eval_tasks", "teacher_cache",
+    "teacher_url", "trust_remote_code",
 ))  # fmt: skip
 """Keys that a card does not show: local paths and addresses, and keys that change no result."""
 

@@ -17,6 +17,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
+from hf_distill.data.further_texts import FurtherRecord
 from hf_distill.evaluation.results import STUDENT, TEACHER, TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.saved import ENVIRONMENT_KEY
@@ -36,7 +37,7 @@ from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, texts_verdict
 from hf_distill.run.folder import read_saved_recipe
-from hf_distill.run.stage import written_whole
+from hf_distill.run.stage import read_result, written_whole
 from hf_distill.student.build import STATIC
 
 _OBJECTIVE = (
@@ -198,6 +199,13 @@ def write_model_card(results: RunResults | TextsResults) -> None:
             temporary.write_bytes(content)
 
 
+def _further_texts(results: RunResults | TextsResults) -> FurtherRecord | None:
+    """The texts beyond the run's own that stood in the pool."""
+    if results.recipe.data.pool_path is None:
+        return None
+    return read_result(results.folder.further_texts / "manifest.json", FurtherRecord)
+
+
 def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
     """The card of the student and its evaluation results: path in its folder -> content."""
     recipe, evaluation, student = results.recipe, results.evaluation, results.recipe.student
@@ -231,6 +239,7 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         # What was measured.
         **_measured(results),
         student_query=recipe.data.student_query,
+        further_texts=_further_texts(results),
         evaluation=evaluation,
         efficiency=evaluation.efficiency,
         student=evaluation.efficiency.systems[STUDENT],

@@ -118,6 +118,7 @@ def check_files(recipe: Recipe) -> None:
     data = recipe.data
     read: dict[str, Sequence[object]] = {
         "dataset_path": [data.dataset_path], "test_path": [data.test_path],
+        "pool_path": [data.pool_path],
         "sources": [*data.source_paths.values()], "eval_tasks": data.eval_tasks,
         "teacher": [recipe.teacher.teacher], "student_backbone": [recipe.student.student_backbone],
     }  # fmt: skip

@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "pool"
 
     @property
+    def further_texts(self) -> Path:
+        """Texts beyond the run's own, of which passages stand in the pool."""
+        return self.path / "further_texts"
+
+    @property
     def selection(self) -> Path:
         return self.path / "selection.json"
 

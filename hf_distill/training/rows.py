@@ -41,6 +41,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from hf_distill.data.collection import Collection, Pairs, text_id
+from hf_distill.data.further_texts import FurtherTexts
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
@@ -48,7 +49,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
-from hf_distill.teachers.base import EmbeddingTeacher, Teacher, TextKind, pair_similarity
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
 from hf_distill.training.in_batch import Sides
 from hf_distill.training.sources import NO_SOURCE, Sources, sources_of
 from hf_distill.training.texts import (
@@ -140,6 +141,8 @@ class Earlier(Protocol):
     def scores(self) -> Scores: ...
     @property
     def ranking(self) -> Ranking | None: ...
+    @property
+    def further_texts(self) -> FurtherTexts | None: ...
 
 
 def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransformer) -> Rows:
@@ -178,7 +181,7 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
 def _pool(
     earlier: Earlier,
     selection: Chosen,
-    texts: Mapping[TextKind, Drawn],
+    texts: Sequence[Drawn],
     student: SentenceTransformer,
 ) -> Pool | None:
     """The pool of passages of `texts`, made and embedded; None without one."""
@@ -186,9 +189,12 @@ def _pool(
     size = wanted_pool(len(selection.kept), recipe.stages)
     if not size:
         return None
+    further = earlier.further_texts
+    if further is not None:
+        texts = [*texts, Drawn(np.arange(len(further.texts)), further.at, "document")]
     plan = PoolPlan(
         texts=texts,
-        key=selection.key,
+        key=selection.key if further is None else f"{selection.key} {further.record.key}",
         size=size,
         words=student_words(student),
         seed=recipe.seed,

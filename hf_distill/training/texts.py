@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -108,57 +108,54 @@ def _endless(numbers: np.ndarray, seed: Sequence[int]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Texts that passages are drawn from: their numbers (n,), each once, and where these are looked
-    up.
+    """Texts that passages are drawn from: their numbers (n,), each once, where these are looked up,
+    and whether the passages are read as queries or as documents.
     """
 
     numbers: np.ndarray
     look_up: Callable[[np.ndarray], list[str]]
+    kind: TextKind
 
 
-def texts_of_pairs(pairs: Pairs) -> dict[TextKind, Drawn]:
+def texts_of_pairs(pairs: Pairs) -> list[Drawn]:
     """The queries and documents of `pairs`."""
     collection = pairs.collection
-    return {
-        "query": Drawn(np.unique(pairs.queries), collection.query_texts),
-        "document": Drawn(np.unique(pairs.documents), collection.document_texts),
-    }
+    return [
+        Drawn(np.unique(pairs.queries), collection.query_texts, "query"),
+        Drawn(np.unique(pairs.documents), collection.document_texts, "document"),
+    ]
 
 
-def texts_alone(collection: Collection) -> dict[TextKind, Drawn]:
+def texts_alone(collection: Collection) -> list[Drawn]:
     """The training texts, as the teacher reads them: passages of them are read as queries and as
     documents.
     """
-    drawn = Drawn(collection.text_numbers("train"), collection.teacher_texts)
-    return {"query": drawn, "document": drawn}
+    numbers, look_up = collection.text_numbers("train"), collection.teacher_texts
+    return [Drawn(numbers, look_up, "query"), Drawn(numbers, look_up, "document")]
 
 
 def make_pool(
-    texts_by_kind: Mapping[TextKind, Drawn], size: int, words: Sequence[str], seed: int
+    texts: Sequence[Drawn], size: int, words: Sequence[str], seed: int
 ) -> Iterator[tuple[str, TextKind]]:
     """Up to `size` different passages of texts, each with the kind of its text, in a random order.
-    Queries and documents take turns.
+    The `texts` take turns.
 
     There are fewer if the texts are so few and short that `_TRIES` passages for each one wanted do
     not give enough different ones.
     """
-    kinds: tuple[TextKind, ...] = ("query", "document")
-    read = {kind: texts_by_kind[kind].look_up for kind in kinds}
-    numbers = {
-        kind: _endless(texts_by_kind[kind].numbers, (seed, place))
-        for place, kind in enumerate(kinds)
-    }
+    numbers = [_endless(drawn.numbers, (seed, place)) for place, drawn in enumerate(texts)]
     seen: set[str] = set()
 
-    def passages(kind: TextKind, start: int) -> list[tuple[str, TextKind]]:
-        texts = read[kind](np.fromiter(islice(numbers[kind], _READ), np.int64, _READ))
+    def passages(place: int, start: int) -> list[tuple[str, TextKind]]:
+        of = texts[place]
+        read = of.look_up(np.fromiter(islice(numbers[place], _READ), np.int64, _READ))
         return [
-            (passage(text, words, f"{seed} {kind} {start + i}"), kind)
-            for i, text in enumerate(texts)
+            (passage(text, words, f"{seed} {of.kind} {start + i}"), of.kind)
+            for i, text in enumerate(read)
         ]
 
-    for start in range(0, math.ceil(_TRIES * size / len(kinds)), _READ):
-        drawn = zip(*(passages(kind, start) for kind in kinds), strict=True)
+    for start in range(0, math.ceil(_TRIES * size / len(texts)), _READ):
+        drawn = zip(*(passages(place, start) for place in range(len(texts))), strict=True)
         for text, kind in chain.from_iterable(drawn):
             if len(seen) == size:
                 return
@@ -246,7 +243,7 @@ class PoolPlan:
         seed: Draws the passages.
     """
 
-    texts: Mapping[TextKind, Drawn]
+    texts: Sequence[Drawn]
     key: str
     size: int
     words: Sequence[str]
