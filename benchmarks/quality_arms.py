@@ -118,10 +118,11 @@ def _margin(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
     return losses.MarginMSELoss(student)
 
 
+ONE_STAGE = ("--stages", "none", "--specialise", "none")
 PLAIN = (
     "--contrastive_weight", "1", "--temperature", "0.1", "--false_negative_margin", "none",
     "--regression_weight", "0", "--alignment_weight", "0", "--texts_per_pair", "0",
-    "--stages", "none",
+    *ONE_STAGE,
 )  # fmt: skip
 """Nothing of the recommended objective, so that what a peer depends on does not change with it."""
 NEGATIVE = ("--hard_negatives_per_pair", "1")
@@ -148,7 +149,7 @@ ARMS = {
         Arm("MarginMSELoss", (*PLAIN, *FAST, *NEGATIVE), _margin, _margin_triple),
         Arm("the paper", (*PAPER, *SLOW)),
         Arm(RECOMMENDED, own=True),
-        Arm("recommended, first stage alone", ("--stages", "none"), own=True),
+        Arm("recommended, first stage alone", ONE_STAGE, own=True),
     )
 }
 

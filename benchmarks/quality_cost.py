@@ -80,12 +80,15 @@ class Cost:
 
 
 def stage_seconds(arm: Arm, run: Run) -> list[float]:
-    """Seconds of the training of each stage of `run`'s recipe."""
+    """Seconds of the training of each stage of `run`'s recipe; the last with those of finding the
+    place between the last two.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         if arm.loss:
             return [train_peer(arm, run, temporary)[1]]
         _, record = run.student_on(run.selection, Path(temporary), "timed")
-        return [stage.seconds for stage in record.stages]
+        stages = [stage.seconds for stage in record.stages]
+        return [*stages[:-1], stages[-1] + record.seconds - sum(stages)]
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:

@@ -30,7 +30,7 @@ MOST_DOCUMENTS = 10_000
 embedded at each evaluation.
 """
 
-FEW_DOCUMENTS = 2_000
+FEW_DOCUMENTS = 1_000
 """The same, where several students are compared: each embeds them again."""
 
 _CELLS = 10

@@ -197,7 +197,10 @@ def check_each_stage(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
         except InputError as error:
             if not text:
                 raise
-            raise InputError(f"--stages {text!r}: {error}") from error
+            raise InputError(
+                f"--stages {text!r}: {error}; or leave this stage out (--stages none --specialise "
+                "none)"
+            ) from error
 
 
 def check_without_pairs(recipe: Recipe, source: str = "what --dataset texts reads") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -258,11 +259,14 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     records = [_kept_stage(task, number) for number in range(1, last)]
     place: float | None = None
     points: tuple[Point, ...] = ()
+    seconds = 0.0
     if task.specialise is None:
         records.append(train_stage(task, last, key))
     else:
         records.append(_kept_stage(task, last))
+        start = time.perf_counter()
         place, points = settle(task.student, task.weights(last - 1), task.specialise, task.measured)
+        seconds = time.perf_counter() - start
     config, pool = task.stages[0], task.rows.lookup.pool
     offsets = np.cumsum([0, *(record.steps for record in records)]).tolist()
     sources: dict[str, int] = {}
@@ -282,7 +286,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         pairs=len(task.rows.train),
         sources=sources,
         texts=0 if pool is None else len(pool),
-        seconds=round(sum(record.seconds for record in records), 1),
+        seconds=round(sum((record.seconds for record in records), seconds), 1),
         resumed_from=records[-1].resumed_from,
         precision="bf16" if config.bf16 else "fp16" if config.fp16 else "fp32",
         best_step=None if best is None else best + offsets[-2],
