@@ -563,7 +563,8 @@ def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
         for until in ("score", "train", "release")
     }
     assert whats["score"] == {"soft labels"}
-    assert whats["train"] == {"soft labels", "checkpoints", "student"}
+    between = "students between stages"
+    assert whats["train"] == {"soft labels", "checkpoints", between, "student"}
     assert whats["release"] == whats["train"] | {"evaluation", "data set"}
 
 
