@@ -118,7 +118,7 @@ def _margin(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
     return losses.MarginMSELoss(student)
 
 
-ONE_STAGE = ("--stages", "none", "--specialise", "none")
+ONE_STAGE = ("--stages", "none")
 PLAIN = (
     "--contrastive_weight", "1", "--temperature", "0.1", "--false_negative_margin", "none",
     "--regression_weight", "0", "--alignment_weight", "0", "--texts_per_pair", "0",

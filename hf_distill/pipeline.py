@@ -250,7 +250,7 @@ class Run:
             for check in checks:
                 check_each_stage(self.recipe, check)
             validation = len(collection.pairs("validation"))
-            check_place(self.recipe.schedule.specialise, validation)
+            check_place(self.recipe.specialise, validation)
         return collection
 
     @cached_property
@@ -353,7 +353,7 @@ class Run:
     def training_inputs(self, selection: Chosen) -> list[Any]:
         """Everything that a student trained on `selection` depends on."""
         last = len(self.recipe.stages)
-        return [*self._stage_inputs(selection, last), self.recipe.schedule.specialise]
+        return [*self._stage_inputs(selection, last), self.recipe.specialise]
 
     def _stage_inputs(self, selection: Chosen, stages: int) -> list[Any]:
         """Everything that the first stages of its training depend on. What follows them is not
@@ -396,11 +396,11 @@ class Run:
                 for number in range(1, len(self.recipe.stages) + 1)
             ),
             evaluator=validation_evaluator(self.recipe, self.collection, self.scores),
-            specialise=self.recipe.schedule.specialise,
+            specialise=self.recipe.specialise,
             measured=point_measure(
                 self.collection, self.scores, self.recipe.seed, self.recipe.training.student_space
             )
-            if self.recipe.schedule.specialise is not None
+            if self.recipe.specialise is not None
             else None,
         )
         return student, train_student(task, key)

@@ -58,12 +58,13 @@ class _Handler(BaseHTTPRequestHandler):
             fault = state.faults.pop(0) if state.faults else None
         try:
             time.sleep(state.seconds)
-            if fault and fault(self, request["input"]):
-                return
-            self.answer(200, embeddings_body(state.embed(request["input"])))
+            answered = fault is not None and fault(self, request["input"])
+            body = b"" if answered else embeddings_body(state.embed(request["input"]))
         finally:
-            with state.lock:
+            with state.lock:  # before the client can know, and ask again
                 state.at_once -= 1
+        if not answered:
+            self.answer(200, body)
 
 
 def embeddings_body(embeddings: list[list[float]]) -> bytes:

@@ -582,7 +582,7 @@ def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
 )  # fmt: skip
 def test_checkpoints_are_counted(keys: dict[str, Any], checkpoints: int) -> None:
     """160 pairs in batches of 16: ten steps an epoch, for five epochs."""
-    recipe = recipe_of("recommended", num_train_epochs=5, **keys)
+    recipe = recipe_of("recommended", stages=None, num_train_epochs=5, **keys)
     parts = {part.what: part for part in plan(recipe, Sizes(student=10**6, train=160))}
     if not checkpoints:
         assert "checkpoints" not in parts
@@ -593,7 +593,7 @@ def test_checkpoints_are_counted(keys: dict[str, Any], checkpoints: int) -> None
 def test_a_disk_that_is_too_small_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of("recommended", run_dir=tmp_path / "run", until="train")
+    recipe = recipe_of("recommended", stages=None, run_dir=tmp_path / "run", until="train")
     parts = plan(recipe, Sizes(student=10**9))
     free = [10**13]
     usage = shutil.disk_usage(tmp_path)
@@ -609,8 +609,8 @@ def test_a_disk_that_is_too_small_is_refused(
 def test_what_an_earlier_call_wrote_makes_room_for_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of("recommended", run_dir=tmp_path, until="train", save_strategy="no",
-                       eval_strategy="no", load_best_model_at_end=False,
+    recipe = recipe_of("recommended", stages=None, run_dir=tmp_path, until="train",
+                       save_strategy="no", eval_strategy="no", load_best_model_at_end=False,
                        early_stopping_patience=None)  # fmt: skip
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=400))

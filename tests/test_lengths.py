@@ -44,7 +44,7 @@ def lengths_of(pairs: Path, run_dir: Path, teacher: object, **keys: Any) -> Text
     defaults = {"eval_strategy": "no",
         "teacher": teacher, "dataset": "files", "dataset_path": pairs, "run_dir": run_dir,
         "student_layers": "0,2", "student_dim": 16, "student_max_length": 20,
-        "per_device_train_batch_size": 4, "selection": None,
+        "per_device_train_batch_size": 4, "selection": None, "stages": None,
     }  # fmt: skip
     return Run.open(recipe_of(**{**defaults, **keys})).lengths
 

@@ -218,7 +218,8 @@ def test_a_stage_is_the_recipe_with_other_keys() -> None:
     assert (second.contrastive_weight, second.learning_rate, second.max_steps) == (1, 5e-5, 128)
     assert (second.alignment_weight, second.weight_decay) == (540, 0.01), "the others are the same"
     assert (first.contrastive_weight, first.max_steps) == (12, -1)
-    one = read_recipe(line[:-1])
+    one = read_recipe([*line, "none"])
+    assert (one.schedule.specialise, one.specialise) == ("auto", None), "nothing is between"
     assert recipe.training_keys(2) != one.training_keys(1)
     assert recipe.training_keys(1) == one.training_keys(1), "what follows does not matter"
     assert recipe.keys()["stages"] == recipe.schedule.stages
@@ -239,7 +240,7 @@ def test_a_stage_is_the_recipe_with_other_keys() -> None:
         (["--stages", "max_steps=1 max_steps=2"], "max_steps stands there twice"),
         (["--stages", "learning_rate=x"], "--learning_rate x: it must be a number"),
         (["--stages", ""], "is not key=value|empty"),
-        (["--specialise", "0.5"], "--specialise 0.5: there is one stage"),
+        (["--stages", "none", "--specialise", "0.5"], "--specialise 0.5: there is one stage"),
         (["--stages", "max_steps=1", "--specialise", "2"], "--specialise 2: it must be auto"),
         (["--stages", "max_steps=1", "--specialise", "nan"], "--specialise nan: it must be auto"),
     ],

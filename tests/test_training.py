@@ -119,6 +119,7 @@ def earlier(parts: Tiny, folder: Path, **options: Any) -> SimpleNamespace:
         collection=parts.lookup.collection,
         scores=SimpleNamespace(of=lambda rows: values[rows], embeddings=embeddings),
         ranking=SimpleNamespace(negatives=negatives, negative_scores=negatives / 100),
+        further_texts=None,
     )
 
 

@@ -309,7 +309,8 @@ class ScheduleArguments:
         None,
         "How far the student goes from the stage before the last to the last one, in its weights: "
         "0 (not at all) to 1 (all the way), or auto: the best on the validation queries of those "
-        "points that follow the teacher's scores as well as any. Default: all the way.",
+        "points that follow the teacher's scores nearly as closely as before the last stage. "
+        "Default: all the way.",
     )
 
 
@@ -337,6 +338,11 @@ class Recipe:
     def stages(self) -> tuple[DistillationConfig, ...]:
         """Every stage of the training, in order."""
         return (self.training, *self.further)
+
+    @property
+    def specialise(self) -> str | None:
+        """Where the student is between the last two stages; None: after the last one."""
+        return self.schedule.specialise if self.further else None
 
     def of_each_stage(self) -> list[Recipe]:
         """A recipe for each stage of the training, without the others."""

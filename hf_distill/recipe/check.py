@@ -198,8 +198,7 @@ def check_each_stage(recipe: Recipe, check: Callable[[Recipe], object]) -> None:
             if not text:
                 raise
             raise InputError(
-                f"--stages {text!r}: {error}; or leave this stage out (--stages none --specialise "
-                "none)"
+                f"--stages {text!r}: {error}; or leave this stage out (--stages none)"
             ) from error
 
 
@@ -217,7 +216,7 @@ def check_without_pairs(recipe: Recipe, source: str = "what --dataset texts read
         "hard_negatives_per_pair": training.hard_negatives_per_pair,
         "selection": " ".join(recipe.selection.selection),
         "student_layers": searches,
-        "specialise": "auto" if recipe.schedule.specialise == "auto" else None,
+        "specialise": "auto" if recipe.specialise == "auto" else None,
         "student_space": None if training.student_space == "own" else training.student_space,
         "student_query": recipe.data.student_query,
         "hub_dataset_id": recipe.run.hub_dataset_id,
@@ -353,7 +352,7 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
 def _check_schedule(schedule: ScheduleArguments, data: DataArguments) -> None:
     """A place between two stages needs two, and lies between them."""
     place = schedule.specialise
-    if place is None:
+    if place is None or (place == "auto" and not schedule.stages):
         return
     if not schedule.stages:
         raise InputError(
