@@ -173,6 +173,13 @@ class Job:
 
         return stage(path, Cost, inputs, make)
 
+    def examples(self, cost: Cost, pairs: int) -> int:
+        """How many examples of `pairs` training pairs it sees."""
+        examples = cost.examples(self.recipe, pairs, 60 * self.minutes)
+        return (
+            examples if self.arm.epochs is None else min(examples, round(self.arm.epochs * pairs))
+        )
+
     def trained(self, turns: int, read_only: bool = False) -> Trained:
         """The training: read, or made.
 
@@ -184,7 +191,7 @@ class Job:
         cost = self.cost(turns, read_only)
         run = self.run_of(self.recipe)
         pairs = len(run.selection.kept)
-        examples = cost.examples(self.recipe, pairs, 60 * self.minutes)
+        examples = self.examples(cost, pairs)
         recipe = matched_recipe(self.recipe, examples, self.seed)
         run = self.run_of(recipe)
         inputs = [FORM, self.arm.name if self.arm.loss else "own"]

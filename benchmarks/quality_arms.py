@@ -38,6 +38,7 @@ class Arm:
         asks: What the teacher embeds beforehand: nothing, or the texts of the pairs. (An arm of
             this project also has it embed its pool.)
         own: Whether it is this project's, to be compared with the best peer.
+        epochs: It sees each pair at most so often, even if there is time for more.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Arm:
     columns: Callable[[Examples, torch.Tensor], dict[str, Any]] | None = None
     asks: Literal["nothing", "pairs"] = "pairs"
     own: bool = False
+    epochs: float | None = None
 
 
 def _pair(pairs: Examples, _: torch.Tensor) -> dict[str, Any]:
@@ -140,18 +142,36 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("MultipleNegativesRankingLoss", (*PLAIN, *SLOW), _ranking, _pair, "nothing"),
+        Arm(
+            "MultipleNegativesRankingLoss, 8 epochs",
+            (*PLAIN, *SLOW),
+            _ranking,
+            _pair,
+            "nothing",
+            epochs=8,
+        ),
         Arm("GISTEmbedLoss", (*PLAIN, *SLOW), _guided, _pair, "nothing"),
         Arm("CosineSimilarityLoss", (*PLAIN, *FAST), _cosine, _scored_pair),
         Arm("EmbedDistillLoss", (*PLAIN, *FAST), _embedding, _embedded_pair),
         Arm("EmbedDistillLoss, batch 16", (*PLAIN, *SMALL), _embedding, _embedded_pair),
         Arm("MSELoss on texts", (*PLAIN, *SMALL), _squares, _embedded_text),
         Arm("DistillKLDivLoss", (*PLAIN, *SLOW, *NEGATIVE), _divergence, _scored_triple),
+        Arm(
+            "DistillKLDivLoss, 8 epochs",
+            (*PLAIN, *SLOW, *NEGATIVE),
+            _divergence,
+            _scored_triple,
+            epochs=8,
+        ),
         Arm("MarginMSELoss", (*PLAIN, *FAST, *NEGATIVE), _margin, _margin_triple),
         Arm("the paper", (*PAPER, *SLOW)),
         Arm(RECOMMENDED, own=True),
         Arm("recommended, first stage alone", ONE_STAGE, own=True),
     )
 }
+"""A budget is more than contrast needs on few pairs: it forgets more the longer it trains. So there
+are two of a few epochs.
+"""
 
 
 def parse_try(text: str) -> Arm:

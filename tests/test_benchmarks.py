@@ -4,6 +4,7 @@ measure is not judged here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import queue
@@ -279,6 +280,10 @@ def test_examples_fill_the_seconds_of_a_budget(tmp_path: Path) -> None:
     assert cost.examples(recipe, 1000, seconds) == 64
     assert cost.examples(recipe, 1000, seconds - 0.1) == 48
     assert cost.examples(recipe, 1000, 0.0) == 16, "at least a batch"
+    few = quality.Job(Setting(tmp_path), "pydocs", ARMS["MultipleNegativesRankingLoss, 8 epochs"])
+    one = Cost("key", text=0.0, passage=0.0, texts=0, starts=(0.0,), steps=(1.0,))
+    assert dataclasses.replace(few, minutes=1).examples(one, 1000) == 60 * 64
+    assert dataclasses.replace(few, minutes=1).examples(one, 10) == 80, "8 epochs of 10 pairs"
     longer = recipe_of("pydocs", Setting(tmp_path), ("--stages", stages.replace("=3", "=6")))
     assert [s.max_steps for s in matched_recipe(longer, 640, 0).stages] == [40, 20], "6 of 3 epochs"
 
