@@ -404,6 +404,7 @@ def plot_points(training: TrainingRecord) -> Picture:
             axes.plot(*place, "o", color=colour, markerfacecolor=face, markersize=7)
             axes.annotate(f"{point.place:g}", place, (4, 5), textcoords="offset points", color=GREY)
         axes.margins(0.2)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_xlabel(f"{measure} to the teacher")
     plot.axes[0].set_ylabel(f"{RANKING}, validation queries")
     shown = "; ".join(
