@@ -139,18 +139,29 @@ def test_further_texts_hold_nothing_held_out(tmp_path: Path) -> None:
     held_out = collection.pairs("test")
     [query] = collection.query_texts(held_out.queries[:1])
     [document] = collection.document_texts(held_out.documents[:1])
+    [validated] = collection.document_texts(collection.pairs("validation").documents[:1])
     [trained] = collection.document_texts(collection.pairs("train").documents[:1])
     own = [f"{word} stands alone here" for word in WORDS[:5]]
     path = write_texts(
         tmp_path / "more.jsonl",
-        [*own, own[0].upper(), query, document + ".", f"{document} too", trained, None, "\ud800"],
+        [
+            *own,
+            own[0].upper(),
+            query,
+            document + ".",
+            f"{document} too",
+            trained,
+            validated,
+            None,
+            "\ud800",
+        ],
     )
     recipe = recipe_of("recommended", **run, pool_path=path)
     further = load_further_texts(recipe, collection, folder)
     assert further is not None
     assert further.at(np.arange(len(further.texts))) == [*own, trained]
     assert further.record.read == {
-        "rows found": 12, "kept": 6, "repeated": 1, HELD_OUT: 2, NEAR: 1, "no text": 1,
+        "rows found": 13, "kept": 6, "repeated": 1, HELD_OUT: 3, NEAR: 1, "no text": 1,
         "invalid Unicode": 1,
     }  # fmt: skip
     assert "kept 6" in further.summary()
@@ -179,10 +190,11 @@ def test_a_run_with_further_texts(tiny: Path, tmp_path: Path) -> None:
     line = ["--alignment_weight", "1", "--texts_per_pair", "2", "--contrastive_weight", "1"]
     plain = run_tiny(tiny, tmp_path / "run", *line, "--until", "train")
     assert "Pool " not in plain.out
-    before = (tmp_path / "run" / "training.json").read_text()
+    made = [tmp_path / "run" / name for name in ("training.json", "pool/manifest.json")]
+    before = [path.read_text() for path in made]
     said = run_tiny(tiny, tmp_path / "run", *line, "--pool_path", path)
     assert "Pool     passages also of more, read as texts of 'text'" in said.out
-    assert (tmp_path / "run" / "training.json").read_text() != before
+    assert all(path.read_text() != old for path, old in zip(made, before, strict=True))
     card = (tmp_path / "run" / "student_model_sd" / "README.md").read_text(encoding="utf-8")
     assert "20 further texts" in " ".join(card.split())
 

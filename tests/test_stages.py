@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import call
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_model
+from sentence_transformers import SentenceTransformer
 from test_interrupted_training import KilledError, Killer
 from tiny_training import QUIET, Tiny, tiny
 from transformers import TrainerCallback
@@ -155,12 +157,14 @@ def test_the_student_lies_between_the_stages(parts: Tiny, tmp_path: Path, place:
 
     def measured(model: Any) -> dict[str, float]:
         seen.append(float(sum(p.detach().double().sum() for p in model.parameters())))
+        time.sleep(0.1)
         return {"nDCG@10": 0.5, "Pearson": 0.9, "MAE": 0.1}
 
     settled = task(parts, tmp_path / "settled", specialise=str(place), measured=measured)
     record = train_student(settled, "key")
     assert record.specialised == place
     assert [point.place for point in record.points] == [*PLACES]
+    assert record.seconds > sum(stage.seconds for stage in record.stages) + 0.4, "measuring, too"
     assert len({*seen}) == len(PLACES), "each place is another student"
     start, end = before.state_dict(), weights(plain)
     for name, value in weights(settled).items():
@@ -262,6 +266,14 @@ def test_a_run_of_two_stages(tiny: Path, tmp_path: Path) -> None:
     assert results.training.specialised in PLACES
     for point in results.training.points:
         assert set(point.measures) == {"nDCG@10", "Pearson", "MAE"}
+    pairs = results.collection.pairs("validation")
+    student = SentenceTransformer(str(run / "student_model_sd"), device="cpu")
+    queries = student.encode_query(results.collection.query_texts(pairs.queries))
+    documents = student.encode_document(results.collection.document_texts(pairs.documents))
+    given = np.load(run / "soft_labels" / "scores.npy")[pairs.rows]
+    error = np.abs((queries * documents).sum(axis=1) - given).mean()
+    [chosen_point] = [p for p in results.training.points if p.place == results.training.specialised]
+    assert chosen_point.measures["MAE"] == pytest.approx(error, abs=1e-3), "of the pairs alone"
     assert "between the last two stages" in (run / "report.html").read_text(encoding="utf-8")
     card = " ".join((run / "student_model_sd" / "README.md").read_text(encoding="utf-8").split())
     assert f"at {results.training.specialised:g} between" in card

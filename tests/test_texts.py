@@ -25,6 +25,7 @@ from hf_distill.data.collection import Collection
 from hf_distill.data.load import load_collection
 from hf_distill.data.sources.files import read_texts
 from hf_distill.data.sources.texts import passages_of, tokens_of
+from hf_distill.data.texts import named_leaks
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import Spread
 from hf_distill.evaluation.texts import (
@@ -210,6 +211,13 @@ def test_texts_of_a_test_set_are_not_trained_on(tmp_path: Path) -> None:
     assert not used & {texts[3], texts[4]}
     with pytest.raises(InputError, match=r"--test_path .*texts without queries"):
         collection_of(path, test_path=path)
+
+
+def test_each_reason_for_a_leak_has_its_name() -> None:
+    reasons = np.array([0, 1, 1, 2, 4, -1], dtype=np.int8)
+    assert named_leaks(reasons) == {
+        "same group": 1, "same student's text": 2, "same text": 1, "near-duplicate text": 1,
+    }  # fmt: skip
 
 
 # --- what is refused
