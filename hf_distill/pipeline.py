@@ -33,8 +33,9 @@ from hf_distill.evaluation.further import (
     load_tasks,
     with_shared_texts,
 )
-from hf_distill.evaluation.results import Evaluation, TextsEvaluation
+from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts import evaluate_texts
+from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
 from hf_distill.recipe.arguments import STAGES, Recipe
 from hf_distill.recipe.check import check_each_stage

@@ -193,7 +193,7 @@ def test_a_run_with_further_texts(tiny: Path, tmp_path: Path) -> None:
     made = [tmp_path / "run" / name for name in ("training.json", "pool/manifest.json")]
     before = [path.read_text() for path in made]
     said = run_tiny(tiny, tmp_path / "run", *line, "--pool_path", path)
-    assert "Pool     passages also of more, read as texts of 'text'" in said.out
+    assert "Pool     holds passages of more, too; read as texts of 'text'" in said.out
     assert all(path.read_text() != old for path, old in zip(made, before, strict=True))
     card = (tmp_path / "run" / "student_model_sd" / "README.md").read_text(encoding="utf-8")
     assert "20 further texts" in " ".join(card.split())

@@ -27,7 +27,6 @@ from hf_distill.data.sources.files import read_texts
 from hf_distill.data.sources.texts import passages_of, tokens_of
 from hf_distill.data.texts import named_leaks
 from hf_distill.errors import InputError
-from hf_distill.evaluation.results import Spread
 from hf_distill.evaluation.texts import (
     _translations,
     closeness,
@@ -37,6 +36,7 @@ from hf_distill.evaluation.texts import (
     texts_task,
     why_collapsed,
 )
+from hf_distill.evaluation.texts_results import Spread
 from hf_distill.pipeline import finished, results_of
 from hf_distill.release.model_card import model_cards
 from hf_distill.report.page import write_texts_report

@@ -5,6 +5,7 @@ of a training, beside those of the run's own texts.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class FurtherRecord:
 
     key: str
     name: str
-    read_as: str | None
+    read_as: str
     texts: int
     read: dict[str, int]
 
@@ -64,7 +65,7 @@ class FurtherTexts:
         """What was read, for a terminal."""
         counts = ", ".join(f"{what} {number:,}" for what, number in self.record.read.items())
         return (
-            f"Pool     passages also of {self.record.name}, read as {self.record.read_as}\n"
+            f"Pool     holds passages of {self.record.name}, too; read as {self.record.read_as}\n"
             f"         {counts}"
         )
 
@@ -123,6 +124,7 @@ def load_further_texts(
                 f"({', '.join(f'{why} {n:,}' for why, n in counts.items()) or 'it has no rows'}); "
                 "name other texts, or leave it out"
             )
+        shutil.rmtree(recipe.reading, ignore_errors=True)
         read = counted(source.counts, counts)
         return FurtherRecord(key, source.about.name, source.read_as, counts["kept"], read)
 

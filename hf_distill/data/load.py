@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,7 @@ def write_collection(
         read = read_pairs(pairs, working, test_set, data.student_query)
         numbers = _pair_numbers(read)
         if (numbers.given == ELSEWHERE).all():
-            counts = (f"{why}: {count}" for why, count in read.counts.items())
-            reasons = ", ".join(counts) or "there are no rows"
-            raise InputError(f"{pairs.about.name} has no valid (query, document) pair ({reasons})")
+            raise _nothing_in(pairs, "valid (query, document) pair", read.counts)
         if data.student_query and numbers.keys.shape[1] == _KEYS:
             raise InputError(
                 f"--student_query {data.student_query}: the student would read what the teacher "
@@ -244,6 +242,12 @@ def write_collection(
     )
 
 
+def _nothing_in(source: SourcePairs, what: str, counts: Mapping[str, int]) -> InputError:
+    """The error about a source of which no row can be used."""
+    reasons = ", ".join(f"{why}: {count}" for why, count in counts.items()) or "there are no rows"
+    return InputError(f"{source.about.name} has no {what} ({reasons})")
+
+
 def _write_texts(
     sources: tuple[SourcePairs, SourcePairs | None],
     data: DataArguments,
@@ -256,9 +260,7 @@ def _write_texts(
     with working_folder(folder.cache / "working") as working:
         read = read_texts(source, working, test_set, _GIVEN)
         if (read.numbers.given == ELSEWHERE).all():
-            counts = (f"{why}: {count}" for why, count in read.counts.items())
-            reasons = ", ".join(counts) or "there are no rows"
-            raise InputError(f"{source.about.name} has no text ({reasons})")
+            raise _nothing_in(source, "text", read.counts)
         arrangement = arrange(read.numbers, data, seed, read.texts, what="text")
         manifest = folder.pairs / "manifest.json"
         own = listed(manifest)

@@ -28,14 +28,16 @@ from hf_distill.evaluation.results import (
     TEACHER,
     UNANSWERED,
     UNTRAINED,
-    Closeness,
     Estimate,
+)
+from hf_distill.evaluation.significance import student_significance
+from hf_distill.evaluation.texts_results import (
+    Closeness,
     Spread,
     TextsEvaluation,
     TextSystem,
     TranslationResults,
 )
-from hf_distill.evaluation.significance import student_significance
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import pair_similarity

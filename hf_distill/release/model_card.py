@@ -18,7 +18,8 @@ from huggingface_hub import (
 )
 
 from hf_distill.data.further_texts import FurtherRecord
-from hf_distill.evaluation.results import STUDENT, TEACHER, TextsEvaluation
+from hf_distill.evaluation.results import STUDENT, TEACHER
+from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.saved import ENVIRONMENT_KEY
 from hf_distill.release.cards import (

@@ -25,9 +25,9 @@ from hf_distill.evaluation.results import (
     Evaluation,
     PerQuery,
     RetrievalResults,
-    TextsEvaluation,
 )
 from hf_distill.evaluation.texts import OVERLAP
+from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
 from hf_distill.selection.audit import Audit
 from hf_distill.training.between import (

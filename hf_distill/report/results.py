@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_distill.data.collection import Collection
-from hf_distill.evaluation.results import Evaluation, TextsEvaluation
+from hf_distill.evaluation.results import Evaluation
+from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.scores import SoftLabels

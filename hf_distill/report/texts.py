@@ -7,11 +7,9 @@ from hf_distill.evaluation.results import (
     STUDENT,
     TEACHER,
     UNTRAINED,
-    Closeness,
-    TextsEvaluation,
-    TranslationResults,
 )
 from hf_distill.evaluation.texts import OVERLAP
+from hf_distill.evaluation.texts_results import Closeness, TextsEvaluation, TranslationResults
 from hf_distill.report.headline import (
     LABELS,
     NDCG,
