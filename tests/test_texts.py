@@ -435,5 +435,9 @@ def test_a_run_on_parallel_texts_of_two_languages(teacher_dir: Path, tmp_path: P
     untrained = evaluation.translations["untrained student"].cosine
     assert cosine.value > untrained.value
     assert "a text's own other form first for" in out
+    card = (tmp_path / "run" / "student_model_sd" / "README.md").read_text(encoding="utf-8")
+    drawn = results.training.sources
+    assert f"Texts drawn: cat {drawn['cat']}, dog {drawn['dog']}. The energy" in card
+    assert not re.search(r"^\d+[.)] ", card, re.MULTILINE), "no number begins a list"
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "The two forms of a text, by source" in report
