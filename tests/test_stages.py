@@ -28,7 +28,7 @@ from hf_distill.recipe.read import read_recipe
 from hf_distill.report.plots import plot_points
 from hf_distill.teachers.base import SCALES
 from hf_distill.training import stages as stages_module
-from hf_distill.training.between import PLACES, Point, between, chosen
+from hf_distill.training.between import PLACES, Measured, Point, between, chosen
 from hf_distill.training.rows import Rows, rows_of_stage
 from hf_distill.training.stages import TrainingTask
 from hf_distill.training.train import train_student
@@ -155,10 +155,10 @@ def test_the_student_lies_between_the_stages(parts: Tiny, tmp_path: Path, place:
     load_model(before, plain.weights(1))
     seen: list[float] = []
 
-    def measured(model: Any) -> dict[str, float]:
+    def measured(model: Any) -> Measured:
         seen.append(float(sum(p.detach().double().sum() for p in model.parameters())))
         time.sleep(0.1)
-        return {"nDCG@10": 0.5, "Pearson": 0.9, "MAE": 0.1}
+        return Measured(np.array([0.25, 0.75]), {"Pearson": 0.9, "MAE": 0.1})
 
     settled = task(parts, tmp_path / "settled", specialise=str(place), measured=measured)
     record = train_student(settled, "key")
@@ -172,21 +172,34 @@ def test_the_student_lies_between_the_stages(parts: Tiny, tmp_path: Path, place:
         torch.testing.assert_close(value, expected)
 
 
-def points(*values: tuple[float, float, float]) -> list[Point]:
-    names = ("nDCG@10", "Pearson", "MAE")
-    return [
-        Point(place, dict(zip(names, of, strict=True)))
-        for place, of in zip(PLACES, values, strict=False)
+def place(*students: tuple[list[float], float, float]) -> float:
+    """What is chosen of students with these nDCG@10 of each query, Pearson and MAE."""
+    points = [
+        Point(place, {"nDCG@10": float(np.mean(ranking)), "Pearson": close, "MAE": error})
+        for place, (ranking, close, error) in zip(PLACES, students, strict=False)
     ]
+    return chosen(points, np.array([ranking for ranking, *_ in students]))
 
 
-def test_the_place_ranks_best_of_those_nearly_as_close_as_before_the_last_stage() -> None:
-    start = (0.5, 0.90, 0.04)
-    assert chosen(points(start, (0.6, 0.90, 0.04), (0.7, 0.89, 0.045))) == 0.5
-    assert chosen(points(start, (0.6, 0.90, 0.04), (0.7, 0.88, 0.04))) == 0.25
-    assert chosen(points(start, (0.6, 0.90, 0.04), (0.7, 0.90, 0.05))) == 0.25
-    assert chosen(points(start, (0.6, 0.80, 0.02), (0.7, 0.95, 0.06))) == 0.0
-    assert chosen(points(start, (0.5, 0.95, 0.03))) == 0.0, "equal: the nearer one"
+def test_auto_goes_as_far_as_the_scores_and_the_ranking_allow() -> None:
+    start = ([0.5, 0.5], 0.90, 0.04)
+    better, best = [0.6, 0.6], [0.7, 0.7]
+    assert place(start, (better, 0.90, 0.04), (best, 0.89, 0.045)) == 0.5
+    assert place(start, (better, 0.90, 0.04), (best, 0.88, 0.04)) == 0.25, "Pearson"
+    assert place(start, (better, 0.90, 0.04), (best, 0.90, 0.05)) == 0.25, "MAE"
+    assert place(start, (better, 0.80, 0.02), (best, 0.95, 0.06)) == 0.0
+    assert place(start, (best, 0.90, 0.04), (better, 0.90, 0.04)) == 0.25, "ranks worse again"
+    assert place(start, ([0.5, 0.5], 0.95, 0.03)) == 0.25, "as good: the further one"
+
+
+def test_auto_takes_a_difference_below_its_standard_error_for_noise() -> None:
+    """Differences of .3 and -.1: mean .1, standard deviation .283, standard error .2. Of .3 and .1:
+    mean .2, standard deviation .141, standard error .1.
+    """
+    start = ([0.1, 0.1], 0.9, 0.04)
+    assert place(start, ([0.8, 0.4], 0.9, 0.04), ([0.5, 0.5], 0.9, 0.04)) == 0.5
+    assert place(start, ([0.8, 0.6], 0.9, 0.04), ([0.5, 0.5], 0.9, 0.04)) == 0.25
+    assert place(([0.5], 0.9, 0.04), ([0.6], 0.9, 0.04), ([0.5], 0.9, 0.04)) == 0.25, "one query"
 
 
 @given(st.floats(0, 1))

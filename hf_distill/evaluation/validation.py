@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -23,7 +22,7 @@ from hf_distill.evaluation.tasks import RetrievalTask, make_task, student_querie
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import pair_similarity
-from hf_distill.training.between import CLOSENESS, ERROR, RANKING
+from hf_distill.training.between import CLOSENESS, ERROR, RANKING, Measure, Measured
 
 MOST_DOCUMENTS = 10_000
 """Documents that the validation queries search: enough to tell students apart, and few enough to be
@@ -212,7 +211,7 @@ def validation_evaluator(
 
 def point_measure(
     collection: Collection, scores: Scores, seed: int, space: Literal["own", "teacher"] = "own"
-) -> Callable[[SentenceTransformer], dict[str, float]] | None:
+) -> Measure | None:
     """What compares students between two stages of a training, on the validation queries: `RANKING`
     among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and `ERROR` to the teacher's scores.
 
@@ -231,15 +230,15 @@ def point_measure(
     if space == "teacher":
         given = _of_teacher(collection, scores, task, _searched(collection, seed, FEW_DOCUMENTS))
 
-    def measured(model: SentenceTransformer) -> dict[str, float]:
+    def measured(model: SentenceTransformer) -> Measured:
         queries, documents = _embedded(model, task, given)
         run = task.run(search(queries, documents, depth_of([measure])))
         student = (queries[cells.queries] * documents[cells.documents]).sum(axis=1)
-        return {
-            RANKING: float(per_query(run, task.qrels, [measure])[str(measure)].mean()),
+        scores = {
             CLOSENESS: float(pearson(student, cells.scores)),
             ERROR: float(np.abs(student - cells.scores)[: cells.pairs].mean()),
         }
+        return Measured(per_query(run, task.qrels, [measure])[str(measure)], scores)
 
     return measured
 

@@ -308,8 +308,8 @@ class ScheduleArguments:
     specialise: str | None = option(
         None,
         "How far the student goes from the stage before the last to the last one, in its weights: "
-        "0 (not at all) to 1 (all the way), or auto: the best on the validation queries of those "
-        "points that follow the teacher's scores nearly as closely as before the last stage. "
+        "0 (not at all) to 1 (all the way), or auto: as far as it follows the teacher's scores "
+        "nearly as closely as before the last stage, and ranks no validation queries worse. "
         "With one stage, auto chooses nothing. Default: all the way.",
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -23,10 +24,26 @@ PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The places that are measured. 0: before the last stage; 1: after it."""
 
 RANKING, CLOSENESS, ERROR = "nDCG@10", "Pearson", "MAE"
-"""What `auto` reads: the measure that it maximises, and the two that hold it back."""
+"""What `auto` reads: how well a student ranks, and how closely it follows the teacher's scores."""
 
 LESS_CLOSE, MORE_ERROR = 0.01, 0.005
 """How much of Pearson and MAE to the teacher's scores `auto` gives for a better ranking."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A student on held-out data.
+
+    Attributes:
+        ranking: (Q,) `RANKING` of each query.
+        scores: `CLOSENESS` and `ERROR`.
+    """
+
+    ranking: np.ndarray
+    scores: dict[str, float]
+
+
+Measure = Callable[[SentenceTransformer], Measured]
 
 
 @dataclass(frozen=True)
@@ -57,19 +74,27 @@ def acceptable(point: Point, start: Point) -> bool:
     )
 
 
-def chosen(points: Sequence[Point]) -> float:
-    """The place that ranks best of the `acceptable` ones; the nearer one to the stage before where
-    two rank equally. The first of `points` is before the last stage.
+def chosen(points: Sequence[Point], ranking: np.ndarray) -> float:
+    """The furthest of the `acceptable` places that ranks as well as the best of them: at most one
+    standard error of their difference below it (the rule of one standard error, Breiman et al.,
+    Classification and Regression Trees, 1984, sec. 3.4.3, with the differences of each query).
+
+    Args:
+        points: The students, from before the last stage to after it.
+        ranking: (P, Q) `RANKING` of each of these students for each query.
     """
-    close = [point for point in points if acceptable(point, points[0])]
-    return max(close, key=lambda point: (point.measures[RANKING], -point.place)).place
+    close = [i for i, point in enumerate(points) if acceptable(point, points[0])]
+    best = max(close, key=lambda i: ranking[i].mean())
+    behind = ranking[best] - ranking
+    error = behind.std(axis=1, ddof=min(1, ranking.shape[1] - 1)) / np.sqrt(ranking.shape[1])
+    return max(points[i].place for i in close if behind[i].mean() <= error[i])
 
 
 def settle(
     student: SentenceTransformer,
     before: Path,
     place: str,
-    measured: Callable[[SentenceTransformer], dict[str, float]] | None,
+    measured: Measure | None,
 ) -> tuple[float, tuple[Point, ...]]:
     """Give a student the weights at a place between two stages.
 
@@ -86,11 +111,14 @@ def settle(
     load_model(student, before)
     start = {name: value.clone() for name, value in student.state_dict().items()}
     points: list[Point] = []
+    ranking: list[np.ndarray] = []
     if measured is not None and PartialState().is_main_process:
         for number in PLACES:
             student.load_state_dict(between(start, after, number))
-            points.append(Point(number, measured(student)))
-    decision = [chosen(points) if place == AUTO and points else None]
+            here = measured(student)
+            ranking.append(here.ranking)
+            points.append(Point(number, {RANKING: float(here.ranking.mean()), **here.scores}))
+    decision = [chosen(points, np.stack(ranking)) if place == AUTO and points else None]
     if PartialState().num_processes > 1:
         broadcast_object_list(decision)
     settled = float(place) if decision[0] is None else decision[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.teachers.base import Scale
+from hf_distill.training.between import Measure
 from hf_distill.training.checkpoints import wanted_checkpoint
 from hf_distill.training.rows import Rows, rows_of_stage
 from hf_distill.training.sources import drawn_of
@@ -79,7 +79,7 @@ class TrainingTask:
     names: tuple[str, ...] = ()
     evaluator: BaseEvaluator | None = None
     specialise: str | None = None
-    measured: Callable[[SentenceTransformer], dict[str, float]] | None = None
+    measured: Measure | None = None
 
     def weights(self, number: int) -> Path:
         """The student after a stage that something follows; 1 is the first."""
