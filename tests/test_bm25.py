@@ -9,7 +9,8 @@ from conftest import REAL_DATA, ROOT, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_distill.evaluation.bm25 import Words, bm25_run
+from hf_distill.compute.bm25 import Words
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.retrieval import per_query
 from hf_distill.evaluation.tasks import load_task
 

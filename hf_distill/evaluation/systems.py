@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_distill.compute.bm25 import Words
 from hf_distill.compute.search import search
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.evaluation.bm25 import Words, bm25_run
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.examples import per_query_values
 from hf_distill.evaluation.intervals import estimate, mean, undefined
 from hf_distill.evaluation.mixed_index import Embedded

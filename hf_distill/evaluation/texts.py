@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from hf_distill.compute.bm25 import Words
 from hf_distill.compute.encode import encode, how_asked
 from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.errors import InputError
-from hf_distill.evaluation.bm25 import Words, bm25_run
+from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import Subject, costs, further_task
 from hf_distill.evaluation.fidelity import mae, pearson, spearman, why_unordered
 from hf_distill.evaluation.further import folder_name
