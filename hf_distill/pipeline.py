@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 
+from hf_distill.candidates.mine import NAMED
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
 from hf_distill.data.collection import Collection, CollectionRecord
 from hf_distill.data.explain import explain
@@ -33,6 +34,7 @@ from hf_distill.evaluation.further import (
     load_tasks,
     with_shared_texts,
 )
+from hf_distill.evaluation.ranker import Reranking
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts import evaluate_texts
 from hf_distill.evaluation.texts_results import TextsEvaluation
@@ -60,6 +62,7 @@ from hf_distill.run.folder import (
 )
 from hf_distill.run.lock import held
 from hf_distill.run.stage import key_of, listed, read_result, stage
+from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
 from hf_distill.scoring.ranking import Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
@@ -70,8 +73,9 @@ from hf_distill.student.initialise import Initialisation, initialise
 from hf_distill.student.lengths import TextLengths, text_lengths
 from hf_distill.student.save import save_student
 from hf_distill.student.space import TEACHER, in_space
-from hf_distill.teachers.base import Teacher
+from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
+from hf_distill.teachers.ranker import load_miner, load_ranker
 from hf_distill.training.rehearsal import check_training
 from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
@@ -91,7 +95,7 @@ from hf_distill.training.train import (
 _DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32"]] = {
     "bf16": "bfloat16", "fp16": "float16", "fp32": "float32",
 }  # fmt: skip
-_SHARED = ("teacher", "collection", "scores", "ranking")
+_SHARED = ("teacher", "ranker", "miners", "collection", "scores", "lists", "ranking")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
 
 
@@ -158,6 +162,7 @@ class Run:
         if not run.wants("score"):
             return run
         recipe = run.recipe = in_space(recipe, run.teacher)
+        run.load_beside()
         check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
@@ -211,6 +216,8 @@ class Run:
                 yield self.further_tasks.summary
             yield self.lengths.summary()
             yield self.scores.summary()
+        if self.wants("select") and self.lists is not None:
+            yield self.lists.summary()
         if self.wants("select") and self.has_pairs:
             yield self.selection.summary()
         if self.wants("train"):
@@ -239,6 +246,21 @@ class Run:
         return load_teacher(self.recipe)
 
     @cached_property
+    def ranker(self) -> PairTeacher | None:
+        """What scores the lists, loaded; None: the teacher does."""
+        return load_ranker(self.recipe)
+
+    @cached_property
+    def miners(self) -> dict[str, EmbeddingTeacher]:
+        """The bi-encoders beside the teacher that mine candidates, loaded."""
+        named = [name for name in self.recipe.lists.candidates if name not in NAMED]
+        return {name: load_miner(self.recipe, name) for name in named}
+
+    def load_beside(self) -> None:
+        """Load the models beside the teacher, so that what cannot be loaded is said at once."""
+        _ = self.ranker, self.miners
+
+    @cached_property
     def collection(self) -> Collection:
         """The pairs, read and split without leaks."""
         collection = load_collection(self.recipe, self.folder)
@@ -247,6 +269,7 @@ class Run:
                 lambda stage: check_amounts(collection, stage.training),
                 lambda stage: check_sources(collection, stage.training),
                 lambda stage: check_negatives(collection, self.teacher, stage),
+                lambda stage: check_candidates(collection, self.teacher, stage.lists),
             ]
             for check in checks:
                 check_each_stage(self.recipe, check)
@@ -289,10 +312,33 @@ class Run:
         return shards_of(self.folder, self.recipe.teacher.teacher_cache)
 
     @cached_property
+    def lists(self) -> ScoredLists | None:
+        """The candidates of the training queries, scored; None if none are mined."""
+        if not self.recipe.lists.candidates or not self.has_pairs:
+            return None
+        return score_lists(
+            Sources(
+                recipe=self.recipe,
+                folder=self.folder,
+                collection=self.collection,
+                scores=self.scores,
+                teacher=self.teacher,
+                ranker=self.ranker,
+                miners=self.miners,
+            )
+        )
+
+    @cached_property
     def ranking(self) -> Ranking | None:
-        """Where the teacher ranks each training pair in a pool; None if it embeds no texts."""
+        """Where each training pair stands in the list of its query, for the ranker; without lists
+        in a pool, for the teacher; None if it embeds no texts.
+        """
         if not self.has_pairs:
             return None
+        if self.lists is not None:
+            return self.lists.ranking(
+                max(stage.hard_negatives_per_pair for stage in self.recipe.stages)
+            )
         return rank_in_pool(self.collection, self.scores, self.recipe, self.folder)
 
     @cached_property
@@ -366,6 +412,7 @@ class Run:
             selection.key, vars(recipe.student), identities, recipe.training_keys(stages),
             recipe.training.world_size, wanted_pool(len(selection.kept), recipe.stages),
             *([] if self.further_texts is None else [self.further_texts.record.key]),
+            *([] if self.lists is None else [self.lists.key, recipe.lists.choose_candidates]),
         ]  # fmt: skip
 
     def student_on(
@@ -440,13 +487,26 @@ class Run:
             tasks=with_shared_texts(load_tasks(self.recipe), self.collection),
             shards=self._shards,
             student_query=self.recipe.data.student_query,
+            reranking=self._reranking,
         )
+
+    @property
+    def _reranking(self) -> Reranking | None:
+        """What the ranker is measured with; None if nothing ranks lists."""
+        options, ranker = self.recipe.lists, self.ranker
+        if ranker is None and self.teacher.scores_pairs:
+            ranker = cast(PairTeacher, self.teacher)
+        if not options.candidates or not options.rerank_queries or ranker is None:
+            return None
+        shards = shards_of(self.folder, self.recipe.teacher.teacher_cache, "pair")
+        return Reranking(ranker, options.rerank_queries, shards)
 
     def _evaluated(self) -> list[Any]:
         """Everything that an evaluation depends on."""
         return [
             self.training.key, self.collection.key, self.scores.key, self.recipe.data.language,
             list(self.further_tasks.digests.items()),
+            *([] if self.lists is None else [self.lists.key, self.recipe.lists.rerank_queries]),
         ]  # fmt: skip
 
     @cached_property

@@ -1,6 +1,7 @@
 """What a batch holds: tokenised texts, side columns, and the matrices that are built from them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ def rows(count: int, dimension: int = 8) -> list[dict[str, Any]]:
     ]
 
 
+NO_CUT: Any = SimpleNamespace(false_negative_margin=None, positive_cut=None)
+
+
 def with_negatives(features: list[dict[str, Any]], number: int = 2) -> list[dict[str, Any]]:
     torch.manual_seed(2)
     for i, row in enumerate(features):
@@ -46,9 +50,12 @@ def without_embeddings(features: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if "embedding" not in k} for row in features]
 
 
-def view(features: list[dict[str, Any]], margin: float | None = None) -> TeacherView:
+def view(
+    features: list[dict[str, Any]], margin: float | None = None, cut: float | None = 0.95
+) -> TeacherView:
     sides = examples(features, Lookup()).sides
-    return teacher_view(sides, sides, 0, "cosine", margin)
+    config = SimpleNamespace(false_negative_margin=margin, positive_cut=cut)
+    return teacher_view(sides, sides, 0, "cosine", config)  # type: ignore[arg-type]  # what it reads
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +140,7 @@ def test_blocks_of_two_processes_are_the_rows_of_one(embeds: bool, negatives: bo
     columns = examples(features, Lookup()).sides
     for start in (0, 4):
         own = examples(features[start : start + 4], Lookup()).sides
-        part = teacher_view(own, columns, start, "cosine", None)
+        part = teacher_view(own, columns, start, "cosine", NO_CUT)
         here = slice(start, start + 4)
         torch.testing.assert_close(part.teacher, whole.teacher[here], equal_nan=True)
         assert part.ignore.equal(whole.ignore[here])
@@ -142,8 +149,8 @@ def test_blocks_of_two_processes_are_the_rows_of_one(embeds: bool, negatives: bo
 
 def test_the_reverse_has_documents_as_rows_and_no_hard_negatives() -> None:
     sides = examples(with_negatives(rows(4)), Lookup()).sides
-    plain = teacher_view(sides, sides, 0, "cosine", None)
-    reverse = teacher_view(sides.reversed(), sides.reversed(), 0, "cosine", None)
+    plain = teacher_view(sides, sides, 0, "cosine", NO_CUT)
+    reverse = teacher_view(sides.reversed(), sides.reversed(), 0, "cosine", NO_CUT)
     torch.testing.assert_close(reverse.teacher, plain.teacher[:, :4].T)
 
 
@@ -246,7 +253,7 @@ def test_the_side_columns_of_a_batch_are_read_back(parts: Tiny) -> None:
     batch = collator([parts.numbers[i] for i in range(3)])
     sides = Sides.of(batch)
     assert sides.negatives_each == 2
-    assert set(sides.columns()) == set(vars(sides)) - {"weight"}
+    assert set(sides.columns()) == set(vars(sides)) - {"weight", "list_score"}
 
 
 def test_a_missing_column_and_missing_texts_are_said(model: SentenceTransformer) -> None:

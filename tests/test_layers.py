@@ -9,9 +9,9 @@ import hf_distill
 
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
-    "errors", "recipe", "run", "compute", "data", "teachers", "scoring", "selection", "student",
-    "training", "evaluation", "report", "release", "pipeline", "serving", "study", "commands",
-    "__main__",
+    "errors", "recipe", "run", "compute", "data", "teachers", "candidates", "scoring", "selection",
+    "student", "training", "evaluation", "report", "release", "pipeline", "serving", "study",
+    "commands", "__main__",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -26,6 +26,7 @@ from hf_distill.evaluation.index import index_size
 from hf_distill.evaluation.intervals import bootstrap_settings
 from hf_distill.evaluation.mixed_index import Embedded, mixed_index
 from hf_distill.evaluation.paper_protocol import paper_protocol
+from hf_distill.evaluation.ranker import Reranking, measure_ranker
 from hf_distill.evaluation.results import (
     ALONE,
     BM25,
@@ -67,6 +68,7 @@ class Subject:
         tasks: Name -> a further task to measure on, and what the recipe calls it.
         shards: Folder of the teacher's embeddings of these.
         student_query: What the student reads in place of the query, as the recipe says it.
+        reranking: The ranker of the lists, and on how many queries it is measured; None: it is not.
     """
 
     student: SentenceTransformer
@@ -81,6 +83,7 @@ class Subject:
     tasks: Mapping[str, tuple[str, RetrievalTask]] = field(default_factory=dict)
     shards: Path | None = None
     student_query: str | None = None
+    reranking: Reranking | None = None
 
 
 def embed_task(
@@ -219,6 +222,11 @@ def evaluate(subject: Subject, folder: RunFolder, seed: int, key: str) -> Evalua
             seed,
         ),
         student_query=subject.student_query,
+        ranker=None
+        if subject.reranking is None
+        else measure_ranker(
+            subject.reranking, subject.collection, task, runs, embedded[STUDENT], seed
+        ),
     )
 
 

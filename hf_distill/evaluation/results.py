@@ -580,6 +580,37 @@ class TaskResults:
 
 
 @dataclass(frozen=True)
+class RankerResults:
+    """The ranker on held-out queries: it puts the best documents of a first stage into another
+    order. All figures are on the same queries.
+
+    Attributes:
+        name: The ranker's.
+        first_stage: The system whose best documents it reads: `teacher`, or else `bm25`.
+        depth: How many of them.
+        num_queries, of: Queries that were drawn, and held-out queries that there are.
+        ndcg: `ranker`, the first stage, the student and `student, reranked` (the ranker on the
+            student's best documents) -> nDCG@10.
+        student_minus_ranker: On the same queries.
+        kendall: Kendall's tau-b between the student's scores of a list and the ranker's, its mean.
+        ndcg_by_ranker: nDCG@10 of the student's order of a list by the ranker's scores (scaled to 0
+            to 1 within the list), its mean.
+        milliseconds: Median time of the ranker for the list of one query.
+    """
+
+    name: str
+    first_stage: str
+    depth: int
+    num_queries: int
+    of: int
+    ndcg: dict[str, Estimate]
+    student_minus_ranker: Comparison
+    kendall: Estimate
+    ndcg_by_ranker: Estimate
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The content of `evaluation.json`.
 
@@ -604,6 +635,7 @@ class Evaluation:
         by_source: Source -> its figures, the largest first. Empty if the pairs have one source.
         student_query: What the student reads in place of the query, as the recipe says it; None:
             the query.
+        ranker: The ranker of the lists; None if there are none.
     """
 
     key: str
@@ -625,3 +657,4 @@ class Evaluation:
     tasks: dict[str, TaskResults]
     by_source: dict[str, SourceResults]
     student_query: str | None = None
+    ranker: RankerResults | None = None

@@ -240,6 +240,43 @@ class TeacherArguments:
 
 
 @dataclass(frozen=True)
+class CandidateArguments:
+    """Lists of candidates for the training queries, and the ranker that scores them."""
+
+    _argument_group_name = "candidates"
+
+    candidates: list[str] = option(
+        [],
+        "Mine a list of candidates for each training query. given: what the data lists; teacher: "
+        "its nearest documents; bm25; or the folder or Hub id of another bi-encoder. Several take "
+        "turns. The hard negatives are then taken from the list.",
+    )
+    candidates_per_query: int = option(
+        32, "Candidates in a list. Each one is a text that the ranker reads with the query."
+    )
+    ranker: str | None = option(
+        None,
+        "What scores the lists, KIND:MODEL, e.g. "
+        "cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2. Default: the teacher.",
+    )
+    ranker_activation: Literal["auto", "sigmoid", "identity"] = option(
+        "identity",
+        "Turns a cross-encoder's logits into scores. A list compares the scores of one query, so "
+        "logits can stay as they are.",
+    )
+    rerank_queries: int = option(
+        200,
+        "Held-out queries, drawn by the seed, on which the ranker is measured beside the student: "
+        "it reads the first stage's best 100 documents of each. 0: it is not measured.",
+    )
+    choose_candidates: Literal["top", "random", "stratified"] = option(
+        "stratified",
+        "Which of a list become hard negatives (hard_negatives_per_pair): those that the ranker "
+        "scores highest, random ones, or some of each part of its scores.",
+    )
+
+
+@dataclass(frozen=True)
 class SelectionArguments:
     """Which of the scored pairs the student is trained on."""
 
@@ -327,6 +364,7 @@ class Recipe:
     run: RunArguments
     data: DataArguments
     teacher: TeacherArguments
+    lists: CandidateArguments
     selection: SelectionArguments
     student: StudentArguments
     schedule: ScheduleArguments
@@ -383,7 +421,8 @@ class Recipe:
         """
         own = {field.name for field in dataclasses.fields(DistillationConfig)} - trainer_names()
         parts = (
-            self.run, self.data, self.teacher, self.selection, self.student, self.schedule,
+            self.run, self.data, self.teacher, self.lists, self.selection, self.student,
+            self.schedule,
         )  # fmt: skip
         flat = {name: value for part in parts for name, value in vars(part).items()}
         training = plain(self.training)
@@ -395,12 +434,13 @@ class Recipe:
 
 
 PARTS = (
-    RunArguments, DataArguments, TeacherArguments, SelectionArguments, StudentArguments,
-    ScheduleArguments,
+    RunArguments, DataArguments, TeacherArguments, CandidateArguments, SelectionArguments,
+    StudentArguments, ScheduleArguments,
 )  # fmt: skip
 
 STAGE_KEYS = (
-    "temperature", "teacher_temperature", "regression_on", "false_negative_margin",
+    "temperature", "teacher_temperature", "ranker_temperature", "regression_on",
+    "false_negative_margin", "positive_cut",
     "contrastive_symmetric", "texts_per_pair", "hard_negatives_per_pair", "grad_cache",
     "one_source_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "weight_decay", "warmup_steps", "max_grad_norm",

@@ -7,7 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import DataArguments, Recipe, ScheduleArguments
+from hf_distill.recipe.arguments import (
+    CandidateArguments,
+    DataArguments,
+    Recipe,
+    ScheduleArguments,
+)
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
@@ -48,9 +53,12 @@ _FEW: Range = "must be a number from 0 to 1,000", lambda x: 0 <= x <= 1000
 _SEED: Range = "must be a number from 0 to 4,294,967,295", lambda x: 0 <= x < 2**32
 
 _RANGES: Mapping[str, Range] = {
-    **dict.fromkeys(("temperature", "teacher_temperature"), _TEMPERATURE),
+    **dict.fromkeys(
+        ("temperature", "teacher_temperature", "ranker_temperature"), _TEMPERATURE
+    ),
     **dict.fromkeys(
         ("student_max_length", "teacher_max_length", "max_pairs", "per_device_train_batch_size",
+         "candidates_per_query",
          "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit",
          "early_stopping_patience", "ddp_timeout", "ddp_bucket_cap_mb", "torch_empty_cache_steps"),
         _POSITIVE,
@@ -75,6 +83,7 @@ _RANGES: Mapping[str, Range] = {
     "source_alpha": (
         "must be between 0 (every source as often) and 1", lambda x: 0 <= x <= 1
     ),
+    "positive_cut": ("must be above 0, and at most 1", lambda x: 0 < x <= 1),
     "seed": _SEED,
     "data_seed": _SEED,
 }  # fmt: skip
@@ -85,7 +94,9 @@ where something happens at steps. Whatever is not here is a finite number below 
 
 def _check_numbers(recipe: Recipe) -> None:
     """Every number of the recipe, this package's and the Trainer's, is one that a run can have."""
-    parts = (recipe.run, recipe.data, recipe.teacher, recipe.student, recipe.training)
+    parts = (
+        recipe.run, recipe.data, recipe.teacher, recipe.lists, recipe.student, recipe.training,
+    )  # fmt: skip
     values = {name: value for part in parts for name, value in vars(part).items()}
     ranges = {**_RANGES, **dict.fromkeys(weights_of(recipe), _WEIGHT)}
     for name in ("save", "eval", "logging"):
@@ -145,7 +156,8 @@ def _check_names(recipe: Recipe) -> None:
     file, no model.
     """
     parts = (
-        recipe.run, recipe.data, recipe.teacher, recipe.selection, recipe.student, recipe.schedule,
+        recipe.run, recipe.data, recipe.teacher, recipe.lists, recipe.selection, recipe.student,
+        recipe.schedule,
     )  # fmt: skip
     values = {name: value for part in parts for name, value in vars(part).items()}
     values |= {name: getattr(recipe.training, name) for name in _NAMES}
@@ -214,6 +226,7 @@ def check_without_pairs(recipe: Recipe, source: str = "what --dataset texts read
     needed: dict[str, object] = {
         **{name: weight for name, weight in weights_of(recipe).items() if name != ALIGNMENT},
         "hard_negatives_per_pair": training.hard_negatives_per_pair,
+        "candidates": " ".join(recipe.lists.candidates),
         "selection": " ".join(recipe.selection.selection),
         "student_layers": searches,
         "specialise": "auto" if recipe.specialise == "auto" else None,
@@ -369,6 +382,44 @@ def _check_schedule(schedule: ScheduleArguments, data: DataArguments) -> None:
             "--specialise auto: validation queries choose the place, and --validation_fraction 0 "
             "leaves none; set it above 0, or name a place from 0 to 1"
         )
+
+
+def check_lists(recipe: Recipe) -> None:
+    """Check the keys of mined lists against those that use them, in any stage of the training.
+
+    Raises:
+        InputError: A key of lists without lists, lists that nothing uses, or a list that is shorter
+            than what is taken of it.
+    """
+    lists, defaults = recipe.lists, CandidateArguments()
+    taken = max(stage.hard_negatives_per_pair for stage in recipe.stages)
+    if not lists.candidates:
+        for name, value in vars(lists).items():
+            if value != getattr(defaults, name):
+                raise InputError(
+                    f"--{name} {value}: there are no lists without --candidates; name a miner, "
+                    f"e.g. --candidates bm25, or leave --{name} out"
+                )
+    if lists.candidates and len(set(lists.candidates)) < len(lists.candidates):
+        raise InputError(f"--candidates {' '.join(lists.candidates)}: it names a miner twice")
+    ranks = any(rule.startswith(("rank=", "margin=")) for rule in recipe.selection.selection)
+    if lists.candidates and not taken and not ranks:
+        raise InputError(
+            f"--candidates {' '.join(lists.candidates)}: nothing uses the lists; set "
+            "--hard_negatives_per_pair, or select with rank=K or margin=M, or set it to none"
+        )
+    if lists.candidates and taken > lists.candidates_per_query:
+        raise InputError(
+            f"--hard_negatives_per_pair {taken}: a list has {lists.candidates_per_query} "
+            "candidates; raise --candidates_per_query, or lower it"
+        )
+    for stage in recipe.stages:
+        for name in ("list_kl_weight", "list_margin_weight"):
+            if (weight := getattr(stage, name)) and not stage.hard_negatives_per_pair:
+                raise InputError(
+                    f"--{name} {weight}: a list is a query's own document and its hard negatives, "
+                    "and --hard_negatives_per_pair is 0; set it above 0"
+                )
 
 
 def _check_training(training: DistillationConfig, given: frozenset[str]) -> None:

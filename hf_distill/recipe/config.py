@@ -34,6 +34,16 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "Weight of MarginMSE: the squared error of the margin between a pair's own document and "
         "each other one.",
     )
+    list_kl_weight: float = option(
+        0.0,
+        "Weight of the KL divergence between ranker's and student's distributions over the list of "
+        "each query: its own document and its hard negatives. See candidates.",
+    )
+    list_margin_weight: float = option(
+        0.0,
+        "Weight of MarginMSE over the list of each query: the squared error of the margin between "
+        "its own document and each hard negative, to the ranker's.",
+    )
     alignment_weight: float = option(
         0.0,
         "Weight of 1 - cosine between the student's embedding and the teacher's, projected on its "
@@ -59,6 +69,12 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     teacher_temperature: float | None = option(
         None, "Temperature of the teacher's scores in the KL term. Default: temperature."
     )
+    ranker_temperature: float = option(
+        1.0,
+        "How far apart two scores of the ranker are that the student should hold one temperature "
+        "apart. 1 suits the logits of a cross-encoder, and the student's temperature suits "
+        "cosines.",
+    )
     regression_on: Literal["diagonal", "matrix"] = option(
         "diagonal",
         "Regress on the scores of the pairs (the paper), or on every known in-batch score.",
@@ -68,6 +84,11 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "A document of the batch is not a negative in the contrastive term if the teacher scores "
         "it above the pair's own document minus this margin. Default: only equal texts are "
         "excluded.",
+    )
+    positive_cut: float | None = option(
+        0.95,
+        "A candidate of a query's list is no negative in the contrastive term if the ranker scores "
+        "it above this part of the score of the pair's own document. none: all are negatives.",
     )
     contrastive_symmetric: bool = option(
         False,
@@ -81,9 +102,9 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
     )
     hard_negatives_per_pair: int = option(
         0,
-        "Add this many hard negatives for each pair to the batch: documents that the data lists "
-        "beside its query, then the other documents that the teacher ranks best. Each takes the "
-        "time of one more text.",
+        "Add this many hard negatives for each pair to the batch: some of its query's candidates, "
+        "if they are mined; else documents that the data lists beside its query, then the other "
+        "documents that the teacher ranks best. Each takes the time of one more text.",
     )
     texts_per_pair: int = option(
         0,

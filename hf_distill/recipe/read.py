@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 
 from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import PARTS, STAGE_KEYS, Recipe, trainer_names
-from hf_distill.recipe.check import check_recipe
+from hf_distill.recipe.check import check_lists, check_recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.no_effect import nearest
 from hf_distill.recipe.saved import ENVIRONMENT_KEY, is_saved, obeyed, saved_name
@@ -383,7 +383,9 @@ def read_recipe(argv: Sequence[str] = (), program: str = "train.py", runs: bool 
             further.append(_parsed({**values, **own}, name, parser, keys).training)
         except InputError as error:
             raise InputError(f"--stages {text!r}: {error}") from error
-    return dataclasses.replace(result, further=tuple(further))
+    result = dataclasses.replace(result, further=tuple(further))
+    check_lists(result)
+    return result
 
 
 def _keys_of(values: Given, keys: Collection[str]) -> frozenset[str]:
@@ -408,8 +410,8 @@ def _parsed(values: Given, name: str, parser: _RecipeParser, keys: Collection[st
         raise InputError(
             says if says.startswith("--") else f"the training arguments do not fit: {says}"
         ) from error
-    run, data, teacher, selection, student, schedule, training = parts
-    result = Recipe(name, run, data, teacher, selection, student, schedule, training, given)
+    run, data, teacher, lists, selection, student, schedule, training = parts
+    result = Recipe(name, run, data, teacher, lists, selection, student, schedule, training, given)
     if "output_dir" not in given:
         result.training.output_dir = str(result.run_dir / "checkpoints")
     check_recipe(result)

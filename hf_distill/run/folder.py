@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "pairs"
 
     @property
+    def candidates(self) -> Path:
+        """The lists of the training queries, and the ranker's scores of them."""
+        return self.path / "candidates"
+
+    @property
     def soft_labels(self) -> Path:
         return self.path / "soft_labels"
 

@@ -178,8 +178,8 @@ class _Store:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Scores (judgements,) and what was done for them; see `SoftLabels`."""
+class Scored:
+    """Scores (n,) float32 of pairs, and what was done for them; see `SoftLabels`."""
 
     values: np.ndarray
     item: str
@@ -188,7 +188,7 @@ class _Scored:
     parts: list[str]
 
 
-def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) -> _Scored:
+def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) -> Scored:
     queries, documents = collection.query_numbers, collection.document_numbers
     values = np.empty(len(queries), dtype=np.float32)
     for start in range(0, len(queries), _BLOCK):
@@ -196,7 +196,7 @@ def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) 
         values[rows] = pair_similarity(
             scale.similarity, table.of_queries(queries[rows]), table.of_documents(documents[rows])
         )
-    return _Scored(
+    return Scored(
         values,
         item="text",
         items=len(table.vectors),
@@ -208,11 +208,34 @@ def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) 
     )
 
 
-def _by_pairs(collection: Collection, teacher: PairTeacher, store: _Store) -> _Scored:
+def _by_pairs(collection: Collection, teacher: PairTeacher, store: _Store) -> Scored:
+    queries, documents = collection.query_numbers, collection.document_numbers
+    return score_pairs(collection, queries, documents, teacher, store.shards("pair"))
+
+
+def score_pairs(
+    collection: Collection,
+    queries: np.ndarray,
+    documents: np.ndarray,
+    teacher: PairTeacher,
+    folder: Path,
+) -> Scored:
+    """The scores of n pairs of a collection. All processes share the work, and what the shards in
+    `folder` hold is not scored again.
+
+    Args:
+        collection: Its texts.
+        queries, documents: (n,) int64, the numbers of each pair's texts.
+        teacher: Scores them.
+        folder: Of the shards. Several runs may share it.
+
+    Raises:
+        InputError: Scores of another shape, or outside the declared scale.
+    """
+
     def read(places: np.ndarray) -> list[tuple[str, str]]:
-        queries = collection.query_texts(collection.query_numbers[places])
-        documents = collection.document_texts(collection.document_numbers[places])
-        return list(zip(queries, documents, strict=True))
+        left = collection.query_texts(queries[places])
+        return list(zip(left, collection.document_texts(documents[places]), strict=True))
 
     def score(pairs: list[tuple[str, str]], advance: Advance) -> np.ndarray:
         values = teacher.score(pairs, advance)
@@ -223,11 +246,12 @@ def _by_pairs(collection: Collection, teacher: PairTeacher, store: _Store) -> _S
             )
         return teacher.scale.check(values, teacher.name).astype(np.float32)
 
-    pairs = Items(len(collection.judgements), read, "pair")
+    pairs = Items(len(queries), read, "pair")
     worker = fingerprint(teacher.identity, dataclasses.asdict(teacher.prompts))
-    stored = work_once(pairs, pairs.keys(), Shards(store.shards("pair"), worker), score)
-    values = np.concatenate([part.values for part in stored.parts])[stored.places]
-    return _Scored(
+    stored = work_once(pairs, pairs.keys(), Shards(folder, worker), score)
+    empty = np.empty(0, dtype=np.float32)
+    values = np.concatenate([empty, *(part.values for part in stored.parts)])[stored.places]
+    return Scored(
         values[stored.unique],
         item="pair",
         items=len(stored.places),
@@ -238,14 +262,14 @@ def _by_pairs(collection: Collection, teacher: PairTeacher, store: _Store) -> _S
 
 def _by_ensemble(
     collection: Collection, members: Sequence[tuple[Teacher, float]], store: _Store
-) -> _Scored:
+) -> Scored:
     train = collection.rows("train")
     parts = [_scored_by(collection, member, store) for member, _ in members]
     quantiles = [
         normalise_scores(part.values[train].astype(np.float64), part.values.astype(np.float64))
         for part in parts
     ]
-    return _Scored(
+    return Scored(
         combine(quantiles, [weight for _, weight in members]).astype(np.float32),
         item="item",
         items=sum(part.items for part in parts),
@@ -256,7 +280,7 @@ def _by_ensemble(
 
 def _scored_by(
     collection: Collection, teacher: Teacher, store: _Store, table: EmbeddingTable | None = None
-) -> _Scored:
+) -> Scored:
     """Scores by any teacher; `table` holds its embeddings if they are there already."""
     if teacher.members:
         return _by_ensemble(collection, teacher.members, store)

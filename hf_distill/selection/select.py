@@ -68,7 +68,8 @@ class SelectionInputs:
             if self.ranking is None:
                 raise InputError(
                     f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
-                    "pair's document in a pool; this teacher only scores pairs. Remove the rule"
+                    "pair's document in a pool; this teacher only scores pairs. Mine lists "
+                    "with --candidates bm25, or remove the rule"
                 )
             return self.ranking.rank if name == "rank" else self.ranking.margin
         if name in ("group", "source") and texts.is_empty(self.pairs, name):

@@ -58,28 +58,36 @@ class EnsembleTeacher(Teacher):
         return ", ".join(member.precision for member, _ in self.members)
 
 
-def parse_member(text: str) -> tuple[str, str, float]:
-    """Kind, teacher and weight of a member, written as `KIND:TEACHER=WEIGHT`. KIND is a name of
-    `MEMBER_KINDS` or a `package.module:name`.
-
-    Raises:
-        InputError: It is not of this form, or the weight is not above 0.
+def kind_and_name(text: str) -> tuple[str, str] | None:
+    """Kind and teacher of `KIND:TEACHER`, where KIND is a name of `MEMBER_KINDS` or a
+    `package.module:name`; None if it is not of this form.
     """
     known = next((kind for kind in MEMBER_KINDS if text.startswith(f"{kind}:")), None)
     plugin = PLUGIN.match(text)
     kind = known or (plugin.group() if plugin else "")
-    teacher, _, weight = text.removeprefix(f"{kind}:").rpartition("=")
+    teacher = text.removeprefix(f"{kind}:")
+    return (kind, teacher) if kind and teacher and text.startswith(f"{kind}:") else None
+
+
+def parse_member(text: str) -> tuple[str, str, float]:
+    """Kind, teacher and weight of a member, written as `KIND:TEACHER=WEIGHT`.
+
+    Raises:
+        InputError: It is not of this form (see `kind_and_name`), or the weight is not above 0.
+    """
+    named, _, weight = text.rpartition("=")
+    both = kind_and_name(named)
     try:
         number = float(weight)
     except ValueError:
         number = math.nan
-    if not text.startswith(f"{kind}:") or not kind or not teacher or not 0 < number < math.inf:
+    if both is None or not 0 < number < math.inf:
         raise InputError(
             f"--ensemble {text}: a member is KIND:TEACHER=WEIGHT with a weight above 0, as in "
             "cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2=0.5; KIND is one of "
             f"{', '.join(MEMBER_KINDS)}, or package.module:name of your own"
         )
-    return kind, teacher, number
+    return *both, number
 
 
 def load_ensemble(recipe: Recipe) -> EnsembleTeacher:

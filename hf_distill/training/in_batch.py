@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,6 +23,8 @@ from torch.distributed.nn.functional import all_gather
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.teachers.base import similarity
+
+Scores = TypeVar("Scores", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +36,18 @@ class TeacherView:
         positives: (B,) int64, the column of each row's own document.
         ignore: (B, N) bool, cells that are not the positive and do not count as negatives either.
         weight: (B,) float32, how much each row counts; None: all the same.
+        listed: (B, 1 + k) int64, the columns of each row's list: its own document, then its hard
+            negatives. None without these.
+        ranker: (B, 1 + k) float32, the ranker's scores of the list, the teacher's if there is no
+            ranker; NaN where there is none, or where the list repeats a document.
     """
 
     teacher: Tensor
     positives: Tensor
     ignore: Tensor
     weight: Tensor | None = None
+    listed: Tensor | None = None
+    ranker: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,7 @@ class Sides:
         query_key, document_key: (B,) int64; equal texts have equal keys.
         weight: (B,) float32, how much each pair counts in the objective.
         negative_key, negative_score: (B, k) int64 and float32.
+        list_score: (B, 1 + k) float32, the ranker's of the document and of the hard negatives.
         query_embedding, document_embedding, negative_embedding: (B, D), (B, D) and (B, k, D).
     """
 
@@ -96,6 +107,7 @@ class Sides:
     weight: Tensor | None = None
     negative_key: Tensor | None = None
     negative_score: Tensor | None = None
+    list_score: Tensor | None = None
     query_embedding: Tensor | None = None
     document_embedding: Tensor | None = None
     negative_embedding: Tensor | None = None
@@ -168,8 +180,25 @@ def truncate(embeddings: Tensor, dimension: int) -> Tensor:
     return F.normalize(embeddings[:, :dimension], dim=1)
 
 
+def cut_below(own: Scores, part: float) -> Scores:
+    """The score that lies 1 - `part` of its size below each score of `own`: also below it where
+    scores are negative, as logits are.
+    """
+    below: Scores = own - (1 - part) * abs(own)
+    return below
+
+
+def _listed(rows: Sides, columns: Tensor, teacher: Tensor) -> Tensor:
+    """The scores (B, 1 + k) of each row's list, whose columns of the teacher's matrix are given."""
+    scores = teacher.gather(1, columns) if rows.list_score is None else rows.list_score.float()
+    assert rows.negative_key is not None
+    keys = torch.cat([rows.document_key[:, None], rows.negative_key], dim=1)
+    repeated = (keys[:, :, None] == keys[:, None, :]).tril(diagonal=-1).any(dim=2)
+    return scores.masked_fill(repeated, torch.nan)
+
+
 def teacher_view(
-    rows: Sides, columns: Sides, offset: int, measure: str, false_negative_margin: float | None
+    rows: Sides, columns: Sides, offset: int, measure: str, config: DistillationConfig
 ) -> TeacherView:
     """The teacher's matrix, and which of its cells are negatives.
 
@@ -180,13 +209,15 @@ def teacher_view(
     - its document belongs to a pair whose query has the row's text (it answers this one, too), or
     - the teacher scores it above the row's own document minus `false_negative_margin`: it is
       probably an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still used.
+    - it is in the row's list, and the ranker scores it above `positive_cut` of the row's own
+      document, for the same reason.
 
     Args:
         rows: This process's B pairs.
         columns: The pairs of all processes, in order of rank.
         offset: Where this process's pairs begin among the columns.
         measure: The teacher's similarity, a key of `hf_distill.teachers.base.SCALES`.
-        false_negative_margin: None: no cell is ignored because of its score.
+        config: Its `false_negative_margin` and `positive_cut` are read.
     """
     pairs, each = len(columns.document_key), columns.negatives_each
     own = torch.arange(len(rows.query_key), device=rows.query_key.device)
@@ -200,18 +231,32 @@ def teacher_view(
     else:
         teacher = similarity(measure, rows.query_embedding.float(), documents.float())
     teacher[own, positives] = rows.teacher_score.float()
-    if rows.negative_score is not None:
+    listed = ranker = None
+    if each:
         first = pairs + positives[:, None] * each
         of_own = first + torch.arange(each, device=own.device)
-        teacher[own[:, None], of_own] = rows.negative_score.float()
+        listed = torch.cat([positives[:, None], of_own], dim=1)
+        if rows.negative_score is not None:
+            teacher[own[:, None], of_own] = rows.negative_score.float()
+        ranker = _listed(rows, listed, teacher)
 
     ignore = rows.document_key[:, None] == keys
     ignore[:, :pairs] |= rows.query_key[:, None] == columns.query_key
-    if false_negative_margin is not None:
-        near = teacher.gather(1, positives[:, None]) - false_negative_margin
+    if listed is not None and rows.list_score is not None and config.positive_cut is not None:
+        above = rows.list_score > cut_below(rows.list_score[:, :1], config.positive_cut)
+        ignore.scatter_(1, listed, ignore.gather(1, listed) | above)  # False where it is unknown
+    if config.false_negative_margin is not None:
+        near = teacher.gather(1, positives[:, None]) - config.false_negative_margin
         ignore |= teacher > near  # False where either is unknown
     ignore[own, positives] = False
-    return TeacherView(teacher=teacher, positives=positives, ignore=ignore, weight=rows.weight)
+    return TeacherView(
+        teacher=teacher,
+        positives=positives,
+        ignore=ignore,
+        weight=rows.weight,
+        listed=listed,
+        ranker=ranker,
+    )
 
 
 def in_batches(
@@ -244,7 +289,7 @@ def in_batches(
     columns = rows.gathered()
     pairs, each = len(rows.query_key), rows.negatives_each
     offset = pairs * dist.get_rank() if len(columns.query_key) > pairs else 0
-    view = teacher_view(rows, columns, offset, measure, config.false_negative_margin)
+    view = teacher_view(rows, columns, offset, measure, config)
 
     queries, documents, negatives, _ = texts.tensor_split([pairs, 2 * pairs, (2 + each) * pairs])
     if config.student_space == "teacher":
@@ -258,9 +303,7 @@ def in_batches(
     every_query, other_view = None, None
     if config.contrastive_symmetric:
         every_query = gather(queries)
-        other_view = teacher_view(
-            rows.reversed(), columns.reversed(), offset, measure, config.false_negative_margin
-        )
+        other_view = teacher_view(rows.reversed(), columns.reversed(), offset, measure, config)
     targets = _targets(rows, batch, components)
     text_weight = None
     if rows.weight is not None:

@@ -9,7 +9,8 @@ embeddings themselves. `examples` turns both into one form.
 | `teacher_score` | float | float |
 | `weight` (optional) | float | float |
 | `negatives` (optional, as many in each row) | (k,) int, documents | (k,) str |
-| `negative_scores` (with `negatives`) | (k,) float | (k,) float |
+| `negative_scores` (with `negatives`, optional) | (k,) float | (k,) float |
+| `list_scores` (with `negatives`, optional) | (1 + k,) float, the ranker's | the same |
 | `row` (optional: the pair has texts of the pool beside it) | int | int |
 | `source` (optional: where the pair comes from) | str | str |
 | `teacher_query_embedding`, `teacher_document_embedding` | looked up | (D,) float, optional |
@@ -47,10 +48,12 @@ from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable
+from hf_distill.scoring.lists import ScoredLists
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
 from hf_distill.training.in_batch import Sides
+from hf_distill.training.lists import of_lists
 from hf_distill.training.sources import NO_SOURCE, Sources, sources_of
 from hf_distill.training.texts import (
     Drawn,
@@ -142,6 +145,8 @@ class Earlier(Protocol):
     @property
     def ranking(self) -> Ranking | None: ...
     @property
+    def lists(self) -> ScoredLists | None: ...
+    @property
     def further_texts(self) -> FurtherTexts | None: ...
 
 
@@ -164,7 +169,12 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
         columns["source"] = sources.column
     if selection.weight is not None:
         columns["weight"] = selection.weight[selection.kept]
-    if wanted := max(stage.hard_negatives_per_pair for stage in recipe.stages):
+    wanted = max(stage.hard_negatives_per_pair for stage in recipe.stages)
+    if wanted and earlier.lists is not None:
+        columns |= of_lists(earlier.lists, selection.kept, wanted, recipe)
+        if not earlier.teacher.embeds and recipe.lists.ranker is None:
+            columns["negative_scores"] = columns["list_scores"][:, 1:]
+    elif wanted:
         listed = listed_negatives(train, scores, wanted)
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
     pool = _pool(earlier, selection, texts_of_pairs(train), student)
@@ -228,11 +238,12 @@ def rows_of_stage(rows: Dataset, config: DistillationConfig) -> Dataset:
     if "negatives" not in rows.column_names:
         return rows
     table, wanted = rows.with_format("arrow")[:], config.hard_negatives_per_pair
-    for name in ("negatives", "negative_scores"):
-        values = pc.list_flatten(table[name]).to_numpy().reshape(len(table), -1)[:, :wanted]
+    for name in {"negatives", "negative_scores", "list_scores"} & {*table.column_names}:
+        most = wanted + (name == "list_scores" and wanted > 0)
+        values = pc.list_flatten(table[name]).to_numpy().reshape(len(table), -1)[:, :most]
         place = table.schema.get_field_index(name)
         table = table.remove_column(place)
-        if wanted:
+        if most:
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             table = table.add_column(place, name, lists)
     return Dataset(table).with_format("numpy")
@@ -356,11 +367,14 @@ def check_negatives(collection: Collection, teacher: Teacher, recipe: Recipe) ->
     Called before the scoring.
     """
     wanted = recipe.training.hard_negatives_per_pair
+    if recipe.lists.candidates:
+        return
     if wanted and not teacher.embeds and not len(collection.candidates):
         raise InputError(
             f"--hard_negatives_per_pair {wanted}: hard negatives come from the teacher's ranking "
             f"of a pool or from lists in the data, but {teacher.name} embeds no texts, and "
-            f"{collection.source.name} lists no documents beside its queries; set it to 0"
+            f"{collection.source.name} lists no documents beside its queries; mine some with "
+            "--candidates bm25, or set it to 0"
         )
 
 
@@ -406,7 +420,11 @@ def examples(features: Sequence[Mapping[str, Any]], lookup: Lookup) -> Examples:
             f"{', '.join(columns)}"
         )
     common = {"teacher_score": _floats(columns["teacher_score"])}
-    for name, column in (("weight", "weight"), ("negative_score", "negative_scores")):
+    for name, column in (
+        ("weight", "weight"),
+        ("negative_score", "negative_scores"),
+        ("list_score", "list_scores"),
+    ):
         if column in columns:
             common[name] = _floats(columns[column])
     rows = np.asarray(columns["row"]) if "row" in columns else None

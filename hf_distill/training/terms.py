@@ -40,6 +40,23 @@ def _weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
     return errors if weight is None else errors * weight.view(-1, *[1] * (errors.ndim - 1))
 
 
+def _divergence(student: Tensor, teacher: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of KL(teacher || student) between the softmaxes of each row of two matrices (B, n),
+    over cells that the teacher knows (not NaN). Rows with fewer than two of these are left out.
+    """
+    known = ~teacher.isnan()
+    rows = known.sum(dim=1) >= 2
+    known = known[rows]
+
+    def log_shares(scores: Tensor) -> Tensor:
+        return scores[rows].masked_fill(~known, -torch.inf).log_softmax(dim=1)
+
+    log_p, log_q = log_shares(teacher), log_shares(student)
+    divergence = log_p.exp() * (log_p - log_q).masked_fill(~known, 0.0)
+    weight = None if weight is None else weight[rows]
+    return _weighted(divergence, weight).sum() / rows.sum().clamp(min=1)
+
+
 def contrastive(batch: InBatch, config: DistillationConfig) -> Tensor:
     """InfoNCE (van den Oord et al. 2018): -log softmax(S / temperature) at the positive, without
     the ignored cells, averaged over the rows.
@@ -93,18 +110,47 @@ def kl(batch: InBatch, config: DistillationConfig) -> Tensor:
     A row with fewer than two known cells has no distribution and is left out. (In-batch
     distillation after Hinton et al. 2015; for retrieval Hofstaetter et al. 2021.)
     """
-    known = ~batch.teacher.isnan()
-    rows = known.sum(dim=1) >= 2
-    known = known[rows]
+    of_teacher = batch.teacher / (config.teacher_temperature or config.temperature)
+    return _divergence(batch.student / config.temperature, of_teacher, batch.weight)
 
-    def log_shares(scores: Tensor, temperature: float) -> Tensor:
-        return (scores[rows] / temperature).masked_fill(~known, -torch.inf).log_softmax(dim=1)
 
-    log_q = log_shares(batch.student, config.temperature)
-    log_p = log_shares(batch.teacher, config.teacher_temperature or config.temperature)
-    divergence = log_p.exp() * (log_p - log_q).masked_fill(~known, 0.0)
-    weight = None if batch.weight is None else batch.weight[rows]
-    return _weighted(divergence, weight).sum() / rows.sum().clamp(min=1)
+def _of_list(batch: InBatch, name: str) -> tuple[Tensor, Tensor]:
+    """The student's and the ranker's scores (B, 1 + k) of each row's list."""
+    if batch.listed is None or batch.ranker is None:
+        raise InputError(
+            f"--{name}_weight: the training rows have no hard negatives, so a query has no list; "
+            "set --hard_negatives_per_pair above 0, or the weight to 0"
+        )
+    return batch.student.gather(1, batch.listed), batch.ranker
+
+
+def list_kl(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """KL(ranker || student) between the softmaxes over each row's list: its own document and its
+    hard negatives, those with a known score.
+
+    The student's scores are divided by `temperature`, and the ranker's by `ranker_temperature`. A
+    row with fewer than two known scores is left out. (Listwise distillation of a cross-encoder, as
+    in RocketQAv2, Ren et al. 2021, arXiv:2110.07367.)
+    """
+    student, ranker = _of_list(batch, "list_kl")
+    return _divergence(
+        student / config.temperature, ranker / config.ranker_temperature, batch.weight
+    )
+
+
+def list_margin(batch: InBatch, config: DistillationConfig) -> Tensor:
+    """MarginMSE over each row's list (Hofstaetter et al. 2020, arXiv:2010.02666): mean squared
+    error of the margins between its own document and its hard negatives.
+
+    A margin of one `ranker_temperature` is one of `temperature` for the student: with that, this
+    term and `list_kl` have the same optimum.
+    """
+    student, ranker = _of_list(batch, "list_margin")
+    target = ranker * (config.temperature / config.ranker_temperature)
+    errors = (student[:, :1] - student[:, 1:]) - (target[:, :1] - target[:, 1:])
+    known = ~errors.isnan()
+    squared = errors.masked_fill(~known, 0.0).square()
+    return _weighted(squared, batch.weight).sum() / known.sum().clamp(min=1)
 
 
 def alignment(batch: InBatch, config: DistillationConfig) -> Tensor:

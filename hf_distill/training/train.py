@@ -196,10 +196,11 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
     config, student = recipe.training, recipe.student
     check_scale(config, teacher.scale, teacher.name)
     if not teacher.embeds:
+        mined = bool(recipe.lists.candidates)
         ranked = [str(rule) for rule in rules if {"rank", "margin"} & needed_columns([rule])]
         needs: dict[str, dict[str, Any]] = {
             "the teacher's ranking of a pool": {
-                "selection": " ".join(ranked),
+                "selection": "" if mined else " ".join(ranked),
                 "student_layers": student.student_layers
                 if (student.student_layers or "").startswith(SEARCH)
                 else None,
@@ -209,8 +210,8 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
                 "alignment_weight": config.alignment_weight,
             },
             "scores of other pairs than the given ones": {
-                "kl_weight": config.kl_weight,
-                "margin_weight": config.margin_weight,
+                "kl_weight": 0 if mined else config.kl_weight,
+                "margin_weight": 0 if mined else config.margin_weight,
             },
         }
         for what, keys in needs.items():

@@ -1,0 +1,438 @@
+"""Lists of candidates for the training queries: mined, and scored by a ranker or by the teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from hf_distill.candidates.mine import (
+    GIVEN,
+    TEACHER,
+    WORDS,
+    Mined,
+    by_words,
+    filled,
+    joined,
+    nearest,
+)
+from hf_distill.data.collection import Collection
+from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import CandidateArguments, Recipe
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.stage import fingerprint, stage, written_whole
+from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
+from hf_distill.scoring.ranking import Ranking
+from hf_distill.scoring.scores import Scores, ScoreStatistics, score_pairs, shards_of
+from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Scale, Teacher, pair_similarity
+
+_READ = 1000
+_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class MinedRecord:
+    """`candidates/mined.json`.
+
+    Attributes:
+        key: The fingerprint of what the lists depend on.
+        queries: Training queries, each with a list.
+        corpus: Documents that were searched.
+        by: Miner -> how many candidates it names.
+        drawn: Candidates that no miner found, drawn at random because a list was too short.
+        short: Queries whose list was.
+    """
+
+    key: str
+    queries: int
+    corpus: int
+    by: dict[str, int]
+    drawn: int
+    short: int
+
+
+@dataclass(frozen=True)
+class ListsRecord:
+    """`candidates/manifest.json`: how the lists were scored.
+
+    Attributes:
+        key: The fingerprint of what the scores depend on.
+        ranker: What scored them.
+        precision: In which it ran.
+        scale: What the scores mean, as in `SoftLabels`.
+        mined: How the lists were mined.
+        candidates: In all lists.
+        unscored: Candidates without a score.
+        seconds: How long the scoring took.
+        score: How the scores of the candidates are distributed.
+        positive: The same of the pairs' own documents.
+        first: The share of pairs whose own document is scored above every candidate of its list.
+    """
+
+    key: str
+    ranker: str
+    precision: str
+    scale: dict[str, Any]
+    mined: MinedRecord
+    candidates: int
+    unscored: int
+    seconds: float
+    score: ScoreStatistics
+    positive: ScoreStatistics
+    first: float
+
+
+@dataclass(frozen=True)
+class ScoredLists:
+    """The lists of the training queries, and their scores.
+
+    Attributes:
+        record: Who mined and scored them.
+        queries: (Q,) int64, ascending: numbers of the training queries.
+        mined: Their lists.
+        scores: (m,) float32, the ranker's scores of the candidates; NaN: unknown.
+        own: (n,) float32, those of the training pairs, in order.
+        of: (n,) int64: which of `queries` each training pair has.
+    """
+
+    record: ListsRecord
+    queries: np.ndarray
+    mined: Mined
+    scores: np.ndarray
+    own: np.ndarray
+    of: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of what the scores depend on."""
+        return self.record.key
+
+    @cached_property
+    def scale(self) -> Scale:
+        """What the scores mean."""
+        return Scale.read(self.record.scale)
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lists as rectangles (Q, k): documents int64, -1 where a list is shorter, and scores
+        float32, NaN there.
+        """
+        sizes = np.diff(self.mined.starts)
+        row = np.repeat(np.arange(len(sizes)), sizes)
+        column = np.arange(len(row)) - self.mined.starts[row]
+        shape = len(sizes), int(sizes.max(initial=1))
+        documents = np.full(shape, -1, dtype=np.int64)
+        scores = np.full(shape, np.nan, dtype=np.float32)
+        documents[row, column], scores[row, column] = self.mined.documents, self.scores
+        return documents, scores
+
+    def ranking(self, keep: int) -> Ranking:
+        """Where the ranker puts each training pair's own document in the list of its query, with
+        the `keep` candidates that it scores highest. A pair that it has not scored is the last.
+        """
+        documents, scores = self.padded()
+        order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")[:, :keep]
+        best, best_scores = (
+            np.take_along_axis(values, order, axis=1) for values in (documents, scores)
+        )
+        rank = np.empty(len(self.own), dtype=np.int32)
+        for start in range(0, len(rank), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            own = np.nan_to_num(self.own[some, None], nan=-np.inf)
+            rank[some] = 1 + (scores[self.of[some]] > own).sum(axis=1)
+        return Ranking(
+            key=self.key,
+            rank=rank,
+            margin=self.own - best_scores[self.of, 0],
+            negatives=best[self.of],
+            negative_scores=best_scores[self.of],
+            pool=scores.shape[1] + 1,
+        )
+
+    def summary(self) -> str:
+        """What was mined and scored, for a terminal."""
+        record, mined = self.record, self.record.mined
+        by = ", ".join(f"{name} {count:,}" for name, count in mined.by.items())
+        drawn = (
+            f"; {mined.short:,} lists were too short, and hold {mined.drawn:,} random documents"
+            if mined.drawn
+            else ""
+        )
+        unscored = f"; {record.unscored:,} without a score" if record.unscored else ""
+        speed = (
+            f", {(record.candidates + len(self.own)) / record.seconds:,.0f} pairs/s"
+            if record.seconds > 1
+            else ""
+        )
+        return (
+            f"Lists    {record.candidates:,} candidates of {mined.queries:,} training queries "
+            f"among {mined.corpus:,} documents ({by}){drawn}\n"
+            f"         scored by {record.ranker} ({record.precision}; {self.scale}), "
+            f"{record.seconds} s{speed}{unscored}\n"
+            f"         candidates: mean {record.score.mean:.3f}, sd {record.score.sd:.3f}; pairs: "
+            f"mean {record.positive.mean:.3f}, sd {record.positive.sd:.3f}, and "
+            f"{record.first:.1%} stand above their list"
+        )
+
+
+def corpus_of(collection: Collection) -> np.ndarray:
+    """(N,) int64, ascending: the documents that candidates are mined from: all but those of
+    held-out pairs.
+    """
+    held_out = np.concatenate(
+        [collection.pairs("validation").documents, collection.pairs("test").documents]
+    )
+    other = np.setdiff1d(np.arange(len(collection.documents)), held_out)
+    return np.union1d(other, collection.pairs("train").documents)
+
+
+def _given(collection: Collection, queries: np.ndarray, depth: int) -> np.ndarray:
+    """(Q, depth) int64: the candidates that the data lists and nobody judged relevant, those with
+    the highest given score first, then those without one in the order of the data; -1: no more.
+    """
+    lists = collection.lists(queries)
+    result = np.full((len(queries), depth), -1, dtype=np.int64)
+    for i, (start, stop) in enumerate(zip(lists.starts, lists.starts[1:], strict=False)):
+        rows = np.arange(start, stop)[lists.grades[start:stop] <= 0]
+        scores = np.nan_to_num(lists.scores[rows], nan=-np.inf)
+        best = lists.documents[rows[np.argsort(-scores, kind="stable")]][:depth]
+        result[i, : len(best)] = best
+    return result
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What lists are mined and scored with.
+
+    Attributes:
+        recipe: `candidates` and its neighbours, `language`, `teacher_cache` and `seed` are read.
+        folder: Of the run.
+        collection: The queries and documents.
+        scores: The teacher's.
+        teacher: It scores the lists if there is no ranker.
+        ranker: It does if there is one.
+        miners: Bi-encoders by the name that the recipe gives them.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    collection: Collection
+    scores: Scores
+    teacher: Teacher
+    ranker: PairTeacher | None
+    miners: Mapping[str, EmbeddingTeacher]
+
+    def shards(self, item: str) -> Path:
+        """Where the scores or embeddings of every model are kept."""
+        return shards_of(self.folder, self.recipe.teacher.teacher_cache, item)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What a miner is asked for: the best `depth` documents of `corpus` (N,) for each of `queries`
+    (Q,), as numbers.
+    """
+
+    queries: np.ndarray
+    corpus: np.ndarray
+    depth: int
+
+    def texts(self, collection: Collection) -> Iterator[str]:
+        """The texts of the queries."""
+        for start in range(0, len(self.queries), _READ):
+            yield from collection.query_texts(self.queries[start : start + _READ])
+
+
+def _nearest(search: _Search, table: EmbeddingTable, similarity: str) -> np.ndarray:
+    documents = table.of_documents(search.corpus)
+    blocks = nearest(table.of_queries(search.queries), documents, search.depth, similarity)
+    bar = tqdm(blocks, desc="Mining candidates", unit="k queries", delay=3, leave=False)
+    numbers: np.ndarray = search.corpus[np.concatenate(list(bar))]
+    return numbers
+
+
+def _by_words(search: _Search, collection: Collection, language: str) -> np.ndarray:
+    documents = collection.document_texts(search.corpus)
+    rows = by_words(search.texts(collection), documents, search.depth, language)
+    count = len(search.queries)
+    bar = tqdm(rows, "Mining candidates", count, unit=" queries", delay=3, leave=False)
+    places = np.stack(list(bar))
+    return np.where(places < 0, -1, search.corpus[places])
+
+
+def _mine(name: str, search: _Search, sources: Sources) -> np.ndarray:
+    """The lists (Q, k) int64 of one miner; -1: no more."""
+    collection, scores = sources.collection, sources.scores
+    if name == GIVEN:
+        return _given(collection, search.queries, search.depth)
+    if name == WORDS:
+        return _by_words(search, collection, sources.recipe.data.language)
+    if name == TEACHER:
+        assert scores.embeddings is not None, "check_candidates refuses it"
+        return _nearest(search, scores.embeddings, scores.scale.similarity)
+    miner = sources.miners[name]
+    table = embed_collection(collection, miner, sources.shards("text"), sources.folder.cache)
+    return _nearest(search, table, miner.scale.similarity)
+
+
+def _named(lists: np.ndarray, of: list[np.ndarray]) -> int:
+    """How many of the joined lists' documents a miner names."""
+    return sum(int(np.isin(row, part).sum()) for row, part in zip(of, lists, strict=True))
+
+
+def check_candidates(collection: Collection, teacher: Teacher, lists: CandidateArguments) -> None:
+    """Raise InputError if a miner has nothing to mine with, or nothing to find. Called before the
+    scoring.
+    """
+    if not lists.candidates:
+        return
+    if TEACHER in lists.candidates and not teacher.embeds:
+        raise InputError(
+            f"--candidates {TEACHER}: {teacher.name} embeds no texts, so it finds no nearest "
+            f"documents; name {WORDS} or a bi-encoder in its place"
+        )
+    if GIVEN in lists.candidates and not len(collection.candidates):
+        raise InputError(
+            f"--candidates {GIVEN}: {collection.source.name} lists no documents beside its "
+            f"queries; name {TEACHER}, {WORDS} or a bi-encoder in its place"
+        )
+    if not (teacher.embeds or teacher.scores_pairs or lists.ranker):
+        raise InputError(
+            f"--candidates: {teacher.name} scores given pairs alone, and not those that are mined; "
+            "name a --ranker, or set --candidates none"
+        )
+    corpus = corpus_of(collection)
+    if len(corpus) < 2:
+        raise InputError(
+            f"--candidates: beside the held-out documents the data has {len(corpus)} document, so "
+            "no query has another one; set --candidates none"
+        )
+
+
+def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
+    """The list of each training query, in the order of their numbers.
+
+    It is kept in `candidates/mined.npz`. Several miners take turns. A list that is shorter than
+    the hard negatives that a pair needs is filled up with random documents.
+    """
+    collection, recipe, folder = sources.collection, sources.recipe, sources.folder
+    options, train = recipe.lists, collection.pairs("train")
+    arrays = folder.candidates / "mined.npz"
+    least = max(1, *(of.hard_negatives_per_pair for of in recipe.stages))
+
+    def make(key: str) -> MinedRecord:
+        queries, of = np.unique(train.queries, return_inverse=True)
+        order = np.argsort(of, kind="stable")
+        bounds = np.searchsorted(of[order], np.arange(1, len(queries)))
+        positives = np.split(train.documents[order], bounds)
+        corpus, depth = corpus_of(collection), options.candidates_per_query
+        # relevant documents are among those that a miner finds
+        search = _Search(queries, corpus, depth + max(map(len, positives)))
+        parts = {name: _mine(name, search, sources) for name in options.candidates}
+        together = joined(list(parts.values()), positives, depth)
+        mined = filled(together, positives, corpus, least, recipe.seed)
+        none = int((np.diff(mined.starts) == 0).sum())
+        if none:
+            raise InputError(
+                f"--candidates: {none:,} of {len(queries):,} training queries have no candidate, "
+                f"because all {len(corpus):,} documents are relevant to them; set it to none"
+            )
+        with written_whole(arrays) as temporary:
+            np.savez(temporary, starts=mined.starts, documents=mined.documents, drawn=mined.drawn)
+        return MinedRecord(
+            key=key,
+            queries=len(queries),
+            corpus=len(corpus),
+            by={name: _named(part, together) for name, part in parts.items()},
+            drawn=int(mined.drawn.sum()),
+            short=sum(len(row) < least for row in together),
+        )
+
+    identities = [fingerprint(miner.identity) for miner in sources.miners.values()]
+    inputs = [
+        collection.key, options.candidates, options.candidates_per_query, least, recipe.seed,
+        identities, sources.scores.key if TEACHER in options.candidates else "",
+        recipe.data.language,
+    ]  # fmt: skip
+    record = stage(folder.candidates / "mined.json", MinedRecord, inputs, make, [arrays])
+    with np.load(arrays) as held:
+        return record, Mined(held["starts"], held["documents"], held["drawn"])
+
+
+def _scored(sources: Sources, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """(n,) float32: the scores of pairs of numbers, by the ranker, else by the teacher."""
+    table = sources.scores.embeddings
+    if sources.ranker is None and table is not None:
+        values = np.empty(len(queries), dtype=np.float32)
+        for start in range(0, len(queries), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            values[some] = pair_similarity(
+                sources.scores.scale.similarity,
+                table.of_queries(queries[some]),
+                table.of_documents(documents[some]),
+            )
+        return values
+    ranker = sources.ranker or cast(PairTeacher, sources.teacher)
+    shards = sources.shards("pair")
+    return score_pairs(sources.collection, queries, documents, ranker, shards).values
+
+
+def score_lists(sources: Sources) -> ScoredLists:
+    """Mine the lists of the training queries, and score every candidate and every pair's own
+    document. All processes share the work; it is kept in shards, as that of the teacher.
+
+    Raises:
+        InputError: As `check_candidates` and `score_pairs`; a query without a candidate; or a
+            ranker that has no score at all.
+    """
+    mined_record, mined = mine_lists(sources)
+    train = sources.collection.pairs("train")
+    queries, of = np.unique(train.queries, return_inverse=True)
+    ranker = sources.ranker or sources.teacher
+    path, arrays = (sources.folder.candidates / name for name in ("manifest.json", "scores.npy"))
+    began = time.perf_counter()
+    values: np.ndarray | None = None
+
+    def make(key: str) -> ListsRecord:
+        every_query = np.concatenate([np.repeat(queries, np.diff(mined.starts)), train.queries])
+        every_document = np.concatenate([mined.documents, train.documents])
+        nonlocal values
+        values = _scored(sources, every_query, every_document)
+        scores, own = np.split(values, [len(mined.documents)])
+        if np.isnan(scores).all() or np.isnan(own).all():
+            raise InputError(
+                f"{ranker.name} has no score for any candidate or for any pair, so the lists say "
+                "nothing; name another --ranker"
+            )
+        if PartialState().is_main_process:
+            with written_whole(arrays) as temporary:
+                np.save(temporary, values)
+        lists = np.repeat(np.arange(len(queries)), np.diff(mined.starts))
+        best = np.full(len(queries), -np.inf, dtype=np.float32)
+        np.maximum.at(best, lists, np.nan_to_num(scores, nan=-np.inf))
+        return ListsRecord(
+            key=key,
+            ranker=ranker.name,
+            precision=ranker.precision,
+            scale=ranker.scale.record(),
+            mined=mined_record,
+            candidates=len(scores),
+            unscored=int(np.isnan(scores).sum()),
+            seconds=round(time.perf_counter() - began, 1),
+            score=ScoreStatistics.of(scores),
+            positive=ScoreStatistics.of(own),
+            first=float((own > best[of]).mean()),
+        )
+
+    inputs = [mined_record.key, fingerprint(ranker.identity), sources.scores.key]
+    record = stage(path, ListsRecord, inputs, make, [arrays], together=True)
+    if values is None:
+        values = np.load(arrays)
+    scores, own = np.split(values, [len(mined.documents)])
+    return ScoredLists(record, queries, mined, scores, own, of)
