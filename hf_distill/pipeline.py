@@ -63,7 +63,7 @@ from hf_distill.run.folder import (
 from hf_distill.run.lock import held
 from hf_distill.run.stage import key_of, listed, read_result, stage
 from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
-from hf_distill.scoring.ranking import Ranking, rank_in_pool
+from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
 from hf_distill.selection.audit import Audit
 from hf_distill.selection.rules import Rule, parse_rules
@@ -336,9 +336,8 @@ class Run:
         if not self.has_pairs:
             return None
         if self.lists is not None:
-            return self.lists.ranking(
-                max(stage.hard_negatives_per_pair for stage in self.recipe.stages)
-            )
+            most = max(stage.hard_negatives_per_pair for stage in self.recipe.stages)
+            return self.lists.ranking(max(LEAST_NEGATIVES, most))
         return rank_in_pool(self.collection, self.scores, self.recipe, self.folder)
 
     @cached_property
@@ -531,7 +530,8 @@ class Run:
         results = self.results
         said = []
         if isinstance(results, RunResults):
-            write_dataset(results, self.scores, self.ranking, self.selection)
+            lists = None if self.lists is None else self.lists.record
+            write_dataset(results, self.scores, self.ranking, self.selection, lists)
         else:
             said = ["There are no scored pairs, so there is no data set to release."]
         write_model_card(results)

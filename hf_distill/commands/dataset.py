@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from hf_distill.data.collection import Split
 from hf_distill.release.formats.export import EXPORT_FORMATS, EXPORTED, export_collection
 from hf_distill.run.folder import RunFolder
 
@@ -14,7 +16,7 @@ HELP = (
     "The run needs its pairs only (train --until read)."
 )
 
-_FORMATS = (
+FORMATS = (
     "flagembedding: JSONL with query, pos, neg and their scores. tevatron: JSONL with "
     "positive_passages and negative_passages. sentence-transformers: Parquet with anchor, "
     "positive, negatives and scores, or lists where the number of negatives differs. beir: "
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run_dir", metavar="RUN", type=Path, help="Folder of a run that has read its pairs."
     )
-    parser.add_argument("--format", required=True, choices=[*EXPORT_FORMATS], help=_FORMATS)
+    parser.add_argument("--format", required=True, choices=[*EXPORT_FORMATS], help=FORMATS)
     parser.add_argument(
         "--output",
         metavar="FOLDER",
@@ -50,9 +52,20 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: See `export_collection`.
     """
-    folder = RunFolder(arguments.run_dir)
-    output = arguments.output or folder.path / "export" / arguments.format
+    export(arguments.run_dir, arguments.format, arguments.split, arguments.output)
+
+
+def export(
+    run_dir: Path, name: str, splits: Sequence[Split] | None, output: str | Path | None
+) -> None:
+    """Write the run in the folder `run_dir` in the format `name`, and say what was written.
+
+    Raises:
+        InputError: See `export_collection`.
+    """
+    folder = RunFolder(run_dir)
+    output = output or folder.path / "export" / name
     where = Path(os.path.realpath(output))  # `resolve` raises where links lead in a circle
-    for line in export_collection(folder, arguments.format, arguments.split, where):
+    for line in export_collection(folder, name, splits, where):
         print(line)
     print(f"Written: {output} (README.md says how to read it)")

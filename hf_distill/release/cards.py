@@ -16,11 +16,12 @@ from urllib.parse import quote
 from huggingface_hub import DatasetCardData, ModelCardData
 from markupsafe import Markup
 
+from hf_distill.candidates.mine import NAMED
 from hf_distill.errors import printable
 from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.report.page import environment
 from hf_distill.report.results import CommonResults
-from hf_distill.teachers.ensemble import parse_member
+from hf_distill.teachers.ensemble import kind_and_name, parse_member
 
 PLACEHOLDER = "path/to/this/folder"
 """The name in a card whose repository has none yet."""
@@ -137,6 +138,17 @@ def hub_id(name: str) -> str | None:
 def public_name(name: str) -> str:
     """The name of a model in a card: its Hub id, or the last part of a local path."""
     return hub_id(name) or Path(name).name
+
+
+def public_miner(name: str) -> str:
+    """A miner of candidates in a card: one that has a name, or the public name of a bi-encoder."""
+    return name if name in NAMED else public_name(name)
+
+
+def public_ranker(text: str) -> str:
+    """A ranker, KIND:MODEL, in a card."""
+    kind, name = kind_and_name(text) or ("", text)
+    return f"{kind}:{public_name(name)}"
 
 
 def public_teacher(arguments: TeacherArguments) -> Markup:

@@ -24,7 +24,9 @@ from hf_distill.release.cards import (
     language_metadata,
     licence_metadata,
     licence_of_texts,
+    public_miner,
     public_name,
+    public_ranker,
     public_teacher,
     render,
 )
@@ -32,10 +34,12 @@ from hf_distill.report.plots import save_selection_plot
 from hf_distill.report.results import RunResults
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.stage import folder_written_whole, listed, strangers, write_result
+from hf_distill.scoring.lists import ListsRecord
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
 from hf_distill.selection.select import Selection
+from hf_distill.teachers.base import Scale
 from hf_distill.teachers.ensemble import parse_member
 
 PAIR_COLUMNS = {
@@ -58,6 +62,14 @@ RANKING_COLUMNS = {
     "hard_negative_scores": List(Value("float32")),
 }
 """Columns of training pairs if the teacher embeds texts; null for all other pairs."""
+
+LIST_COLUMNS = {
+    "rank": Value("int32"),
+    "margin": Value("float32"),
+    "candidates": List(Value("string")),
+    "candidate_scores": List(Value("float32")),
+}
+"""The same if lists were mined: these documents need not belong to a pair."""
 
 WEIGHT_COLUMN = {"weight": Value("float32")}
 """A column of training pairs if a rule weighs them; null for all other pairs."""
@@ -93,6 +105,7 @@ class _Tables:
     results: RunResults
     scores: Scores
     ranking: Ranking | None
+    lists: ListsRecord | None
     selection: Selection
 
     @cached_property
@@ -100,7 +113,7 @@ class _Tables:
         """The columns of the configuration `selected`, in order."""
         columns = {
             **PAIR_COLUMNS,
-            **(RANKING_COLUMNS if self.ranking else {}),
+            **(LIST_COLUMNS if self.lists else RANKING_COLUMNS if self.ranking else {}),
             **({} if self.selection.weight is None else WEIGHT_COLUMN),
         }
         sources = self.results.collection.judgements.data["source"]
@@ -155,14 +168,18 @@ class _Tables:
         if self.ranking is not None:
             negatives = self.ranking.negatives[places]
             present = negatives >= 0
+            *_, named, scored = LIST_COLUMNS if self.lists else RANKING_COLUMNS
+            numbers = negatives[present]
             ids = iter(
-                self.training_pairs.take(self.first_pair[negatives[present]]).column("pair_id")
+                self.results.collection.document_texts(numbers)
+                if self.lists
+                else self.training_pairs.take(self.first_pair[numbers]).column("pair_id")
             )
             columns |= {
                 "rank": self.ranking.rank[places],
                 "margin": self.ranking.margin[places],
-                "hard_negatives": [[next(ids) for _ in range(n)] for n in present.sum(axis=1)],
-                "hard_negative_scores": [
+                named: [[next(ids) for _ in range(n)] for n in present.sum(axis=1)],
+                scored: [
                     scores[there].tolist()
                     for scores, there in zip(
                         self.ranking.negative_scores[places], present, strict=True
@@ -201,7 +218,7 @@ def _reproducing(recipe: Recipe) -> str:
     Local paths and addresses are left out.
     """
     keys: dict[str, Any] = {"dataset": recipe.data.dataset}
-    for part in (recipe.data, recipe.teacher, recipe.selection):
+    for part in (recipe.data, recipe.teacher, recipe.lists, recipe.selection):
         default = vars(type(part)())
         keys |= {
             name: value
@@ -215,6 +232,10 @@ def _reproducing(recipe: Recipe) -> str:
         ]
     elif "teacher" in keys:
         keys["teacher"] = public_name(recipe.teacher.teacher)
+    if recipe.lists.candidates:
+        keys["candidates"] = [public_miner(name) for name in recipe.lists.candidates]
+    if recipe.lists.ranker:
+        keys["ranker"] = public_ranker(recipe.lists.ranker)
     text = yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
     return printable(text)
 
@@ -262,13 +283,17 @@ def _examples(selected: Pairs, scores: Scores) -> list[dict[str, Any]]:
 
 
 def write_dataset(
-    results: RunResults, scores: Scores, ranking: Ranking | None, selection: Selection
+    results: RunResults,
+    scores: Scores,
+    ranking: Ranking | None,
+    selection: Selection,
+    lists: ListsRecord | None = None,
 ) -> None:
     """Write `dataset/`, ready to push: Parquet in the configurations `all` and `selected`, the
     card, and its picture. It replaces an earlier one as a whole.
     """
     collection, folder = results.collection, results.folder
-    tables = _Tables(results, scores, ranking, selection)
+    tables = _Tables(results, scores, ranking, lists, selection)
     selected = tables.training_pairs.take(selection.kept)
     held_out = {name: [collection.pairs(name)] for name in ("validation", "test")}
     splits: dict[str, dict[str, list[Pairs]]] = {
@@ -302,6 +327,10 @@ def write_dataset(
             soft_labels=results.soft_labels,
             teacher=public_teacher(results.recipe.teacher),
             scale=str(scores.scale),
+            lists=lists,
+            ranker=public_name(lists.ranker) if lists else "",
+            miners={public_miner(name): n for name, n in lists.mined.by.items()} if lists else {},
+            list_scale=str(Scale.read(lists.scale)) if lists else "",
             record=collection.record,
             audit=results.audit,
             examples=_examples(selected, scores) if results.recipe.run.card_examples else [],

@@ -43,7 +43,8 @@ from hf_distill.student.build import STATIC
 
 _OBJECTIVE = (
     "contrastive_weight", "regression_weight", "kl_weight", "margin_weight", "alignment_weight",
-    "spread_out_weight", "terms", "temperature", "teacher_temperature", "regression_on",
+    "spread_out_weight", "list_kl_weight", "list_margin_weight", "ranker_temperature",
+    "positive_cut", "terms", "temperature", "teacher_temperature", "regression_on",
     "false_negative_margin",
     "contrastive_symmetric", "matryoshka_dims", "hard_negatives_per_pair", "texts_per_pair",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hf_distill.evaluation.ranker import RANKER, RERANKED
 from hf_distill.evaluation.results import (
     ALONE,
     BM25,
@@ -32,6 +33,8 @@ LABELS = {
     ON_UTTERANCE: "student, bare utterance",
     ON_QUERY: "student, teacher's text",
     UNTRAINED: "untrained student",
+    RANKER: "ranker",
+    RERANKED: "student's best, reranked",
     BM25: "BM25",
 }
 """The name of each system in tables and plots."""
@@ -104,9 +107,33 @@ def results_table(evaluation: Evaluation) -> str:
         f"Pearson {pairs}: {with_interval(fidelity.pearson)}",
         f"MAE {pairs}: {with_interval(fidelity.mae)}",
         verdict(evaluation),
+        *([beside_the_ranker(evaluation)] if evaluation.ranker else []),
         *(f"{name}: {task_verdict(task)}" for name, task in tasks.items()),
     ]
     return "\n".join(lines)
+
+
+def beside_the_ranker(evaluation: Evaluation) -> str:
+    """How the student stands to the ranker, in two sentences; empty if there is none."""
+    ranker = evaluation.ranker
+    if ranker is None:
+        return ""
+    compared, own = ranker.student_minus_ranker, ranker.ndcg[STUDENT]
+    p = compared.tests["randomisation"].p
+    difference = compared.difference.value
+    told = (
+        "cannot be told apart from it"
+        if p is None or p >= ALPHA or difference is None
+        else "is better"
+        if difference > 0
+        else "is behind it"
+    )
+    return (
+        f"On {ranker.num_queries:,} held-out queries the ranker, which reorders "
+        f"{in_a_sentence(ranker.first_stage)}'s best {ranker.depth} documents in "
+        f"{ranker.milliseconds:,.0f} ms, reaches {NDCG} {with_interval(ranker.ndcg[RANKER])}; the "
+        f"student reaches {with_interval(own)} there, and {told}."
+    )
 
 
 def task_lines(tasks: Mapping[str, TaskResults]) -> list[str]:

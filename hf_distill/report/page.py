@@ -14,6 +14,7 @@ from hf_distill.report import plots
 from hf_distill.report.headline import (
     LABELS,
     NDCG,
+    beside_the_ranker,
     in_a_sentence,
     is_it_good_enough,
     probability,
@@ -48,6 +49,7 @@ def environment() -> jinja2.Environment:
         "shown_by_source": _shown_by_source,
         "task_verdict": task_verdict,
         "which_documents": which_documents,
+        "beside_the_ranker": beside_the_ranker,
         "count": "{:,}".format,
     }
     jinja.globals |= {"labels": LABELS, "ndcg": NDCG}

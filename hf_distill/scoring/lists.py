@@ -1,7 +1,10 @@
-"""Lists of candidates for the training queries: mined, and scored by a ranker or by the teacher."""
+"""Lists of candidates for the queries of training and validation pairs: mined, and scored by a
+ranker or by the teacher.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from accelerate import PartialState
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_distill.candidates.mine import (
@@ -23,17 +28,18 @@ from hf_distill.candidates.mine import (
     joined,
     nearest,
 )
-from hf_distill.data.collection import Collection
+from hf_distill.data.collection import CANDIDATE_FEATURES, Collection, Pairs, Split
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import CandidateArguments, Recipe
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import fingerprint, stage, written_whole
+from hf_distill.run.stage import fingerprint, read_result, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores, ScoreStatistics, score_pairs, shards_of
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Scale, Teacher, pair_similarity
 
 _READ = 1000
+_LISTED: tuple[Split, ...] = ("train", "validation")
 _BLOCK = 8192
 
 
@@ -43,7 +49,7 @@ class MinedRecord:
 
     Attributes:
         key: The fingerprint of what the lists depend on.
-        queries: Training queries, each with a list.
+        queries: Queries of training and validation pairs, each with a list.
         corpus: Documents that were searched.
         by: Miner -> how many candidates it names.
         drawn: Candidates that no miner found, drawn at random because a list was too short.
@@ -74,6 +80,7 @@ class ListsRecord:
         score: How the scores of the candidates are distributed.
         positive: The same of the pairs' own documents.
         first: The share of pairs whose own document is scored above every candidate of its list.
+        collection: The key of the collection.
     """
 
     key: str
@@ -87,19 +94,21 @@ class ListsRecord:
     score: ScoreStatistics
     positive: ScoreStatistics
     first: float
+    collection: str
 
 
 @dataclass(frozen=True)
 class ScoredLists:
-    """The lists of the training queries, and their scores.
+    """The lists of the queries, and their scores.
 
     Attributes:
         record: Who mined and scored them.
-        queries: (Q,) int64, ascending: numbers of the training queries.
+        queries: (Q,) int64, ascending: numbers of the queries of training and validation pairs.
         mined: Their lists.
         scores: (m,) float32, the ranker's scores of the candidates; NaN: unknown.
-        own: (n,) float32, those of the training pairs, in order.
-        of: (n,) int64: which of `queries` each training pair has.
+        own: (n,) float32, those of the pairs: of training, then of validation, in order.
+        of: (n,) int64: which of `queries` each pair has.
+        trained: How many of the pairs are training pairs.
     """
 
     record: ListsRecord
@@ -108,6 +117,7 @@ class ScoredLists:
     scores: np.ndarray
     own: np.ndarray
     of: np.ndarray
+    trained: int
 
     @property
     def key(self) -> str:
@@ -141,17 +151,18 @@ class ScoredLists:
         best, best_scores = (
             np.take_along_axis(values, order, axis=1) for values in (documents, scores)
         )
-        rank = np.empty(len(self.own), dtype=np.int32)
+        own, of = self.own[: self.trained], self.of[: self.trained]
+        rank = np.empty(len(own), dtype=np.int32)
         for start in range(0, len(rank), _BLOCK):
             some = slice(start, start + _BLOCK)
-            own = np.nan_to_num(self.own[some, None], nan=-np.inf)
-            rank[some] = 1 + (scores[self.of[some]] > own).sum(axis=1)
+            known = np.nan_to_num(own[some, None], nan=-np.inf)
+            rank[some] = 1 + (scores[of[some]] > known).sum(axis=1)
         return Ranking(
             key=self.key,
             rank=rank,
-            margin=self.own - best_scores[self.of, 0],
-            negatives=best[self.of],
-            negative_scores=best_scores[self.of],
+            margin=own - best_scores[of, 0],
+            negatives=best[of],
+            negative_scores=best_scores[of],
             pool=scores.shape[1] + 1,
         )
 
@@ -171,14 +182,20 @@ class ScoredLists:
             else ""
         )
         return (
-            f"Lists    {record.candidates:,} candidates of {mined.queries:,} training queries "
-            f"among {mined.corpus:,} documents ({by}){drawn}\n"
+            f"Lists    {record.candidates:,} candidates of {mined.queries:,} queries among "
+            f"{mined.corpus:,} documents ({by}){drawn}\n"
             f"         scored by {record.ranker} ({record.precision}; {self.scale}), "
             f"{record.seconds} s{speed}{unscored}\n"
             f"         candidates: mean {record.score.mean:.3f}, sd {record.score.sd:.3f}; pairs: "
             f"mean {record.positive.mean:.3f}, sd {record.positive.sd:.3f}, and "
             f"{record.first:.1%} stand above their list"
         )
+
+
+def pairs_of(collection: Collection) -> Pairs:
+    """The training pairs, then the validation pairs."""
+    rows = [np.arange(len(collection.judgements))[collection.rows(of)] for of in _LISTED]
+    return Pairs(collection, np.concatenate(rows))
 
 
 def corpus_of(collection: Collection) -> np.ndarray:
@@ -316,21 +333,21 @@ def check_candidates(collection: Collection, teacher: Teacher, lists: CandidateA
 
 
 def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
-    """The list of each training query, in the order of their numbers.
+    """The list of each query, in the order of their numbers.
 
     It is kept in `candidates/mined.npz`. Several miners take turns. A list that is shorter than
     the hard negatives that a pair needs is filled up with random documents.
     """
     collection, recipe, folder = sources.collection, sources.recipe, sources.folder
-    options, train = recipe.lists, collection.pairs("train")
+    options, pairs = recipe.lists, pairs_of(collection)
     arrays = folder.candidates / "mined.npz"
     least = max(1, *(of.hard_negatives_per_pair for of in recipe.stages))
 
     def make(key: str) -> MinedRecord:
-        queries, of = np.unique(train.queries, return_inverse=True)
+        queries, of = np.unique(pairs.queries, return_inverse=True)
         order = np.argsort(of, kind="stable")
         bounds = np.searchsorted(of[order], np.arange(1, len(queries)))
-        positives = np.split(train.documents[order], bounds)
+        positives = np.split(pairs.documents[order], bounds)
         corpus, depth = corpus_of(collection), options.candidates_per_query
         # relevant documents are among those that a miner finds
         search = _Search(queries, corpus, depth + max(map(len, positives)))
@@ -340,8 +357,8 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         none = int((np.diff(mined.starts) == 0).sum())
         if none:
             raise InputError(
-                f"--candidates: {none:,} of {len(queries):,} training queries have no candidate, "
-                f"because all {len(corpus):,} documents are relevant to them; set it to none"
+                f"--candidates: {none:,} of {len(queries):,} queries have no candidate, because "
+                f" all {len(corpus):,} documents are relevant to them; set it to none"
             )
         with written_whole(arrays) as temporary:
             np.savez(temporary, starts=mined.starts, documents=mined.documents, drawn=mined.drawn)
@@ -361,8 +378,12 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         recipe.data.language,
     ]  # fmt: skip
     record = stage(folder.candidates / "mined.json", MinedRecord, inputs, make, [arrays])
-    with np.load(arrays) as held:
-        return record, Mined(held["starts"], held["documents"], held["drawn"])
+    return record, _open_mined(arrays)
+
+
+def _open_mined(path: Path) -> Mined:
+    with np.load(path) as held:
+        return Mined(held["starts"], held["documents"], held["drawn"])
 
 
 def _scored(sources: Sources, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -384,24 +405,24 @@ def _scored(sources: Sources, queries: np.ndarray, documents: np.ndarray) -> np.
 
 
 def score_lists(sources: Sources) -> ScoredLists:
-    """Mine the lists of the training queries, and score every candidate and every pair's own
-    document. All processes share the work; it is kept in shards, as that of the teacher.
+    """Mine the lists of the queries, and score every candidate and every pair's own document. All
+    processes share the work; it is kept in shards, as that of the teacher.
 
     Raises:
         InputError: As `check_candidates` and `score_pairs`; a query without a candidate; or a
             ranker that has no score at all.
     """
     mined_record, mined = mine_lists(sources)
-    train = sources.collection.pairs("train")
-    queries, of = np.unique(train.queries, return_inverse=True)
+    pairs = pairs_of(sources.collection)
+    queries, of = np.unique(pairs.queries, return_inverse=True)
     ranker = sources.ranker or sources.teacher
-    path, arrays = (sources.folder.candidates / name for name in ("manifest.json", "scores.npy"))
+    path, arrays = _files(sources.folder)
     began = time.perf_counter()
     values: np.ndarray | None = None
 
     def make(key: str) -> ListsRecord:
-        every_query = np.concatenate([np.repeat(queries, np.diff(mined.starts)), train.queries])
-        every_document = np.concatenate([mined.documents, train.documents])
+        every_query = np.concatenate([np.repeat(queries, np.diff(mined.starts)), pairs.queries])
+        every_document = np.concatenate([mined.documents, pairs.documents])
         nonlocal values
         values = _scored(sources, every_query, every_document)
         scores, own = np.split(values, [len(mined.documents)])
@@ -428,11 +449,78 @@ def score_lists(sources: Sources) -> ScoredLists:
             score=ScoreStatistics.of(scores),
             positive=ScoreStatistics.of(own),
             first=float((own > best[of]).mean()),
+            collection=sources.collection.key,
         )
 
     inputs = [mined_record.key, fingerprint(ranker.identity), sources.scores.key]
     record = stage(path, ListsRecord, inputs, make, [arrays], together=True)
-    if values is None:
-        values = np.load(arrays)
+    return _lists(record, sources.collection, mined, np.load(arrays) if values is None else values)
+
+
+def _files(folder: RunFolder) -> tuple[Path, Path]:
+    """The record of the scored lists, and their scores."""
+    return folder.candidates / "manifest.json", folder.candidates / "scores.npy"
+
+
+def _lists(
+    record: ListsRecord, collection: Collection, mined: Mined, values: np.ndarray
+) -> ScoredLists:
+    queries, of = np.unique(pairs_of(collection).queries, return_inverse=True)
     scores, own = np.split(values, [len(mined.documents)])
-    return ScoredLists(record, queries, mined, scores, own, of)
+    return ScoredLists(record, queries, mined, scores, own, of, len(collection.pairs("train")))
+
+
+def open_lists(folder: RunFolder, collection: Collection) -> ScoredLists | None:
+    """The lists that a run has scored; None if it has none, or has them of other pairs.
+
+    Raises:
+        InputError: They are damaged.
+    """
+    path, arrays = _files(folder)
+    if not path.is_file():
+        return None
+    record = read_result(path, ListsRecord)
+    if record.collection != collection.key:
+        return None
+    return _lists(record, collection, _open_mined(folder.candidates / "mined.npz"), np.load(arrays))
+
+
+def with_lists(collection: Collection, lists: ScoredLists) -> Collection:
+    """The collection with mined lists in place of what the data lists beside the queries of its
+    training and validation pairs: the pairs and the candidates, with the ranker's scores. What is
+    judged not relevant keeps its grade. Test queries have no candidates.
+    """
+    pairs = pairs_of(collection)
+    given = collection.lists(lists.queries)
+    of_given = np.repeat(lists.queries, np.diff(given.starts))
+    not_relevant = given.grades == 0
+    mined = np.repeat(lists.queries, np.diff(lists.mined.starts))
+    queries = np.concatenate([pairs.queries, mined, of_given[not_relevant]])
+    documents = np.concatenate(
+        [pairs.documents, lists.mined.documents, given.documents[not_relevant]]
+    )
+    unknown = np.full(int(not_relevant.sum()), np.nan, dtype=np.float32)
+    scores = np.concatenate([lists.own, lists.scores, unknown])
+    grades = np.concatenate(
+        [
+            np.array(pairs.column("grade"), dtype=np.int32),
+            np.full(len(mined), -1, dtype=np.int32),
+            np.zeros(len(unknown), dtype=np.int32),
+        ]
+    )
+    judged = (of_given << 32 | given.documents)[not_relevant]
+    grades[np.isin(queries << 32 | documents, judged) & (grades < 0)] = 0
+    # A document stands once beside a query: with its score, where it has one.
+    keys = queries << 32 | documents
+    order = np.lexsort((np.isnan(scores), keys))
+    first = order[np.concatenate([[True], np.diff(keys[order]) != 0])]
+    table = pa.table(
+        {
+            "query": queries[first],
+            "document": documents[first],
+            "score": pa.array(scores[first], from_pandas=True),
+            "grade": pa.array(grades[first], mask=grades[first] < 0),
+        },
+        schema=CANDIDATE_FEATURES.arrow_schema,
+    )
+    return dataclasses.replace(collection, candidates=Dataset(table))

@@ -23,7 +23,8 @@ from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import similarity
 
 POOL_SIZE = 100_000
-_LEAST_NEGATIVES = 4
+LEAST_NEGATIVES = 4
+"""Hard negatives that are kept for each pair, at least: the data set shows them."""
 _QUERY_BLOCK, _DOCUMENT_BLOCK = 512, 8192
 _ARRAYS = ("rank", "margin", "negatives", "negative_scores")
 
@@ -196,7 +197,7 @@ def rank_in_pool(
     table = scores.embeddings
     if table is None:
         return None
-    k = max(_LEAST_NEGATIVES, *(stage.hard_negatives_per_pair for stage in recipe.stages))
+    k = max(LEAST_NEGATIVES, *(stage.hard_negatives_per_pair for stage in recipe.stages))
     path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
 
     def make(key: str) -> RankingRecord:

@@ -40,8 +40,10 @@ class Choice:
             order = np.where(np.arange(width) < most, draw.random((len(counts), width)), 2.0)
             first = np.take_along_axis(np.argsort(order, axis=1), first, axis=1)
         elif self.how == "stratified":
-            drawn = (np.arange(number) + draw.random((len(counts), number))) * most / number
-            first = np.where(most > number, drawn.astype(np.int64), first)
+            bounds = np.arange(number + 1) * most // number
+            sizes = np.diff(bounds, axis=1)
+            drawn = bounds[:, :-1] + (draw.random(sizes.shape) * sizes).astype(np.int64)
+            first = np.where(most > number, drawn, first)
         return np.sort(first, axis=1)
 
 
@@ -95,8 +97,8 @@ def of_lists(
     ranker's of each pair's own document and of these.
 
     Args:
-        lists: Of the training queries.
-        places: (n,) int64, which of the training pairs.
+        lists: Of the queries.
+        places: (n,) int64, which of their pairs.
         number: Hard negatives of each.
         recipe: `choose_candidates`, `positive_cut` and `seed` are read.
     """

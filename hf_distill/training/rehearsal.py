@@ -20,11 +20,11 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.training.checkpoints import FAULTS, check_checkpoint
+from hf_distill.training.terms import TERMS
 from hf_distill.training.trainer import DistillationTrainer
 
 _ALONE: dict[str, Any] = {
-    "contrastive_weight": 1.0, "regression_weight": 0.0, "kl_weight": 0.0, "margin_weight": 0.0,
-    "alignment_weight": 0.0, "spread_out_weight": 0.0, "terms": [],
+    **{f"{name}_weight": float(name == "contrastive") for name in TERMS}, "terms": [],
     "texts_per_pair": 0, "hard_negatives_per_pair": 0,
     "student_space": "own",
     "matryoshka_dims": [], "one_source_per_batch": False, "source_shares": [], "source_alpha": 1.0,

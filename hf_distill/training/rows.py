@@ -164,6 +164,7 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
     train = collection.pairs("train").take(selection.kept)
     validation = collection.pairs("validation")
     columns: dict[str, np.ndarray] = {}
+    of_validation: dict[str, np.ndarray] = {}
     sources = sources_of(train)
     if sources.names != (NO_SOURCE,):
         columns["source"] = sources.column
@@ -171,9 +172,12 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
         columns["weight"] = selection.weight[selection.kept]
     wanted = max(stage.hard_negatives_per_pair for stage in recipe.stages)
     if wanted and earlier.lists is not None:
+        places = len(collection.pairs("train")) + np.arange(len(validation))
         columns |= of_lists(earlier.lists, selection.kept, wanted, recipe)
+        of_validation = of_lists(earlier.lists, places, wanted, recipe)
         if not earlier.teacher.embeds and recipe.lists.ranker is None:
-            columns["negative_scores"] = columns["list_scores"][:, 1:]
+            for every in (columns, of_validation):
+                every["negative_scores"] = every["list_scores"][:, 1:]
     elif wanted:
         listed = listed_negatives(train, scores, wanted)
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
@@ -182,7 +186,7 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
         columns["row"] = np.arange(len(train))
     return Rows(
         train=number_rows(train, scores.of(train.rows), columns),
-        validation=number_rows(validation, scores.of(validation.rows), {}),
+        validation=number_rows(validation, scores.of(validation.rows), of_validation),
         lookup=Lookup(collection, scores.embeddings, pool),
         selection=selection.key,
     )

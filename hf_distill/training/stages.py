@@ -156,7 +156,7 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
         model=student,
         args=config,
         train_dataset=train,
-        eval_dataset=rows.validation if evaluates else None,
+        eval_dataset=rows_of_stage(rows.validation, config) if evaluates else None,
         components=task.components,
         scale=task.scale,
         lookup=rows.lookup,

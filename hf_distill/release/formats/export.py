@@ -23,6 +23,7 @@ from hf_distill.release.formats.contents import Contents, ExportFormat
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.folder import RunFolder, read_saved_recipe
 from hf_distill.run.stage import folder_written_whole, read_result
+from hf_distill.scoring.lists import open_lists, with_lists
 from hf_distill.scoring.scores import SoftLabels
 
 EXPORT_FORMATS: Mapping[str, ExportFormat] = {
@@ -117,6 +118,9 @@ def export_collection(
     check_output(output)
     licence = read_saved_recipe(folder).get("dataset_license")
     collection = open_collection(folder, licence)
+    lists = open_lists(folder, collection)
+    if lists is not None:
+        collection = with_lists(collection, lists)
     pairs = {split: collection.pairs(split) for split in EXPORTED if split in (splits or EXPORTED)}
     for split in splits or ():
         if not len(pairs[split]):
@@ -125,12 +129,13 @@ def export_collection(
     if not pairs:
         raise InputError(f"{folder.path} has no pairs to train or test with")
     kind, scores = EXPORT_FORMATS[name], _scores(folder, collection)
+    given = "given with the data" if lists is None else f"by {public_name(lists.record.ranker)}"
     contents = Contents(collection, pairs, scores.values, kind.forbidden)
     try:
         with folder_written_whole(output) as new:
             notes = {**kind.write(contents, new), **_notes(contents, kind, scores)}
             said = {what: number for what, number in notes.items() if number}
-            rows = _rows(contents, kind, scores.teacher)
+            rows = _rows(contents, kind, {"given": given, "teacher": f"by {scores.teacher}"})
             (new / _README).write_text(_readme(contents, name, rows, said), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {output} cannot be written: {error}") from error
@@ -145,9 +150,10 @@ def export_collection(
 _HEAD = ("split", "queries", "positives", "not relevant", "not judged", "scores")
 
 
-def _rows(contents: Contents, kind: ExportFormat, teacher: str) -> list[tuple[str, ...]]:
-    """A table of what the splits hold: a row a split, below `_HEAD`."""
-    said = {None: "", "given": "given with the data", "teacher": f"by {teacher}"}
+def _rows(contents: Contents, kind: ExportFormat, said: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """A table of what the splits hold: a row a split, below `_HEAD`. `said` is whose scores are
+    written.
+    """
     return [
         _HEAD,
         *(
@@ -157,7 +163,7 @@ def _rows(contents: Contents, kind: ExportFormat, teacher: str) -> list[tuple[st
                 f"{survey.positives:,}",
                 f"{survey.not_relevant:,}",
                 f"{survey.not_judged:,}",
-                said[survey.scores] if survey.has_scores(kind.scores) else "none",
+                said[survey.scores or ""] if survey.has_scores(kind.scores) else "none",
             )
             for split, survey in contents.surveys.items()
         ),

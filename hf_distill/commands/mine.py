@@ -1,0 +1,77 @@
+"""`hf-distill mine RECIPE --format FORMAT`: lists of candidates with scores, to train elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+
+from accelerate import PartialState
+
+from hf_distill.commands import dataset
+from hf_distill.errors import InputError
+from hf_distill.pipeline import Run
+from hf_distill.recipe.read import read_recipe
+from hf_distill.release.formats.export import EXPORT_FORMATS
+
+HELP = (
+    "Mine candidates for the training queries, let a ranker score them, and write the lists in the "
+    "format of another tool. Nothing is trained."
+)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=[*EXPORT_FORMATS], help=dataset.FORMATS)
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="A new folder, or one of an earlier export, which is replaced. Default: "
+        "RUN/export/FORMAT.",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and its keys are those of `hf-distill train`; the options of the export may stand
+    anywhere among them.
+    """
+    parser.allow_abbrev = False
+    parser.usage = "%(prog)s RECIPE [--key value ...] --format FORMAT [--output FOLDER]"
+    _add_options(parser)
+    parser.add_argument(
+        "line",
+        nargs=argparse.REMAINDER,
+        metavar="RECIPE [--key value ...]",
+        help="As for hf-distill train, e.g. rerank --dataset_path DATA --ranker KIND:MODEL.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Mine, score, and export the training split.
+
+    Raises:
+        InputError: The recipe mines no candidates, or as `hf-distill train` and `hf-distill
+            dataset`.
+    """
+    options = argparse.ArgumentParser(
+        prog="hf-distill mine", allow_abbrev=False, add_help=False, exit_on_error=False
+    )
+    _add_options(options)
+    try:
+        arguments, line = options.parse_known_args(arguments.line, arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}\n  See: hf-distill mine --help") from error
+    if not line or line[0].startswith("-"):
+        raise InputError(
+            "name the recipe first, e.g.: hf-distill mine rerank --dataset_path DATA --format "
+            "sentence-transformers"
+        )
+    if arguments.format is None:
+        raise InputError(f"--format is missing: name one of {', '.join(EXPORT_FORMATS)}")
+    recipe = read_recipe([*line, "--until", "select"], "hf-distill mine")
+    if not recipe.lists.candidates:
+        raise InputError(
+            f"the recipe {recipe.name} mines no candidates; name miners, e.g. --candidates teacher "
+            "bm25, or take the recipe rerank"
+        )
+    for said in Run.open(recipe).stages():
+        PartialState().print(said, flush=True)
+    if PartialState().is_main_process:
+        dataset.export(recipe.run_dir, arguments.format, ["train"], arguments.output)

@@ -1,0 +1,197 @@
+"""A whole run with mined lists and a ranker: what it writes, what it does again, and what it
+refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import call, run_tiny
+from datasets import load_dataset
+from sentence_transformers import CrossEncoder
+
+from hf_distill.commands.main import main as hf_distill
+from hf_distill.data.load import open_collection
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.lists import ScoredLists, open_lists, pairs_of, with_lists
+
+LISTS = (
+    "--candidates", "teacher", "bm25", "--candidates_per_query", 6, "--hard_negatives_per_pair", 2,
+    "--list_kl_weight", 1, "--rerank_queries", 10,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def with_ranker(
+    tiny: Path, cross_encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The folder of a whole run, and what it printed."""
+    folder = tmp_path_factory.mktemp("lists") / "run"
+    line = (*LISTS, "--list_margin_weight", 0.1, "--ranker", f"cross-encoder:{cross_encoder_dir}")
+    return folder, run_tiny(tiny, folder, *line).out
+
+
+def lists_in(path: Path) -> ScoredLists:
+    folder = RunFolder(path)
+    lists = open_lists(folder, open_collection(folder))
+    assert lists is not None
+    return lists
+
+
+def test_lists_are_scored_by_the_ranker_as_its_library_does(
+    with_ranker: tuple[Path, str], cross_encoder_dir: Path
+) -> None:
+    folder, out = with_ranker
+    lists = lists_in(folder)
+    collection = open_collection(RunFolder(folder))
+    train, pairs = collection.pairs("train"), pairs_of(collection)
+    queries = np.repeat(lists.queries, np.diff(lists.mined.starts))
+    texts = collection.query_texts(queries), collection.document_texts(lists.mined.documents)
+    model = CrossEncoder(str(cross_encoder_dir), device="cpu")
+    expected = model.predict(list(zip(*texts, strict=True)), activation_fn=lambda x: x)
+    assert np.allclose(lists.scores, np.ravel(expected), atol=1e-4), "logits, as they are"
+    held_out = {*collection.pairs("test").documents, *collection.pairs("validation").documents}
+    assert lists.trained == len(train) < len(lists.own), "validation pairs have lists, too"
+    assert not held_out & {*lists.mined.documents.tolist()}
+    for i, query in enumerate(lists.queries):
+        own = pairs.documents[pairs.queries == query]
+        row = lists.mined.documents[lists.mined.starts[i] : lists.mined.starts[i + 1]]
+        assert 2 <= len(row) <= 6
+        assert not np.isin(row, own).any()
+    assert f"candidates of {len(lists.queries):,} queries among" in out
+    assert "stand above their list" in out
+
+
+def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
+    with_ranker: tuple[Path, str],
+) -> None:
+    folder, out = with_ranker
+    training = json.loads((folder / "training.json").read_text())
+    logged = {name for row in training["log"] for name in row}
+    assert {"list_kl", "list_margin", "contrastive"} <= logged
+    ranker = json.loads((folder / "evaluation.json").read_text())["ranker"]
+    assert (ranker["first_stage"], ranker["num_queries"]) == ("teacher", 10)
+    assert {*ranker["ndcg"]} == {"ranker", "teacher", "student", "student, reranked"}
+    assert "On 10 held-out queries the ranker, which reorders the teacher's best 100" in out
+    assert "Beside the ranker" in (folder / "report.html").read_text()
+    assert "the ranker, which reorders" in (folder / "student_model_sd" / "README.md").read_text()
+
+
+def test_the_data_set_holds_the_lists_and_its_card_names_no_path(
+    with_ranker: tuple[Path, str], cross_encoder_dir: Path
+) -> None:
+    folder, _ = with_ranker
+    card = (folder / "dataset" / "README.md").read_text()
+    assert "## The lists" in card
+    assert str(cross_encoder_dir) not in card
+    rows = load_dataset(str(folder / "dataset"), "selected", split="train", cache_dir=str(folder))
+    first = rows[0]
+    assert len(first["candidates"]) == len(first["candidate_scores"]) == 4
+    assert first["candidate_scores"] == sorted(first["candidate_scores"], reverse=True)
+    assert first["document"] not in first["candidates"]
+
+
+def test_a_second_call_does_nothing_again_and_another_choice_trains_alone(
+    with_ranker: tuple[Path, str], tiny: Path, cross_encoder_dir: Path
+) -> None:
+    folder, _ = with_ranker
+    line = (*LISTS, "--list_margin_weight", 0.1, "--ranker", f"cross-encoder:{cross_encoder_dir}")
+    before = {file: file.stat().st_mtime_ns for file in (folder / "candidates").iterdir()}
+    trained = (folder / "training.json").stat().st_mtime_ns
+    run_tiny(tiny, folder, *line, "--until", "train")
+    assert (folder / "training.json").stat().st_mtime_ns == trained
+    run_tiny(tiny, folder, *line, "--until", "train", "--choose_candidates", "top")
+    assert (folder / "training.json").stat().st_mtime_ns > trained
+    assert before == {file: file.stat().st_mtime_ns for file in (folder / "candidates").iterdir()}
+
+
+def test_a_cross_encoder_alone_is_teacher_and_ranker(
+    tiny: Path, cross_encoder_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    line = (
+        "--teacher", cross_encoder_dir, "--teacher_kind", "cross-encoder",
+        "--student_backbone", teacher_dir, "--student_init", "random", "--alignment_weight", 0,
+        "--candidates", "bm25", str(teacher_dir), "--candidates_per_query", 4,
+        "--hard_negatives_per_pair", 3, "--kl_weight", 1, "--selection", "rank=3",
+        "--rerank_queries", 5,
+    )  # fmt: skip
+    out = run_tiny(tiny, tmp_path / "run", *line).out
+    assert "rank=3" in out
+    ranker = json.loads((tmp_path / "run" / "evaluation.json").read_text())["ranker"]
+    assert ranker["first_stage"] == "bm25"
+    lists = lists_in(tmp_path / "run")
+    assert lists.scale.activation == "sigmoid", "the teacher's own scale"
+
+
+def test_mined_lists_are_exported_with_the_scores_of_the_ranker(
+    with_ranker: tuple[Path, str], tiny: Path, cross_encoder_dir: Path, tmp_path: Path
+) -> None:
+    line = [
+        "mine", tiny, "--run_dir", tmp_path / "run", *LISTS, "--ranker",
+        f"cross-encoder:{cross_encoder_dir}", "--format", "flagembedding", "--output",
+        tmp_path / "out",
+    ]  # fmt: skip
+    said = call(line, hf_distill)
+    assert said.code == 0, said.err
+    lists, collection = lists_in(tmp_path / "run"), open_collection(RunFolder(tmp_path / "run"))
+    assert lists.scores.tolist() == lists_in(with_ranker[0]).scores.tolist()
+    rows = [
+        json.loads(text) for text in (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    ]
+    assert len(rows) == len(np.unique(collection.pairs("train").queries))
+    number = {text: i for i, text in enumerate(collection.query_texts(lists.queries))}
+    for row in rows:
+        i = number[row["query"]]
+        here = slice(lists.mined.starts[i], lists.mined.starts[i + 1])
+        texts = collection.document_texts(lists.mined.documents[here])
+        assert dict(zip(row["neg"], row["neg_scores"], strict=True)) == pytest.approx(
+            dict(zip(texts, lists.scores[here].tolist(), strict=True))
+        )
+        assert len(row["pos"]) == len(row["pos_scores"])
+    merged = with_lists(collection, lists).lists(lists.queries)
+    assert len(merged.documents) == len(lists.scores) + len(lists.own)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["--ranker", "cross-encoder:x"], "no lists without --candidates"),
+        (["--candidates", "bm25", "bm25"], "names a miner twice"),
+        (["--candidates", "bm25"], "nothing uses the lists"),
+        (["--candidates", "bm25", "--hard_negatives_per_pair", "40"], "a list has 32 candidates"),
+        (["--list_kl_weight", "1"], "--hard_negatives_per_pair is 0"),
+        (["--positive_cut", "1.5"], "at most 1"),
+        (["--candidates", "given", "--hard_negatives_per_pair", "2"], "lists no documents"),
+        (
+            ["--candidates", "bm25", "--hard_negatives_per_pair", "2", "--ranker", "x"],
+            "a ranker is KIND:MODEL",
+        ),
+    ],
+)
+def test_what_makes_no_list_is_refused(
+    tiny: Path, tmp_path: Path, line: list[str], says: str
+) -> None:
+    said = call([tiny, "--run_dir", tmp_path / "run", *line])
+    assert said.code == 2
+    assert says in said.err
+    assert not (tmp_path / "run" / "soft_labels").exists(), "before any work"
+
+
+def test_an_embedder_is_no_ranker(tiny: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    line = ["--candidates", "bm25", "--hard_negatives_per_pair", "2"]
+    said = call([tiny, "--run_dir", tmp_path / "r", *line, "--ranker", f"bi-encoder:{teacher_dir}"])
+    assert said.code == 2
+    assert "it embeds texts and scores no pairs" in said.err
+
+
+def test_mine_needs_a_recipe_a_format_and_miners(tiny: Path) -> None:
+    for line, says in (
+        (["mine"], "name the recipe first"),
+        (["mine", tiny], "--format is missing"),
+        (["mine", tiny, "--format", "trec"], "mines no candidates"),
+    ):
+        said = call(line, hf_distill)
+        assert (said.code, says in said.err) == (2, True), said.err

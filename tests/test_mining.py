@@ -1,0 +1,162 @@
+"""Lists of candidates: mined, joined, scored, and chosen from. Values are computed by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_distill.candidates.mine import Mined, by_words, filled, joined, nearest
+from hf_distill.evaluation.ranker import agreement_on_list
+from hf_distill.scoring.lists import ScoredLists
+from hf_distill.training.in_batch import cut_below
+from hf_distill.training.lists import Choice, choose
+
+NAN = float("nan")
+
+
+def test_miners_take_turns_and_name_no_relevant_document() -> None:
+    one = np.array([[1, 2, 3], [7, 8, -1]])
+    other = np.array([[2, 4], [-1, -1]])
+    lists = joined([one, other], [np.array([3]), np.array([8])], 3)
+    assert [row.tolist() for row in lists] == [[1, 2, 4], [7]]
+
+
+def test_a_short_list_is_filled_with_random_documents_that_are_not_relevant() -> None:
+    corpus = np.arange(10)
+    lists = [np.array([1, 2]), np.array([4])]
+    positives = [np.array([0]), np.array([5, 6])]
+    mined = filled(lists, positives, corpus, 4, 7)
+    assert mined.starts.tolist() == [0, 4, 8]
+    assert mined.drawn.tolist() == [False, False, True, True, False, True, True, True]
+    for i, (own, relevant) in enumerate(zip(lists, positives, strict=True)):
+        row = mined.documents[mined.starts[i] : mined.starts[i + 1]]
+        assert row[: len(own)].tolist() == own.tolist()
+        assert len({*row}) == len(row)
+        assert not {*row} & {*relevant}
+    again = filled(lists[1:], positives[1:], corpus, 4, 7)
+    assert len(again.documents) == 4
+    few = filled([np.array([1])], [np.array([0])], np.arange(3), 4, 7)
+    assert few.documents.tolist() == [1, 2], "as far as the corpus has them"
+
+
+@given(
+    st.lists(st.lists(st.integers(-1, 8), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.lists(st.integers(0, 8), max_size=3),
+    st.integers(1, 6),
+)
+def test_a_list_has_each_document_once_and_none_that_is_relevant(
+    rows: list[list[int]], relevant: list[int], least: int
+) -> None:
+    positives = [np.array(relevant, dtype=np.int64)] * len(rows)
+    lists = joined([np.array(rows)], positives, 3)
+    mined = filled(lists, positives, np.arange(9), least, 0)
+    for i in range(len(rows)):
+        row = mined.documents[mined.starts[i] : mined.starts[i + 1]].tolist()
+        assert len({*row}) == len(row)
+        assert not {*row} & {-1, *relevant}
+        assert len(row) >= min(least, 9 - len({*relevant}))
+
+
+def test_bm25_and_embeddings_find_the_nearest_documents() -> None:
+    documents = ["a red kettle", "a blue kettle sings", "rain on a roof"]
+    found = [row.tolist() for row in by_words(["blue kettle", "snow"], documents, 2, "en")]
+    assert found == [[1, 0], [-1, -1]]
+    vectors = np.eye(3, dtype=np.float32)
+    query = np.array([[0.1, 0.9, 0.5]], dtype=np.float32)
+    assert np.concatenate(list(nearest(query, vectors, 2, "dot"))).tolist() == [[1, 2]]
+
+
+def lists_of(scores: list[list[float]], own: list[float], of: list[int]) -> ScoredLists:
+    """Lists of documents 0, 1, ... with these scores, and pairs with these own scores."""
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in scores])])
+    documents = np.concatenate([np.arange(len(row)) for row in scores])
+    values = np.concatenate([np.array(row, dtype=np.float32) for row in scores])
+    return ScoredLists(
+        record=SimpleNamespace(key="k"),  # type: ignore[arg-type]  # what is read of it
+        queries=np.arange(len(scores)),
+        mined=Mined(starts, documents, np.zeros(len(documents), dtype=bool)),
+        scores=values,
+        own=np.array(own, dtype=np.float32),
+        of=np.array(of),
+        trained=len(own),
+    )
+
+
+def test_the_ranking_of_a_list_is_that_of_the_ranker() -> None:
+    lists = lists_of([[0.2, 0.9, 0.5], [0.1]], own=[0.6, 0.95, NAN], of=[0, 0, 1])
+    ranking = lists.ranking(2)
+    assert ranking.rank.tolist() == [2, 1, 2], "a pair without a score is the last"
+    assert ranking.margin[:2].tolist() == pytest.approx([-0.3, 0.05], abs=1e-6)
+    assert ranking.negatives.tolist() == [[1, 2], [1, 2], [0, -1]]
+    assert ranking.negative_scores[0].tolist() == pytest.approx([0.9, 0.5])
+    assert np.isnan(ranking.negative_scores[2, 1])
+
+
+DOCUMENTS = np.array([[10, 11, 12, 13, 14, -1]])
+SCORES = np.array([[0.5, 0.99, 0.7, 0.1, NAN, NAN]], dtype=np.float32)
+
+
+def taken(number: int, how: str, cut: float | None, own: float = 1.0) -> list[int]:
+    choice = Choice(number, how, cut)  # type: ignore[arg-type]  # one of three
+    own_score = np.array([own], dtype=np.float32)
+    draw = np.random.default_rng(0)
+    return [int(x) for x in choose(DOCUMENTS, SCORES, own_score, choice, draw)[0][0]]
+
+
+def test_the_best_candidates_below_the_cut_are_taken() -> None:
+    assert taken(2, "top", 0.95) == [12, 10], ".99 is above .95 of 1"
+    assert taken(2, "top", None) == [11, 12]
+    assert taken(6, "top", 0.95) == [12, 10, 13, 14, 14, 14], "the last one again"
+    assert taken(4, "top", 0.95, NAN) == [11, 12, 10, 13], "an unknown own score cuts nothing"
+
+
+def test_the_lowest_are_taken_where_all_are_above_the_cut() -> None:
+    documents, scores = np.array([[1, 2, 3]]), np.array([[0.9, 0.7, 0.8]], dtype=np.float32)
+    for how in ("top", "random", "stratified"):
+        choice = Choice(2, how, 0.95)  # type: ignore[arg-type]
+        own = np.array([0.1], dtype=np.float32)
+        chosen, of = choose(documents, scores, own, choice, np.random.default_rng(0))
+        assert chosen.tolist() == [[2, 3]]
+        assert of[0].tolist() == pytest.approx([0.7, 0.8])
+
+
+def test_the_cut_of_logits_lies_below_them_too() -> None:
+    own = np.array([2.0, -2.0, 0.0])
+    assert cut_below(own, 0.95).tolist() == pytest.approx([1.9, -2.1, 0.0])
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 8), st.integers(0, 2**16), st.sampled_from(["random", "stratified"]))
+def test_draws_take_each_candidate_once_and_strata_take_one_of_each(
+    number: int, seed: int, how: str
+) -> None:
+    documents = np.tile(np.arange(8), (3, 1))
+    scores = np.tile(np.linspace(1, 0.3, 8, dtype=np.float32), (3, 1))
+    choice = Choice(number, how, None)  # type: ignore[arg-type]
+    own = np.ones(3, dtype=np.float32)
+    chosen, of = choose(documents, scores, own, choice, np.random.default_rng(seed))
+    for row, values in zip(chosen.tolist(), of, strict=True):
+        assert len({*row}) == number
+        assert row == sorted(row), "the best first"
+        assert values.tolist() == scores[0, row].tolist()
+        if how == "stratified":
+            bounds = [place * 8 // number for place in range(number + 1)]
+            assert all(
+                low <= x < high for x, low, high in zip(row, bounds, bounds[1:], strict=False)
+            )
+
+
+def test_agreement_on_a_list() -> None:
+    ranker = np.array([3.0, 1.0, 2.0])
+    tau, ndcg = agreement_on_list(ranker, np.array([0.9, 0.1, 0.5]))
+    assert (tau, ndcg) == pytest.approx((1.0, 1.0))
+    tau, ndcg = agreement_on_list(ranker, np.array([0.1, 0.9, 0.5]))
+    # gains 1, 0, .5 in the order 0, .5, 1 against 1, .5, 0
+    worst = 0.5 / np.log2(3) + 1 / np.log2(4)
+    assert tau == pytest.approx(-1.0)
+    assert ndcg == pytest.approx(worst / (1 + 0.5 / np.log2(3)))
+    assert np.isnan(agreement_on_list(np.ones(3), np.arange(3.0))).all()
