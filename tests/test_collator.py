@@ -248,6 +248,32 @@ def test_rows_without_a_number_have_no_texts_of_the_pool_beside_them(parts: Tiny
     assert len(batch["place"]) == 4 + 4
 
 
+def test_a_list_is_the_document_and_its_hard_negatives_with_the_rankers_scores() -> None:
+    features = with_negatives(rows(3))
+    plain = view(features)
+    assert plain.listed is not None
+    assert plain.ranker is not None
+    assert plain.listed.tolist() == [[0, 3, 4], [1, 5, 6], [2, 7, 8]]
+    torch.testing.assert_close(plain.ranker, plain.teacher.gather(1, plain.listed))
+    for row, scores in zip(
+        features, ([2.0, 1.0, 1.95], [-2.0, -2.05, -3.0], [1.0, 1.0, 9.0]), strict=True
+    ):
+        row["list_scores"] = np.array(scores, dtype=np.float32)
+    features[2]["negatives"][1] = features[2]["negatives"][0]
+    ranked = view(features)
+    assert ranked.ranker is not None
+    torch.testing.assert_close(
+        ranked.ranker[:2], torch.tensor([[2.0, 1.0, 1.95], [-2.0, -2.05, -3.0]])
+    )
+    assert ranked.ranker[2, 2].isnan(), "the list repeats this document"
+    ignored = ranked.ignore.gather(1, plain.listed)
+    assert ignored.tolist() == [[False, False, True], [False, True, False], [False, True, True]], (
+        "above .95 of 2, above -2 - .05 * 2, above .95 of 1"
+    )
+    assert not view(features, cut=None).ignore.gather(1, plain.listed).any()
+    torch.testing.assert_close(ranked.teacher[:2], plain.teacher[:2])  # the teacher's own
+
+
 def test_the_side_columns_of_a_batch_are_read_back(parts: Tiny) -> None:
     collator = DistillationCollator(parts.teacher.preprocess, lookup=parts.lookup)
     batch = collator([parts.numbers[i] for i in range(3)])

@@ -21,6 +21,8 @@ from hf_distill.training.terms import (
     alignment,
     contrastive,
     kl,
+    list_kl,
+    list_margin,
     margin,
     parse_terms,
     regression,
@@ -142,6 +144,49 @@ def test_kl_by_hand_and_over_known_cells() -> None:
     assert kl(batch(S, S), PLAIN).item() == pytest.approx(0, abs=1e-12)
 
 
+NAN = math.nan
+LISTED = torch.tensor([[0, 2], [1, 0], [2, 1]])
+RANKER = torch.tensor([[4.0, 1.0], [-1.0, 2.0], [0.5, NAN]], dtype=torch.float64)
+
+
+def test_the_terms_over_lists_by_hand() -> None:
+    """Student's lists: .9 and .3, .8 and .2, .7 and .4. The last ranker's score is unknown."""
+    of = batch(listed=LISTED, ranker=RANKER)
+    settings = config(temperature=0.5, ranker_temperature=2.0)
+
+    def divergence(student: tuple[float, float], ranker: tuple[float, float]) -> float:
+        p = [math.exp(x / 2.0) for x in ranker]
+        q = [math.exp(x / 0.5) for x in student]
+        return sum(
+            a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True)
+        )
+
+    by_hand = (divergence((0.9, 0.3), (4, 1)) + divergence((0.8, 0.2), (-1, 2))) / 2
+    assert list_kl(of, settings).item() == pytest.approx(by_hand)
+    # A ranker's margin of 3 is one of 3 * .5 / 2 for the student.
+    margins = ((0.6 - 0.75) ** 2 + (0.6 + 0.75) ** 2 + 0) / 3
+    assert list_margin(of, settings).item() == pytest.approx(margins)
+    weighted = batch(listed=LISTED, ranker=RANKER, weight=torch.tensor([2.0, 0.0, 1.0]))
+    assert list_margin(weighted, settings).item() == pytest.approx(2 * (0.6 - 0.75) ** 2 / 3)
+
+
+def test_the_terms_over_lists_have_one_optimum() -> None:
+    ranker = torch.tensor([[3.0, -1.0, 0.5]], dtype=torch.float64)
+    settings = config(temperature=0.1, ranker_temperature=2.0)
+    student = (0.1 / 2.0) * ranker + 0.3
+    of = InBatch(
+        student=student, teacher=student, positives=torch.tensor([0]), texts=NO_TEXTS,
+        ignore=torch.zeros(1, 3, dtype=torch.bool), listed=torch.tensor([[0, 1, 2]]), ranker=ranker,
+    )  # fmt: skip
+    assert list_kl(of, settings).item() == pytest.approx(0, abs=1e-12)
+    assert list_margin(of, settings).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_term_over_lists_needs_lists() -> None:
+    with pytest.raises(InputError, match="--list_kl_weight: the training rows have no hard neg"):
+        list_kl(batch(), config())
+
+
 def test_spread_out_by_hand() -> None:
     texts = torch.zeros(0, 4)  # four dimensions: random cosines have a mean square of 1/4
     ignore = NONE.clone()
@@ -210,19 +255,28 @@ def test_gradients_of_every_term_with_unknown_and_ignored_cells() -> None:
     ignore = torch.zeros(4, 4, dtype=torch.bool)
     ignore[1, 2] = True
     targets = torch.randn(8, 3, dtype=torch.float64)
+    listed = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
+    ranker = torch.randn(4, 2, dtype=torch.float64)
+    ranker[2, 1] = math.nan
     weights = {f"{name}_weight": 0.5 + i for i, name in enumerate(TERMS)}
     settings = {"temperature": 0.3, "teacher_temperature": 0.2, "regression_on": "matrix"}
 
     def loss(q: Tensor, d: Tensor) -> Tensor:
         matrix = F.normalize(q, dim=1) @ F.normalize(d, dim=1).T
-        of = batch(matrix, teacher, ignore, texts=torch.cat([q, d]), targets=targets)
+        of = batch(
+            matrix, teacher, ignore, texts=torch.cat([q, d]), targets=targets, listed=listed,
+            ranker=ranker,
+        )  # fmt: skip
         return torch.stack(list(objective(of, **weights, **settings).values())).sum()
 
     assert torch.autograd.gradcheck(loss, (queries, documents))
 
 
 def test_every_weight_of_the_config_has_a_function_and_a_term_of_weight_zero_is_not_used() -> None:
-    assert TERMS == ("contrastive", "regression", "kl", "margin", "alignment", "spread_out")
+    assert TERMS == (
+        "contrastive", "regression", "kl", "margin", "list_kl", "list_margin", "alignment",
+        "spread_out",
+    )  # fmt: skip
     every = parse_terms(config(**{f"{name}_weight": i + 1 for i, name in enumerate(TERMS)}))
     assert every == {name: (i + 1, getattr(module, name)) for i, name in enumerate(TERMS)}
     assert set(parse_terms(config(kl_weight=0.5))) == {"kl"}

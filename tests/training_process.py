@@ -21,9 +21,16 @@ from torch import nn
 WEIGHTS = [0.25 if i % 3 else 1.0 for i in range(64)]
 
 
+def list_scores(pairs: int) -> np.ndarray:
+    """(pairs, 3): a ranker's logits of the document and two hard negatives."""
+    scores = np.random.default_rng(3).normal(size=(pairs, 3)).astype(np.float32)
+    return scores + np.array([2.0, 0.0, 0.0], dtype=np.float32)
+
+
 def rows_by_number(parts: Tiny) -> Dataset:
     """64 pairs with two hard negatives and two texts of the pool each."""
-    return parts.numbers.add_column("weight", WEIGHTS).with_format("numpy")
+    rows = parts.numbers.add_column("weight", WEIGHTS)
+    return rows.add_column("list_scores", list_scores(64).tolist()).with_format("numpy")
 
 
 def rows_with_texts(parts: Tiny) -> Dataset:
@@ -36,7 +43,7 @@ def rows_with_texts(parts: Tiny) -> Dataset:
     scores = np.einsum("bd,bkd->bk", np.array(columns["teacher_query_embedding"]), n)
     further = {
         "weight": WEIGHTS, "negatives": negatives, "negative_scores": scores,
-        "teacher_negative_embeddings": n,
+        "teacher_negative_embeddings": n, "list_scores": list_scores(64),
     }  # fmt: skip
     return Dataset.from_dict({**columns, **further}).with_format("numpy")
 
@@ -79,6 +86,7 @@ def train(teacher: Path, batch: int, out: Path) -> None:
     weights = {
         "contrastive_weight": 1.0, "regression_weight": 2.0, "kl_weight": 0.5,
         "margin_weight": 0.5, "spread_out_weight": 2.0,
+        "list_kl_weight": 0.5, "list_margin_weight": 2.0,
     }  # fmt: skip
     for form, rows_of in FORMS.items():
         encodes = form == ENCODER

@@ -143,14 +143,15 @@ def list_margin(batch: InBatch, config: DistillationConfig) -> Tensor:
     error of the margins between its own document and its hard negatives.
 
     A margin of one `ranker_temperature` is one of `temperature` for the student: with that, this
-    term and `list_kl` have the same optimum.
+    term and `list_kl` have the same optimum. It is a mean over the known margins of each row, 0
+    where there are none, and then over the rows, so that N processes train like one.
     """
     student, ranker = _of_list(batch, "list_margin")
     target = ranker * (config.temperature / config.ranker_temperature)
     errors = (student[:, :1] - student[:, 1:]) - (target[:, :1] - target[:, 1:])
     known = ~errors.isnan()
     squared = errors.masked_fill(~known, 0.0).square()
-    return _weighted(squared, batch.weight).sum() / known.sum().clamp(min=1)
+    return _weighted(squared.sum(dim=1) / known.sum(dim=1).clamp(min=1), batch.weight).mean()
 
 
 def alignment(batch: InBatch, config: DistillationConfig) -> Tensor:
