@@ -174,9 +174,13 @@ are two of a few epochs.
 """
 
 
+_SEVERAL = ("stages", "candidates", "selection")
+
+
 def parse_try(text: str) -> Arm:
-    """`NAME: key=value key=value ...` as an arm of this project. `stages` takes stages with `;`
-    between them, and its keys are separated by commas.
+    """`NAME: key=value key=value ...` as an arm of this project. Where a key takes several values,
+    such as `stages` and `candidates`, `;` stands between them; the keys of a stage are separated by
+    commas.
 
     Raises:
         InputError: Another form.
@@ -188,7 +192,7 @@ def parse_try(text: str) -> Arm:
     line = [
         part
         for key, _, value in pairs
-        for part in (f"--{key}", *(value.split(";") if key == "stages" else [value]))
+        for part in (f"--{key}", *(value.split(";") if key in _SEVERAL else [value]))
     ]
     return Arm(name.strip(), tuple(line), own=True)
 

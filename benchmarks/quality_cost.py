@@ -22,7 +22,7 @@ from quality_arms import Arm, train_peer
 from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.study.arms import matched_recipe
-from hf_distill.teachers.base import EmbeddingTeacher
+from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher
 from hf_distill.training.texts import passage, wanted_pool
 
 FEW, MORE = 8, 32
@@ -42,6 +42,7 @@ class Cost:
         texts: How many texts of the pairs it embeds.
         starts: Of each stage, before its first step.
         steps: Of each stage, for each step.
+        lists: Of mining the lists and scoring them; 0 without lists.
     """
 
     key: str
@@ -50,10 +51,11 @@ class Cost:
     texts: int
     starts: tuple[float, ...]
     steps: tuple[float, ...]
+    lists: float = 0.0
 
     def teacher(self, pool: int) -> float:
-        """Seconds of the teacher, with a pool of this size."""
-        return self.text * self.texts + self.passage * pool
+        """Seconds of the teacher, with a pool of this size, and of the ranker."""
+        return self.text * self.texts + self.passage * pool + self.lists
 
     def seconds(self, recipe: Recipe, pairs: int) -> float:
         """Seconds of a training of `recipe` on `pairs` pairs, the teacher's included. Each stage
@@ -118,6 +120,27 @@ def time_teacher(run: Run) -> tuple[float, float]:
     return rates[1], rates[2]
 
 
+def time_lists(run: Run) -> float:
+    """Seconds of mining the lists of a run, as they were when that was done, and of the ranker on
+    all of them, from its time on some. (What it has scored is kept, so it is not timed again.)
+    """
+    lists = run.lists
+    if lists is None:
+        return 0.0
+    pairs = run.collection.pairs("train").take(np.arange(SAMPLE // 2))
+    texts = (
+        run.collection.query_texts(pairs.queries),
+        run.collection.document_texts(pairs.documents),
+    )
+    asked = list(zip(*texts, strict=True))
+    ranker = run.ranker or cast(PairTeacher, run.teacher)
+    ranker.score(asked[:32])  # the first call takes longer
+    start = time.perf_counter()
+    ranker.score(asked)
+    each = (time.perf_counter() - start) / len(asked)
+    return lists.record.mined.seconds + each * (len(lists.scores) + len(lists.own))
+
+
 def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, turns: int) -> Cost:
     """Time an arm: the median of several turns.
 
@@ -152,6 +175,7 @@ def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, 
             max(0.0, short - FEW * step) for short, step in zip(_medians(few), each, strict=True)
         ),
         steps=tuple(each),
+        lists=statistics.median(time_lists(run) for _ in range(turns)),
     )
 
 

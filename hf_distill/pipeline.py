@@ -95,8 +95,10 @@ from hf_distill.training.train import (
 _DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32"]] = {
     "bf16": "bfloat16", "fp16": "float16", "fp32": "float32",
 }  # fmt: skip
-_SHARED = ("teacher", "ranker", "miners", "collection", "scores", "lists", "ranking")
+_SHARED = ("teacher", "collection", "scores")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
+_OF_LISTS = ("ranker", "miners", "lists", "ranking")
+"""The same, if both mine the same lists."""
 
 
 def with_precision(recipe: Recipe) -> Recipe:
@@ -174,13 +176,14 @@ class Run:
 
     def with_recipe(self, recipe: Recipe) -> Run:
         """A run of `recipe` in the same folder, which shares teacher, collection and scores with
-        this one.
+        this one, and lists, if it has the same.
         """
         recipe = with_precision(recipe)
         if recipe.training.student_space == TEACHER:
             recipe = in_space(recipe, self.teacher)
         other = Run(recipe, self.folder)
-        for name in _SHARED:
+        same_lists = recipe.lists == self.recipe.lists
+        for name in (*_SHARED, *(_OF_LISTS if same_lists else ())):
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
         return other

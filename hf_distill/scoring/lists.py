@@ -54,6 +54,7 @@ class MinedRecord:
         by: Miner -> how many candidates it names.
         drawn: Candidates that no miner found, drawn at random because a list was too short.
         short: Queries whose list was.
+        seconds: How long the mining took, with the embeddings of other bi-encoders.
     """
 
     key: str
@@ -62,6 +63,7 @@ class MinedRecord:
     by: dict[str, int]
     drawn: int
     short: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
     least = max(1, *(of.hard_negatives_per_pair for of in recipe.stages))
 
     def make(key: str) -> MinedRecord:
+        began = time.perf_counter()
         queries, of = np.unique(pairs.queries, return_inverse=True)
         order = np.argsort(of, kind="stable")
         bounds = np.searchsorted(of[order], np.arange(1, len(queries)))
@@ -369,6 +372,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
             by={name: _named(part, together) for name, part in parts.items()},
             drawn=int(mined.drawn.sum()),
             short=sum(len(row) < least for row in together),
+            seconds=round(time.perf_counter() - began, 1),
         )
 
     identities = [fingerprint(miner.identity) for miner in sources.miners.values()]
