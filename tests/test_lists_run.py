@@ -16,7 +16,9 @@ from sentence_transformers import CrossEncoder
 from hf_distill.commands.main import main as hf_distill
 from hf_distill.data.load import open_collection
 from hf_distill.run.folder import RunFolder
+from hf_distill.scoring import shards
 from hf_distill.scoring.lists import ScoredLists, open_lists, pairs_of, with_lists
+from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
 
 LISTS = (
     "--candidates", "teacher", "bm25", "--candidates_per_query", 6, "--hard_negatives_per_pair", 2,
@@ -106,6 +108,41 @@ def test_a_second_call_does_nothing_again_and_another_choice_trains_alone(
     run_tiny(tiny, folder, *line, "--until", "train", "--choose_candidates", "top")
     assert (folder / "training.json").stat().st_mtime_ns > trained
     assert before == {file: file.stat().st_mtime_ns for file in (folder / "candidates").iterdir()}
+
+
+def test_scoring_of_lists_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
+    tiny: Path, cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "LEAST_ITEMS", 100)
+    line = (*LISTS, "--ranker", f"cross-encoder:{cross_encoder_dir}", "--until", "select")
+    run_tiny(tiny, tmp_path / "whole", *line)
+    asked: list[int] = []
+    score = CrossEncoderTeacher.score
+
+    def stopped(self: CrossEncoderTeacher, pairs: list[tuple[str, str]], *rest: object) -> object:
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(pairs))
+        return score(self, pairs, *rest)  # type: ignore[arg-type]  # advance
+
+    monkeypatch.setattr(CrossEncoderTeacher, "score", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tiny, tmp_path / "run", *line)
+    assert not (tmp_path / "run" / "candidates" / "manifest.json").exists()
+    monkeypatch.setattr(CrossEncoderTeacher, "score", score)
+    later: list[int] = []
+
+    def counted(self: CrossEncoderTeacher, pairs: list[tuple[str, str]], *rest: object) -> object:
+        later.append(len(pairs))
+        return score(self, pairs, *rest)  # type: ignore[arg-type]  # advance
+
+    monkeypatch.setattr(CrossEncoderTeacher, "score", counted)
+    run_tiny(tiny, tmp_path / "run", *line)
+    lists = lists_in(tmp_path / "run")
+    assert sum(asked) + sum(later) == len(lists.scores) + len(lists.own), "nothing twice"
+    for name in ("scores.npy", "mined.npz"):
+        whole = (tmp_path / "whole" / "candidates" / name).read_bytes()
+        assert (tmp_path / "run" / "candidates" / name).read_bytes() == whole
 
 
 def test_a_cross_encoder_alone_is_teacher_and_ranker(
