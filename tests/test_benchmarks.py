@@ -17,6 +17,7 @@ from typing import Any
 import conversations as benchmark_of_conversations
 import datasets
 import frontier
+import list_scoring
 import multilingual
 import pytest
 import quality
@@ -25,7 +26,7 @@ import scoring
 import selection
 import serving
 import training
-from conftest import REAL_DATA, ROOT
+from conftest import REAL_DATA, ROOT, sentences
 from quality_arms import ARMS, parse_try
 from quality_cost import Cost
 from quality_domains import Setting, prepare_domain, recipe_of
@@ -97,6 +98,23 @@ def test_scoring(main: Main) -> None:
     assert 0 < figures["peak_share"] < 1
     assert figures["mean_diff"] <= 2e-3, "the scores stay close to float32"
     assert figures["max_diff"] <= 1e-2
+
+
+def test_list_scoring(
+    cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main
+) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    texts = sentences(20)
+    for name in ("queries", "corpus"):
+        rows = [json.dumps({"_id": f"{name}{i}", "text": text}) for i, text in enumerate(texts)]
+        (data / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    judged = "\n".join(f"queries{i}\tcorpus{i}\t1" for i in range(20))
+    (data / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}\n")
+    monkeypatch.setattr(list_scoring, "BATCHES", (4, 8))
+    figures = main(list_scoring, cross_encoder_dir, "--data", data, "--queries", 8, "--depth", 5)
+    assert figures["pairs"] == 40
+    assert figures["than_best"] > 0
 
 
 def test_search() -> None:
