@@ -5,6 +5,7 @@ refuses.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,67 @@ def test_what_makes_no_list_is_refused(
     assert said.code == 2
     assert says in said.err
     assert not (tmp_path / "run" / "soft_labels").exists(), "before any work"
+
+
+RANKERS = """
+import numpy as np
+from hf_distill.teachers.base import PairTeacher, Scale
+
+class Ranker(PairTeacher):
+    name, scale = "mine", Scale("cross-encoder", None, -10.0, 10.0)
+
+    def __init__(self, fault):
+        self.fault, self.identity = fault, ("mine", fault)
+
+    def score(self, pairs, advance=None):
+        scores = np.array([len(query) % 7 - len(text) % 5 for query, text in pairs], dtype="f4")
+        if self.fault == "few":
+            return scores[:-1]
+        if self.fault == "far":
+            return scores + 100
+        if self.fault == "nothing":
+            return np.full(len(pairs), np.nan, dtype="f4")
+        if self.fault == "some":
+            scores[::3] = np.nan
+        if self.fault == "nan":
+            return self.checked(scores * np.nan, pairs, "Look at it")
+        return scores
+
+def load(recipe):
+    return Ranker(recipe.teacher.teacher)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("few", r"returned scores of shape \(\d+,\) for \d+ pairs"),
+        ("far", r"scores lie outside the declared range \[-10, 10\]"),
+        ("nothing", "mine has no score for any candidate or for any pair"),
+        ("nan", r"mine returns NaN or infinity for (\d+) of \1 pairs, e\.g\. for"),
+    ],
+)
+def test_a_ranker_that_answers_nonsense_is_one_message(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, says: str
+) -> None:
+    (tmp_path / "my_rankers.py").write_text(RANKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    line = (*LISTS, "--ranker", f"my_rankers:load:{fault}")
+    said = call([tiny, "--run_dir", tmp_path / "run", *line])
+    assert said.code == 2
+    assert re.search(says, said.err), said.err
+    assert not (tmp_path / "run" / "candidates" / "manifest.json").exists()
+
+
+def test_candidates_that_a_ranker_does_not_score_are_counted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_rankers.py").write_text(RANKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = run_tiny(tiny, tmp_path / "run", *LISTS, "--ranker", "my_rankers:load:some").out
+    lists = lists_in(tmp_path / "run")
+    assert 0 < lists.record.unscored == int(np.isnan(lists.scores).sum())
+    assert f"{lists.record.unscored:,} without a score" in out
 
 
 def test_an_embedder_is_no_ranker(tiny: Path, teacher_dir: Path, tmp_path: Path) -> None:
