@@ -286,6 +286,17 @@ def test_an_embedder_is_no_ranker(tiny: Path, teacher_dir: Path, tmp_path: Path)
     assert "it embeds texts and scores no pairs" in said.err
 
 
+def test_a_ranker_that_cannot_be_loaded_is_said_with_its_own_flag(
+    tiny: Path, cross_encoder_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    line = [tiny, "--run_dir", tmp_path / "r", *LISTS]
+    said = call([*line, "--ranker", f"cross-encoder:{teacher_dir}"])
+    assert said.code == 2
+    assert f"--ranker {teacher_dir}: " in said.err
+    said = call([tiny, "--run_dir", tmp_path / "r", "--teacher", cross_encoder_dir])
+    assert f"--ranker cross-encoder:{cross_encoder_dir}" in said.err, "a hint"
+
+
 def test_mine_needs_a_recipe_a_format_and_miners(tiny: Path) -> None:
     for line, says in (
         (["mine"], "name the recipe first"),

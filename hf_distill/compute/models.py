@@ -173,10 +173,11 @@ def _check_folder(folder: Path, kind: type[BaseModel], name: str, key: str) -> N
     if key == "student_backbone" or saved == wanted:
         return  # a student takes the transformer alone, whatever it was trained for
     if saved in _KIND_OF:
-        raise InputError(
-            f"--{key} {name} is a {saved}, not a {wanted}; "
-            + (f"set --teacher_kind {_KIND_OF[saved]}" if key == "teacher" else "name another")
-        )
+        of = _KIND_OF[saved]
+        hint = f"set --teacher_kind {of}" if key == "teacher" else "name another"
+        if key == "teacher" and of != "bi-encoder":
+            hint += f", or let it rank beside an embedder: --ranker {of}:{name}"
+        raise InputError(f"--{key} {name} is a {saved}, not a {wanted}; {hint}")
     heads = _HEADS.get(wanted, ("",))
     architectures = _json(folder / "config.json").get("architectures") or []
     if architectures and not any(str(name).endswith(heads) for name in architectures):

@@ -30,7 +30,10 @@ def _beside(recipe: Recipe, kind: str, model: str, key: str, activation: str = "
         teacher_dtype=shared.teacher_dtype,
         **{name: value for name, value in wanted.items() if name in read},  # type: ignore[arg-type]  # of several types
     )
-    loaded: Teacher = load(replace(recipe, teacher=own))
+    try:
+        loaded: Teacher = load(replace(recipe, teacher=own))
+    except InputError as error:  # it speaks of --teacher
+        raise InputError(f"--{key} {model}: {error}") from error
     return loaded
 
 
