@@ -240,10 +240,9 @@ def test_the_identity_is_address_model_form_scale_and_prompts(infinite: Endpoint
         {"document_prompt": "q "},
     ]  # fmt: skip
     identities = [json.dumps(load(infinite, **change).identity) for change in changes]
-    with running_server(tei, "") as endpoint:
-        other = json.dumps(load(endpoint).identity)
-    assert len({*identities, other}) == len(changes) + 1
     assert json.dumps(load(infinite).identity) == identities[0]
+    infinite.reply = tei  # the same address, another form
+    assert len({*identities, json.dumps(load(infinite).identity)}) == len(changes) + 1
 
 
 # --- The activation

@@ -293,7 +293,6 @@ def load_rerank_endpoint(recipe: Recipe) -> RerankEndpointTeacher:
         name=api.model,
         scale=scale,
         prompts=prompts,
-        identity=(
-            "rerank-endpoint", address, api.model, form.name, scale.record(), vars(prompts),
-        ),
-    )  # fmt: skip
+        # The scale names the form and the activation.
+        identity=("rerank-endpoint", address, api.model, scale.record(), vars(prompts)),
+    )
