@@ -1,4 +1,6 @@
-"""A small embeddings server on loopback that speaks OpenAI's format, and fails on request."""
+"""A small server on loopback that answers JSON and fails on request; and one that embeds, in
+OpenAI's format.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Fault = Callable[["_Handler", list[str]], bool]
-"""Given the request, either answers it wrongly and returns True, or leaves it to the server."""
+Fault = Callable[["_Handler"], bool]
+"""Either answers the request wrongly and returns True, or leaves it to the server."""
+
+Answer = Callable[[str, dict[str, Any]], tuple[int, bytes]]
+"""The status and the body of the answer to a path and a request."""
 
 
 @dataclass
 class Endpoint:
-    """How the server embeds, the requests it got, and the faults of the next ones, in order."""
+    """How the server answers, the requests it got, and the faults of the next ones, in order."""
 
-    embed: Callable[[list[str]], list[list[float]]]
+    reply: Answer
     faults: list[Fault] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -27,6 +32,10 @@ class Endpoint:
     most_at_once: int = 0
     seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that wait; above that they are reset
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -53,18 +62,23 @@ class _Handler(BaseHTTPRequestHandler):
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
             state.requests.append(
-                {"path": self.path, "authorization": self.headers["Authorization"], **request}
+                {
+                    "path": self.path,
+                    "authorization": self.headers["Authorization"],
+                    "headers": dict(self.headers),
+                    **request,
+                }
             )
             fault = state.faults.pop(0) if state.faults else None
         try:
             time.sleep(state.seconds)
-            answered = fault is not None and fault(self, request["input"])
-            body = b"" if answered else embeddings_body(state.embed(request["input"]))
+            answered = fault is not None and fault(self)
+            status, body = (0, b"") if answered else state.reply(self.path, request)
         finally:
             with state.lock:  # before the client can know, and ask again
                 state.at_once -= 1
         if not answered:
-            self.answer(200, body)
+            self.answer(status, body)
 
 
 def embeddings_body(embeddings: list[list[float]]) -> bytes:
@@ -80,7 +94,7 @@ def embeddings_body(embeddings: list[list[float]]) -> bytes:
 def refuse(status: int, text: str = '{"error": "no"}', **headers: str) -> Fault:
     """A status other than 200, with the advice to try again at once."""
 
-    def fault(handler: _Handler, _: list[str]) -> bool:
+    def fault(handler: _Handler) -> bool:
         handler.answer(status, text.encode(), {"Retry-After": "0.01", **headers})
         return True
 
@@ -90,27 +104,27 @@ def refuse(status: int, text: str = '{"error": "no"}', **headers: str) -> Fault:
 def say(body: bytes) -> Fault:
     """Status 200 and this body."""
 
-    def fault(handler: _Handler, _: list[str]) -> bool:
+    def fault(handler: _Handler) -> bool:
         handler.answer(200, body)
         return True
 
     return fault
 
 
-def hang_up(handler: _Handler, _: list[str]) -> bool:
+def hang_up(handler: _Handler) -> bool:
     """No answer at all."""
     handler.close_connection = True
     return True
 
 
 @contextlib.contextmanager
-def running_endpoint(embed: Callable[[list[str]], list[list[float]]]) -> Iterator[Endpoint]:
-    """Serve until the block ends."""
-    state = Endpoint(embed)
+def running_server(reply: Answer, base: str) -> Iterator[Endpoint]:
+    """Serve until the block ends. `base` is the path at the end of the URL."""
+    state = Endpoint(reply)
     handler = type("Handler", (_Handler,), {"endpoint": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = _Server(("127.0.0.1", 0), handler)
+    state.url = f"http://127.0.0.1:{server.server_address[1]}{base}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield state
@@ -118,3 +132,10 @@ def running_endpoint(embed: Callable[[list[str]], list[list[float]]]) -> Iterato
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def running_endpoint(embed: Callable[[list[str]], list[list[float]]]) -> Iterator[Endpoint]:
+    """Serve embeddings until the block ends."""
+    with running_server(lambda _, r: (200, embeddings_body(embed(r["input"]))), "/v1") as state:
+        yield state

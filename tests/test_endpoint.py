@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
 from hf_distill.teachers import endpoint as module
+from hf_distill.teachers import http_api
 from hf_distill.teachers.endpoint import KEY_VARIABLE, EndpointTeacher, load_endpoint
 
 
@@ -95,7 +96,7 @@ def test_a_wrong_answer_is_said(endpoint: Endpoint, fault: object, says: str) ->
 
 
 def test_no_answer_is_said(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRIES", 1)
+    monkeypatch.setattr(http_api, "RETRIES", 1)
     teacher = load(endpoint)
     endpoint.faults = [hang_up, hang_up]
     with pytest.raises(InputError, match=r"127\.0\.0\.1.*cannot be reached"):

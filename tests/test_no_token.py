@@ -182,6 +182,8 @@ def test_what_differs_on_the_hub_is_said_without_the_token(
         f"--teacher_kind endpoint --teacher_url http://me:{TOKEN}@localhost/v1",
         f"--teacher_kind endpoint --teacher_url http://localhost/v1?token={TOKEN}",
         f"--teacher_kind endpoint --teacher_url http://{TOKEN}@localhost/v1",
+        f"--teacher_kind rerank-endpoint --teacher_url http://me:{TOKEN}@localhost/v1",
+        f"--teacher_kind rerank-endpoint --teacher_url http://localhost/rerank?token={TOKEN}",
         f"--dataset_path https://me:{TOKEN}@localhost/pairs.jsonl",
         f"--dataset_path https://localhost/pairs.jsonl?token={TOKEN}",
         f"--dataset auto --dataset_path none --sources a=https://me:{TOKEN}@localhost/p.jsonl",

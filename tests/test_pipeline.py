@@ -198,6 +198,7 @@ REFUSED = {
     "no column": ("--query_column question", ["--query_column", "question"]),
     "unbounded": ("--regression_weight 0.1.*dot", ["--teacher_similarity", "dot"]),
     "no address": ("--teacher_url", ["--teacher_kind", "endpoint"]),
+    "no ranker's address": ("--teacher_url", ["--teacher_kind", "rerank-endpoint"]),
     "member": (
         "--ensemble bi-encoder:x",
         ["--teacher_kind", "ensemble", "--ensemble", "bi-encoder:x"],

@@ -1,4 +1,6 @@
-"""Every kind of teacher but the endpoint (test_endpoint.py), with tiny real models and files."""
+"""Every kind of teacher but the endpoints (test_endpoint.py, test_rerank_endpoint.py), with tiny
+real models and files.
+"""
 
 from __future__ import annotations
 

@@ -197,8 +197,9 @@ class TeacherArguments:
     )
     teacher_activation: Literal["auto", "sigmoid", "identity"] = option(
         "auto",
-        "Turns a cross-encoder's logits, or precomputed scores, into scores. auto: a sigmoid for "
-        "logits, nothing for others.",
+        "Turns a ranker's logits, or precomputed scores, into scores. auto: a sigmoid for a "
+        "cross-encoder's logits, nothing for others. A rerank endpoint is asked for its raw scores "
+        "if this is sigmoid or identity.",
     )
     teacher_pooling: Literal["cls", "mean"] | None = option(
         None, "Pool the teacher's tokens like this. Default: as the model says."
@@ -211,10 +212,14 @@ class TeacherArguments:
         "Precision of the teacher. auto: the fastest that the hardware supports.",
     )
     teacher_url: str | None = option(
-        None, "Base URL of the endpoint, e.g. http://localhost:8080/v1."
+        None,
+        "Base URL of the endpoint, e.g. http://localhost:8080/v1; for a rerank endpoint, what "
+        "/rerank follows, or the whole address.",
     )
     score_range: list[float] | None = option(
-        None, "Lowest and highest precomputed score, e.g. 0 1. Default: -1 1."
+        None,
+        "Lowest and highest score: of precomputed ones (default: -1 1), or of a rerank endpoint's "
+        "(default: 0 1).",
     )
     ensemble: list[str] = option(
         [],

@@ -102,6 +102,11 @@ TEACHERS: Mapping[str, Kind] = {
         "hf_distill.teachers.endpoint:load_endpoint",
         "an OpenAI-compatible embeddings API (its key, if it needs one, in OPENAI_API_KEY)",
     ),
+    "rerank-endpoint": Kind(
+        "hf_distill.teachers.rerank_endpoint:load_rerank_endpoint",
+        "a ranker behind a /rerank API: text-embeddings-inference, vLLM, Infinity, Cohere, Jina "
+        "(its key, if it needs one, in RERANK_API_KEY)",
+    ),
     "precomputed": Kind(
         "hf_distill.teachers.precomputed:load_precomputed",
         "a JSON, JSONL, CSV or Parquet file of scores or embeddings, e.g. teacher_soft_labels.json",

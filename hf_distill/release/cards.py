@@ -21,7 +21,8 @@ from hf_distill.errors import printable
 from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.report.page import environment
 from hf_distill.report.results import CommonResults
-from hf_distill.teachers.ensemble import kind_and_name, parse_member
+from hf_distill.teachers.ensemble import parse_member
+from hf_distill.teachers.load import kind_and_name
 
 PLACEHOLDER = "path/to/this/folder"
 """The name in a card whose repository has none yet."""

@@ -36,7 +36,7 @@ class Scale:
     Attributes:
         similarity: How two embeddings are compared, a key of `SCALES` (distances are negated, so
             that higher is nearer); or, without embeddings, where the scores come from:
-            `cross-encoder`, `given`, `weighted mean of quantiles`.
+            `cross-encoder`, `rerank endpoint ...`, `given`, `weighted mean of quantiles`.
         activation: What was applied to the raw scores; None if nothing was.
         low, high: The lowest and the highest score that is possible.
     """
@@ -63,8 +63,8 @@ class Scale:
             raise InputError(
                 f"{teacher}: {int(outside.sum())} of {len(scores)} scores lie outside the declared "
                 f"range [{self.low:g}, {self.high:g}], e.g. {scores[outside.argmax()]:.4f}. For "
-                "logits of a cross-encoder, set --teacher_activation sigmoid; for precomputed "
-                "scores on another scale, declare it with --score_range LOW HIGH"
+                "logits, set --teacher_activation sigmoid; for precomputed scores or a rerank "
+                "endpoint's on another scale, declare it with --score_range LOW HIGH"
             )
         return np.asarray(np.clip(scores, self.low, self.high))
 
@@ -98,6 +98,21 @@ SCALES = {
     "manhattan": Scale("manhattan", low=-np.inf, high=0.0),
 }
 """The scale of each similarity of embeddings."""
+
+
+def declared_range(bounds: list[float] | None) -> tuple[float, float] | None:
+    """The recipe's `score_range`, if there is one.
+
+    Raises:
+        InputError: It is not two numbers, the lower one first.
+    """
+    if bounds is None:
+        return None
+    if not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise InputError(
+            f"--score_range {' '.join(map(str, bounds))}: give two numbers, the lower one first"
+        )
+    return bounds[0], bounds[1]
 
 
 def similarity(name: str, left: Tensor, right: Tensor) -> Tensor:

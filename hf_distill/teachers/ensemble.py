@@ -11,11 +11,9 @@ import numpy as np
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe, TeacherArguments
-from hf_distill.recipe.kinds import PLUGIN, TEACHERS, load_kind
+from hf_distill.recipe.kinds import TEACHERS, load_kind
 from hf_distill.teachers.base import Prompts, Scale, Teacher
-from hf_distill.teachers.load import options_read, refuse_unread
-
-MEMBER_KINDS = tuple(kind for kind in TEACHERS if kind != "ensemble")
+from hf_distill.teachers.load import SINGLE_KINDS, kind_and_name, options_read, refuse_unread
 
 
 def normalise_scores(fitted_on: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -58,17 +56,6 @@ class EnsembleTeacher(Teacher):
         return ", ".join(member.precision for member, _ in self.members)
 
 
-def kind_and_name(text: str) -> tuple[str, str] | None:
-    """Kind and teacher of `KIND:TEACHER`, where KIND is a name of `MEMBER_KINDS` or a
-    `package.module:name`; None if it is not of this form.
-    """
-    known = next((kind for kind in MEMBER_KINDS if text.startswith(f"{kind}:")), None)
-    plugin = PLUGIN.match(text)
-    kind = known or (plugin.group() if plugin else "")
-    teacher = text.removeprefix(f"{kind}:")
-    return (kind, teacher) if kind and teacher and text.startswith(f"{kind}:") else None
-
-
 def parse_member(text: str) -> tuple[str, str, float]:
     """Kind, teacher and weight of a member, written as `KIND:TEACHER=WEIGHT`.
 
@@ -85,7 +72,7 @@ def parse_member(text: str) -> tuple[str, str, float]:
         raise InputError(
             f"--ensemble {text}: a member is KIND:TEACHER=WEIGHT with a weight above 0, as in "
             "cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2=0.5; KIND is one of "
-            f"{', '.join(MEMBER_KINDS)}, or package.module:name of your own"
+            f"{', '.join(SINGLE_KINDS)}, or package.module:name of your own"
         )
     return *both, number
 

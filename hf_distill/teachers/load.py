@@ -7,11 +7,28 @@ from typing import Any
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe, TeacherArguments
-from hf_distill.recipe.kinds import TEACHERS, load_kind
+from hf_distill.recipe.kinds import PLUGIN, TEACHERS, load_kind
 from hf_distill.teachers.base import Teacher
 
 _EVERY_KIND = {"teacher", "teacher_kind", "teacher_dtype", "teacher_cache"}
 """Options that no kind refuses. Opening a run sets `teacher_dtype`, whatever the kind."""
+
+SHARED = frozenset({"teacher_url", "trust_remote_code"})
+"""Options that a ranker beside the teacher reads as they are."""
+
+SINGLE_KINDS = tuple(kind for kind in TEACHERS if kind != "ensemble")
+"""Kinds of one model."""
+
+
+def kind_and_name(text: str) -> tuple[str, str] | None:
+    """Kind and model of `KIND:MODEL`, where KIND is a name of `SINGLE_KINDS` or a
+    `package.module:name`; None if it is not of this form.
+    """
+    known = next((kind for kind in SINGLE_KINDS if text.startswith(f"{kind}:")), None)
+    plugin = PLUGIN.match(text)
+    kind = known or (plugin.group() if plugin else "")
+    model = text.removeprefix(f"{kind}:")
+    return (kind, model) if kind and model and text.startswith(f"{kind}:") else None
 
 
 def options_read(kind: Any) -> frozenset[str]:
@@ -39,6 +56,12 @@ def refuse_unread(arguments: TeacherArguments, read: Collection[str]) -> None:
             )
 
 
+def _read_by_ranker(recipe: Recipe) -> frozenset[str]:
+    """The options of the teacher that its ranker reads, too."""
+    kind, _ = kind_and_name(recipe.lists.ranker or "") or ("", "")
+    return SHARED & options_read(load_kind(kind, TEACHERS, "ranker")) if kind else frozenset()
+
+
 def load_teacher(recipe: Recipe) -> Teacher:
     """Load the teacher that `recipe` names.
 
@@ -47,6 +70,6 @@ def load_teacher(recipe: Recipe) -> Teacher:
             refuses.
     """
     kind = load_kind(recipe.teacher.teacher_kind, TEACHERS, "teacher_kind")
-    refuse_unread(recipe.teacher, options_read(kind))
+    refuse_unread(recipe.teacher, options_read(kind) | _read_by_ranker(recipe))
     teacher: Teacher = kind(recipe)
     return teacher

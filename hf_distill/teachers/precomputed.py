@@ -21,7 +21,14 @@ from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe, TeacherArguments
 from hf_distill.run.stage import folder_written_whole, sha256_of, stage
-from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale, reads
+from hf_distill.teachers.base import (
+    SCALES,
+    EmbeddingTeacher,
+    PairTeacher,
+    Scale,
+    declared_range,
+    reads,
+)
 
 SCORE_COLUMNS, TEXT_COLUMN, EMBEDDING_COLUMN = ("teacher_score", "score"), "text", "embedding"
 
@@ -127,11 +134,7 @@ def _columns_there(data: DataArguments, tables: Tables) -> DataArguments:
 
 def _scale_of(arguments: TeacherArguments) -> Scale:
     """The scale of precomputed scores, after the activation."""
-    bounds = arguments.score_range
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise InputError(
-            f"--score_range {' '.join(map(str, bounds))}: give two numbers, the lower one first"
-        )
+    bounds = declared_range(arguments.score_range)
     if arguments.teacher_activation == "sigmoid":
         return Scale("given", "sigmoid", 0.0, 1.0)
     activation = None if arguments.teacher_activation == "auto" else arguments.teacher_activation

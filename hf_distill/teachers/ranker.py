@@ -9,8 +9,7 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe, TeacherArguments
 from hf_distill.recipe.kinds import TEACHERS, load_kind
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
-from hf_distill.teachers.ensemble import MEMBER_KINDS, kind_and_name
-from hf_distill.teachers.load import options_read
+from hf_distill.teachers.load import SHARED, SINGLE_KINDS, kind_and_name, options_read
 
 
 def _beside(recipe: Recipe, kind: str, model: str, key: str, activation: str = "auto") -> Teacher:
@@ -18,17 +17,13 @@ def _beside(recipe: Recipe, kind: str, model: str, key: str, activation: str = "
     prompts and limits.
     """
     load, shared = load_kind(kind, TEACHERS, key), recipe.teacher
-    wanted = {
-        "teacher_url": shared.teacher_url,
-        "trust_remote_code": shared.trust_remote_code,
-        "teacher_activation": activation,
-    }
+    wanted = {name: getattr(shared, name) for name in SHARED} | {"teacher_activation": activation}
     read = options_read(load)
     own = TeacherArguments(
         teacher=model,
         teacher_kind=kind,
         teacher_dtype=shared.teacher_dtype,
-        **{name: value for name, value in wanted.items() if name in read},  # type: ignore[arg-type]  # of several types
+        **{name: value for name, value in wanted.items() if name in read},
     )
     try:
         loaded: Teacher = load(replace(recipe, teacher=own))
@@ -51,7 +46,7 @@ def load_ranker(recipe: Recipe) -> PairTeacher | None:
         raise InputError(
             f"--ranker {text}: a ranker is KIND:MODEL, as in "
             "cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2; KIND is one of "
-            f"{', '.join(MEMBER_KINDS)}, or package.module:name of your own"
+            f"{', '.join(SINGLE_KINDS)}, or package.module:name of your own"
         )
     ranker = _beside(recipe, *both, "ranker", recipe.lists.ranker_activation)
     if not ranker.scores_pairs:
