@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_collections import read_run, row, text
 
 from hf_distill.candidates.mine import Mined, by_words, filled, joined, nearest
 from hf_distill.evaluation.ranker import agreement_on_list
-from hf_distill.scoring.lists import ScoredLists
+from hf_distill.scoring.lists import ScoredLists, _relevant, corpus_of
 from hf_distill.training.in_batch import cut_below
 from hf_distill.training.lists import Choice, choose
 
@@ -68,6 +70,26 @@ def test_bm25_and_embeddings_find_the_nearest_documents() -> None:
     vectors = np.eye(3, dtype=np.float32)
     query = np.array([[0.1, 0.9, 0.5]], dtype=np.float32)
     assert np.concatenate(list(nearest(query, vectors, 2, "dot"))).tolist() == [[1, 2]]
+
+
+def test_what_is_relevant_to_a_query_in_any_split_is_no_candidate(tmp_path: Path) -> None:
+    """A pair that leaks is in no training, and its document answers its query all the same."""
+    rows = [
+        row(1, 1), row(1, 2), row(2, 3), row(3, 4), row(3, 5),
+        row(4, 5, "test"), row(5, 6, "test"), row(6, 7, "validation"),
+    ]  # fmt: skip
+    collection = read_run(tmp_path, rows)
+    assert len(collection.pairs("leaked")) == 1, "documents 5 of a test pair"
+    texts = {
+        collection.query_texts(np.array([number]))[0]: collection.document_texts(documents)
+        for number, documents in enumerate(
+            _relevant(collection, np.arange(len(collection.queries)))
+        )
+    }
+    assert {*texts[text("query", 3)]} == {text("document", 4), text("document", 5)}
+    assert {*texts[text("query", 1)]} == {text("document", 1), text("document", 2)}
+    corpus = collection.document_texts(corpus_of(collection))
+    assert {*corpus} == {text("document", number) for number in (1, 2, 3, 4)}
 
 
 def lists_of(scores: list[list[float]], own: list[float], of: list[int]) -> ScoredLists:
@@ -139,10 +161,10 @@ def test_draws_take_each_candidate_once_and_strata_take_one_of_each(
     choice = Choice(number, how, None)  # type: ignore[arg-type]
     own = np.ones(3, dtype=np.float32)
     chosen, of = choose(documents, scores, own, choice, np.random.default_rng(seed))
-    for row, values in zip(chosen.tolist(), of, strict=True):
-        assert len({*row}) == number
-        assert row == sorted(row), "the best first"
-        assert values.tolist() == scores[0, row].tolist()
+    for chosen_row, values in zip(chosen.tolist(), of, strict=True):
+        assert len({*chosen_row}) == number
+        assert chosen_row == sorted(chosen_row), "the best first"
+        assert values.tolist() == scores[0, chosen_row].tolist()
         if how == "stratified":
             bounds = [place * 8 // number for place in range(number + 1)]
             assert all(

@@ -211,6 +211,19 @@ def corpus_of(collection: Collection) -> np.ndarray:
     return np.union1d(other, collection.pairs("train").documents)
 
 
+def _relevant(collection: Collection, queries: np.ndarray) -> list[np.ndarray]:
+    """The documents that are relevant to each of `queries` (Q,), ascending, in any split: also
+    those of pairs that were taken out of the training because of a leak.
+    """
+    order = np.argsort(collection.query_numbers, kind="stable")
+    first, last = (
+        np.searchsorted(collection.query_numbers[order], queries, side)
+        for side in ("left", "right")
+    )
+    documents = collection.document_numbers[order]
+    return [documents[start:stop] for start, stop in zip(first, last, strict=True)]
+
+
 def _given(collection: Collection, queries: np.ndarray, depth: int) -> np.ndarray:
     """(Q, depth) int64: the candidates that the data lists and nobody judged relevant, those with
     the highest given score first, then those without one in the order of the data; -1: no more.
@@ -347,10 +360,8 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
 
     def make(key: str) -> MinedRecord:
         began = time.perf_counter()
-        queries, of = np.unique(pairs.queries, return_inverse=True)
-        order = np.argsort(of, kind="stable")
-        bounds = np.searchsorted(of[order], np.arange(1, len(queries)))
-        positives = np.split(pairs.documents[order], bounds)
+        queries = np.unique(pairs.queries)
+        positives = _relevant(collection, queries)
         corpus, depth = corpus_of(collection), options.candidates_per_query
         # relevant documents are among those that a miner finds
         search = _Search(queries, corpus, depth + max(map(len, positives)))
@@ -361,7 +372,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         if none:
             raise InputError(
                 f"--candidates: {none:,} of {len(queries):,} queries have no candidate, because "
-                f" all {len(corpus):,} documents are relevant to them; set it to none"
+                f"all {len(corpus):,} documents are relevant to them; set it to none"
             )
         with written_whole(arrays) as temporary:
             np.savez(temporary, starts=mined.starts, documents=mined.documents, drawn=mined.drawn)
@@ -456,7 +467,8 @@ def score_lists(sources: Sources) -> ScoredLists:
             collection=sources.collection.key,
         )
 
-    inputs = [mined_record.key, fingerprint(ranker.identity), sources.scores.key]
+    prompts, scale = dataclasses.asdict(ranker.prompts), ranker.scale.record()
+    inputs = [mined_record.key, ranker.identity, prompts, scale, sources.scores.key]
     record = stage(path, ListsRecord, inputs, make, [arrays], together=True)
     return _lists(record, sources.collection, mined, np.load(arrays) if values is None else values)
 
