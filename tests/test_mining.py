@@ -168,7 +168,8 @@ def test_draws_take_each_candidate_once_and_strata_take_one_of_each(
         if how == "stratified":
             bounds = [place * 8 // number for place in range(number + 1)]
             assert all(
-                low <= x < high for x, low, high in zip(row, bounds, bounds[1:], strict=False)
+                low <= x < high
+                for x, low, high in zip(chosen_row, bounds, bounds[1:], strict=False)
             )
 
 
