@@ -11,9 +11,10 @@ from conftest import recipe_of, sentences
 from embeddings_server import Endpoint, embeddings_body, hang_up, refuse, running_endpoint, say
 from sentence_transformers import SentenceTransformer
 
+from hf_distill.compute.endpoint import KEY_VARIABLE
 from hf_distill.errors import InputError
 from hf_distill.teachers import endpoint as module
-from hf_distill.teachers.endpoint import KEY_VARIABLE, EndpointTeacher, load_endpoint
+from hf_distill.teachers.endpoint import EndpointTeacher, load_endpoint
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ def test_the_identity_is_server_model_and_similarity(endpoint: Endpoint) -> None
         ("http://me:secret@host/v1", f"--teacher_url .*{KEY_VARIABLE}"),
         ("http://host/v1?key=secret", f"--teacher_url .*{KEY_VARIABLE}"),
         ("localhost:8080", "--teacher_url localhost:8080"),
+        ("http://[::1/v1", r"--teacher_url http://\[::1/v1 is not an address"),
         ("ftp://host/v1", "--teacher_url ftp://host/v1"),
     ],
 )

@@ -20,8 +20,8 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.commands.main import main
 from hf_distill.commands.train import main as train
+from hf_distill.compute.endpoint import KEY_VARIABLE
 from hf_distill.release import access
-from hf_distill.teachers.endpoint import KEY_VARIABLE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),

@@ -9,20 +9,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from hf_distill.compute.encode import Advance, text_length
+from hf_distill.compute.endpoint import KEY_VARIABLE, checked_url, hidden
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, Prompts, Scale, reads
 
 if TYPE_CHECKING:
     from openai import OpenAI
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable with the endpoint's key. A local server usually needs none."""
 
 BATCH_SIZE = 32
 """Texts in a request."""
@@ -98,7 +95,7 @@ class EndpointTeacher(EmbeddingTeacher):
                 "if that is too much, let the server truncate"
             )
             raise self._error(
-                f"answers {error.status_code}: {_hidden(error.response.text)[:300]!r}", hint
+                f"answers {error.status_code}: {hidden(error.response.text)[:300]!r}", hint
             ) from error
         except ValueError as error:
             raise self._error(
@@ -112,7 +109,7 @@ class EndpointTeacher(EmbeddingTeacher):
         data = body.get("data") if isinstance(body, dict) else None
         if not isinstance(data, list):
             raise self._error(
-                f"answers no list of embeddings but {_hidden(str(body))[:120]!r}",
+                f"answers no list of embeddings but {hidden(str(body))[:120]!r}",
                 "Look at the server",
             )
         if len(data) != count:
@@ -140,36 +137,12 @@ class EndpointTeacher(EmbeddingTeacher):
             f"the endpoint {self.url} (model {self.name}) {what}. {hint}. Finished shards are "
             "kept; run again to continue"
         )
-        return InputError(_hidden(message))
-
-
-def _hidden(text: str) -> str:
-    """`text` without the endpoint's key. What is cut afterwards holds no part of it."""
-    key = os.environ.get(KEY_VARIABLE)
-    return text.replace(key, "[key]") if key else text
+        return InputError(hidden(message))
 
 
 def _tokens_in(body: dict[str, Any]) -> int:
     usage = body.get("usage")
     return int(usage.get("total_tokens") or 0) if isinstance(usage, dict) else 0
-
-
-def _checked_url(url: str | None) -> str:
-    if url is None:
-        raise InputError(
-            "--teacher_kind endpoint needs --teacher_url, e.g. http://localhost:8080/v1"
-        )
-    address = urlsplit(url)
-    if address.username or address.password or address.query:
-        raise InputError(
-            "--teacher_url has a user, a password or a query, and the run's folder would show it; "
-            f"put the key into the environment variable {KEY_VARIABLE}"
-        )
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise InputError(
-            f"--teacher_url {url} is not an address; it looks like http://localhost:8080/v1"
-        )
-    return url.rstrip("/")
 
 
 @reads("teacher_url", "teacher_similarity", "query_prompt", "document_prompt")
@@ -181,7 +154,7 @@ def load_endpoint(recipe: Recipe) -> EndpointTeacher:
             `EndpointTeacher.embed`.
     """
     arguments = recipe.teacher
-    url = _checked_url(arguments.teacher_url)
+    url = checked_url(arguments.teacher_url, "endpoint")
     try:
         from openai import OpenAI  # noqa: PLC0415  (an extra)
     except ImportError as error:
