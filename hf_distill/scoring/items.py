@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.compute.encode import Advance, text_length
 from hf_distill.data.collection import pair_number, text_number
+from hf_distill.run.shards import Part, Shards, locate, shard_size
 from hf_distill.scoring.progress import Progress
-from hf_distill.scoring.shards import Part, Shards, locate, shard_size
 
 _READ = 1000
 

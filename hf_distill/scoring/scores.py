@@ -18,10 +18,10 @@ from hf_distill.data.collection import Collection, Pairs, Split
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.shards import Shards
 from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
 from hf_distill.scoring.items import Items, work_once
-from hf_distill.scoring.shards import Shards
 from hf_distill.teachers.base import (
     EmbeddingTeacher,
     PairTeacher,
