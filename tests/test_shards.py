@@ -39,6 +39,7 @@ class Counter:
 def test_a_shard_has_4096_items_and_there_are_at_most_256() -> None:
     assert shard_size(1) == shard_size(256 * 4096) == 4096
     assert shard_size(256 * 4096 + 1) == 4097
+    assert (shard_size(1000, 64), shard_size(256 * 64 + 1, 64)) == (64, 65)
 
 
 def test_only_new_items_are_worked_on(tmp_path: Path) -> None:

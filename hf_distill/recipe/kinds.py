@@ -102,6 +102,10 @@ TEACHERS: Mapping[str, Kind] = {
         "hf_distill.teachers.endpoint:load_endpoint",
         "an OpenAI-compatible embeddings API (its key, if it needs one, in OPENAI_API_KEY)",
     ),
+    "chat-judge": Kind(
+        "hf_distill.teachers.chat_judge:load_chat_judge",
+        "a language model behind an OpenAI-compatible chat API, which grades documents from 0 to 3",
+    ),
     "precomputed": Kind(
         "hf_distill.teachers.precomputed:load_precomputed",
         "a JSON, JSONL, CSV or Parquet file of scores or embeddings, e.g. teacher_soft_labels.json",

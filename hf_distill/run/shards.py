@@ -44,11 +44,11 @@ float16.
 """
 
 
-def shard_size(items: int) -> int:
+def shard_size(items: int, least: int | None = None) -> int:
     """Items in a shard: few enough that a kill loses little, and enough that there are at most
-    about 256 files.
+    about 256 files. `least`: how many at least, if not `LEAST_ITEMS`.
     """
-    return max(LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
+    return max(least or LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
 
 
 @dataclass(frozen=True)
