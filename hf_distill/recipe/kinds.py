@@ -49,6 +49,11 @@ SOURCES: Mapping[str, Kind] = {
         "texts without queries: a folder of .txt or .md documents, tables with a column of texts, "
         "or parallel texts",
     ),
+    "generate": Kind(
+        "hf_distill.data.sources.generate:read_generated",
+        "such texts, and queries that a language model writes for them (chat_url; its key, if it "
+        "needs one, in OPENAI_API_KEY)",
+    ),
 }
 """Sources of data: functions of the recipe (see `hf_distill.data.collection.SourcePairs`)."""
 
