@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -334,6 +337,38 @@ def test_another_address_of_the_model_makes_nothing_again(
     key = load(server, documents, tmp_path / "run").key
     assert load(server, documents, tmp_path / "run", chat_url="http://127.0.0.1:9/v1").key == key
     assert len(server.requests) == 100
+
+
+def test_a_killed_process_has_paid_for_all_but_the_shard_in_work(
+    tiny: Path, server: ChatServer, documents: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = [str(token) for token in (
+        tiny, "--run_dir", run, "--dataset", "generate", "--dataset_path", documents,
+        "--group_column", "none", "--chat_url", server.url, "--chat_model", "writer",
+        "--until", "read",
+    )]  # fmt: skip
+    code = (
+        "import sys; from hf_distill.data.sources import generate; from hf_distill.commands.train "
+        "import main; generate.SHARD_DOCUMENTS = 20; sys.exit(main(sys.argv[1:]))"
+    )
+    server.seconds = 0.1
+    process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.DEVNULL)
+    while len(server.requests) < 50:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    server.seconds = 0
+    whole = len(list((run / "generated").glob("*.arrow")))
+    assert whole >= 2
+    time.sleep(0.5)  # what it had sent may still come in
+    before = set(server.users()[: 20 * whole])
+    server.requests.clear()
+    said = call(line)
+    assert said.code == 0, said.err[-2000:]
+    assert len(server.requests) == 100 - 20 * whole
+    assert not before & set(server.users())
 
 
 # --- In a run
