@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tiny_run import artefacts, prepare, started
 
-from hf_distill.scoring import shards
+from hf_distill.run import shards
 
 shards.LEAST_ITEMS = 32  # several shards, so that there is something to share
 

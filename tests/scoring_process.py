@@ -22,8 +22,8 @@ from hf_distill.data.collection import (
     text_number,
     write_table,
 )
+from hf_distill.run import shards
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring import shards
 from hf_distill.scoring.scores import score_collection
 from hf_distill.teachers.base import EmbeddingTeacher, Prompts
 

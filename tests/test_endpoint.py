@@ -11,10 +11,11 @@ from conftest import recipe_of, sentences
 from embeddings_server import Endpoint, embeddings_body, hang_up, refuse, running_endpoint, say
 from sentence_transformers import SentenceTransformer
 
+from hf_distill.compute import endpoint as endpoint_module
+from hf_distill.compute.endpoint import KEY_VARIABLE
 from hf_distill.errors import InputError
 from hf_distill.teachers import endpoint as module
-from hf_distill.teachers import http_api
-from hf_distill.teachers.endpoint import KEY_VARIABLE, EndpointTeacher, load_endpoint
+from hf_distill.teachers.endpoint import EndpointTeacher, load_endpoint
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_wrong_answer_is_said(endpoint: Endpoint, fault: object, says: str) ->
 
 
 def test_no_answer_is_said(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_api, "RETRIES", 1)
+    monkeypatch.setattr(endpoint_module, "RETRIES", 1)
     teacher = load(endpoint)
     endpoint.faults = [hang_up, hang_up]
     with pytest.raises(InputError, match=r"127\.0\.0\.1.*cannot be reached"):
@@ -132,6 +133,7 @@ def test_the_identity_is_server_model_and_similarity(endpoint: Endpoint) -> None
         ("http://me:secret@host/v1", f"--teacher_url .*{KEY_VARIABLE}"),
         ("http://host/v1?key=secret", f"--teacher_url .*{KEY_VARIABLE}"),
         ("localhost:8080", "--teacher_url localhost:8080"),
+        ("http://[::1/v1", r"--teacher_url http://\[::1/v1 is not an address"),
         ("ftp://host/v1", "--teacher_url ftp://host/v1"),
     ],
 )

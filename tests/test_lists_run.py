@@ -16,8 +16,8 @@ from sentence_transformers import CrossEncoder
 
 from hf_distill.commands.main import main as hf_distill
 from hf_distill.data.load import open_collection
+from hf_distill.run import shards
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring import shards
 from hf_distill.scoring.lists import ScoredLists, open_lists, pairs_of, with_lists
 from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
 

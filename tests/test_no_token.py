@@ -13,15 +13,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from conftest import Said, call
+from chat_server import running_chat, says
+from conftest import Said, call, sentences
 from embeddings_server import Endpoint, refuse, running_endpoint, say
 from hub_server import READ_TOKEN, SCOPED_TOKEN, TOKEN, Fault, Hub, running_hub
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.commands.main import main
 from hf_distill.commands.train import main as train
+from hf_distill.compute.endpoint import KEY_VARIABLE
 from hf_distill.release import access
-from hf_distill.teachers.endpoint import KEY_VARIABLE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
@@ -184,6 +185,8 @@ def test_what_differs_on_the_hub_is_said_without_the_token(
         f"--teacher_kind endpoint --teacher_url http://{TOKEN}@localhost/v1",
         f"--teacher_kind rerank-endpoint --teacher_url http://me:{TOKEN}@localhost/v1",
         f"--teacher_kind rerank-endpoint --teacher_url http://localhost/rerank?token={TOKEN}",
+        f"--teacher_kind chat-judge --teacher_url http://me:{TOKEN}@localhost/v1",
+        f"--dataset generate --chat_model m --chat_url http://localhost/v1?key={TOKEN}",
         f"--dataset_path https://me:{TOKEN}@localhost/pairs.jsonl",
         f"--dataset_path https://localhost/pairs.jsonl?token={TOKEN}",
         f"--dataset auto --dataset_path none --sources a=https://me:{TOKEN}@localhost/p.jsonl",
@@ -236,3 +239,42 @@ def test_the_key_of_an_endpoint_is_in_no_file_and_no_message(
     assert said.code == 0, said.err[-2000:]
     assert any(re.search(KEY, str(request["authorization"])) for request in endpoint.requests)
     assert not holders(KEY, said, run)
+
+
+def test_the_key_of_a_chat_endpoint_is_in_no_file_and_no_message(
+    tiny: Path, tmp_path: Path, backbone_dir: Path, saying: Saying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="openai, the extra `endpoint`, is not installed")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences(80)))
+    echoed = f"Authorization: Bearer {KEY}"
+
+    def answer(user: str, names: list[str]) -> dict[str, Any]:
+        words = user.split()
+        if names[0].startswith("document_"):
+            return dict.fromkeys(names, len(words) % 4)
+        return {name: " ".join(words[i : i + 5]) for i, name in enumerate(names)}
+
+    with running_chat(answer) as chat:
+        line: list[Any] = [
+            tiny, "--run_dir", tmp_path / "run", "--teacher_kind", "chat-judge", "--teacher", "m",
+            "--teacher_url", chat.url, "--student_backbone", backbone_dir, "--student_init",
+            "random", "--alignment_weight", 0, "--regression_on", "diagonal", "--selection", "none",
+            "--num_train_epochs", 1, "--group_column", "none", "--dataset", "generate",
+            "--dataset_path", documents, "--chat_url", chat.url, "--chat_model", "m",
+        ]  # fmt: skip
+        for number in (0, 255, 290):  # however a message is cut
+            text = "x" * number + echoed
+            for fault in (refuse(401, text), say(text.encode()), says(text),
+                          says(None, refusal=text), says(json.dumps({text: text})),
+                          say(json.dumps({text: text}).encode())):  # fmt: skip
+                chat.faults[:] = [fault] * 30
+                said = saying(line, train)
+                assert said.code == 2
+                assert not holders(KEY, said, tmp_path)
+        chat.faults.clear()
+        said = saying(line, train)
+        assert said.code == 0, said.err[-2000:]
+        assert {request["authorization"] for request in chat.requests} == {f"Bearer {KEY}"}
+        assert not holders(KEY, said, tmp_path)

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from rerank_server import MODEL, cohere, infinity, jina, logit, logits, sigmoid, tei, vllm
 
 from hf_distill.commands.train import main as train
+from hf_distill.compute import endpoint as endpoint_module
 from hf_distill.errors import InputError
-from hf_distill.scoring import shards
-from hf_distill.teachers import http_api
+from hf_distill.run import shards
 from hf_distill.teachers import rerank_endpoint as module
 from hf_distill.teachers.base import Scale
 from hf_distill.teachers.load import load_teacher
@@ -314,7 +314,7 @@ def test_retry_after_is_waited_for(infinite: Endpoint) -> None:
 
 
 def test_what_does_not_pass_is_said(infinite: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_api, "RETRIES", 1)
+    monkeypatch.setattr(endpoint_module, "RETRIES", 1)
     teacher = load(infinite)
     for fault, says in ((hang_up, "cannot be reached"), (refuse(503, "full"), "503: 'full'"),
                         (refuse(429), "429: .*limits how often")):  # fmt: skip
@@ -460,7 +460,7 @@ def test_a_run_is_scored_and_after_a_fault_finished_shards_are_not_asked_for_aga
     tiny: Path, tmp_path: Path, backbone_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "LEAST_ITEMS", 50)
-    monkeypatch.setattr(http_api, "RETRIES", 0)
+    monkeypatch.setattr(endpoint_module, "RETRIES", 0)
     key = "co-veryverysecretveryverysecret"
     monkeypatch.setenv(KEY_VARIABLE, key)
     run = tmp_path / "run"
@@ -510,6 +510,8 @@ def test_a_rerank_endpoint_ranks_lists_beside_an_embedder(
     ]  # fmt: skip
     out = run_tiny(tiny, tmp_path / "run", *line, "--ranker_activation", "auto").out
     assert "scored by m" in out
+    lists = [request for request in infinite.requests if len(request["documents"]) > 2]
+    assert all(len(request["documents"]) == 5 for request in lists), "a list with the pair's own"
     line = [tiny, "--run_dir", tmp_path / "other", "--teacher_url", infinite.url]
     said = call(line)
     assert said.code == 2

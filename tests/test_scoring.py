@@ -15,9 +15,9 @@ from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection, pair_number, text_number
 from hf_distill.errors import InputError
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.shards import Part
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors, embed_texts
 from hf_distill.scoring.scores import score_collection
-from hf_distill.scoring.shards import Part
 from hf_distill.teachers.base import PairTeacher, Prompts, Scale, Teacher, TextKind
 
 
@@ -35,7 +35,7 @@ def collection(tmp_path: Path) -> Collection:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_distill.scoring.shards.LEAST_ITEMS", 64)
+    monkeypatch.setattr("hf_distill.run.shards.LEAST_ITEMS", 64)
 
 
 class LengthTeacher(PairTeacher):

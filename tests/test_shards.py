@@ -8,7 +8,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_distill.scoring.shards import Part, Shards, locate, shard_size
+from hf_distill.run.shards import Part, Shards, locate, shard_size
 
 
 def square(keys: np.ndarray) -> np.ndarray:
@@ -39,6 +39,7 @@ class Counter:
 def test_a_shard_has_4096_items_and_there_are_at_most_256() -> None:
     assert shard_size(1) == shard_size(256 * 4096) == 4096
     assert shard_size(256 * 4096 + 1) == 4097
+    assert (shard_size(1000, 64), shard_size(256 * 64 + 1, 64)) == (64, 65)
 
 
 def test_only_new_items_are_worked_on(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_shard_that_somebody_is_at_is_waited_for(
         path.write_bytes(content)
         lock.release()
 
-    monkeypatch.setattr("hf_distill.scoring.shards.time.sleep", other_finishes)
+    monkeypatch.setattr("hf_distill.run.shards.time.sleep", other_finishes)
     work = Counter()
     Shards(tmp_path, "t").complete(keys(1, 2, 3), 2, work)
     assert work.made == [[3]]
@@ -161,7 +162,7 @@ def test_a_shard_that_another_process_made_badly_is_made_again(
         path.write_bytes(b"not an Arrow file")
         lock.release()
 
-    monkeypatch.setattr("hf_distill.scoring.shards.time.sleep", other_fails)
+    monkeypatch.setattr("hf_distill.run.shards.time.sleep", other_fails)
     shards = Shards(tmp_path, "t")
     shards.complete(keys(1, 2), 2, square)
     assert contents(shards) == {1: 1, 2: 4}

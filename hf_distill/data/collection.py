@@ -120,12 +120,20 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set is: for the cards."""
+    """What a data set is: for the cards.
+
+    Attributes:
+        name: What it is called.
+        license, url: As the data says; None if it says nothing.
+        description: A few sentences.
+        queries_by: The language model that wrote the queries; None: they are the data's own.
+    """
 
     name: str
     license: str | None = None
     url: str | None = None
     description: str = ""
+    queries_by: str | None = None
 
 
 @dataclass(frozen=True)

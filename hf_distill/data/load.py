@@ -56,7 +56,7 @@ from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import folder_written_whole, listed, read_result, stage, working_folder
 
-_NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks", "pool_path")
+_NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks", "pool_path", "chat_url")
 """Options of the data that do not change any pair."""
 
 _GIVEN = {
@@ -79,7 +79,8 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
 
     Args:
         recipe: Names the source and says how its pairs are split.
-        folder: The run's folder. It stays as it was if this raises.
+        folder: The run's folder. It stays as it was if this raises, but for queries that a language
+            model has written.
 
     Raises:
         InputError: An unknown source, whatever the source itself raises, a row that is not a pair
@@ -87,7 +88,8 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
     """
     data = recipe.data
     settings = {name: value for name, value in vars(data).items() if name not in _NOT_OF_PAIRS}
-    longest = recipe.student.student_max_length if data.dataset == "texts" else None
+    of_texts = data.dataset in ("texts", "generate")
+    longest = recipe.student.student_max_length if of_texts else None
     existed = folder.path.exists()
 
     def check_texts(source: Source) -> None:
@@ -115,7 +117,7 @@ def load_collection(recipe: Recipe, folder: RunFolder) -> Collection:
         if record.texts is not None:  # of an earlier call with another recipe
             check_texts(record.source)
     except InputError:
-        if not existed:
+        if not existed and not folder.generated.exists():  # that was paid for
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
     return open_collection(folder, data.dataset_license)

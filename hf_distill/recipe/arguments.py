@@ -29,7 +29,7 @@ _NO_EFFECT_ON_STUDENT = (
 
 _NO_EFFECT_ON_RESULTS = (
     *_NO_EFFECT_ON_STUDENT, "run_dir", "until", "explain", "card_examples", "student_license",
-    "dataset_license", "teacher_cache", "trust_remote_code",
+    "dataset_license", "teacher_cache", "trust_remote_code", "chat_url",
 )  # fmt: skip
 
 
@@ -147,6 +147,17 @@ class DataArguments:
         None,
         "Further texts, without queries: a folder of documents, or a file that --dataset texts "
         "reads. A third of the pool's passages (texts_per_pair) are of them.",
+    )
+    chat_url: str | None = option(
+        None,
+        "Base URL of the chat endpoint that writes queries for --dataset generate, e.g. "
+        "http://localhost:8080/v1.",
+    )
+    chat_model: str | None = option(None, "The model's name there.")
+    queries_per_document: int = option(
+        4,
+        "How many queries it writes for a document: a question, keywords, a title, a claim, and "
+        "so on in turn.",
     )
     test_path: str | None = option(
         None,

@@ -14,7 +14,7 @@ from hf_distill.recipe.arguments import (
     ScheduleArguments,
 )
 from hf_distill.recipe.config import DistillationConfig
-from hf_distill.recipe.kinds import FORMATS, SOURCES, TEACHERS, check_kind
+from hf_distill.recipe.kinds import FORMATS, PLUGIN, SOURCES, TEACHERS, check_kind
 from hf_distill.recipe.no_effect import check_effect
 
 ALIGNMENT = "alignment_weight"
@@ -84,6 +84,7 @@ _RANGES: Mapping[str, Range] = {
         "must be between 0 (every source as often) and 1", lambda x: 0 <= x <= 1
     ),
     "positive_cut": ("must be above 0, and at most 1", lambda x: 0 < x <= 1),
+    "queries_per_document": ("must be a number from 1 to 20", lambda x: 1 <= x <= 20),
     "seed": _SEED,
     "data_seed": _SEED,
 }  # fmt: skip
@@ -140,6 +141,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_split(recipe.data, recipe.training)
     _check_columns(recipe.data)
     _check_sources(recipe.data, recipe.training)
+    _check_generated(recipe.data)
     _check_training(recipe.training, recipe.given)
     _check_schedule(recipe.schedule, recipe.data)
     if recipe.data.dataset == "texts":
@@ -359,6 +361,28 @@ def _check_sources(data: DataArguments, training: DistillationConfig) -> None:
             raise InputError(
                 f"--eval_tasks {task!r}: it must be a folder, nano:NAME or mteb:NAME, e.g. "
                 "nano:SciFact"
+            )
+
+
+def _check_generated(data: DataArguments) -> None:
+    """What is about written queries has an effect where queries are written, and they are their own
+    sources.
+    """
+    if data.dataset == "generate":
+        if data.source_column is not None:
+            raise InputError(
+                f"--source_column {data.source_column} has no effect with --dataset generate: the "
+                "source of a pair is the kind of its query; leave it out"
+            )
+        return
+    if PLUGIN.fullmatch(data.dataset):
+        return
+    for name in ("chat_url", "chat_model", "queries_per_document"):
+        value = getattr(data, name)
+        if value != getattr(DataArguments(), name):
+            raise InputError(
+                f"--{name} {value} has no effect with --dataset {data.dataset}: no query is "
+                "written; set --dataset generate, or leave it out"
             )
 
 

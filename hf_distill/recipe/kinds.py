@@ -49,6 +49,11 @@ SOURCES: Mapping[str, Kind] = {
         "texts without queries: a folder of .txt or .md documents, tables with a column of texts, "
         "or parallel texts",
     ),
+    "generate": Kind(
+        "hf_distill.data.sources.generate:read_generated",
+        "such texts, and queries that a language model writes for them (chat_url; its key, if it "
+        "needs one, in OPENAI_API_KEY)",
+    ),
 }
 """Sources of data: functions of the recipe (see `hf_distill.data.collection.SourcePairs`)."""
 
@@ -106,6 +111,10 @@ TEACHERS: Mapping[str, Kind] = {
         "hf_distill.teachers.rerank_endpoint:load_rerank_endpoint",
         "a ranker behind a /rerank API: text-embeddings-inference, vLLM, Infinity, Cohere, Jina "
         "(its key, if it needs one, in RERANK_API_KEY)",
+    ),
+    "chat-judge": Kind(
+        "hf_distill.teachers.chat_judge:load_chat_judge",
+        "a language model behind an OpenAI-compatible chat API, which grades documents from 0 to 3",
     ),
     "precomputed": Kind(
         "hf_distill.teachers.precomputed:load_precomputed",

@@ -19,7 +19,7 @@ _RUN_FILES = ("pairs/manifest.json", "soft_labels/manifest.json", "student_model
 """What stands beside a recipe in the folder of a run."""
 
 _WRITTEN = ("run_dir", "output_dir", "teacher_cache")
-_TRUSTED = ("trust_remote_code", "teacher_url", "hub_token", "push_to_hub", "report_to")
+_TRUSTED = ("trust_remote_code", "teacher_url", "chat_url", "hub_token", "push_to_hub", "report_to")
 """Keys that run code, or use the tokens of whoever runs the recipe."""
 
 _CODE = ("dataset", "format", "teacher_kind", "selection", "terms", "ensemble")

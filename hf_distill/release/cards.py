@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 from markupsafe import Markup
 
 from hf_distill.candidates.mine import NAMED
+from hf_distill.data.collection import Source
 from hf_distill.errors import printable
 from hf_distill.recipe.arguments import TeacherArguments
 from hf_distill.report.page import environment
@@ -163,6 +164,13 @@ def public_teacher(arguments: TeacherArguments) -> Markup:
         kind, name, weight = parse_member(member)
         members.append(f"{code(public_name(name))} ({kind}, weight {weight:g})")
     return Markup("an ensemble of " + ", ".join(members))
+
+
+def writer_of_queries(source: Source) -> Markup | None:
+    """The public name of the language model that wrote the queries, in Markdown; None: they are the
+    data's own.
+    """
+    return None if source.queries_by is None else code(public_name(source.queries_by))
 
 
 def licence_of_texts(results: CommonResults) -> str | None:

@@ -29,6 +29,7 @@ from hf_distill.release.cards import (
     public_ranker,
     public_teacher,
     render,
+    writer_of_queries,
 )
 from hf_distill.report.plots import save_selection_plot
 from hf_distill.report.results import RunResults
@@ -85,7 +86,7 @@ A download that breaks off is then quickly repeated.
 
 _PRIVATE = frozenset((
     "dataset_path", "sources", "test_path", "pool_path", "eval_tasks", "teacher_cache",
-    "teacher_url", "trust_remote_code",
+    "teacher_url", "chat_url", "trust_remote_code",
 ))  # fmt: skip
 """Keys that a card does not show: local paths and addresses, and keys that change no result."""
 
@@ -236,6 +237,8 @@ def _reproducing(recipe: Recipe) -> str:
         keys["candidates"] = [public_miner(name) for name in recipe.lists.candidates]
     if recipe.lists.ranker:
         keys["ranker"] = public_ranker(recipe.lists.ranker)
+    if "chat_model" in keys:
+        keys["chat_model"] = public_name(keys["chat_model"])
     text = yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
     return printable(text)
 
@@ -254,7 +257,12 @@ def _metadata(results: RunResults, sizes: Sequence[tuple[str, str, int]]) -> Dat
         size_categories=size_category(sum(n for config, _, n in sizes if config == "all")),
         source_datasets=[source.name] if hub_id(source.name) else ["original"],
         pretty_name=f"{source.name} scored by {teacher}",
-        tags=["sentence-transformers", "knowledge-distillation", "hf_distill"],
+        tags=[
+            "sentence-transformers",
+            "knowledge-distillation",
+            "hf_distill",
+            *([] if source.queries_by is None else ["synthetic"]),
+        ],
         configs=[
             {
                 "config_name": config,
@@ -321,6 +329,7 @@ def write_dataset(
             title=metadata.pretty_name,
             repo=results.recipe.run.hub_dataset_id,
             source=collection.source,
+            queries_by=writer_of_queries(collection.source),
             license=licence_of_texts(results),
             sizes=sizes,
             columns=list(tables.all_features),

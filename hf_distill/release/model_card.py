@@ -32,6 +32,7 @@ from hf_distill.release.cards import (
     public_name,
     public_teacher,
     render,
+    writer_of_queries,
 )
 from hf_distill.release.onnx import FILES, measured_onnx
 from hf_distill.report.headline import NDCG, verdict
@@ -251,6 +252,7 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         onnx_files=FILES,
         # How it was made.
         source=results.collection.source,
+        queries_by=writer_of_queries(results.collection.source),
         record=results.collection.record,
         license_of_texts=licence_of_texts(results),
         soft_labels=results.soft_labels,

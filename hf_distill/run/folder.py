@@ -23,7 +23,7 @@ LAYOUT = 2
 
 IDENTITY = (
     "dataset", "dataset_path", "sources", "dataset_name", "dataset_config", "dataset_split",
-    "teacher", "teacher_kind", "ensemble", "teacher_url", "student_backbone",
+    "chat_model", "teacher", "teacher_kind", "ensemble", "teacher_url", "student_backbone",
 )  # fmt: skip
 """Keys that identify a run: with another value of one of them, the folder belongs to another run.
 Any other key may change; the stages that depend on it then run again.
@@ -53,6 +53,11 @@ class RunFolder:
     def candidates(self) -> Path:
         """The lists of the training queries, and the ranker's scores of them."""
         return self.path / "candidates"
+
+    @property
+    def generated(self) -> Path:
+        """Queries that a language model has written."""
+        return self.path / "generated"
 
     @property
     def soft_labels(self) -> Path:
@@ -225,7 +230,7 @@ def open_run_folder(recipe: Recipe) -> RunFolder:
         raise InputError(f"--run_dir {folder.path} is a file; name a folder")
     if not folder.recipe.exists():
         # A run that was killed while it read its data leaves these, and no recipe yet.
-        own = {folder.cache.name, folder.pairs.name}
+        own = {folder.cache.name, folder.pairs.name, folder.generated.name}
         strangers = (
             sorted({p.name for p in folder.path.iterdir() if not TEMPORARY.fullmatch(p.name)} - own)
             if folder.path.exists()

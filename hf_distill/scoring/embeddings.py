@@ -17,9 +17,9 @@ from datasets import Dataset
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
+from hf_distill.run.shards import Shards
 from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.items import Items, work_once
-from hf_distill.scoring.shards import Shards
 from hf_distill.teachers.base import EmbeddingTeacher, TextKind
 
 

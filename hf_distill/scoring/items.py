@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -13,8 +14,8 @@ from tqdm.auto import tqdm
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.compute.encode import Advance, text_length
 from hf_distill.data.collection import pair_number, text_number
+from hf_distill.run.shards import Part, Shards, locate, shard_size
 from hf_distill.scoring.progress import Progress
-from hf_distill.scoring.shards import Part, Shards, locate, shard_size
 
 _READ = 1000
 
@@ -30,11 +31,16 @@ class Items(Generic[Item]):
         count: How many there are; some may be equal.
         read: The items at some places (m,), in that order.
         what: `text` or `pair`.
+        lists: (count,) int64: items of one number are worked on one after another. None: the
+            longest items come first.
+        least: How many are in a shard, at least; None: as many as are usual.
     """
 
     count: int
     read: Callable[[np.ndarray], list[Item]]
     what: str
+    lists: np.ndarray | None = None
+    least: int | None = None
 
     def keys(self) -> np.ndarray:
         """(count,) uint64: equal items, equal key."""
@@ -70,42 +76,53 @@ class Stored:
     unique: np.ndarray
 
 
+Around = Callable[[np.ndarray, np.ndarray], contextlib.AbstractContextManager[None]]
+"""Given the places (n,) of items that are to be worked on and their characters (n,)."""
+
+
 def work_once(
     items: Items[Item],
     keys: np.ndarray,
     shards: Shards,
     work: Callable[[list[Item], Advance], np.ndarray],
+    around: Around | None = None,
 ) -> Stored:
-    """Let the teacher work on every unique item that no shard holds yet, the longest first.
+    """Let the teacher work on every unique item that no shard holds yet, the longest first, or list
+    by list.
 
-    In that order a batch needs little padding, and if memory runs out, it does so at once. All
-    processes share the work.
+    With the longest first a batch needs little padding, and if memory runs out, it does so at once.
+    All processes share the work.
 
     Args:
         items: The items.
         keys: Their keys (count,).
         shards: What is done already, and where to put the rest.
         work: Makes the values of some items, (n,) float32 or (n, d) float16.
+        around: Entered before the first item is worked on, if there is one, and left after the
+            last.
     """
     state = PartialState()
     unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    todo = np.sort(first[~np.isin(unique, shards.known())])
+    todo: np.ndarray = np.sort(first[~np.isin(unique, shards.known())])
     lengths = items.lengths(todo)
-    progress = Progress(items.what, len(todo), int(lengths.sum()))
+    order = [keys[todo], -lengths, *([] if items.lists is None else [items.lists[todo]])]
+    context = around(todo, lengths) if around and len(todo) else contextlib.nullcontext()
+    with context:
+        progress = Progress(items.what, len(todo), int(lengths.sum()))
 
-    def make(shard: np.ndarray) -> np.ndarray:
-        batch = items.read(first[np.searchsorted(unique, shard)])
-        return work(batch, progress.shard(len(batch), sum(map(text_length, batch))))
+        def make(shard: np.ndarray) -> np.ndarray:
+            batch = items.read(first[np.searchsorted(unique, shard)])
+            return work(batch, progress.shard(len(batch), sum(map(text_length, batch))))
 
-    try:
-        shards.complete(
-            keys[todo][np.lexsort((keys[todo], -lengths))],
-            shard_size(len(unique)),
-            make,
-            state.process_index,
-            state.num_processes,
-        )
-    finally:
-        progress.close()  # else an error stands on the line of the bar
+        try:
+            shards.complete(
+                keys[todo][np.lexsort(order)],
+                shard_size(len(unique), items.least),
+                make,
+                state.process_index,
+                state.num_processes,
+            )
+        finally:
+            progress.close()  # else an error stands on the line of the bar
     give_back_freed_memory()
     return Stored(*locate(shards.parts(), unique), inverse)

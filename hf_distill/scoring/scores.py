@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -18,11 +19,12 @@ from hf_distill.data.collection import Collection, Pairs, Split
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.shards import Shards
 from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
 from hf_distill.scoring.items import Items, work_once
-from hf_distill.scoring.shards import Shards
 from hf_distill.teachers.base import (
+    JUDGE,
     EmbeddingTeacher,
     PairTeacher,
     Scale,
@@ -150,7 +152,18 @@ class Scores:
             f"{record.seconds} s{speed}\n"
             f"         prompts: {used}\n"
             f"         mean {score.mean:.3f}, sd {score.sd:.3f}, min {score.min:.3f}, "
-            f"max {score.max:.3f}{unscored}"
+            f"max {score.max:.3f}{unscored}{self._agreement()}"
+        )
+
+    def _agreement(self) -> str:
+        """How often a judge agrees with the data about what is relevant, for a terminal."""
+        if self.scale.similarity != JUDGE:
+            return ""
+        agrees = int((self.values > 0.5).sum())
+        return (
+            f"\n         the judge gives {agrees:,} of {len(self.values):,} pairs "
+            f"({agrees / len(self.values):.0%}) a grade of 2 or 3: it agrees that they answer the "
+            "query"
         )
 
 
@@ -246,9 +259,18 @@ def score_pairs(
             )
         return teacher.scale.check(values, teacher.name).astype(np.float32)
 
-    pairs = Items(len(queries), read, "pair")
+    def around(places: np.ndarray, lengths: np.ndarray) -> contextlib.AbstractContextManager[None]:
+        return teacher.working(lengths, queries[places])
+
+    pairs = Items(
+        len(queries),
+        read,
+        "pair",
+        lists=queries if teacher.by_query else None,
+        least=teacher.shard_pairs,
+    )
     worker = fingerprint(teacher.identity, dataclasses.asdict(teacher.prompts))
-    stored = work_once(pairs, pairs.keys(), Shards(folder, worker), score)
+    stored = work_once(pairs, pairs.keys(), Shards(folder, worker), score, around)
     empty = np.empty(0, dtype=np.float32)
     values = np.concatenate([empty, *(part.values for part in stored.parts)])[stored.places]
     return Scored(

@@ -8,6 +8,7 @@ recipe as `package.module:name`.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -25,6 +26,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TextKind = Literal["query", "document"]
 
+JUDGE = "judge"
+"""The `Scale.similarity` of grades from 0 to 3 as thirds. Documents that answer their query have 2
+or 3.
+"""
+
 TOLERANCE = 1e-3
 """How far a score may lie outside its declared range by rounding; it is then clipped."""
 
@@ -36,7 +42,7 @@ class Scale:
     Attributes:
         similarity: How two embeddings are compared, a key of `SCALES` (distances are negated, so
             that higher is nearer); or, without embeddings, where the scores come from:
-            `cross-encoder`, `rerank endpoint ...`, `given`, `weighted mean of quantiles`.
+            `cross-encoder`, `rerank endpoint ...`, `given`, `judge`, `weighted mean of quantiles`.
         activation: What was applied to the raw scores; None if nothing was.
         low, high: The lowest and the highest score that is possible.
     """
@@ -232,15 +238,36 @@ class EmbeddingTeacher(Teacher, abc.ABC):
 
 
 class PairTeacher(Teacher, abc.ABC):
-    """Scores pairs and embeds nothing."""
+    """Scores pairs and embeds nothing.
+
+    Attributes:
+        shard_pairs: Pairs in a shard, at least. Few, if each of them takes long or costs money: a
+            kill loses the shard that is in work. None: as many as are usual.
+        by_query: It works on the documents of a query together. Its pairs come in the order of
+            their queries, and not the longest first.
+    """
 
     scores_pairs = True
+    shard_pairs: int | None = None
+    by_query: bool = False
 
     @abc.abstractmethod
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
         """Scores (len(pairs),) float32 of (query, document) pairs, NaN for a pair without one. The
         texts have no prompts yet.
         """
+
+    def working(
+        self, lengths: np.ndarray, queries: np.ndarray
+    ) -> contextlib.AbstractContextManager[None]:
+        """Around all calls of `score` for some pairs, if there are any that no shard holds yet: a
+        place to say what they will take, and what they took. Each process enters it.
+
+        Args:
+            lengths: Characters of each pair (n,), over all processes.
+            queries: The number of each pair's query (n,).
+        """
+        return contextlib.nullcontext()
 
     def checked(self, scores: np.ndarray, pairs: list[tuple[str, str]], hint: str) -> np.ndarray:
         """`scores` (len(pairs),) as they are.

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from hf_distill.compute.encode import Advance
+from hf_distill.compute.endpoint import EXAMPLE, KEY_VARIABLE
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, Prompts, Scale, reads
 from hf_distill.teachers.http_api import Api, ask_all, connect, tokens_in
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable with the endpoint's key."""
 
 BATCH_SIZE = 32
 """Texts in a request."""
@@ -93,7 +91,7 @@ def load_endpoint(recipe: Recipe) -> EndpointTeacher:
         InputError: As `connect` and `EndpointTeacher.embed`.
     """
     arguments = recipe.teacher
-    api = connect(arguments, KEY_VARIABLE, "http://localhost:8080/v1")
+    api = connect(arguments, KEY_VARIABLE, EXAMPLE)
     declared = arguments.teacher_similarity == "declared"
     similarity = "cosine" if declared else arguments.teacher_similarity
     teacher = EndpointTeacher(

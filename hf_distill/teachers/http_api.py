@@ -1,34 +1,22 @@
-"""What the teachers behind an HTTP API share: the address, the key, requests that are repeated, and
-the errors of answers that cannot be used.
-
-The client of the package `openai` (the extra `endpoint`) sends the requests, also to routes that
-OpenAI does not have: it repeats them with back-off, reads `Retry-After`, and keeps connections.
+"""What the teachers behind an HTTP API share: their requests, and the errors of answers that cannot
+be used.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from hf_distill.compute.encode import text_length
+from hf_distill.compute.endpoint import checked_url, hidden, open_client
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import TeacherArguments
 
 if TYPE_CHECKING:
     from openai import OpenAI
-
-RETRIES = 6
-"""How often a request is repeated (429, 408, 409, 5xx, a lost connection), with back-off or after
-the server's `Retry-After`.
-"""
-
-TIMEOUT = 300.0
-"""Seconds to wait for an answer."""
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -111,8 +99,7 @@ class Api:
 
     def hidden(self, text: str) -> str:
         """`text` without the key. What is cut afterwards holds no part of it."""
-        key = _key(self.key_variable)
-        return text.replace(key, "[key]") if key else text
+        return hidden(text, self.key_variable)
 
 
 def connect(arguments: TeacherArguments, key_variable: str, example: str) -> Api:
@@ -128,20 +115,8 @@ def connect(arguments: TeacherArguments, key_variable: str, example: str) -> Api
             installed.
     """
     kind = arguments.teacher_kind
-    url = _checked_url(arguments.teacher_url, kind, key_variable, example)
-    key = _key(key_variable)
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(
-            f"the environment variable {key_variable} holds characters that no key has, such as a "
-            "line break; set it again"
-        )
-    try:
-        from openai import OpenAI  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise InputError(
-            f"--teacher_kind {kind} needs an extra: pip install 'hf_distill[endpoint]'"
-        ) from error
-    client = OpenAI(base_url=url, api_key=key or "none", max_retries=RETRIES, timeout=TIMEOUT)
+    url = checked_url(arguments.teacher_url, kind, variable=key_variable, example=example)
+    client = open_client(url, kind, "teacher_kind", key_variable)
     return Api(client=client, url=url, model=arguments.teacher, key_variable=key_variable)
 
 
@@ -166,21 +141,3 @@ def tokens_in(body: Any) -> int:
     """The server's count of tokens, 0 if it does not count them."""
     usage = body.get("usage") if isinstance(body, dict) else None
     return int(usage.get("total_tokens") or 0) if isinstance(usage, dict) else 0
-
-
-def _key(variable: str) -> str:
-    return os.environ.get(variable, "").strip()
-
-
-def _checked_url(url: str | None, kind: str, key_variable: str, example: str) -> str:
-    if url is None:
-        raise InputError(f"--teacher_kind {kind} needs --teacher_url, e.g. {example}")
-    address = urlsplit(url)
-    if address.username or address.password or address.query:
-        raise InputError(
-            "--teacher_url has a user, a password or a query, and the run's folder would show it; "
-            f"put the key into the environment variable {key_variable}"
-        )
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise InputError(f"--teacher_url {url} is not an address; it looks like {example}")
-    return url.rstrip("/")

@@ -128,6 +128,7 @@ class RerankEndpointTeacher(PairTeacher):
     scale: Scale
     prompts: Prompts
     identity: tuple[Any, ...]
+    by_query = True  # documents of a query share requests, and some servers bill each of these
 
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
         """See :meth:`PairTeacher.score`. A request holds one query and up to `BATCH_SIZE` of its

@@ -97,7 +97,8 @@ def read_texts(recipe: Recipe) -> SourcePairs:
 def _in_format(recipe: Recipe, name: str) -> Recipe:
     if recipe.data.format not in ("auto", name):
         raise InputError(
-            f"--format {recipe.data.format} contradicts --dataset {name}; leave one of them out"
+            f"--format {recipe.data.format} contradicts --dataset {recipe.data.dataset}; "
+            "leave one of them out"
         )
     data = dataclasses.replace(recipe.data, format=name)
     return dataclasses.replace(recipe, data=data)

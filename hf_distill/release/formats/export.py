@@ -11,7 +11,7 @@ import numpy as np
 from hf_distill.data.collection import Collection, Split
 from hf_distill.data.load import open_collection
 from hf_distill.errors import InputError
-from hf_distill.release.cards import public_name, render
+from hf_distill.release.cards import public_name, render, writer_of_queries
 from hf_distill.release.formats import (
     beir,
     flagembedding,
@@ -241,6 +241,7 @@ def _readme(
         mark=_MARK,
         format=name,
         source=contents.collection.source,
+        queries_by=writer_of_queries(contents.collection.source),
         rows=rows,
         notes=notes,
         read=kind.read.replace("SPLIT", split_name),

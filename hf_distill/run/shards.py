@@ -39,16 +39,16 @@ _DIGITS = 32
 _POLL_SECONDS = 0.3
 
 Work = Callable[[np.ndarray], np.ndarray]
-"""Given the keys of a shard (n,) uint64, its values in the same order: (n,) float32 or (n, d)
-float16.
+"""Given the keys of a shard (n,) uint64, its values in the same order: (n,) float32, (n, d)
+float16, or (n,) objects that are texts.
 """
 
 
-def shard_size(items: int) -> int:
+def shard_size(items: int, least: int | None = None) -> int:
     """Items in a shard: few enough that a kill loses little, and enough that there are at most
-    about 256 files.
+    about 256 files. `least`: how many at least, if not `LEAST_ITEMS`.
     """
-    return max(LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
+    return max(least or LEAST_ITEMS, math.ceil(items / _MOST_SHARDS))
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Part:
     Attributes:
         path: Its file.
         keys: (n,) uint64.
-        values: (n,) float32 or (n, d) float16.
+        values: (n,) float32, (n, d) float16, or an Arrow array of n texts.
     """
 
     path: Path
     keys: np.ndarray
-    values: np.ndarray
+    values: np.ndarray | pa.StringArray
 
     @classmethod
     def open(cls, path: Path) -> Part:
@@ -74,6 +74,8 @@ class Part:
         if isinstance(values, pa.FixedSizeListArray):
             rows = values.flatten().to_numpy().reshape(len(keys), -1)
             return cls(path, keys.to_numpy(), rows)
+        if isinstance(values, pa.StringArray):
+            return cls(path, keys.to_numpy(), values)
         return cls(path, keys.to_numpy(), values.to_numpy())
 
 
