@@ -6,82 +6,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from typing import Any
 
-Request = dict[str, Any]
-Fault = Callable[[Any], bool]
-"""Given the handler, either answers wrongly and returns True, or leaves it to the server."""
+from embeddings_server import Endpoint, Fault, refuse, serving
 
 
 @dataclass
-class ChatServer:
-    """What the server says to the user's message, the requests it got, and the faults of the next
-    ones, in order.
+class ChatServer(Endpoint):
+    """What the server says, the requests it got, and the faults of the next ones, in order.
 
     Attributes:
         says: From the user's message and the names of the answer's properties to the answer.
-        kill_after: The server closes every connection after so many requests; None: never.
+        kill_after: The server refuses after so many requests; None: never.
     """
 
-    says: Callable[[str, list[str]], dict[str, Any]]
-    faults: list[Fault] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    url: str = ""
-    at_once: int = 0
-    most_at_once: int = 0
-    seconds: float = 0.0
+    says: Callable[[str, list[str]], dict[str, Any]] = lambda _, __: {}
     kill_after: int | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next_fault(self) -> Fault | None:
+        if self.kill_after is not None and len(self.requests) > self.kill_after:
+            return refuse(400, "not now")  # a status that is not asked again
+        return super().next_fault()
 
     def users(self) -> list[str]:
         """The user's messages, in the order in which they came."""
         return [request["messages"][1]["content"] for request in self.requests]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    chat: ChatServer
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
-            self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        state = self.chat
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        headers = {"path": self.path, "authorization": self.headers["Authorization"]}
-        with state.lock:
-            state.at_once += 1
-            state.most_at_once = max(state.most_at_once, state.at_once)
-            state.requests.append(headers | request)
-            fault = state.faults.pop(0) if state.faults else None
-            if state.kill_after is not None and len(state.requests) > state.kill_after:
-                fault = refused
-        try:
-            time.sleep(state.seconds)
-            if fault is None or not fault(self):
-                schema = request["response_format"]["json_schema"]["schema"]
-                user = request["messages"][1]["content"]
-                said = state.says(user, list(schema["properties"]))
-                self.answer(200, message(json.dumps(said)))
-        finally:
-            with state.lock:
-                state.at_once -= 1
 
 
 def message(content: str | None, finish: str = "stop", **more: Any) -> bytes:
@@ -102,12 +54,6 @@ def says(content: str | None, finish: str = "stop", **more: Any) -> Fault:
     return fault
 
 
-def refused(handler: Any) -> bool:
-    """A status that is not asked again."""
-    handler.answer(400, b"not now")
-    return True
-
-
 def slow(seconds: float) -> Fault:
     """An answer after so many seconds."""
 
@@ -120,16 +66,15 @@ def slow(seconds: float) -> Fault:
 
 @contextlib.contextmanager
 def running_chat(says: Callable[[str, list[str]], dict[str, Any]]) -> Iterator[ChatServer]:
-    """Serve until the block ends."""
-    state = ChatServer(says)
-    handler = type("Handler", (_Handler,), {"chat": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    """Serve until the block ends. `says`: from the user's message and the names of the answer's
+    properties to the answer.
+    """
+
+    def reply(_: str, request: dict[str, Any]) -> tuple[int, bytes]:
+        properties = request["response_format"]["json_schema"]["schema"]["properties"]
+        said = state.says(request["messages"][1]["content"], list(properties))
+        return 200, message(json.dumps(said))
+
+    state = ChatServer(reply, says=says)
+    with serving(state, "/v1"):
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

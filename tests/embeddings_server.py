@@ -33,6 +33,10 @@ class Endpoint:
     seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def next_fault(self) -> Fault | None:
+        """The fault of the request that has just arrived, the last of `requests`."""
+        return self.faults.pop(0) if self.faults else None
+
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections that wait; above that they are reset
@@ -53,7 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
+            self.wfile.write(body)
 
     def do_POST(self) -> None:
         state = self.endpoint
@@ -69,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
                     **request,
                 }
             )
-            fault = state.faults.pop(0) if state.faults else None
+            fault = state.next_fault()
         try:
             time.sleep(state.seconds)
             answered = fault is not None and fault(self)
@@ -118,9 +123,8 @@ def hang_up(handler: _Handler) -> bool:
 
 
 @contextlib.contextmanager
-def running_server(reply: Answer, base: str) -> Iterator[Endpoint]:
+def serving(state: Endpoint, base: str) -> Iterator[Endpoint]:
     """Serve until the block ends. `base` is the path at the end of the URL."""
-    state = Endpoint(reply)
     handler = type("Handler", (_Handler,), {"endpoint": state})
     server = _Server(("127.0.0.1", 0), handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}{base}"
@@ -132,6 +136,11 @@ def running_server(reply: Answer, base: str) -> Iterator[Endpoint]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def running_server(reply: Answer, base: str) -> contextlib.AbstractContextManager[Endpoint]:
+    """A server that answers so."""
+    return serving(Endpoint(reply), base)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import argparse
 from accelerate import PartialState
 
 from hf_distill.commands import dataset
+from hf_distill.commands.recipe_line import add_recipe_line, split_line
 from hf_distill.errors import InputError
 from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
@@ -32,14 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and its keys are those of `hf-distill train`; the options of the export may stand
     anywhere among them.
     """
-    parser.allow_abbrev = False
-    parser.usage = "%(prog)s RECIPE [--key value ...] --format FORMAT [--output FOLDER]"
-    _add_options(parser)
-    parser.add_argument(
-        "line",
-        nargs=argparse.REMAINDER,
-        metavar="RECIPE [--key value ...]",
-        help="As for hf-distill train, e.g. rerank --dataset_path DATA --ranker KIND:MODEL.",
+    add_recipe_line(
+        parser,
+        _add_options,
+        "--format FORMAT [--output FOLDER]",
+        ", e.g. rerank --dataset_path DATA --ranker KIND:MODEL",
     )
 
 
@@ -50,19 +48,12 @@ def run(arguments: argparse.Namespace) -> None:
         InputError: The recipe mines no candidates, or as `hf-distill train` and `hf-distill
             dataset`.
     """
-    options = argparse.ArgumentParser(
-        prog="hf-distill mine", allow_abbrev=False, add_help=False, exit_on_error=False
+    arguments, line = split_line(
+        arguments,
+        _add_options,
+        "hf-distill mine",
+        "hf-distill mine rerank --dataset_path DATA --format sentence-transformers",
     )
-    _add_options(options)
-    try:
-        arguments, line = options.parse_known_args(arguments.line, arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}\n  See: hf-distill mine --help") from error
-    if not line or line[0].startswith("-"):
-        raise InputError(
-            "name the recipe first, e.g.: hf-distill mine rerank --dataset_path DATA --format "
-            "sentence-transformers"
-        )
     if arguments.format is None:
         raise InputError(f"--format is missing: name one of {', '.join(EXPORT_FORMATS)}")
     recipe = read_recipe([*line, "--until", "select"], "hf-distill mine")

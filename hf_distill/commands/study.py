@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hf_distill.errors import InputError
+from hf_distill.commands.recipe_line import add_recipe_line, split_line
 from hf_distill.recipe.read import read_recipe
 from hf_distill.study.study import run_study
 
@@ -37,34 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and its keys are those of `hf-distill train`; the study's own options may stand
     anywhere among them.
     """
-    parser.allow_abbrev = False  # --seed is the recipe's
-    parser.usage = (
-        '%(prog)s RECIPE [--key value ...] --rules "RULE RULE ..." [--rules ...] [--examples N] '
-        "[--seeds N]"
-    )
-    _add_options(parser)
-    parser.add_argument(
-        "line",
-        nargs=argparse.REMAINDER,
-        metavar="RECIPE [--key value ...]",
-        help="As for hf-distill train.",
+    add_recipe_line(
+        parser,
+        _add_options,
+        '--rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N]',
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run or continue the study and print its table."""
-    options = argparse.ArgumentParser(
-        prog="hf-distill study", allow_abbrev=False, add_help=False, exit_on_error=False
+    arguments, line = split_line(
+        arguments,
+        _add_options,
+        "hf-distill study",
+        "hf-distill study quickstart --rules percentile=80",
     )
-    _add_options(options)
-    try:
-        arguments, line = options.parse_known_args(arguments.line, arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{error}\n  See: hf-distill study --help") from error
-    if not line or line[0].startswith("-"):
-        raise InputError(
-            "name the recipe first, e.g.: hf-distill study quickstart --rules percentile=80"
-        )
     examples = _EXAMPLES if arguments.examples is None else arguments.examples
     seeds = _SEEDS if arguments.seeds is None else arguments.seeds
     run_study(read_recipe(line, "hf-distill study"), arguments.rules or [], examples, seeds)
