@@ -7,19 +7,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import call, run_tiny
 from datasets import load_dataset
+from scipy.stats import kendalltau
 from sentence_transformers import CrossEncoder
 
 from hf_distill.commands.main import main as hf_distill
 from hf_distill.data.load import open_collection
+from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.run import shards
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.lists import ScoredLists, open_lists, pairs_of, with_lists
 from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
+from hf_distill.training import stages
+from hf_distill.training.trainer import DistillationTrainer
 
 LISTS = (
     "--candidates", "teacher", "bm25", "--candidates_per_query", 6, "--hard_negatives_per_pair", 2,
@@ -83,6 +88,28 @@ def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
     assert "the ranker, which reorders" in (folder / "student_model_sd" / "README.md").read_text()
 
 
+def test_agreement_with_the_ranker_is_that_of_the_runs_and_its_librarys_scores(
+    with_ranker: tuple[Path, str], cross_encoder_dir: Path
+) -> None:
+    folder, _ = with_ranker
+    task = held_out_task(open_collection(RunFolder(folder)))
+    scores: dict[str, dict[str, float]] = {}
+    for text in (folder / "retrieval" / "student.run").read_text().splitlines():
+        query, _, document, _, score, _ = text.split()
+        scores.setdefault(query, {})[document] = float(score)
+    names = list(task.qrels)
+    drawn = np.sort(np.random.default_rng(42).permutation(len(names))[:10])
+    model = CrossEncoder(str(cross_encoder_dir), device="cpu")
+    taus = []
+    for query in (names[i] for i in drawn):
+        assert len(scores[query]) == len(task.documents) == 40, "the whole corpus"
+        pairs = [(task.queries[query], task.documents[name]) for name in task.documents]
+        ranked = np.ravel(model.predict(pairs))
+        taus.append(kendalltau(ranked, [scores[query][name] for name in task.documents]).statistic)
+    ranker = json.loads((folder / "evaluation.json").read_text())["ranker"]
+    assert ranker["kendall"]["value"] == pytest.approx(np.mean(taus), abs=2e-3)
+
+
 def test_the_data_set_holds_the_lists_and_its_card_names_no_path(
     with_ranker: tuple[Path, str], cross_encoder_dir: Path
 ) -> None:
@@ -97,6 +124,25 @@ def test_the_data_set_holds_the_lists_and_its_card_names_no_path(
     assert first["document"] not in first["candidates"]
 
 
+def test_a_stage_without_hard_negatives_is_validated_without_them(
+    tiny: Path, cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[bool, bool]] = []
+
+    class Watched(DistillationTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            rows = kwargs["train_dataset"], kwargs["eval_dataset"]
+            train, validation = ("list_scores" in of.column_names for of in rows)
+            read.append((train, validation))
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(stages, "DistillationTrainer", Watched)
+    line = (*LISTS, "--ranker", f"cross-encoder:{cross_encoder_dir}", "--until", "train")
+    second = "hard_negatives_per_pair=0, list_kl_weight=0, num_train_epochs=1"
+    run_tiny(tiny, tmp_path / "run", *line, "--stages", second)
+    assert read == [(True, True), (False, False)]
+
+
 def test_a_second_call_does_nothing_again_and_another_choice_trains_alone(
     with_ranker: tuple[Path, str], tiny: Path, cross_encoder_dir: Path
 ) -> None:
@@ -105,6 +151,10 @@ def test_a_second_call_does_nothing_again_and_another_choice_trains_alone(
     before = {file: file.stat().st_mtime_ns for file in (folder / "candidates").iterdir()}
     trained = (folder / "training.json").stat().st_mtime_ns
     run_tiny(tiny, folder, *line, "--until", "train")
+    assert (folder / "training.json").stat().st_mtime_ns == trained
+    run_tiny(tiny, folder, *line, "--until", "evaluate", "--rerank_queries", 5)
+    measured = json.loads((folder / "evaluation.json").read_text())["ranker"]
+    assert measured["num_queries"] == 5
     assert (folder / "training.json").stat().st_mtime_ns == trained
     run_tiny(tiny, folder, *line, "--until", "train", "--choose_candidates", "top")
     assert (folder / "training.json").stat().st_mtime_ns > trained
