@@ -122,11 +122,14 @@ def time_teacher(run: Run) -> tuple[float, float]:
 
 def time_lists(run: Run) -> float:
     """Seconds of mining the lists of a run, as they were when that was done, and of the ranker on
-    all of them, from its time on some. (What it has scored is kept, so it is not timed again.)
+    all of them, from its time on some. (What it has scored is kept, so it is not timed again. A
+    teacher that embeds has embedded the texts already.)
     """
     lists = run.lists
     if lists is None:
         return 0.0
+    if run.ranker is None and run.teacher.embeds:
+        return lists.record.mined.seconds
     pairs = run.collection.pairs("train").take(np.arange(SAMPLE // 2))
     texts = (
         run.collection.query_texts(pairs.queries),
