@@ -38,7 +38,8 @@ def batch(weight: torch.Tensor | None, student: torch.Tensor = S, **more: Any) -
         torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2)
     )  # three pairs, a negative each
     each = None if weight is None else weight.repeat(3)
-    values = {"texts": texts, "targets": targets, "text_weight": each, **more}
+    lists = {"listed": torch.tensor([[0, 1], [1, 2], [2, 0]]), "ranker": T[:, :2]}
+    values = {"texts": texts, "targets": targets, "text_weight": each, **lists, **more}
     ignore = torch.zeros(3, 3, dtype=torch.bool)
     own = torch.arange(3)
     return InBatch(

@@ -119,6 +119,7 @@ def earlier(parts: Tiny, folder: Path, **options: Any) -> SimpleNamespace:
         collection=parts.lookup.collection,
         scores=SimpleNamespace(of=lambda rows: values[rows], embeddings=embeddings),
         ranking=SimpleNamespace(negatives=negatives, negative_scores=negatives / 100),
+        lists=None,
         further_texts=None,
     )
 
@@ -282,7 +283,12 @@ def check(teacher: type, options: dict) -> None:
     rules = parse_rules(options.pop("selection", []))
     student = {name: options.pop(name, None) for name in ("student_layers", "student_dim")}
     student["student_dim"] = student["student_dim"] or 16
-    recipe = SimpleNamespace(training=config(**options), student=SimpleNamespace(**student))
+    lists = SimpleNamespace(candidates=options.pop("candidates", []))
+    recipe = SimpleNamespace(
+        training=config(**options),
+        student=SimpleNamespace(**student),
+        lists=lists,
+    )
     check_objective(recipe, teacher(), rules)  # type: ignore[arg-type]
 
 
@@ -291,6 +297,15 @@ def check(teacher: type, options: dict) -> None:
     [
         (Pairwise, {"selection": ["percentile=20"], "student_layers": "0,2"}),
         (Given, {"alignment_weight": 1.0, "kl_weight": 1.0, "hard_negatives_per_pair": 1}),
+        (
+            Pairwise,
+            {
+                "candidates": ["bm25"],
+                "kl_weight": 0.5,
+                "margin_weight": 0.5,
+                "selection": ["rank=2"],
+            },
+        ),
         (Unbounded, {"regression_weight": 0.0}),
         (Embedder, {"student_dim": 64}),
         (Embedder, {"texts_per_pair": 2, "alignment_weight": 1.0, "student_dim": 32}),
