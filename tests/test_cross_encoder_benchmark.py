@@ -150,6 +150,8 @@ def test_equal_questions_share_what_is_relevant(tmp_path: Path) -> None:
     found = mine(one, unit(40, 1), unit(COUNT, 2), 1, "key")
     for row in found.lists[:2]:
         assert not {"c0", "c1"} & set(row.negatives)
+    assert found.left_out["candidates that are relevant"] > 40, "c1 for q0, and c0 for q1"
+    assert "candidates with the text of a relevant document" not in found.left_out
 
 
 def test_rows(beir: Path) -> None:
