@@ -40,7 +40,6 @@ from cross_encoder_data import (
     FORM,
     FirstStage,
     List,
-    RankingSet,
     Stages,
     read_sets,
 )
@@ -52,8 +51,7 @@ from sentence_transformers.cross_encoder import (
     CrossEncoderTrainer,
     CrossEncoderTrainingArguments,
 )
-from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
-from torch import nn
+from sentence_transformers.cross_encoder.losses import ListNetLoss
 from transformers import TrainerCallback, set_seed
 
 from hf_distill.compute.device import device_type, fast_precision, keep_freed_memory
@@ -74,6 +72,7 @@ from hf_distill.recipe.read import read_recipe
 from hf_distill.report.headline import with_interval
 from hf_distill.run.stage import folder_written_whole, stage, write_json
 from hf_distill.teachers.base import PairTeacher
+from hf_distill.teachers.ensemble import combine, normalise_scores
 from hf_distill.teachers.load import load_teacher
 
 BODY = "sentence-transformers/all-MiniLM-L6-v2"
@@ -83,13 +82,14 @@ LENGTH = 128
 """Tokens of a query and its document together. The body was trained on as many."""
 PER_LIST, LISTS = 8, 4
 """Documents of a training list, and lists of a batch."""
-TARGET = 10.0
-"""ListNet's target is a softmax over labels; with this label nearly all of it is on the relevant
-documents.
-"""
+TEMPERATURE = 0.05
+"""Of the bi-encoder's softmax over the cosines of a list."""
+LEAST = 1e-5
+"""The least target of a document, because labels are logarithms."""
 ROUNDS = 3
 """Steps on each set that are timed. The first is not counted."""
 RERANKED = {first: f"{first}, reranked" for first in (BM25, BI_ENCODER)}
+TOGETHER = "bi-encoder + ranker"
 
 
 # --- the training --------------------------------------------------------------------------------
@@ -101,67 +101,60 @@ class Settings:
 
     Attributes:
         body: A folder or a Hub id.
-        loss: A key of `LOSSES`.
         rate: The greatest learning rate.
+        imitate: See `target`.
         minutes: Of training, on a machine with nothing else to do.
         seed: Of the head, the order and the lists.
     """
 
     body: str
-    loss: str
     rate: float
+    imitate: float
     minutes: float
     seed: int
 
     @property
     def inputs(self) -> list[Any]:
         """What the result depends on, beside body and data."""
-        settings = [self.loss, self.rate, self.minutes, self.seed]
-        return [FORM, LENGTH, PER_LIST, LISTS, TARGET, *settings]
+        settings = [self.rate, self.imitate, self.minutes, self.seed]
+        return [FORM, LENGTH, PER_LIST, LISTS, TEMPERATURE, LEAST, *settings]
 
 
-def lists_of(data: RankingSet, mined: Iterable[List]) -> dict[str, list[Any]]:
-    """Rows of a query, its documents and their labels: a relevant document and `PER_LIST` - 1
-    negatives, as many rows as a query has negatives for.
+def target(cosines: np.ndarray, imitate: float) -> np.ndarray:
+    """What the ranker's softmax over a list should be: (n,) float64, its first document relevant.
+
+    Args:
+        cosines: (n,) of the bi-encoder.
+        imitate: The share of the bi-encoder's own softmax; the rest is the relevant document's.
     """
-    assert data.training is not None
+    own = np.zeros(len(cosines))
+    own[0] = 1.0
+    guide = np.exp((cosines - cosines.max()) / TEMPERATURE)
+    return np.asarray((1 - imitate) * own + imitate * guide / guide.sum())
+
+
+def lists_of(one: Stages, mined: Iterable[List], imitate: float) -> Dataset:
+    """Rows of a query, its documents and labels whose softmax is the `target` (ListNetLoss takes
+    the softmax of its labels): a relevant document and `PER_LIST` - 1 negatives, as many rows as a
+    query has negatives for.
+    """
+    training, documents = one.data.training, one.data.task.documents
+    assert training is not None
+    rows_of = {query: row for row, query in enumerate(training.qrels)}
+    places = {name: place for place, name in enumerate(documents)}
+    queries, vectors = one.vectors("training")[1], one.vectors("documents")[1]
     rows: dict[str, list[Any]] = {"query": [], "documents": [], "labels": []}
-    for one in mined:
-        size = PER_LIST - 1
-        for number, start in enumerate(range(0, len(one.negatives), size)):
-            negatives = one.negatives[start : start + size]
-            positive = one.relevant[number % len(one.relevant)]
-            names = (positive, *negatives)
-            rows["query"].append(data.training.queries[one.query])
-            rows["documents"].append([data.task.documents[name] for name in names])
-            rows["labels"].append([TARGET] + [0.0] * len(negatives))
-    return rows
-
-
-def pairs_of(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The same as pairs with a label of 0 or 1."""
-    pairs: dict[str, list[Any]] = {"query": [], "document": [], "label": []}
-    for query, documents, labels in zip(*rows.values(), strict=True):
-        pairs["query"] += [query] * len(documents)
-        pairs["document"] += documents
-        pairs["label"] += [float(label > 0) for label in labels]
-    return pairs
-
-
-def _list_net(model: CrossEncoder) -> nn.Module:
-    return ListNetLoss(model, mini_batch_size=0)
-
-
-def _cross_entropy(model: CrossEncoder) -> nn.Module:
-    return BinaryCrossEntropyLoss(model)
-
-
-LOSSES = {"ListNetLoss": _list_net, "BinaryCrossEntropyLoss": _cross_entropy}
-
-
-def columns(loss: str, rows: Mapping[str, list[Any]]) -> Dataset:
-    """What a loss reads."""
-    return Dataset.from_dict(dict(rows) if loss == "ListNetLoss" else pairs_of(rows))
+    size = PER_LIST - 1
+    for each in mined:
+        for number, start in enumerate(range(0, len(each.negatives), size)):
+            positive = each.relevant[number % len(each.relevant)]
+            names = (positive, *each.negatives[start : start + size])
+            cosines = vectors[[places[name] for name in names]] @ queries[rows_of[each.query]]
+            wanted = target(cosines.astype(np.float64), imitate)
+            rows["query"].append(training.queries[each.query])
+            rows["documents"].append([documents[name] for name in names])
+            rows["labels"].append(np.log(np.maximum(wanted, LEAST)).tolist())
+    return Dataset.from_dict(rows)
 
 
 class Clock(TrainerCallback):
@@ -211,7 +204,7 @@ def train(
         arguments = CrossEncoderTrainingArguments(
             output_dir=temporary,
             max_steps=steps,
-            per_device_train_batch_size=LISTS * (1 if settings.loss == "ListNetLoss" else PER_LIST),
+            per_device_train_batch_size=LISTS,
             learning_rate=settings.rate,
             warmup_steps=0.1,
             weight_decay=0.01,
@@ -230,7 +223,7 @@ def train(
             model=model,
             args=arguments,
             train_dataset=DatasetDict(data),
-            loss=LOSSES[settings.loss](model),
+            loss=ListNetLoss(model, mini_batch_size=0),
             callbacks=[clock],
         )
         result = trainer.train()
@@ -243,7 +236,7 @@ class Trained:
 
     Attributes:
         key: The fingerprint of everything that it depends on.
-        rows: Set -> training lists or pairs.
+        rows: Set -> training lists.
         queries: Set -> training queries.
         steps: Steps, as many on each set.
         examples: Pairs of a query and a document in these.
@@ -269,8 +262,10 @@ def trained(out: Path, settings: Settings, sets: Sequence[Stages]) -> Trained:
     learnt = {one.data.name: (one, one.mined()) for one in sets if one.data.training is not None}
 
     def make(key: str) -> Trained:
-        rows = {name: lists_of(one.data, mined.lists) for name, (one, mined) in learnt.items()}
-        data = {name: columns(settings.loss, of_set) for name, of_set in rows.items()}
+        data = {
+            name: lists_of(one, mined.lists, settings.imitate)
+            for name, (one, mined) in learnt.items()
+        }
         _, timed, _ = train(settings, data, ROUNDS * len(data))
         step = float(np.mean(timed[len(data) :]))
         steps = max(len(data), int(60 * settings.minutes / step))
@@ -315,6 +310,22 @@ def rerank(run: Run, scores: Mapping[str, Mapping[str, float]]) -> Run:
         names = sorted(documents, key=lambda name: (-scores[query][name], name))
         values = np.array([[scores[query][name] for name in names]], dtype=np.float32)
         result |= make_run([query], names, values, np.arange(len(names))[None])
+    return result
+
+
+def together(run: Run, scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The mean of the scores of `run` and of the ranker, as a teacher of the kind `ensemble` takes
+    it: as quantiles among all pairs.
+    """
+    pairs = [(query, name) for query, documents in run.items() for name in documents]
+    both = [
+        np.array([of[query][name] for query, name in pairs], dtype=np.float64)
+        for of in (run, scores)
+    ]
+    means = combine([normalise_scores(values, values) for values in both], [1.0, 1.0])
+    result: dict[str, dict[str, float]] = {query: {} for query in run}
+    for (query, name), value in zip(pairs, means.tolist(), strict=True):
+        result[query][name] = value
     return result
 
 
@@ -400,6 +411,8 @@ def measured(one: Stages, ranker: Ranker, depth: int) -> Measured:
     scored = ranker.scores(one, first)
     runs = dict(first.runs)
     runs |= {RERANKED[name]: rerank(run, scored.scores) for name, run in first.runs.items()}
+    dense = first.runs[BI_ENCODER]
+    runs[TOGETHER] = rerank(dense, together(dense, scored.scores))
     ndcg = {name: per_query(run, task.qrels, NDCG)["nDCG@10"] for name, run in runs.items()}
     within = parse_measures([f"R@{depth}"])
     recall = {
@@ -411,6 +424,7 @@ def measured(one: Stages, ranker: Ranker, depth: int) -> Measured:
             (RERANKED[BI_ENCODER], BI_ENCODER),
             (RERANKED[BM25], BM25),
             (RERANKED[BM25], BI_ENCODER),
+            (TOGETHER, BI_ENCODER),
         )
     }
     return Measured(
@@ -465,9 +479,11 @@ def _difference(comparison: Comparison) -> str:
 def markdown(content: Content) -> str:
     """The tables."""
     trained, systems = content.trained, (BM25, RERANKED[BM25], BI_ENCODER, RERANKED[BI_ENCODER])
+    systems = (*systems, TOGETHER)
     lines = [
         f"{trained.steps:,} steps of {LISTS} lists of at most {PER_LIST} documents, "
-        f"{content.settings.loss}, learning rate {content.settings.rate:g}, {LENGTH} tokens; "
+        f"ListNetLoss, the bi-encoder's share of the target {content.settings.imitate:g}, learning "
+        f"rate {content.settings.rate:g}, {LENGTH} tokens; "
         f"{trained.seconds / 60:.1f} minutes of an idle machine ({trained.wall / 60:.1f} went by). "
         f"Seed {content.settings.seed}. The best {content.depth} documents are reranked.",
         "",
@@ -518,7 +534,11 @@ def _options() -> argparse.Namespace:
         "--minutes", type=float, default=15.0,
         help="Of training, on a machine with nothing else to do. Default: 15.",
     )  # fmt: skip
-    parser.add_argument("--loss", choices=list(LOSSES), default="ListNetLoss")
+    parser.add_argument(
+        "--imitate", type=float, default=0.0, metavar="SHARE",
+        help="Of a list's target, the share that is the bi-encoder's softmax over it; the rest is "
+        "on the relevant document. Default: 0.",
+    )  # fmt: skip
     parser.add_argument(
         "--learning_rate", type=float, default=1e-4, help="The greatest. Default: 1e-4."
     )
@@ -535,6 +555,8 @@ def _options() -> argparse.Namespace:
     for name in ("minutes", "learning_rate", "queries", "depth"):
         if not getattr(line, name) > 0:
             raise InputError(f"--{name} {getattr(line, name)}: it must be above 0")
+    if not 0 <= line.imitate <= 1:
+        raise InputError(f"--imitate {line.imitate}: it is a share, so it must be from 0 to 1")
     return line
 
 
@@ -544,7 +566,7 @@ def main() -> None:
     keep_freed_memory()
     be_quiet()
     out: Path = line.out.resolve()
-    settings = Settings(line.body, line.loss, line.learning_rate, line.minutes, line.seed)
+    settings = Settings(line.body, line.learning_rate, line.imitate, line.minutes, line.seed)
     body = load_sentence_transformer(line.body, "body")
     dtype = chosen_dtype("auto", device_type())
     identity = (*model_identity(body, line.body, "body"), str(dtype))

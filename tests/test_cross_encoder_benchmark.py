@@ -16,10 +16,11 @@ import datasets
 import numpy as np
 import pytest
 from conftest import recipe_of, sentences
-from cross_encoder import lists_of, pairs_of, rerank
-from cross_encoder_data import mine, read_sets, relevant, training_documents
+from cross_encoder import lists_of, rerank, target, together
+from cross_encoder_data import Stages, mine, read_sets, relevant, training_documents
 from sentence_transformers import CrossEncoder
 
+from hf_distill.compute.models import load_sentence_transformer
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
 from hf_distill.teachers.base import PairTeacher
@@ -154,20 +155,36 @@ def test_equal_questions_share_what_is_relevant(tmp_path: Path) -> None:
     assert "candidates with the text of a relevant document" not in found.left_out
 
 
-def test_rows(beir: Path) -> None:
-    (one,) = read_sets([beir], [], 20, 1)
-    assert one.training is not None
-    mined = [cross_encoder_data.List("q0", ("c0",), tuple(f"c{i}" for i in range(1, 10)))]
-    rows = lists_of(one, mined)
-    texts = one.task.documents
-    assert rows["query"] == [one.training.queries["q0"]] * 2
-    assert rows["documents"][0] == [texts[f"c{i}"] for i in range(8)]
-    assert rows["documents"][1] == [texts[name] for name in ("c0", "c8", "c9")]
-    assert rows["labels"] == [[cross_encoder.TARGET] + [0.0] * 7, [cross_encoder.TARGET, 0.0, 0.0]]
-    pairs = pairs_of(rows)
-    assert pairs["label"] == [1.0] + [0.0] * 7 + [1.0, 0.0, 0.0]
-    assert pairs["document"] == rows["documents"][0] + rows["documents"][1]
-    assert pairs["query"] == [one.training.queries["q0"]] * 11
+def test_target() -> None:
+    cosines = np.array([0.1, 0.1, 0.1 - cross_encoder.TEMPERATURE * np.log(2)])
+    np.testing.assert_allclose(target(cosines, 0.0), [1, 0, 0])
+    np.testing.assert_allclose(target(cosines, 1.0), [0.4, 0.4, 0.2])
+    np.testing.assert_allclose(target(cosines, 0.5), [0.7, 0.2, 0.1])
+
+
+def test_rows(beir: Path, tmp_path: Path, teacher_dir: Path) -> None:
+    (data,) = read_sets([beir], [], 20, 1)
+    assert data.training is not None
+    model = load_sentence_transformer(str(teacher_dir), "body")
+    one = Stages(data, tmp_path / "own", model, ("tiny",), 1)
+    mined = [cross_encoder_data.List("q2", ("c2",), tuple(f"c{i}" for i in range(10, 19)))]
+    rows, texts = lists_of(one, mined, 0.5), data.task.documents
+    assert rows["query"] == [data.training.queries["q2"]] * 2
+    names = [["c2", *(f"c{i}" for i in range(10, 17))], ["c2", "c17", "c18"]]
+    assert rows["documents"] == [[texts[name] for name in row] for row in names]
+    for row, labels in zip(names, rows["labels"], strict=True):
+        query = model.encode_query(data.training.queries["q2"])
+        cosines = model.encode_document([texts[name] for name in row]) @ query
+        softmax = np.exp(labels) / np.exp(labels).sum()
+        np.testing.assert_allclose(softmax, target(cosines, 0.5), atol=1e-4)
+
+
+def test_together() -> None:
+    run = {"a": {"x": 0.9, "y": 0.1}, "b": {"z": 0.5}}
+    scores = {"a": {"x": -7.0, "y": 3.0, "w": 9.0}, "b": {"z": 4.0}}
+    means = together(run, scores)  # quantiles of three scores: 1/6, 3/6, 5/6
+    assert means["a"] == pytest.approx({"x": (5 + 1) / 12, "y": (1 + 3) / 12})
+    assert means["b"] == pytest.approx({"z": (3 + 5) / 12})
 
 
 def test_rerank() -> None:
@@ -179,16 +196,15 @@ def test_rerank() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("loss", cross_encoder.LOSSES)
 def test_it_is_trained_once_and_is_a_teacher(
-    loss: str, beir: Path, tmp_path: Path, teacher_dir: Path, main: Main,
+    beir: Path, tmp_path: Path, teacher_dir: Path, main: Main,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     other = write_beir(tmp_path / "other", {"test": range(10)}, offset=500)
     options = (
         out, "--data", beir, "--others", other, "--body", teacher_dir, "--minutes", 0.002,
-        "--queries", 8, "--depth", 20, "--loss", loss, "--seed", 1,
+        "--queries", 8, "--depth", 20, "--imitate", 0.5, "--seed", 1,
     )  # fmt: skip
     figures = main(*options)
     assert {"own", "other", "steps", "minutes"} == set(figures)
@@ -224,6 +240,7 @@ def test_it_is_trained_once_and_is_a_teacher(
         (["--data", "/nowhere"], "/nowhere"),
         (["--data", "HERE", "--others", "HERE"], "own is the name of two"),
         (["--data", "HERE", "--minutes", "0"], "--minutes 0.0: it must be above 0"),
+        (["--data", "HERE", "--imitate", "2"], "--imitate 2.0: it is a share"),
         (["--data", "HERE", "--body", "/nowhere"], "--body /nowhere: there is no such folder"),
     ],
 )
