@@ -40,6 +40,7 @@ from cross_encoder_data import (
     FORM,
     FirstStage,
     List,
+    RankingSet,
     Stages,
     read_sets,
 )
@@ -82,10 +83,10 @@ LENGTH = 128
 """Tokens of a query and its document together. The body was trained on as many."""
 PER_LIST, LISTS = 8, 4
 """Documents of a training list, and lists of a batch."""
-TEMPERATURE = 0.05
-"""Of the bi-encoder's softmax over the cosines of a list."""
-LEAST = 1e-5
-"""The least target of a document, because labels are logarithms."""
+LOSS, TARGET = "ListNetLoss", 10.0
+"""Its target is the softmax of the labels. With this label nearly all of it is on the relevant
+document, and the loss is the cross-entropy of a list.
+"""
 ROUNDS = 3
 """Steps on each set that are timed. The first is not counted."""
 RERANKED = {first: f"{first}, reranked" for first in (BM25, BI_ENCODER)}
@@ -102,58 +103,36 @@ class Settings:
     Attributes:
         body: A folder or a Hub id.
         rate: The greatest learning rate.
-        imitate: See `target`.
         minutes: Of training, on a machine with nothing else to do.
         seed: Of the head, the order and the lists.
     """
 
     body: str
     rate: float
-    imitate: float
     minutes: float
     seed: int
 
     @property
     def inputs(self) -> list[Any]:
         """What the result depends on, beside body and data."""
-        settings = [self.rate, self.imitate, self.minutes, self.seed]
-        return [FORM, LENGTH, PER_LIST, LISTS, TEMPERATURE, LEAST, *settings]
+        settings = [self.rate, self.minutes, self.seed]
+        return [FORM, LENGTH, PER_LIST, LISTS, TARGET, LOSS, *settings]
 
 
-def target(cosines: np.ndarray, imitate: float) -> np.ndarray:
-    """What the ranker's softmax over a list should be: (n,) float64, its first document relevant.
-
-    Args:
-        cosines: (n,) of the bi-encoder.
-        imitate: The share of the bi-encoder's own softmax; the rest is the relevant document's.
+def lists_of(data: RankingSet, mined: Iterable[List]) -> Dataset:
+    """Rows of a query, its documents and their labels: a relevant document and `PER_LIST` - 1
+    negatives, as many rows as a query has negatives for.
     """
-    own = np.zeros(len(cosines))
-    own[0] = 1.0
-    guide = np.exp((cosines - cosines.max()) / TEMPERATURE)
-    return np.asarray((1 - imitate) * own + imitate * guide / guide.sum())
-
-
-def lists_of(one: Stages, mined: Iterable[List], imitate: float) -> Dataset:
-    """Rows of a query, its documents and labels whose softmax is the `target` (ListNetLoss takes
-    the softmax of its labels): a relevant document and `PER_LIST` - 1 negatives, as many rows as a
-    query has negatives for.
-    """
-    training, documents = one.data.training, one.data.task.documents
-    assert training is not None
-    rows_of = {query: row for row, query in enumerate(training.qrels)}
-    places = {name: place for place, name in enumerate(documents)}
-    queries, vectors = one.vectors("training")[1], one.vectors("documents")[1]
+    assert data.training is not None
     rows: dict[str, list[Any]] = {"query": [], "documents": [], "labels": []}
     size = PER_LIST - 1
-    for each in mined:
-        for number, start in enumerate(range(0, len(each.negatives), size)):
-            positive = each.relevant[number % len(each.relevant)]
-            names = (positive, *each.negatives[start : start + size])
-            cosines = vectors[[places[name] for name in names]] @ queries[rows_of[each.query]]
-            wanted = target(cosines.astype(np.float64), imitate)
-            rows["query"].append(training.queries[each.query])
-            rows["documents"].append([documents[name] for name in names])
-            rows["labels"].append(np.log(np.maximum(wanted, LEAST)).tolist())
+    for one in mined:
+        for number, start in enumerate(range(0, len(one.negatives), size)):
+            negatives = one.negatives[start : start + size]
+            names = (one.relevant[number % len(one.relevant)], *negatives)
+            rows["query"].append(data.training.queries[one.query])
+            rows["documents"].append([data.task.documents[name] for name in names])
+            rows["labels"].append([TARGET] + [0.0] * len(negatives))
     return Dataset.from_dict(rows)
 
 
@@ -262,10 +241,7 @@ def trained(out: Path, settings: Settings, sets: Sequence[Stages]) -> Trained:
     learnt = {one.data.name: (one, one.mined()) for one in sets if one.data.training is not None}
 
     def make(key: str) -> Trained:
-        data = {
-            name: lists_of(one, mined.lists, settings.imitate)
-            for name, (one, mined) in learnt.items()
-        }
+        data = {name: lists_of(one.data, mined.lists) for name, (one, mined) in learnt.items()}
         _, timed, _ = train(settings, data, ROUNDS * len(data))
         step = float(np.mean(timed[len(data) :]))
         steps = max(len(data), int(60 * settings.minutes / step))
@@ -482,8 +458,7 @@ def markdown(content: Content) -> str:
     systems = (*systems, TOGETHER)
     lines = [
         f"{trained.steps:,} steps of {LISTS} lists of at most {PER_LIST} documents, "
-        f"ListNetLoss, the bi-encoder's share of the target {content.settings.imitate:g}, learning "
-        f"rate {content.settings.rate:g}, {LENGTH} tokens; "
+        f"{LOSS}, learning rate {content.settings.rate:g}, {LENGTH} tokens; "
         f"{trained.seconds / 60:.1f} minutes of an idle machine ({trained.wall / 60:.1f} went by). "
         f"Seed {content.settings.seed}. The best {content.depth} documents are reranked.",
         "",
@@ -535,11 +510,6 @@ def _options() -> argparse.Namespace:
         help="Of training, on a machine with nothing else to do. Default: 15.",
     )  # fmt: skip
     parser.add_argument(
-        "--imitate", type=float, default=0.0, metavar="SHARE",
-        help="Of a list's target, the share that is the bi-encoder's softmax over it; the rest is "
-        "on the relevant document. Default: 0.",
-    )  # fmt: skip
-    parser.add_argument(
         "--learning_rate", type=float, default=1e-4, help="The greatest. Default: 1e-4."
     )
     parser.add_argument(
@@ -555,8 +525,6 @@ def _options() -> argparse.Namespace:
     for name in ("minutes", "learning_rate", "queries", "depth"):
         if not getattr(line, name) > 0:
             raise InputError(f"--{name} {getattr(line, name)}: it must be above 0")
-    if not 0 <= line.imitate <= 1:
-        raise InputError(f"--imitate {line.imitate}: it is a share, so it must be from 0 to 1")
     return line
 
 
@@ -566,7 +534,7 @@ def main() -> None:
     keep_freed_memory()
     be_quiet()
     out: Path = line.out.resolve()
-    settings = Settings(line.body, line.learning_rate, line.imitate, line.minutes, line.seed)
+    settings = Settings(line.body, line.learning_rate, line.minutes, line.seed)
     body = load_sentence_transformer(line.body, "body")
     dtype = chosen_dtype("auto", device_type())
     identity = (*model_identity(body, line.body, "body"), str(dtype))
