@@ -130,6 +130,16 @@ def test_code_that_a_saved_recipe_names_is_not_run(tmp_path: Path, key: str, val
     assert read(path, f"--{key}", *given)
 
 
+def test_a_ranker_that_a_saved_recipe_names_is_not_run(tmp_path: Path) -> None:
+    lists = {"candidates": ["bm25"], "hard_negatives_per_pair": 1}
+    path = save(tmp_path / "run" / "recipe.yaml", **lists, ranker="evil:T:x")
+    with pytest.raises(InputError, match="--ranker evil:T:x.*recipe.yaml"):
+        read(path)
+    assert read(path, "--ranker", "evil:T:x")
+    for named in ("precomputed:a.jsonl", "cross-encoder:a/b"):
+        assert read(save(tmp_path / "other" / "recipe.yaml", **lists, ranker=named))
+
+
 def test_code_in_the_folders_of_models_is_not_run(
     copied: Path, teacher_dir: Path, tmp_path: Path
 ) -> None:

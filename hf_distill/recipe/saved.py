@@ -22,7 +22,7 @@ _WRITTEN = ("run_dir", "output_dir", "teacher_cache")
 _TRUSTED = ("trust_remote_code", "teacher_url", "chat_url", "hub_token", "push_to_hub", "report_to")
 """Keys that run code, or use the tokens of whoever runs the recipe."""
 
-_CODE = ("dataset", "format", "teacher_kind", "selection", "terms", "ensemble")
+_CODE = ("dataset", "format", "teacher_kind", "selection", "terms", "ensemble", "ranker")
 """Keys whose values can name code: `package.module:name`."""
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ def obeyed(
     for key in _CODE if runs else ():
         values = content.get(key) if key not in said else None
         for text in map(str, values if isinstance(values, list) else [values]):
-            if PLUGIN.match(text) and not (key == "ensemble" and text.split(":")[0] in TEACHERS):
+            of_package = key in ("ensemble", "ranker") and text.split(":")[0] in TEACHERS
+            if PLUGIN.match(text) and not of_package:
                 raise InputError(
                     f"--{key} {text}: {path} names code that is not of this package, and a saved "
                     f"recipe runs none; if you trust it, give --{key} on the command line"
