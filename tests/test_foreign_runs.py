@@ -133,7 +133,7 @@ def test_code_that_a_saved_recipe_names_is_not_run(tmp_path: Path, key: str, val
 def test_a_ranker_that_a_saved_recipe_names_is_not_run(tmp_path: Path) -> None:
     lists = {"candidates": ["bm25"], "hard_negatives_per_pair": 1}
     path = save(tmp_path / "run" / "recipe.yaml", **lists, ranker="evil:T:x")
-    with pytest.raises(InputError, match="--ranker evil:T:x.*recipe.yaml"):
+    with pytest.raises(InputError, match=r"--ranker evil:T:x.*recipe\.yaml"):
         read(path)
     assert read(path, "--ranker", "evil:T:x")
     for named in ("precomputed:a.jsonl", "cross-encoder:a/b"):
