@@ -212,6 +212,9 @@ def test_a_cross_encoder_alone_is_teacher_and_ranker(
     assert ranker["first_stage"] == "bm25"
     lists = lists_in(tmp_path / "run")
     assert lists.scale.activation == "sigmoid", "the teacher's own scale"
+    log = json.loads((tmp_path / "run" / "training.json").read_text())["log"]
+    assert all(row["kl"] > 0 for row in log if "kl" in row), "the matrix knows the lists' scores"
+    assert any("kl" in row for row in log)
 
 
 def test_mined_lists_are_exported_with_the_scores_of_the_ranker(

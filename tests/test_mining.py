@@ -13,7 +13,7 @@ from small_collections import read_run, row, text
 
 from hf_distill.candidates.mine import Mined, by_words, filled, joined, nearest
 from hf_distill.evaluation.ranker import agreement_on_list
-from hf_distill.scoring.lists import ScoredLists, _relevant, corpus_of
+from hf_distill.scoring.lists import ScoredLists, _relevant, corpus_of, with_lists
 from hf_distill.training.in_batch import cut_below
 from hf_distill.training.lists import Choice, choose
 
@@ -106,6 +106,36 @@ def lists_of(scores: list[list[float]], own: list[float], of: list[int]) -> Scor
         of=np.array(of),
         trained=len(own),
     )
+
+
+def test_a_mined_document_that_is_judged_not_relevant_keeps_its_grade(tmp_path: Path) -> None:
+    rows = [row(1, 1), row(1, 3, grade=0), row(1, 4, candidate=True), row(2, 2), row(3, 9, "test")]
+    collection = read_run(tmp_path, rows)
+    number = {name: i for i, name in enumerate(collection.documents["text"])}
+    one, two = (collection.queries["text"].index(text("query", i)) for i in (1, 2))
+    mined = {one: [3, 2], two: [1]}
+    queries = sorted(mined)
+    documents = [number[text("document", i)] for query in queries for i in mined[query]]
+    lists = ScoredLists(
+        record=SimpleNamespace(key="k"),  # type: ignore[arg-type]  # what is read of it
+        queries=np.array(queries),
+        mined=Mined(
+            np.cumsum([0, *(len(mined[query]) for query in queries)]),
+            np.array(documents),
+            np.zeros(3, dtype=bool),
+        ),
+        scores=np.array([0.3, 0.2, 0.1], dtype=np.float32),
+        own=np.array([0.9, 0.8], dtype=np.float32),
+        of=np.array([0, 1]),
+        trained=2,
+    )
+    of_one = with_lists(collection, lists).lists(np.array([one]))
+    grades = dict(zip(of_one.documents.tolist(), of_one.grades.tolist(), strict=True))
+    assert grades == {
+        number[text("document", 1)]: 1, number[text("document", 3)]: 0,
+        number[text("document", 2)]: -1,
+    }, "document 4 was listed by the data and not mined"  # fmt: skip
+    assert not np.isnan(of_one.scores).any()
 
 
 def test_the_ranking_of_a_list_is_that_of_the_ranker() -> None:

@@ -502,16 +502,18 @@ def test_a_run_is_scored_and_after_a_fault_finished_shards_are_not_asked_for_aga
 
 
 def test_a_rerank_endpoint_ranks_lists_beside_an_embedder(
-    tiny: Path, infinite: Endpoint, tmp_path: Path
+    tiny: Path, infinite: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(shards, "LEAST_ITEMS", 25)  # five lists
     line = [
         "--candidates", "teacher", "--candidates_per_query", 4, "--hard_negatives_per_pair", 2,
         "--ranker", "rerank-endpoint:m", "--teacher_url", infinite.url, "--until", "select",
     ]  # fmt: skip
     out = run_tiny(tiny, tmp_path / "run", *line, "--ranker_activation", "auto").out
     assert "scored by m" in out
-    lists = [request for request in infinite.requests if len(request["documents"]) > 2]
-    assert all(len(request["documents"]) == 5 for request in lists), "a list with the pair's own"
+    asked_when_loaded, *lists = infinite.requests
+    assert len(asked_when_loaded["documents"]) == 2
+    assert {len(request["documents"]) for request in lists} == {5}, "a list and the pair's own"
     line = [tiny, "--run_dir", tmp_path / "other", "--teacher_url", infinite.url]
     said = call(line)
     assert said.code == 2
