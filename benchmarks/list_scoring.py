@@ -15,7 +15,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="Default: 3.")
     line = parser.parse_args(argv)
     keep_freed_memory()
-    pairs = lists_of(str(Path(line.data)), line.queries, line.depth, 0)
+    pairs = lists_of(line.data, line.queries, line.depth, 0)
     dtype = DTYPES[fast_precision(device_type())]
     fast = CrossEncoder(line.model, model_kwargs={"torch_dtype": dtype})
     some = pairs[: max(64, len(pairs) // 4)]

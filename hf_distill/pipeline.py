@@ -85,6 +85,7 @@ from hf_distill.training.texts import wanted_pool
 from hf_distill.training.train import (
     TrainingRecord,
     check_amounts,
+    check_lists_scale,
     check_objective,
     check_place,
     sizes_with,
@@ -165,6 +166,8 @@ class Run:
             return run
         recipe = run.recipe = in_space(recipe, run.teacher)
         run.load_beside()
+        scorer = run.ranker or run.teacher
+        check_each_stage(recipe, lambda stage: check_lists_scale(stage.training, scorer))
         check_each_stage(recipe, lambda stage: check_objective(stage, run.teacher, run.rules))
         student = build_student(recipe.student, run.teacher, None, recipe.seed)
         run.sizes = student_sizes(student)
@@ -272,7 +275,7 @@ class Run:
                 lambda stage: check_amounts(collection, stage.training),
                 lambda stage: check_sources(collection, stage.training),
                 lambda stage: check_negatives(collection, self.teacher, stage),
-                lambda stage: check_candidates(collection, self.teacher, stage.lists),
+                lambda stage: check_candidates(collection, self.teacher, stage),
             ]
             for check in checks:
                 check_each_stage(self.recipe, check)

@@ -32,6 +32,9 @@ LISTS = (
 )  # fmt: skip
 
 
+MINED = ("--candidates", "bm25", "--hard_negatives_per_pair", "2")
+
+
 @pytest.fixture(scope="module")
 def with_ranker(
     tiny: Path, cross_encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
@@ -255,9 +258,34 @@ def test_mined_lists_are_exported_with_the_scores_of_the_ranker(
         (["--candidates", "bm25", "--hard_negatives_per_pair", "40"], "a list has 32 candidates"),
         (["--list_kl_weight", "1"], "--hard_negatives_per_pair is 0"),
         (["--positive_cut", "1.5"], "at most 1"),
+        (["--positive_cut", "0.9"], "it is about mined candidates"),
+        (["--ranker_temperature", "0.1"], "only the terms over lists read it"),
+        (
+            [
+                "--candidates",
+                "bm25",
+                "--hard_negatives_per_pair",
+                "2",
+                "--ranker_activation",
+                "auto",
+            ],
+            "there is no --ranker",
+        ),
+        (
+            ["--candidates", "bm25", "--selection", "rank=2", "--choose_candidates", "top"],
+            "no candidate is taken",
+        ),
+        (
+            [*MINED, "--rerank_queries", "9"],
+            "there is no ranker to measure",
+        ),
+        (
+            [*MINED, "--list_kl_weight", "1"],
+            "all candidates of a list are nearly the same",
+        ),
         (["--candidates", "given", "--hard_negatives_per_pair", "2"], "lists no documents"),
         (
-            ["--candidates", "bm25", "--hard_negatives_per_pair", "2", "--ranker", "x"],
+            [*MINED, "--ranker", "x"],
             "a ranker is KIND:MODEL",
         ),
     ],
@@ -333,8 +361,9 @@ def test_candidates_that_a_ranker_does_not_score_are_counted(
 
 
 def test_an_embedder_is_no_ranker(tiny: Path, teacher_dir: Path, tmp_path: Path) -> None:
-    line = ["--candidates", "bm25", "--hard_negatives_per_pair", "2"]
-    said = call([tiny, "--run_dir", tmp_path / "r", *line, "--ranker", f"bi-encoder:{teacher_dir}"])
+    said = call(
+        [tiny, "--run_dir", tmp_path / "r", *MINED, "--ranker", f"bi-encoder:{teacher_dir}"]
+    )
     assert said.code == 2
     assert "it embeds texts and scores no pairs" in said.err
 

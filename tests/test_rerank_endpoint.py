@@ -518,3 +518,14 @@ def test_a_rerank_endpoint_ranks_lists_beside_an_embedder(
     said = call(line)
     assert said.code == 2
     assert "--teacher_url" in said.err, "without a ranker nobody reads it"
+
+
+def test_a_ranker_without_raw_scores_is_said_with_its_own_flag(tiny: Path, tmp_path: Path) -> None:
+    with running_server(jina, "/v1") as server:
+        said = call(
+            [tiny, "--run_dir", tmp_path / "run", "--candidates", "teacher", "--ranker",
+             "rerank-endpoint:m", "--hard_negatives_per_pair", 2, "--teacher_url", server.url]
+        )  # fmt: skip
+    assert said.code == 2
+    assert "--ranker m: --ranker_activation identity" in said.err
+    assert "Set --ranker_activation auto" in said.err

@@ -27,10 +27,10 @@ from hf_distill.data.sources.files import read_texts
 from hf_distill.data.sources.texts import passages_of, tokens_of
 from hf_distill.data.texts import named_leaks
 from hf_distill.errors import InputError
+from hf_distill.evaluation.agreement import gained
 from hf_distill.evaluation.texts import (
     _translations,
     closeness,
-    gained,
     nearest_others,
     overlap,
     texts_task,

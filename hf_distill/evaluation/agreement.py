@@ -55,6 +55,20 @@ def rank_biased_overlap(shared: np.ndarray, p: float = PERSISTENCE) -> float:
     return float(agreement[-1] * p ** len(shared) + (1 - p) / p * (agreement * p**depth).sum())
 
 
+def gained(gains: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """(Q,) nDCG of an order: DCG = the sum over ranks i from 1 of gain / log2(i + 1) (Järvelin &
+    Kekäläinen, 2002), divided by that of the best order. A gain is the score that a teacher or a
+    ranker gives the query with the text at that rank, or 0 where it is negative.
+
+    Args:
+        gains: (Q, k) its scores of what a system finds, in the system's order; 0 for nothing.
+        best: (Q, k) those of its own order.
+    """
+    discount = 1 / np.log2(np.arange(gains.shape[1]) + 2)
+    own, most = ((np.maximum(part, 0) * discount).sum(axis=1) for part in (gains, best))
+    return np.where(most > 0, own / np.where(most > 0, most, 1), 1.0)
+
+
 def ranking_agreement(
     reference: Mapping[str, Ranking], runs: Mapping[str, Mapping[str, Ranking]], seed: int
 ) -> RankingAgreement:

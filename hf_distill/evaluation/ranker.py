@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from hf_distill.data.collection import Collection
+from hf_distill.evaluation.agreement import gained
 from hf_distill.evaluation.intervals import estimate, mean, undefined
 from hf_distill.evaluation.mixed_index import Embedded
 from hf_distill.evaluation.results import BM25, STUDENT, TEACHER, Estimate, RankerResults
@@ -25,7 +26,7 @@ from hf_distill.teachers.base import PairTeacher
 DEPTH = 100
 """Documents of the first stage that the ranker reads for a query."""
 RANKER, RERANKED = "ranker", "student, reranked"
-_TIMED = 5
+_TIMED, _CUTOFF = 5, 10
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,15 @@ def _sorted(scored: Mapping[str, Mapping[str, float]]) -> Run:
 
 def agreement_on_list(ranker: np.ndarray, student: np.ndarray) -> tuple[float, float]:
     """Kendall's tau-b of two scorings (n,) of a list, and nDCG@10 of the student's order by the
-    ranker's scores: linear gains, scaled to 0 to 1 within the list (Jarvelin & Kekalainen, 2002).
-    NaN where either is constant.
+    ranker's scores, scaled to 0 to 1 within the list (see `gained`). NaN where either is constant.
     """
     if np.ptp(ranker) == 0 or np.ptp(student) == 0:
         return np.nan, np.nan
     gains = (ranker - ranker.min()) / np.ptp(ranker)
-    order = np.argsort(-student, kind="stable")[:10]
-    discounts = 1 / np.log2(np.arange(2, 2 + len(order)))
-    best = np.sort(gains)[::-1][: len(order)]
+    order = np.argsort(-student, kind="stable")[:_CUTOFF]
+    best = np.sort(gains)[::-1][:_CUTOFF]
     tau = stats.kendalltau(ranker, student).statistic
-    return float(tau), float((gains[order] * discounts).sum() / (best * discounts).sum())
+    return float(tau), float(gained(gains[None, order], best[None])[0])
 
 
 def _milliseconds(reranking: Reranking, task: HeldOutTask, run: Run) -> float:

@@ -18,6 +18,7 @@ from hf_distill.compute.encode import encode, how_asked
 from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.errors import InputError
+from hf_distill.evaluation.agreement import gained
 from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import Subject, costs, further_task
 from hf_distill.evaluation.fidelity import mae, pearson, spearman, why_unordered
@@ -167,20 +168,6 @@ def overlap(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """(Q,) the share of `wanted` (Q, k) among `found` (Q, k), whatever the order."""
     shares: np.ndarray = (wanted[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
     return shares
-
-
-def gained(gains: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """(Q,) nDCG of an order: DCG = the sum over ranks i from 1 of gain / log2(i + 1) (Järvelin &
-    Kekäläinen, 2002), divided by that of the teacher's own order. A gain is the teacher's score of
-    the query with the text at that rank, or 0 where it is negative.
-
-    Args:
-        gains: (Q, k) the teacher's scores of what a system finds, in its order; 0 for nothing.
-        best: (Q, k) those of the teacher's own order.
-    """
-    discount = 1 / np.log2(np.arange(gains.shape[1]) + 2)
-    own, most = ((np.maximum(part, 0) * discount).sum(axis=1) for part in (gains, best))
-    return np.where(most > 0, own / np.where(most > 0, most, 1), 1.0)
 
 
 def closeness(teacher: np.ndarray, student: np.ndarray, bounded: bool, seed: int) -> Closeness:

@@ -30,7 +30,7 @@ class TextSystem:
     Attributes:
         overlap: Share of the teacher's ten nearest texts among the system's ten.
         ndcg: nDCG@10 of the system's order, with the teacher's scores as gains (see
-            `hf_distill.evaluation.texts.gained`).
+            `hf_distill.evaluation.agreement.gained`).
         random, near: Its scores of each held-out text with a random other one, and with one of the
             teacher's ten nearest; None for BM25, whose scores are no cosines.
     """

@@ -283,7 +283,8 @@ class CandidateArguments:
     rerank_queries: int = option(
         200,
         "Held-out queries, drawn by the seed, on which the ranker is measured beside the student: "
-        "it reads the first stage's best 100 documents of each. 0: it is not measured.",
+        "it reads the best 100 documents of the first stage and of the student for each, and five "
+        "lists again for its time. 0: it is not measured.",
     )
     choose_candidates: Literal["top", "random", "stratified"] = option(
         "stratified",

@@ -408,6 +408,23 @@ def _check_schedule(schedule: ScheduleArguments, data: DataArguments) -> None:
         )
 
 
+def _check_unused(stage: DistillationConfig, mined: bool) -> None:
+    """Keys of lists in a stage of the training that has none."""
+    default = {field.name: field.default for field in dataclasses.fields(stage)}
+    temperature, cut = stage.ranker_temperature, stage.positive_cut
+    learns = stage.list_kl_weight or stage.list_margin_weight
+    if temperature != default["ranker_temperature"] and not learns:
+        raise InputError(
+            f"--ranker_temperature {temperature}: only the terms over lists read it; give one a "
+            "weight, e.g. --list_kl_weight 1, or leave it out"
+        )
+    if cut != default["positive_cut"] and not mined:
+        raise InputError(
+            f"--positive_cut {cut}: it is about mined candidates; name a miner, e.g. --candidates "
+            "bm25, or leave it out"
+        )
+
+
 def check_lists(recipe: Recipe) -> None:
     """Check the keys of mined lists against those that use them, in any stage of the training.
 
@@ -437,7 +454,18 @@ def check_lists(recipe: Recipe) -> None:
             f"--hard_negatives_per_pair {taken}: a list has {lists.candidates_per_query} "
             "candidates; raise --candidates_per_query, or lower it"
         )
+    if lists.ranker_activation != defaults.ranker_activation and lists.ranker is None:
+        raise InputError(
+            f"--ranker_activation {lists.ranker_activation}: there is no --ranker; for a teacher "
+            "that scores the lists itself it is --teacher_activation"
+        )
+    if lists.choose_candidates != defaults.choose_candidates and not taken:
+        raise InputError(
+            f"--choose_candidates {lists.choose_candidates}: no candidate is taken, because "
+            "--hard_negatives_per_pair is 0; set it above 0"
+        )
     for stage in recipe.stages:
+        _check_unused(stage, bool(lists.candidates))
         for name in ("list_kl_weight", "list_margin_weight"):
             if (weight := getattr(stage, name)) and not stage.hard_negatives_per_pair:
                 raise InputError(

@@ -30,7 +30,7 @@ from hf_distill.candidates.mine import (
 )
 from hf_distill.data.collection import CANDIDATE_FEATURES, Collection, Pairs, Split
 from hf_distill.errors import InputError
-from hf_distill.recipe.arguments import CandidateArguments, Recipe
+from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import fingerprint, read_result, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
@@ -318,12 +318,18 @@ def _named(lists: np.ndarray, of: list[np.ndarray]) -> int:
     return sum(int(np.isin(row, part).sum()) for row, part in zip(of, lists, strict=True))
 
 
-def check_candidates(collection: Collection, teacher: Teacher, lists: CandidateArguments) -> None:
-    """Raise InputError if a miner has nothing to mine with, or nothing to find. Called before the
-    scoring.
+def check_candidates(collection: Collection, teacher: Teacher, recipe: Recipe) -> None:
+    """Raise InputError if a miner has nothing to mine with, or nothing to find, or if no ranker is
+    there to be measured. Called before the scoring.
     """
+    lists = recipe.lists
     if not lists.candidates:
         return
+    if "rerank_queries" in recipe.given and lists.ranker is None and teacher.embeds:
+        raise InputError(
+            f"--rerank_queries {lists.rerank_queries}: {teacher.name} embeds texts and scores the "
+            "lists itself, so there is no ranker to measure; name a --ranker, or leave it out"
+        )
     if TEACHER in lists.candidates and not teacher.embeds:
         raise InputError(
             f"--candidates {TEACHER}: {teacher.name} embeds no texts, so it finds no nearest "

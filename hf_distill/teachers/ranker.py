@@ -27,8 +27,9 @@ def _beside(recipe: Recipe, kind: str, model: str, key: str, activation: str = "
     )
     try:
         loaded: Teacher = load(replace(recipe, teacher=own))
-    except InputError as error:  # it speaks of --teacher
-        raise InputError(f"--{key} {model}: {error}") from error
+    except InputError as error:  # it speaks of a teacher
+        says = str(error).replace("--teacher_activation", "--ranker_activation")
+        raise InputError(f"--{key} {model}: {says}") from error
     return loaded
 
 

@@ -242,6 +242,26 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
         )
 
 
+def check_lists_scale(config: DistillationConfig, scorer: Teacher) -> None:
+    """Raise InputError if a term over lists reads scores that lie so close together that all
+    candidates are nearly the same to it.
+
+    Args:
+        config: A stage of the training.
+        scorer: What scores the lists.
+    """
+    scale, temperature = scorer.scale, config.ranker_temperature
+    if not (config.list_kl_weight or config.list_margin_weight) or not scale.is_bounded:
+        return
+    if temperature >= (scale.high - scale.low) / 2:
+        raise InputError(
+            f"--ranker_temperature {temperature}: the scores of {scorer.name} are {scale}, so at "
+            "this temperature all candidates of a list are nearly the same; set it to the "
+            f"student's --temperature ({config.temperature}) for cosines, or to about 0.1 for "
+            "scores in [0, 1]"
+        )
+
+
 def train_student(task: TrainingTask, key: str) -> TrainingRecord:
     """Train the student in place, stage by stage, on all processes together. It resumes from the
     last stage that was completed, and from the last checkpoint of the one after it.
