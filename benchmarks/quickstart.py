@@ -20,7 +20,7 @@ import psutil
 
 from hf_distill.compute.device import cpu_cores
 from hf_distill.evaluation.results import STUDENT, TEACHER, Estimate
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTEFACTS = (

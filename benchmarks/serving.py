@@ -28,7 +28,8 @@ from sentence_transformers import SentenceTransformer
 from hf_distill.compute.device import cpu_cores, fast_precision, use_all_cores
 from hf_distill.compute.models import locate_model
 from hf_distill.data.collection import Collection
-from hf_distill.pipeline import Run, finished
+from hf_distill.finished_run import finished
+from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
 from hf_distill.release.onnx import FILES, export_onnx, load_onnx
 from hf_distill.student.build import build_student

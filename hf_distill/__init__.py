@@ -2,7 +2,8 @@
 
 from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError
-from hf_distill.pipeline import Run, finished, train
+from hf_distill.finished_run import finished
+from hf_distill.pipeline import Run, train
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.read import read_recipe
 from hf_distill.student.save import save_student

@@ -21,10 +21,10 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.candidates.mine import NAMED
 from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
-from hf_distill.data.collection import Collection, CollectionRecord
+from hf_distill.data.collection import Collection
 from hf_distill.data.explain import explain
 from hf_distill.data.further_texts import FurtherTexts, check_pool_path, load_further_texts
-from hf_distill.data.load import load_collection, open_collection
+from hf_distill.data.load import load_collection
 from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import Subject, evaluate
 from hf_distill.evaluation.further import (
@@ -54,18 +54,15 @@ from hf_distill.report.texts import texts_table
 from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
 from hf_distill.run.folder import (
     RunFolder,
-    check_made_with,
     open_run_folder,
-    read_saved_recipe,
     save_made_with,
     save_recipe,
 )
 from hf_distill.run.lock import held
-from hf_distill.run.stage import key_of, listed, read_result, stage
+from hf_distill.run.stage import key_of, listed, stage
 from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
-from hf_distill.scoring.scores import Scores, SoftLabels, score_collection, shards_of
-from hf_distill.selection.audit import Audit
+from hf_distill.scoring.scores import Scores, score_collection, shards_of
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.student.build import backbone_identity, build_student
@@ -585,88 +582,3 @@ def train(recipe: str = "quickstart", **keys: Any) -> RunResults | TextsResults:
     for said in run.stages():
         PartialState().print(said)
     return run.results
-
-
-def finished(path: Path, *line: str) -> RunResults:
-    """The results of the finished run on pairs in the folder `path`; nothing is made.
-
-    Args:
-        path: The run's folder.
-        *line: Further keys (`--key`, `value`, ...) that override its recipe's.
-
-    Raises:
-        InputError: As `results_of`, or it is a run on texts alone.
-    """
-    results = results_of(path, *line)
-    if isinstance(results, RunResults):
-        return results
-    raise InputError(
-        f"the run in {path} is on texts alone: it has no queries and no judged documents, which "
-        f"this command needs; load its student from {results.folder.student}, or measure it with "
-        "hf-distill compare on a judged set"
-    )
-
-
-def results_of(path: Path, *line: str) -> RunResults | TextsResults:
-    """The results of the finished run in the folder `path`; nothing is made.
-
-    Args:
-        path: The run's folder.
-        *line: Further keys (`--key`, `value`, ...) that override its recipe's.
-
-    Raises:
-        InputError: Not a run, not finished, or its recipe and its results come from different
-            calls: a later call with other keys was stopped before its end.
-    """
-    folder = RunFolder(path)
-    read_saved_recipe(folder)
-    manifest = folder.pairs / "manifest.json"
-    alone = manifest.is_file() and read_result(manifest, CollectionRecord).texts is not None
-    needed = [
-        manifest, folder.soft_labels / "manifest.json", *([] if alone else [folder.selection]),
-        folder.student / "modules.json", folder.training, folder.evaluation, folder.text_lengths,
-        folder.made_with,
-    ]  # fmt: skip
-    missing = [str(file.relative_to(path)) for file in needed if not file.is_file()]
-    again = f"run it again: hf-distill train {folder.recipe} --run_dir {path} --until release"
-    if missing:
-        raise InputError(
-            f"the run in {path} is not finished: it has no {', '.join(missing)}; {again}"
-        )
-    check_made_with(folder)
-    # This machine may not support the precision that the run was trained in.
-    own = ("--run_dir", str(path), "--bf16", "false", "--fp16", "false")
-    recipe = read_recipe([str(folder.recipe), *own, *line], runs=False)
-    common: dict[str, Any] = {
-        "recipe": recipe,
-        "folder": folder,
-        "collection": open_collection(folder, recipe.data.dataset_license),
-        "soft_labels": read_result(folder.soft_labels / "manifest.json", SoftLabels),
-        "training": read_result(folder.training, TrainingRecord),
-        "lengths": read_result(folder.text_lengths, TextLengths),
-    }
-    results: RunResults | TextsResults
-    if alone:
-        measured = read_result(folder.evaluation, TextsEvaluation)
-        results = TextsResults(**common, evaluation=measured)
-        trained_on, chosen = "texts", results.soft_labels.key
-    else:
-        results = RunResults(
-            **common,
-            audit=read_result(folder.selection, Audit),
-            evaluation=read_result(folder.evaluation, Evaluation),
-        )
-        trained_on, chosen = "pairs that this selection keeps", results.audit.key
-    evaluation, training = results.evaluation, results.training
-    if training.selection != chosen:
-        other = folder.soft_labels if alone else folder.selection
-        raise InputError(
-            f"{folder.training} and {other} come from different calls: the student was not trained "
-            f"on the {trained_on}; {again}"
-        )
-    if (evaluation.training, evaluation.collection) != (training.key, results.collection.key):
-        raise InputError(
-            f"{folder.evaluation} measured another student, or other pairs, than this run holds; "
-            f"{again}"
-        )
-    return results

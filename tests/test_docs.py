@@ -12,7 +12,7 @@ from conftest import ROOT, recipe_of, run_tiny, sentences
 
 from hf_distill.commands.main import COMMANDS
 from hf_distill.data.load import load_collection
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.recipe.arguments import PARTS
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.kinds import FORMATS, RULES, SOURCES, TEACHERS

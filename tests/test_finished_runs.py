@@ -25,7 +25,7 @@ from hf_distill.commands import publish as publish_command
 from hf_distill.commands import search as search_command
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.run.folder import RunFolder

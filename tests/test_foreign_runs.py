@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.read import read_recipe
 from hf_distill.serving.demo import local_demo

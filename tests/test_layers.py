@@ -10,8 +10,8 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "recipe", "run", "compute", "data", "teachers", "candidates", "scoring", "selection",
-    "student", "training", "evaluation", "report", "release", "pipeline", "serving", "study",
-    "commands", "__main__",
+    "student", "training", "evaluation", "report", "release", "pipeline", "finished_run", "serving",
+    "study", "commands", "__main__",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

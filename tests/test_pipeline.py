@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import Evaluation
-from hf_distill.pipeline import Run, finished
+from hf_distill.finished_run import finished
+from hf_distill.pipeline import Run
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.onnx import export_onnx
 from hf_distill.run.stage import read_json, write_result

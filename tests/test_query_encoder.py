@@ -27,7 +27,8 @@ from hf_distill.evaluation.results import ALONE, ON_QUERY, STUDENT, TEACHER, UNT
 from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.systems import on_documents_of_teacher
 from hf_distill.evaluation.tasks import held_out_task
-from hf_distill.pipeline import Run, finished
+from hf_distill.finished_run import finished
+from hf_distill.pipeline import Run
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.cards import PLACEHOLDER
 from hf_distill.run.stage import read_json

@@ -22,7 +22,8 @@ from tiny_training import QUIET, Tiny, tiny
 from transformers import TrainerCallback
 
 from hf_distill.errors import InputError
-from hf_distill.pipeline import Run, finished
+from hf_distill.finished_run import finished
+from hf_distill.pipeline import Run
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.read import read_recipe
 from hf_distill.report.plots import plot_points

@@ -37,7 +37,7 @@ from hf_distill.evaluation.texts import (
     why_collapsed,
 )
 from hf_distill.evaluation.texts_results import Spread
-from hf_distill.pipeline import finished, results_of
+from hf_distill.finished_run import finished, results_of
 from hf_distill.release.model_card import model_cards
 from hf_distill.report.page import write_texts_report
 from hf_distill.report.results import TextsResults

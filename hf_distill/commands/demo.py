@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from hf_distill.compute.device import use_all_cores
 from hf_distill.errors import InputError
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.release.publish import Release, Settings, publish
 from hf_distill.serving import demo_app
 from hf_distill.serving.demo import local_demo, write_space

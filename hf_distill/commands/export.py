@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from hf_distill.errors import InputError
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.release.onnx import export_onnx, measure_onnx
 from hf_distill.release.router import export_router
 from hf_distill.run.folder import RunFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hf_distill.errors import InputError
-from hf_distill.pipeline import results_of
+from hf_distill.finished_run import results_of
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.release.publish import Settings, dry_run, publish

@@ -13,7 +13,7 @@ from hf_distill.compute.device import use_all_cores
 from hf_distill.compute.models import digest_of_weights
 from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError, printable
-from hf_distill.pipeline import finished
+from hf_distill.finished_run import finished
 from hf_distill.recipe.arguments import CONVERSATION
 from hf_distill.run.folder import RunFolder, recipe_says
 from hf_distill.serving.index import (
