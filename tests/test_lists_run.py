@@ -88,7 +88,9 @@ def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
     assert {*ranker["ndcg"]} == {"ranker", "teacher", "student", "student, reranked"}
     assert "On 10 held-out queries the ranker, which reorders the teacher's best 100" in out
     assert "Beside the ranker" in (folder / "report.html").read_text()
-    assert "the ranker, which reorders" in (folder / "student_model_sd" / "README.md").read_text()
+    card = (folder / "student_model_sd" / "README.md").read_text()
+    assert "`cross-encoder` scored the lists that it was trained on" in card
+    assert "the ranker, which reorders" in card
 
 
 def test_agreement_with_the_ranker_is_that_of_the_runs_and_its_librarys_scores(

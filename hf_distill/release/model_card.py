@@ -185,6 +185,7 @@ def _measured(results: RunResults | TextsResults) -> dict[str, Any]:
         "texts": False,
         "verdict": verdict(evaluation),
         "retrieval": evaluation.retrieval,
+        "ranker_name": code(public_name(evaluation.ranker.name)) if evaluation.ranker else "",
         "significance": evaluation.significance,
         "fidelity": evaluation.fidelity,
         "fidelity_untrained": evaluation.fidelity_untrained,

@@ -305,8 +305,8 @@ def read_generated(recipe: Recipe) -> SourcePairs:
     kinds = ", ".join(dict.fromkeys(name.partition("_")[0] for name in names))
     about = dataclasses.replace(
         source.about,
-        description=f"{source.about.description} A language model wrote {len(names)} queries "
-        f"({kinds}) for each of {len(documents.asked):,} documents.",
+        description=f"{source.about.description} For each of {len(documents.asked):,} documents "
+        f"{len(names)} queries were asked for ({kinds}).",
         queries_by=data.chat_model,
     )
     return SourcePairs(
