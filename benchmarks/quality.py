@@ -27,6 +27,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -312,8 +313,14 @@ def save_plot(figure: Any, path: Path) -> None:
         figure.savefig(path.with_suffix(suffix), bbox_inches="tight", facecolor="white", dpi=150)
 
 
-def _options() -> argparse.Namespace:
-    parser = data_options(__doc__)
+def options(description: str | None, arms: Iterable[str]) -> argparse.ArgumentParser:
+    """A parser of the options that say what is trained how, and measured on what.
+
+    Args:
+        description: Of the script.
+        arms: The names of its arms.
+    """
+    parser = data_options(description)
     parser.add_argument(
         "--tasks", nargs="*", type=Path, default=[], metavar="FOLDER",
         help="BEIR folders (or any test set that the project reads): measured out of domain.",
@@ -322,8 +329,8 @@ def _options() -> argparse.Namespace:
         "--minutes", nargs="+", type=float, default=[5.0], help="Budgets. Default: 5."
     )
     parser.add_argument(
-        "--arms", nargs="*", default=list(ARMS), metavar="NAME",
-        help=f"Of: {'; '.join(ARMS)}. Default: all.",
+        "--arms", nargs="*", default=list(arms), metavar="NAME",
+        help=f"Of: {'; '.join(arms)}. Default: all.",
     )  # fmt: skip
     parser.add_argument(
         "--try", dest="tries", action="append", default=[], metavar='"NAME: KEY=VALUE ..."',
@@ -345,18 +352,18 @@ def _options() -> argparse.Namespace:
         "--table", action="store_true",
         help="Train nothing: compare what is there. Arms may then differ in their seeds.",
     )  # fmt: skip
-    return parser.parse_args()
+    return parser
 
 
-def _arms(line: argparse.Namespace) -> list[Arm]:
-    if unknown := set(line.arms) - set(ARMS):
+def _wanted(line: argparse.Namespace, arms: Mapping[str, Arm]) -> list[Arm]:
+    if unknown := set(line.arms) - set(arms):
         raise InputError(
-            f"--arms: unknown {', '.join(sorted(unknown))}; known are {', '.join(ARMS)}"
+            f"--arms: unknown {', '.join(sorted(unknown))}; known are {', '.join(arms)}"
         )
-    return [*(ARMS[name] for name in line.arms), *map(parse_try, line.tries)]
+    return [*(arms[name] for name in line.arms), *map(parse_try, line.tries)]
 
 
-def _jobs(line: argparse.Namespace, setting: Setting) -> list[Job]:
+def _jobs(line: argparse.Namespace, setting: Setting, arms: Sequence[Arm]) -> list[Job]:
     """Every student, all arms of a seed before the next seed."""
     trained_on = line.train_on or setting.names
     if unknown := set(trained_on) - set(setting.names):
@@ -372,7 +379,7 @@ def _jobs(line: argparse.Namespace, setting: Setting) -> list[Job]:
         for minutes in line.minutes
         for seed in range(line.seeds)
         for domain in trained_on
-        for arm in _arms(line)
+        for arm in arms
     ]
 
 
@@ -383,12 +390,25 @@ def _is_there(job: Job, turns: int) -> bool:
 
 
 def main() -> None:
-    """Train and measure what is missing, compare, and print the tables."""
-    line = _options()
+    """Compare the losses of sentence-transformers, the paper and the recommended recipe."""
+    compare(options(__doc__, ARMS).parse_args(), ARMS)
+
+
+def compare(line: argparse.Namespace, arms: Mapping[str, Arm]) -> None:
+    """Train and measure what is missing, compare, and print the tables.
+
+    Args:
+        line: The command line, read by `options`.
+        arms: The arms that it may name.
+
+    Raises:
+        InputError: The command line names something that is not there.
+    """
     keep_freed_memory()
     be_quiet()
     setting = setting_of(line, line.tasks)
-    jobs = _jobs(line, setting)
+    wanted_arms = _wanted(line, arms)
+    jobs = _jobs(line, setting, wanted_arms)
     for name in setting.names:
         prepare_domain(name, setting)
     missing = {job for job in jobs if not _is_there(job, line.turns)}
@@ -424,7 +444,7 @@ def main() -> None:
         )
         for domain in dict.fromkeys(job.domain for job in jobs)
     }
-    own = [arm.name for arm in _arms(line) if arm.own]
+    own = [arm.name for arm in wanted_arms if arm.own]
     content = compile_results(Results(students, references, own))
     write_json(setting.out / "quality.json", content)
     text = markdown(content)

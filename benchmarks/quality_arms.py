@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
+from quality_lists import PeerMiner
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer import losses
 from torch import nn
@@ -21,6 +22,8 @@ from hf_distill.pipeline import Run
 from hf_distill.training.rows import Examples, examples, training_rows
 
 RECOMMENDED = "recommended"
+TEMPERATURE = 0.05
+"""Of DistillKLDivLoss: what the recommended recipe has."""
 UNTRAINED = "untrained"
 
 
@@ -34,31 +37,33 @@ class Arm:
         keys: The recipe's keys that differ from the recommended ones, as a command line.
         loss: Of sentence-transformers, made from the student and the teacher; None: this project's
             trainer.
-        columns: Makes what that loss reads from the training pairs and the principal components.
+        columns: Makes what that loss reads from the training pairs of a run.
         asks: What the teacher embeds beforehand: nothing, or the texts of the pairs. (An arm of
             this project also has it embed its pool.)
         own: Whether it is this project's, to be compared with the best peer.
         epochs: It sees each pair at most so often, even if there is time for more.
+        miner: Mines what `columns` reads, at this arm's expense.
     """
 
     name: str
     keys: tuple[str, ...] = ()
     loss: Callable[[SentenceTransformer, SentenceTransformer], nn.Module] | None = None
-    columns: Callable[[Examples, torch.Tensor], dict[str, Any]] | None = None
+    columns: Callable[[Examples, Run], dict[str, Any]] | None = None
     asks: Literal["nothing", "pairs"] = "pairs"
     own: bool = False
     epochs: float | None = None
+    miner: PeerMiner | None = None
 
 
-def _pair(pairs: Examples, _: torch.Tensor) -> dict[str, Any]:
+def _pair(pairs: Examples, _: Run) -> dict[str, Any]:
     return {"query": pairs.queries, "document": pairs.documents}
 
 
-def _scored_pair(pairs: Examples, components: torch.Tensor) -> dict[str, Any]:
-    return {**_pair(pairs, components), "label": pairs.sides.teacher_score.tolist()}
+def _scored_pair(pairs: Examples, run: Run) -> dict[str, Any]:
+    return {**_pair(pairs, run), "label": pairs.sides.teacher_score.tolist()}
 
 
-def _coordinates(pairs: Examples, components: torch.Tensor) -> torch.Tensor:
+def _coordinates(pairs: Examples, run: Run) -> torch.Tensor:
     """The teacher's embeddings (n, 2, d) of queries and documents, in the coordinates of the
     student's head: the best case of a loss that would otherwise learn a projection.
     """
@@ -66,29 +71,29 @@ def _coordinates(pairs: Examples, components: torch.Tensor) -> torch.Tensor:
     assert sides.query_embedding is not None
     assert sides.document_embedding is not None
     both = torch.stack([sides.query_embedding, sides.document_embedding], dim=1).float()
-    return both @ components.T
+    return both @ torch.as_tensor(run.initialisation.components).T
 
 
-def _embedded_pair(pairs: Examples, components: torch.Tensor) -> dict[str, Any]:
-    return {**_pair(pairs, components), "label": _coordinates(pairs, components).tolist()}
+def _embedded_pair(pairs: Examples, run: Run) -> dict[str, Any]:
+    return {**_pair(pairs, run), "label": _coordinates(pairs, run).tolist()}
 
 
-def _embedded_text(pairs: Examples, components: torch.Tensor) -> dict[str, Any]:
+def _embedded_text(pairs: Examples, run: Run) -> dict[str, Any]:
     """The same, each text by itself, as sentence-transformers' example `model_distillation`."""
-    labels = _coordinates(pairs, components).transpose(0, 1).flatten(0, 1)
+    labels = _coordinates(pairs, run).transpose(0, 1).flatten(0, 1)
     texts = dict(zip([*pairs.queries, *pairs.documents], labels.tolist(), strict=True))
     return {"sentence": list(texts), "label": list(texts.values())}
 
 
-def _scored_triple(pairs: Examples, components: torch.Tensor) -> dict[str, Any]:
+def _scored_triple(pairs: Examples, run: Run) -> dict[str, Any]:
     """With one hard negative each."""
     assert pairs.sides.negative_score is not None
     scores = torch.stack([pairs.sides.teacher_score, pairs.sides.negative_score[:, 0]], dim=1)
-    return {**_pair(pairs, components), "negative": pairs.negatives, "label": scores.tolist()}
+    return {**_pair(pairs, run), "negative": pairs.negatives, "label": scores.tolist()}
 
 
-def _margin_triple(pairs: Examples, components: torch.Tensor) -> dict[str, Any]:
-    columns = _scored_triple(pairs, components)
+def _margin_triple(pairs: Examples, run: Run) -> dict[str, Any]:
+    columns = _scored_triple(pairs, run)
     return {**columns, "label": [own - other for own, other in columns["label"]]}
 
 
@@ -112,11 +117,13 @@ def _squares(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
     return losses.MSELoss(student)
 
 
-def _divergence(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
-    return losses.DistillKLDivLoss(student, temperature=0.05)
+def divergence(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
+    """KL over the columns of a row. Both sides are divided by `TEMPERATURE`."""
+    return losses.DistillKLDivLoss(student, temperature=TEMPERATURE)
 
 
-def _margin(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
+def margin(student: SentenceTransformer, _: SentenceTransformer) -> nn.Module:
+    """MarginMSE of the columns of a row."""
     return losses.MarginMSELoss(student)
 
 
@@ -155,15 +162,15 @@ ARMS = {
         Arm("EmbedDistillLoss", (*PLAIN, *FAST), _embedding, _embedded_pair),
         Arm("EmbedDistillLoss, batch 16", (*PLAIN, *SMALL), _embedding, _embedded_pair),
         Arm("MSELoss on texts", (*PLAIN, *SMALL), _squares, _embedded_text),
-        Arm("DistillKLDivLoss", (*PLAIN, *SLOW, *NEGATIVE), _divergence, _scored_triple),
+        Arm("DistillKLDivLoss", (*PLAIN, *SLOW, *NEGATIVE), divergence, _scored_triple),
         Arm(
             "DistillKLDivLoss, 8 epochs",
             (*PLAIN, *SLOW, *NEGATIVE),
-            _divergence,
+            divergence,
             _scored_triple,
             epochs=8,
         ),
-        Arm("MarginMSELoss", (*PLAIN, *FAST, *NEGATIVE), _margin, _margin_triple),
+        Arm("MarginMSELoss", (*PLAIN, *FAST, *NEGATIVE), margin, _margin_triple),
         Arm("the paper", (*PAPER, *SLOW)),
         Arm(RECOMMENDED, own=True),
         Arm("recommended, first stage alone", ONE_STAGE, own=True),
@@ -209,12 +216,11 @@ def train_peer(arm: Arm, run: Run, output_dir: str) -> tuple[SentenceTransformer
         student[0].auto_model.set_attn_implementation("eager")
     rows = training_rows(run, run.selection, student)
     pairs = examples(list(rows.train), rows.lookup)
-    components = torch.as_tensor(run.initialisation.components)
     teacher = copy.deepcopy(run.teacher.backbone)  # later jobs need it as it is
     trainer = SentenceTransformerTrainer(
         model=student,
         args=dataclasses.replace(run.recipe.training, output_dir=output_dir),
-        train_dataset=Dataset.from_dict(arm.columns(pairs, components)),
+        train_dataset=Dataset.from_dict(arm.columns(pairs, run)),
         loss=arm.loss(student, teacher),
     )
     start = time.perf_counter()

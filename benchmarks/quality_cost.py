@@ -120,28 +120,36 @@ def time_teacher(run: Run) -> tuple[float, float]:
     return rates[1], rates[2]
 
 
-def time_lists(run: Run) -> float:
-    """Seconds of mining the lists of a run, as they were when that was done, and of the ranker on
+def time_lists(arm: Arm, run: Run) -> float:
+    """Seconds of mining the lists of an arm, as they were when that was done, and of the ranker on
     all of them, from its time on some. (What it has scored is kept, so it is not timed again. A
     teacher that embeds has embedded the texts already.)
     """
+    if arm.miner is not None:
+        peer = arm.miner.lists(run)
+        return peer.seconds + peer.scored * _time_ranker(arm.miner.load(run), run)
     lists = run.lists
     if lists is None:
         return 0.0
     if run.ranker is None and run.teacher.embeds:
         return lists.record.mined.seconds
-    pairs = run.collection.pairs("train").take(np.arange(SAMPLE // 2))
+    each = _time_ranker(run.ranker or cast(PairTeacher, run.teacher), run)
+    return lists.record.mined.seconds + each * (len(lists.scores) + len(lists.own))
+
+
+def _time_ranker(ranker: PairTeacher, run: Run) -> float:
+    """Seconds of the ranker for each pair of texts."""
+    pairs = run.collection.pairs("train")
+    pairs = pairs.take(np.arange(min(SAMPLE // 2, len(pairs))))
     texts = (
         run.collection.query_texts(pairs.queries),
         run.collection.document_texts(pairs.documents),
     )
     asked = list(zip(*texts, strict=True))
-    ranker = run.ranker or cast(PairTeacher, run.teacher)
     ranker.score(asked[:32])  # the first call takes longer
     start = time.perf_counter()
     ranker.score(asked)
-    each = (time.perf_counter() - start) / len(asked)
-    return lists.record.mined.seconds + each * (len(lists.scores) + len(lists.own))
+    return (time.perf_counter() - start) / len(asked)
 
 
 def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, turns: int) -> Cost:
@@ -178,7 +186,7 @@ def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, 
             max(0.0, short - FEW * step) for short, step in zip(_medians(few), each, strict=True)
         ),
         steps=tuple(each),
-        lists=statistics.median(time_lists(run) for _ in range(turns)),
+        lists=statistics.median(time_lists(arm, run) for _ in range(turns)),
     )
 
 

@@ -355,7 +355,7 @@ def _row(students: Sequence[Student], references: References, values: Values, ow
     recall = np.array([student.in_domain.recall for student in students]).mean(axis=0)
     overlap = np.array([student.overlap for student in students]).mean(axis=0)
     inside, outside = values.in_domain, values.out_of_domain
-    far = outside.mean(axis=0) if further else np.full(1, np.nan)
+    none = Estimate(None, None, None, 0, "nothing out of domain was measured")
     return Row(
         arm=students[0].arm,
         is_own=own,
@@ -366,7 +366,7 @@ def _row(students: Sequence[Student], references: References, values: Values, ow
         teacher_seconds=float(np.median([student.teacher_seconds for student in students])),
         in_domain_ratio=estimate(_ratio, [inside.mean(axis=0), teacher], 0),
         in_domain_ratio_by_seed=tuple(_ratio(inside, teacher).tolist()),
-        out_of_domain_ratio=estimate(mean, [far], 0),
+        out_of_domain_ratio=estimate(mean, [outside.mean(axis=0)], 0) if further else none,
         out_of_domain_ratio_by_seed=tuple(outside.mean(axis=1).tolist()) if further else (),
         further={
             name: float(
@@ -449,7 +449,7 @@ def _summary(row: Row) -> dict[str, float]:
         "Pearson": row.pearson,
         "MAE": row.mae,
     }
-    return {name: round(float(e.value or 0), 4) for name, e in estimates.items()}
+    return {name: round(e.value, 4) for name, e in estimates.items() if e.value is not None}
 
 
 def compile_results(results: Results) -> Content:
@@ -559,8 +559,8 @@ def _error(estimate: Estimate) -> list[list[float]]:
 
 
 def plot(content: Content) -> Plot:
-    """nDCG@10 in-domain against out-of-domain, as shares of the teacher's. Each arm is a point with
-    both intervals, each table a panel.
+    """nDCG@10 in-domain against out-of-domain, as shares of the teacher's; against Pearson where
+    nothing out of domain was measured. Each arm is a point with both intervals, each table a panel.
     """
     look = {
         "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -572,7 +572,7 @@ def plot(content: Content) -> Plot:
         for axes, table in zip(panels, content.tables, strict=True):
             points: list[tuple[float, float, str, str]] = []
             for row in table.rows:
-                x, y = row.in_domain_ratio, row.out_of_domain_ratio
+                x, y = row.in_domain_ratio, row.out_of_domain_ratio if table.tasks else row.pearson
                 colour = OURS if row.is_own else PEER if row.seconds else NEUTRAL
                 axes.errorbar(
                     x.value, y.value, xerr=_error(x), yerr=_error(y), fmt="o", color=colour,
@@ -593,9 +593,12 @@ def plot(content: Content) -> Plot:
                     },
                 )  # fmt: skip
             axes.axvline(1, color=LINES, linewidth=0.8)
-            axes.axhline(1, color=LINES, linewidth=0.8)
+            if table.tasks:
+                axes.axhline(1, color=LINES, linewidth=0.8)
             axes.set_title(f"Trained on {table.domain} for {table.minutes:g} minutes")
             axes.set_xlabel("nDCG@10 in-domain / the teacher's")
-            axes.set_ylabel("nDCG@10 out of domain / the teacher's")
+            axes.set_ylabel(
+                "nDCG@10 out of domain / the teacher's" if table.tasks else "Pearson, in-domain"
+            )
         figure.tight_layout()
     return figure

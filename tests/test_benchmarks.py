@@ -19,17 +19,22 @@ import datasets
 import frontier
 import list_scoring
 import multilingual
+import numpy as np
 import pytest
 import quality
 import quality_cost
+import rankers
 import scoring
 import selection
 import serving
+import torch
 import training
 from conftest import REAL_DATA, ROOT, sentences
 from quality_arms import ARMS, parse_try
 from quality_cost import Cost
-from quality_domains import Setting, prepare_domain, recipe_of
+from quality_domains import Setting, load_domain, prepare_domain, recipe_of
+from quality_lists import PeerMiner
+from sentence_transformers import CrossEncoder
 
 from hf_distill.compute.models import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 from hf_distill.data.load import load_collection
@@ -38,6 +43,7 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.study.arms import matched_recipe
+from hf_distill.training.rows import examples, training_rows
 
 
 def last_line(script: str, *options: object) -> dict[str, Any]:
@@ -210,6 +216,69 @@ def test_quality(
     with pytest.raises(InputError, match=r"--table: .* holds no training"):
         main(quality, *options, "--seeds", 1, "--table", "--tasks", further)
     assert results() == before, "what another version made is neither used nor made again"
+
+
+def test_rankers(
+    conversations: Path,
+    cross_encoder_dir: Path,
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lists_cost: dict[str, float] = {}
+
+    def costs(arm: Any, make: Any, recipe: Any, key: str, turns: int) -> Cost:
+        lists_cost[arm.name] = quality_cost.time_lists(arm, make(recipe))
+        return Cost(key, 0.01, 0.001, 0, (0.0,), (0.5,))
+
+    monkeypatch.setattr(quality, "time_arm", costs)
+    for name in ("be_quiet", "keep_freed_memory"):
+        monkeypatch.setattr(quality, name, lambda: None)
+    ranker = f"cross-encoder:{cross_encoder_dir}"
+    names = ["MultipleNegativesRankingLoss", "lists, KL", rankers.MINED[1]]
+    figures = main(
+        rankers, "--ranker", ranker, "--domain", f"talk={conversations}", "--max_pairs", 120,
+        "--minutes", 0.05, "--turns", 1, "--seeds", 1, "--student", "texts_per_pair=2",
+        "--arms", *names, "--out", tmp_path,
+    )  # fmt: skip
+    rows = figures["talk, 0.05 min"]
+    assert set(rows) == {"untrained", *names}
+    assert len({row["Pearson"] for row in rows.values()}) == len(rows), "each is another student"
+    assert [name for name in names if lists_cost[name] > 0] == names[1:], "who asks the ranker pays"
+    setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=120)
+    arms = rankers.list_arms(ranker, tmp_path).values()
+    asks = {arm.name for arm in arms if recipe_of("talk", setting, arm.keys).lists.ranker}
+    others = (*rankers.WITHOUT, *rankers.MINED, *rankers.EMBEDDER)
+    assert asks == {*rankers.NAMES} - {*others}
+
+
+def test_lists_as_a_user_of_sentence_transformers_makes_them(
+    conversations: Path, cross_encoder_dir: Path, tmp_path: Path
+) -> None:
+    setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=120)
+    prepare_domain("talk", setting)
+    run = load_domain("talk", setting).run
+    ranker = f"cross-encoder:{cross_encoder_dir}"
+    lists = PeerMiner(ranker, tmp_path).lists(run)
+    assert lists.scored == 5 * len(lists.pairs) > 0
+    pairs = run.collection.pairs("train").take(run.selection.kept)
+    own = pairs.documents[list(lists.pairs)]
+    assert not (np.array(lists.negatives) == own[:, None]).any()
+    query = run.collection.query_texts(pairs.queries)[lists.pairs[0]]
+    texts = run.collection.document_texts(np.array([own[0], *lists.negatives[0]]))
+    model = CrossEncoder(str(cross_encoder_dir), activation_fn=torch.nn.Identity())
+    said = model.predict([(query, text) for text in texts])
+    assert np.allclose(lists.scores[0], said, atol=0.1), "bfloat16, where that is fast"
+    rows = training_rows(run, run.selection, run.untrained())
+    arm = rankers.list_arms(ranker, tmp_path)[rankers.MINED[1]]
+    assert arm.columns is not None
+    columns = arm.columns(examples(list(rows.train), rows.lookup), run)
+    assert columns["query"][0] == query
+    assert [columns[name][0] for name in ("document", "negative_0", "negative_3")] == [
+        texts[0], texts[1], texts[4],
+    ]  # fmt: skip
+    scores = lists.scores[0]
+    assert columns["label"][0] == pytest.approx([0.05 * (scores[0] - s) for s in scores[1:]])
 
 
 def test_a_step_is_timed(
