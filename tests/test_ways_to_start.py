@@ -42,11 +42,21 @@ def start(*command: object, check: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that each way goes on with, or begins."""
+    return tmp_path_factory.mktemp("ways") / "run"
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_can_be_started_by(way: str, tiny: Path, tmp_path: Path) -> None:
-    done = start(*WAYS[way], tiny, "--run_dir", tmp_path / "run", "--until", "select")
+def test_a_run_can_be_started_by(way: str, tiny: Path, begun: Path) -> None:
+    done = start(*WAYS[way], tiny, "--run_dir", begun, "--until", "select")
     assert "Selected" in done.stdout
-    assert (tmp_path / "run" / "selection.json").is_file()
+    assert (begun / "selection.json").is_file()
+
+
+@pytest.mark.parametrize("way", list(WAYS)[:2])
+def test_what_cannot_be_used_ends_each_way_with_its_message(way: str) -> None:
     refused = start(*WAYS[way], "nowhere", check=1 if "accelerate" in way else 2)
     assert "nowhere" in refused.stderr
 
