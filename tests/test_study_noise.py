@@ -270,7 +270,8 @@ def test_what_noise_cannot_be_put_into_is_refused(
 ) -> None:
     if "teacher_kind" in more:
         more |= {"teacher": cross_encoder_dir, "alignment_weight": 0, "texts_per_pair": 0,
-                 "student_init": "random", "student_layers": None, "student_backbone": cross_encoder_dir}  # fmt: skip
+                 "student_init": "random", "student_layers": None,
+                 "student_backbone": cross_encoder_dir}  # fmt: skip
     recipe = recipe_of(**{**keys, **more}, run_dir=tmp_path / "run")
     with pytest.raises(InputError, match=says):
         run_study(recipe, ["echo"], 16, 1, ["near=0.5"])
