@@ -36,7 +36,7 @@ from hf_distill.run.stage import fingerprint, read_result, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores, ScoreStatistics, score_pairs, shards_of
-from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Scale, Teacher, pair_similarity
+from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Scale, Teacher
 
 _READ = 1000
 _LISTED: tuple[Split, ...] = ("train", "validation")
@@ -409,17 +409,8 @@ def _open_mined(path: Path) -> Mined:
 
 def _scored(sources: Sources, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """(n,) float32: the scores of pairs of numbers, by the ranker, else by the teacher."""
-    table = sources.scores.embeddings
-    if sources.ranker is None and table is not None:
-        values = np.empty(len(queries), dtype=np.float32)
-        for start in range(0, len(queries), _BLOCK):
-            some = slice(start, start + _BLOCK)
-            values[some] = pair_similarity(
-                sources.scores.scale.similarity,
-                table.of_queries(queries[some]),
-                table.of_documents(documents[some]),
-            )
-        return values
+    if sources.ranker is None and sources.scores.embeddings is not None:
+        return sources.scores.between(queries, documents)
     ranker = sources.ranker or cast(PairTeacher, sources.teacher)
     shards = sources.shards("pair")
     return score_pairs(sources.collection, queries, documents, ranker, shards).values

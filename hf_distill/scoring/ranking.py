@@ -203,7 +203,8 @@ def rank_in_pool(
     table = scores.embeddings
     if table is None:
         return None
-    k = max(LEAST_NEGATIVES, *(stage.hard_negatives_per_pair for stage in recipe.stages))
+    # One more than a pair needs: the best one can become its positive.
+    k = max(LEAST_NEGATIVES, *(1 + stage.hard_negatives_per_pair for stage in recipe.stages))
     path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
 
     def make(key: str) -> RankingRecord:

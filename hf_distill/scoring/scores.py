@@ -126,6 +126,22 @@ class Scores:
         """Scores (m,) float32 of the judgements in `rows`."""
         return self.values[rows]
 
+    def between(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """(n,) float32: the teacher's scores of `queries` (n,) with `documents` (n,), numbers that
+        need not belong to a pair. It must embed texts.
+        """
+        table = self.embeddings
+        assert table is not None
+        values = np.empty(len(queries), dtype=np.float32)
+        for start in range(0, len(queries), _BLOCK):
+            some = slice(start, start + _BLOCK)
+            values[some] = pair_similarity(
+                self.scale.similarity,
+                table.of_queries(queries[some]),
+                table.of_documents(documents[some]),
+            )
+        return values
+
     def summary(self) -> str:
         """What was scored, and how fast, for a terminal."""
         record, score = self.record, self.record.score

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_distill.data.collection import Pairs
 from hf_distill.selection import texts
+from hf_distill.selection.mismatch import Detection
 from hf_distill.selection.rules import (
     UNSCORED,
     Applied,
@@ -56,16 +57,17 @@ class RuleRecord:
 
     Attributes:
         rule: As written in the recipe.
-        pairs_in: Pairs that the rules before it kept.
+        pairs_in: Pairs that the rules before it kept and did not relabel.
         dropped, weighted: Pairs that it dropped, or gave its weight instead.
         threshold: The number that it compares all pairs with; None without one.
         column: What it compares: `score`, or another column; None if there is none.
-        tied, tied_dropped: Pairs exactly at the threshold, and those of them that it dropped or
-            weighed.
-        examples: Pairs that it dropped or weighed: those nearest to the threshold, or without a
-            threshold the first in the seeded order.
+        tied, tied_dropped: Pairs exactly at the threshold, and those of them that it dropped,
+            weighed or relabelled.
+        examples: Pairs that it dropped, weighed or relabelled: those nearest to the threshold, or
+            without a threshold the first in the seeded order.
         kept_examples: Those nearest to the threshold that it kept.
         threshold_by: With `by`, the thresholds of the groups or sources.
+        relabelled: Pairs that it gave another document.
     """
 
     rule: str
@@ -79,6 +81,7 @@ class RuleRecord:
     examples: tuple[Example, ...]
     kept_examples: tuple[Example, ...]
     threshold_by: ThresholdBy | None
+    relabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,18 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Margins:
+    """The margins of all pairs: counts (b,) between `edges` (b + 1,), and how many are `unknown`.
+    `detection` is what they say about mismatched pairs.
+    """
+
+    detection: Detection
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    unknown: int
+
+
+@dataclass(frozen=True)
 class Audit:
     """The content of `selection.json`. `pairs_in` is `kept` plus what each rule dropped.
 
@@ -155,7 +170,10 @@ class Audit:
             alone to all pairs; the diagonal is what one rule drops.
         losses: `group` and `source`, if the pairs have any -> what each lost.
         score: Scores before and after.
-        histogram: Scores of all scored pairs.
+        histogram: Scores of all scored pairs. A relabelled pair has the score of its own document.
+        weight_ranking: The weights of the kept pairs in the terms that compare queries with
+            documents, if a rule gives some for these alone.
+        margins: Those of all pairs, if a rule asks which pairs are mismatched.
     """
 
     key: str
@@ -168,6 +186,13 @@ class Audit:
     losses: dict[str, Loss]
     score: Scores
     histogram: Histogram
+    weight_ranking: Weights | None = None
+    margins: Margins | None = None
+
+    @property
+    def relabelled(self) -> int:
+        """How many pairs have another document than in the data."""
+        return sum(rule.relabelled for rule in self.rules)
 
 
 def shorten(text: str) -> str:
@@ -188,6 +213,10 @@ def _score_range(scores: np.ndarray) -> ScoreRange:
     return ScoreRange(float(scores.mean()), float(scores.min()), float(scores.max()))
 
 
+def _weights(weight: np.ndarray, kept: np.ndarray) -> Weights:
+    return Weights(float(weight.sum()), *_spread(weight[kept]))
+
+
 def _examples(columns: Columns, rows: np.ndarray, column: str | None) -> tuple[Example, ...]:
     if not len(rows):
         return ()
@@ -202,7 +231,9 @@ def _examples(columns: Columns, rows: np.ndarray, column: str | None) -> tuple[E
     )
 
 
-def _record(columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome) -> RuleRecord:
+def _record(
+    columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome, relabelled: int
+) -> RuleRecord:
     keep, above = outcome.keep, outcome.above
     dropped, kept = np.flatnonzero(~keep), np.flatnonzero(keep)
     order = columns.order[alive]
@@ -221,8 +252,8 @@ def _record(columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome) -
     return RuleRecord(
         rule=str(rule),
         pairs_in=len(alive),
-        dropped=len(dropped) if rule.weight is None else 0,
-        weighted=0 if rule.weight is None else len(dropped),
+        dropped=len(dropped) - relabelled if rule.drops else 0,
+        weighted=0 if rule.drops else len(dropped) - relabelled,
         threshold=None if outcome.threshold is None else float(outcome.threshold),
         column=outcome.column,
         tied=int(tied.sum()),
@@ -230,6 +261,7 @@ def _record(columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome) -
         examples=examples,
         kept_examples=kept_examples,
         threshold_by=cuts,
+        relabelled=relabelled,
     )
 
 
@@ -278,6 +310,19 @@ def _histogram(scores: np.ndarray, kept: np.ndarray) -> Histogram:
     )
 
 
+def _margins(columns: Columns) -> Margins | None:
+    if columns.detection is None:
+        return None
+    known = columns["margin"][np.isfinite(columns["margin"])].astype(np.float64)
+    counts, edges = np.histogram(known, _BINS)
+    return Margins(
+        columns.detection,
+        tuple(round(float(edge), 6) for edge in edges),
+        tuple(counts.tolist()),
+        len(columns) - len(known),
+    )
+
+
 def make_audit(
     columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int, key: str
 ) -> Audit:
@@ -292,15 +337,17 @@ def make_audit(
     """
     kept, pairs = applied.kept, columns.pairs
     scored, left = columns.score[~np.isnan(columns.score)], columns.score[kept]
+    relabelled = np.bincount(applied.relabelled_by + 1, minlength=len(rules) + 1)[1:].tolist()
+    ranking_weighted = any(rule.weight_ranking is not None for rule in rules)
     return Audit(
         key=key,
         seed=seed,
         pairs_in=len(columns),
         kept=len(kept),
-        weight=Weights(float(applied.weight.sum()), *_spread(applied.weight[kept])),
+        weight=_weights(applied.weight, kept),
         rules=tuple(
-            _record(columns, rule, alive, outcome)
-            for rule, (alive, outcome) in zip(rules, applied.steps, strict=True)
+            _record(columns, rule, alive, outcome, number)
+            for rule, (alive, outcome), number in zip(rules, applied.steps, relabelled, strict=True)
         ),
         overlap=overlap_matrix(columns, rules),
         losses={
@@ -310,4 +357,6 @@ def make_audit(
         },
         score=Scores(_score_range(scored), _score_range(left)),
         histogram=_histogram(scored, left),
+        weight_ranking=_weights(applied.weight_ranking, kept) if ranking_weighted else None,
+        margins=_margins(columns),
     )

@@ -26,6 +26,9 @@ LEAST_SEPARATION = 2.0
 doi:10.1086/117248).
 """
 
+LARGEST_SHARE = 0.6
+"""A teacher that calls more of the pairs mismatched does not know what answers these queries."""
+
 _STEPS = 500
 
 
@@ -118,6 +121,15 @@ class Detection:
         """The margin at which the probability is one half; None: at no margin."""
         return None if self.mixture is None or self.nothing is not None else self.mixture.half
 
+    def __str__(self) -> str:
+        if self.nothing is not None or self.mixture is None:
+            return f"no mismatched pairs were detected: {self.nothing}"
+        low, high = self.mixture.means
+        return (
+            f"{self.mixture.share:.1%} of the pairs look mismatched: margins around {low:+.3f}, "
+            f"those of the others around {high:+.3f}"
+        )
+
     def probability(self, margin: np.ndarray) -> np.ndarray:
         """(n,) float32: how probably each pair with this `margin` (n,) is mismatched. It is 0 for
         all if nothing was detected, and where the margin is NaN.
@@ -143,6 +155,11 @@ def _why_nothing(mixture: Mixture, one: float, two: float) -> str | None:
             f"the two components are {mixture.separation:.2f} standard deviations apart, and "
             f"{LEAST_SEPARATION:g} are needed to tell them apart"
         )
+    if mixture.share > LARGEST_SHARE:
+        return (
+            f"the lower component has {mixture.share:.0%} of the pairs, more than "
+            f"{LARGEST_SHARE:.0%}: this teacher does not tell which documents answer the queries"
+        )
     if mixture.means[0] >= 0:
         return (
             f"the lower component lies at a margin of {mixture.means[0]:+.3f}: its pairs' own "
@@ -155,8 +172,9 @@ def detect_mismatches(margin: np.ndarray, seed: int) -> Detection:
     """Fit two normal distributions to the margins of n pairs (scikit-learn's `GaussianMixture`).
 
     Nothing counts as mismatched if the margins do not clearly have two components: if one describes
-    them as well by the Bayesian information criterion, if the two lie less than `LEAST_SEPARATION`
-    apart, or if also the lower one has margins above 0.
+    them as well by the Bayesian information criterion, if the two lie at most `LEAST_SEPARATION`
+    apart, if the lower one has more than `LARGEST_SHARE` of the pairs, or if its mean is not below
+    0.
 
     Args:
         margin: (n,), the teacher's score of each pair's document minus that of the best other one

@@ -27,13 +27,14 @@ import numpy as np
 from hf_distill.data.collection import Pairs
 from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import PLUGIN, RULES, load_kind
+from hf_distill.selection.mismatch import Detection
 
 BINS = 10
 """`stratified` draws evenly from this many bins of equal width."""
 
 COLUMNS = (
-    "rank", "margin", "group", "source", "long_enough", "overlap", "query", "document",
-    "student_query", "family",
+    "rank", "margin", "mismatch", "better", "better_score", "group", "source", "long_enough",
+    "overlap", "query", "document", "student_query", "family",
 )  # fmt: skip
 """The columns that a rule can need besides the score. See `Columns`."""
 
@@ -49,18 +50,25 @@ class Columns:
             follow it.
         needed: The columns that the rules of the recipe need, each (n,):
             `rank` (int32) and `margin` (float32): see `hf_distill.scoring.ranking.Ranking`;
+            `mismatch` (float32): how probably the pair is mismatched, see
+            `hf_distill.selection.mismatch`;
+            `better` (int64) and `better_score` (float32): the number and the score of the best
+            training document that scores above the pair's own, and that the data does not call not
+            relevant; -1 and NaN if there is none;
             `group` and `source` (int64): equal for pairs of one group or source;
             `long_enough` (bool): the texts have at least the characters that the paper requires;
             `overlap` (float32): the share of the document's word bigrams that the query also has;
             `query`, `document` and `student_query`, what the student reads in place of the query
             (uint64): equal for texts that differ at most in case, punctuation and spacing;
             `family` (int64): equal for pairs that near-duplicates connect.
+        detection: Where `mismatch` comes from, if a rule needs it; then `margin` is among them.
     """
 
     pairs: Pairs
     score: np.ndarray
     order: np.ndarray
     needed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    detection: Detection | None = None
 
     def __len__(self) -> int:
         return len(self.score)
@@ -83,7 +91,7 @@ class Columns:
         order = np.empty(len(rows), dtype=np.int64)
         order[np.argsort(self.order[rows])] = np.arange(len(rows))
         needed = {name: values[rows] for name, values in self.needed.items()}
-        return Columns(self.pairs.take(rows), self.score[rows], order, needed)
+        return Columns(self.pairs.take(rows), self.score[rows], order, needed, self.detection)
 
 
 class Outcome(NamedTuple):
@@ -112,7 +120,7 @@ class RuleKind:
         whole: The value is a whole number.
         optional: The value may be left out.
         options: What may follow the value: each option with its choices. Every rule also takes
-            `:weight=W`, which weighs what it would drop.
+            what `Rule` says about the pairs that it would drop.
         needs: The columns of `COLUMNS` that the function reads. A chosen option that is the name of
             a column, as in `by=group`, counts too.
     """
@@ -165,12 +173,19 @@ def _exactly(number: float) -> str:
 class Rule:
     """A rule of a recipe, e.g. `percentile=80:by=group`. Its text identifies it.
 
+    What it does with the pairs that it picks: without more it drops them. It can weigh them, or
+    relabel them: their document becomes the teacher's best one of the ranking pool. A pair for
+    which there is no better document is dropped or weighed.
+
     Attributes:
         name: As the recipe writes it.
         kind: What it does.
         value: Its value; None if it has none.
         options: The chosen options, e.g. {"by": "group"}.
         weight: Pairs are not dropped: their weight in the objective is multiplied by this.
+        weight_ranking: Pairs are not dropped: their weight in the terms that compare queries with
+            documents is multiplied by this; the alignment of their texts is as before.
+        relabel: Pairs with a better document get it in place of their own.
     """
 
     name: str
@@ -178,6 +193,13 @@ class Rule:
     value: float | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     weight: float | None = None
+    weight_ranking: float | None = None
+    relabel: bool = False
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops the pairs that it picks and does not relabel."""
+        return self.weight is None and self.weight_ranking is None
 
     @property
     def number(self) -> float:
@@ -187,7 +209,10 @@ class Rule:
     def __str__(self) -> str:
         text = self.name if self.value is None else f"{self.name}={_exactly(self.value)}"
         text += "".join(f":{option}={choice}" for option, choice in self.options.items())
-        return text if self.weight is None else f"{text}:weight={_exactly(self.weight)}"
+        text += ":relabel" if self.relabel else ""
+        for name, weight in (("weight", self.weight), ("weight_ranking", self.weight_ranking)):
+            text += "" if weight is None else f":{name}={_exactly(weight)}"
+        return text
 
 
 def _runs(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -346,6 +371,18 @@ def margin(columns: Columns, rule: Rule) -> Outcome:
     return Outcome((above >= 0) | np.isnan(above), rule.value, above, "margin")
 
 
+@rule(low=0, high=1, optional=True, needs=("mismatch",))
+def mismatched(columns: Columns, rule: Rule) -> Outcome:
+    """Drop pairs whose probability of being mismatched is at least `value` (default: .5).
+
+    The probability comes from a mixture of two normal distributions of the margin. It is 0 for all
+    pairs if the margins do not show two.
+    """
+    limit = 0.5 if rule.value is None else rule.value
+    above = limit - columns["mismatch"].astype(np.float64)
+    return Outcome(above > 0, limit, above, "mismatch")
+
+
 @rule(low=0, high=1)
 def random(columns: Columns, rule: Rule) -> Outcome:
     """Keep a random share `value` of the pairs, drawn with the seed. It is the control: any other
@@ -386,6 +423,10 @@ def stratified(columns: Columns, rule: Rule) -> Outcome:
     return Outcome(_first(order, (np.cumsum(sizes) - sizes, sizes), most))
 
 
+_ACTIONS = ("relabel", "weight", "weight_ranking")
+"""What every rule takes: see `Rule`."""
+
+
 def _name_of(text: str) -> str:
     """What a rule's text begins with: a name of `RULES`, or `package.module:name`."""
     name = re.split("[=:]", text, maxsplit=1)[0]
@@ -394,7 +435,7 @@ def _name_of(text: str) -> str:
         return name
     # A misspelt name with an option, as in `ecko:weight=2`, is not the function `weight` of a
     # module `ecko`.
-    misspelt = own.group() in (f"{name}:{option}" for option in ("by", "on", "weight"))
+    misspelt = own.group() in (f"{name}:{option}" for option in ("by", "on", *_ACTIONS))
     return name if misspelt else own.group()
 
 
@@ -415,12 +456,17 @@ def _read_value(text: str, name: str, kind: RuleKind, value: str) -> float | Non
     return number
 
 
-def _read_weight(text: str, value: str) -> float:
+def _read_weight(text: str, name: str, value: str) -> float:
     try:
         weight = float(value)
     except ValueError:
         weight = math.nan
-    if not 0 < weight < math.inf:
+    if name == "weight_ranking" and not 0 <= weight < math.inf:
+        raise InputError(
+            f"{text}: weight_ranking must be a number of at least 0, found {value!r}; at 0 a pair "
+            "only keeps the alignment of its texts"
+        )
+    if name == "weight" and not 0 < weight < math.inf:
         raise InputError(
             f"{text}: weight must be a number above 0, found {value!r}; a rule without a weight "
             "drops pairs"
@@ -438,27 +484,29 @@ def _read_rule(text: str, key: str) -> Rule:
         )
     value, *rest = text[len(name) :].split(":")
     number = _read_value(shown, name, kind, value)
-    weight: float | None = None
+    weights: dict[str, float] = {}
     chosen: dict[str, str] = {}
     for option in rest:
         left, _, right = option.partition("=")
-        if left == "weight":
-            weight = _read_weight(shown, right)
+        if left in ("weight", "weight_ranking"):
+            weights[left] = _read_weight(shown, left, right)
+        elif option == "relabel":
+            continue
         elif right in kind.options.get(left, ()):
             chosen[left] = right
         else:
             allowed = [f"{o}={choice}" for o, choices in kind.options.items() for choice in choices]
             raise InputError(
                 f"{shown}: {name} has no option {option!r}; it takes "
-                f"{', '.join([*allowed, 'weight=W'])}"
+                f"{', '.join([*allowed, 'weight=W', 'weight_ranking=W', 'relabel'])}"
             )
     options = {option: chosen[option] for option in kind.options if option in chosen}
-    return Rule(name, kind, number, options, weight)
+    return Rule(name, kind, number, options, **weights, relabel="relabel" in rest)
 
 
 def parse_rules(texts: Sequence[str], key: str = "selection") -> list[Rule]:
-    """Read rules such as `echo`, `percentile=80:by=group`, `rank=2:weight=0.2` and
-    `my_package.my_module:my_rule=3`.
+    """Read rules such as `echo`, `percentile=80:by=group`, `rank=2:weight=0.2`,
+    `mismatched:relabel` and `my_package.my_module:my_rule=3`.
 
     Args:
         texts: One rule each.
@@ -474,6 +522,8 @@ def parse_rules(texts: Sequence[str], key: str = "selection") -> list[Rule]:
 def needed_columns(rules: Sequence[Rule]) -> set[str]:
     """The names of `COLUMNS` that `rules` need."""
     named = {name for rule in rules for name in (*rule.kind.needs, *rule.options.values())}
+    if any(rule.relabel for rule in rules):
+        named |= {"better", "better_score"}
     return named & set(COLUMNS)
 
 
@@ -499,13 +549,18 @@ class Applied(NamedTuple):
     """What rules, one after another, did to n pairs.
 
     dropped_by: (n,) int64, the place of the rule that dropped each pair; -1 for those kept.
+    relabelled_by: (n,) int64, the place of the rule that relabelled each pair; -1: none.
     weight: (n,) float32, the product of the weights that rules gave a kept pair, else 1; 0 for
         those dropped.
+    weight_ranking: (n,) float32, the same for the terms that compare queries with documents: the
+        product of `weight` and of the weights for these alone.
     steps: For each rule the pairs that it saw (m,) and what it decided about them.
     """
 
     dropped_by: np.ndarray
+    relabelled_by: np.ndarray
     weight: np.ndarray
+    weight_ranking: np.ndarray
     steps: list[tuple[np.ndarray, Outcome]]
 
     @property
@@ -514,19 +569,41 @@ class Applied(NamedTuple):
         return np.flatnonzero(self.dropped_by < 0)
 
 
+def _first_with_new(columns: Columns, rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Those of the pairs `rows` (m,) that have a better document, which the pairs `earlier` (e,) or
+    one before them has not got yet for the same query.
+    """
+    rows = rows[columns["better"][rows] >= 0]
+    every = np.concatenate([earlier, rows])
+    keys = columns.pairs.take(every).queries << 32 | columns["better"][every]
+    first = np.zeros(len(every), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return rows[first[len(earlier) :]]
+
+
 def apply_rules(columns: Columns, rules: Sequence[Rule]) -> Applied:
-    """Apply `rules` in order, each to the pairs that those before it kept."""
+    """Apply `rules` in order, each to the pairs that those before it kept and did not relabel,
+    because the columns describe a pair's own document.
+    """
     dropped_by = np.full(len(columns), -1, dtype=np.int64)
-    weight = np.ones(len(columns), dtype=np.float32)
+    relabelled_by = dropped_by.copy()
+    weight, weight_ranking = np.ones((2, len(columns)), dtype=np.float32)
     steps = []
     for number, rule in enumerate(rules):
-        alive = np.flatnonzero(dropped_by < 0)
+        alive = np.flatnonzero((dropped_by < 0) & (relabelled_by < 0))
         outcome = apply_rule(columns.take(alive), rule)
         steps.append((alive, outcome))
-        touched = alive[~outcome.keep]
-        if rule.weight is None:
-            dropped_by[touched] = number
-            weight[touched] = 0
-        else:
-            weight[touched] *= rule.weight
-    return Applied(dropped_by, weight, steps)
+        picked = alive[~outcome.keep]
+        if rule.relabel:
+            new = _first_with_new(columns, picked, np.flatnonzero(relabelled_by >= 0))
+            relabelled_by[new] = number
+            picked = picked[relabelled_by[picked] < 0]
+        if rule.drops:
+            dropped_by[picked] = number
+            weight[picked] = weight_ranking[picked] = 0
+            continue
+        weight[picked] *= 1 if rule.weight is None else rule.weight
+        weight_ranking[picked] *= (rule.weight or 1) * (
+            1 if rule.weight_ranking is None else rule.weight_ranking
+        )
+    return Applied(dropped_by, relabelled_by, weight, weight_ranking, steps)

@@ -20,6 +20,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection import texts
 from hf_distill.selection.audit import Audit, make_audit
+from hf_distill.selection.mismatch import Detection, detect_mismatches
 from hf_distill.selection.rules import (
     UNSCORED,
     Applied,
@@ -31,6 +32,46 @@ from hf_distill.selection.rules import (
 
 if TYPE_CHECKING:  # selecting needs no model
     from hf_distill.scoring.ranking import Ranking
+
+
+RANKED = frozenset({"rank", "margin", "mismatch", "better", "better_score"})
+"""Columns that need a ranking."""
+
+_ARRAYS = ("dropped_by", "weight", "weight_ranking", "relabelled", "relabelled_score")
+_BLOCK = 65_536
+
+
+def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """The columns `better` and `better_score` (n,) of `hf_distill.selection.rules.Columns`.
+
+    A new positive is a document of the training pairs, because these alone were checked for leaks:
+    none is relevant to a held-out query, or a near-duplicate of such a document. The ranking leaves
+    out what answers the query in the data. A pair keeps its document if its query had no other one
+    left to be a negative.
+
+    Args:
+        pairs: The training pairs.
+        ranking: Of these.
+    """
+    trained = np.zeros(len(pairs.collection.documents), dtype=bool)
+    trained[pairs.documents] = True
+    number = np.full(len(pairs), -1, dtype=np.int64)
+    score = np.full(len(pairs), np.nan, dtype=np.float32)
+    for start in range(0, len(pairs), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        documents, scores = ranking.negatives[some], ranking.negative_scores[some]
+        queries = pairs.queries[some]
+        lists = pairs.collection.lists(queries)
+        rows = np.repeat(np.arange(len(queries)), np.diff(lists.starts))
+        refused = (rows << 32 | lists.documents)[lists.grades == 0]
+        keys = np.arange(len(queries))[:, None] << 32 | documents
+        own = scores[:, :1] + ranking.margin[some, None]  # NaN where it is unknown: not above
+        usable = (scores > own) & (documents >= 0) & trained[documents] & ~np.isin(keys, refused)
+        usable &= (documents >= 0).sum(axis=1, keepdims=True) > 1
+        best, has = usable.argmax(axis=1)[:, None], usable.any(axis=1)
+        number[some] = np.where(has, np.take_along_axis(documents, best, axis=1)[:, 0], -1)
+        score[some] = np.where(has, np.take_along_axis(scores, best, axis=1)[:, 0], np.nan)
+    return number, score
 
 
 @dataclass(frozen=True)
@@ -63,14 +104,26 @@ class SelectionInputs:
             self._columns[name] = self._make(name, rule)
         return self._columns[name]
 
+    @cached_property
+    def detection(self) -> Detection:
+        """What the margins say about mismatched pairs; only with a ranking."""
+        assert self.ranking is not None
+        return detect_mismatches(self.ranking.margin, seed=0)
+
     def _make(self, name: str, rule: Rule) -> np.ndarray:
-        if name in ("rank", "margin"):
+        if name in RANKED:
             if self.ranking is None:
                 raise InputError(
                     f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
                     "pair's document in a pool; this teacher only scores pairs. Mine lists "
                     "with --candidates bm25, or remove the rule"
                 )
+            if name == "mismatch":
+                return self.detection.probability(self.ranking.margin)
+            if name in ("better", "better_score"):
+                better = better_documents(self.pairs, self.ranking)
+                self._columns.update(zip(("better", "better_score"), better, strict=True))
+                return self._columns[name]
             return self.ranking.rank if name == "rank" else self.ranking.margin
         if name in ("group", "source") and texts.is_empty(self.pairs, name):
             raise InputError(
@@ -90,11 +143,20 @@ class Selection:
             for those kept.
         weight: (n,) float32, the weight of each pair, 0 for those dropped; None if no rule gives
             weights.
+        weight_ranking: (n,) float32, the weight of each pair in the terms that compare queries with
+            documents, in place of `weight`; None if no rule gives weights for these alone.
+        relabelled: (n,) int64, the number of the document that each pair has in place of its own;
+            -1: its own. None if no rule relabels.
+        relabelled_score: (n,) float32, what the ranking scores that document for the query; NaN
+            where a pair has its own. None if no rule relabels.
     """
 
     audit: Audit
     dropped_by: np.ndarray
-    weight: np.ndarray | None
+    weight: np.ndarray | None = None
+    weight_ranking: np.ndarray | None = None
+    relabelled: np.ndarray | None = None
+    relabelled_score: np.ndarray | None = None
 
     @property
     def key(self) -> str:
@@ -111,12 +173,15 @@ class Selection:
         audit, said = self.audit, []
         for rule in audit.rules:
             what = f"weighs {rule.weighted:,}" if rule.weighted else f"-{rule.dropped:,}"
+            if rule.relabelled:
+                what = f"relabels {rule.relabelled:,}, {what}"
             on_score = rule.threshold is not None and rule.column == "score"
             at = f" (at {rule.threshold:.4f})" if on_score else ""
             said.append(f"{rule.rule} {what}{at}")
+        detection = "" if audit.margins is None else f"\n         {audit.margins.detection}"
         return (
             f"Selected {audit.kept:,} of {audit.pairs_in:,} training pairs: "
-            f"{', '.join(said) or 'no rule'}"
+            f"{', '.join(said) or 'no rule'}{detection}"
         )
 
 
@@ -135,7 +200,11 @@ def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> C
         name: inputs.column(name, rule) for rule in rules for name in sorted(needed_columns([rule]))
     }
     order = np.random.default_rng(seed).permutation(len(inputs.pairs))
-    return Columns(inputs.pairs, inputs.scores.astype(np.float64), order, needed)
+    detection = inputs.detection if "mismatch" in needed else None
+    if detection is not None and inputs.ranking is not None:
+        needed["margin"] = inputs.ranking.margin
+    scores = inputs.scores.astype(np.float64)
+    return Columns(inputs.pairs, scores, order, needed, detection)
 
 
 def _nothing_left(columns: Columns, rules: Sequence[Rule], applied: Applied) -> InputError:
@@ -168,10 +237,19 @@ def make_selection(columns: Columns, rules: Sequence[Rule], seed: int, key: str)
     if not len(applied.kept):
         raise _nothing_left(columns, rules, applied)
     weighted = any(rule.weight is not None for rule in rules)
+    ranking_weighted = any(rule.weight_ranking is not None for rule in rules)
+    relabelled = score = None
+    if any(rule.relabel for rule in rules):
+        new = applied.relabelled_by >= 0
+        relabelled = np.where(new, columns["better"], -1)
+        score = np.where(new, columns["better_score"], np.float32(np.nan))
     return Selection(
-        make_audit(columns, rules, applied, seed, key),
-        applied.dropped_by,
-        applied.weight if weighted else None,
+        audit=make_audit(columns, rules, applied, seed, key),
+        dropped_by=applied.dropped_by,
+        weight=applied.weight if weighted else None,
+        weight_ranking=applied.weight_ranking if ranking_weighted else None,
+        relabelled=relabelled,
+        relabelled_score=score,
     )
 
 
@@ -194,14 +272,13 @@ def select_pairs(
 
     def make(key: str) -> Audit:
         selection = make_selection(rule_columns(inputs, rules, seed), rules, seed, key)
-        weight = np.empty(0, dtype=np.float32) if selection.weight is None else selection.weight
+        of_pairs = {name: getattr(selection, name) for name in _ARRAYS}
         with written_whole(arrays) as temporary:
-            np.savez(temporary, dropped_by=selection.dropped_by, weight=weight)
+            np.savez(temporary, **{k: v for k, v in of_pairs.items() if v is not None})
         return selection.audit
 
     plugins = digests_of_plugins(rule.name for rule in rules)
     depends_on = [inputs.key, [str(rule) for rule in rules], plugins, seed]
     audit = stage(folder.selection, Audit, depends_on, make, [arrays])
     with np.load(arrays) as held:
-        weight = held["weight"]
-        return Selection(audit, held["dropped_by"], weight if len(weight) else None)
+        return Selection(audit, **{name: held[name] for name in held.files})

@@ -35,7 +35,8 @@ class TeacherView:
         teacher: (B, N) float32, the teacher's scores; NaN where it has not scored the cell.
         positives: (B,) int64, the column of each row's own document.
         ignore: (B, N) bool, cells that are not the positive and do not count as negatives either.
-        weight: (B,) float32, how much each row counts; None: all the same.
+        weight: (B,) float32, how much each row counts in the terms over these matrices; None: all
+            the same.
         listed: (B, 1 + k) int64, the columns of each row's list: its own document, then its hard
             negatives. None without these.
         ranker: (B, 1 + k) float32, the ranker's scores of the list, the teacher's if there is no
@@ -96,6 +97,11 @@ class Sides:
         teacher_score: (B,) float32.
         query_key, document_key: (B,) int64; equal texts have equal keys.
         weight: (B,) float32, how much each pair counts in the objective.
+        weight_ranking: (B,) float32, the same in the terms that compare queries with documents, in
+            place of `weight`. Then `weight` is that of the alignment of its texts.
+        old_document_key, old_query_key: (B,) int64, a text that is no negative of each pair: the
+            document that it had before it was relabelled, else its own. The first belongs to its
+            query; with queries and documents exchanged, the second to its document.
         negative_key, negative_score: (B, k) int64 and float32.
         list_score: (B, 1 + k) float32, the ranker's of the document and of the hard negatives.
         query_embedding, document_embedding, negative_embedding: (B, D), (B, D) and (B, k, D).
@@ -105,6 +111,9 @@ class Sides:
     query_key: Tensor
     document_key: Tensor
     weight: Tensor | None = None
+    weight_ranking: Tensor | None = None
+    old_document_key: Tensor | None = None
+    old_query_key: Tensor | None = None
     negative_key: Tensor | None = None
     negative_score: Tensor | None = None
     list_score: Tensor | None = None
@@ -139,6 +148,8 @@ class Sides:
             query_key=self.document_key,
             document_key=self.query_key,
             weight=self.weight,
+            weight_ranking=self.weight_ranking,
+            old_query_key=self.old_document_key,
             query_embedding=self.document_embedding,
             document_embedding=self.query_embedding,
         )
@@ -207,6 +218,7 @@ def teacher_view(
 
     - its document has the text of the row's own document, or
     - its document belongs to a pair whose query has the row's text (it answers this one, too), or
+    - its document is the one that the row's pair had before it was relabelled, or
     - the teacher scores it above the row's own document minus `false_negative_margin`: it is
       probably an answer, too (after NV-Retriever, arXiv:2407.15831). Its score is still used.
     - it is in the row's list, and the ranker scores it above `positive_cut` of the row's own
@@ -242,6 +254,10 @@ def teacher_view(
 
     ignore = rows.document_key[:, None] == keys
     ignore[:, :pairs] |= rows.query_key[:, None] == columns.query_key
+    if rows.old_document_key is not None:
+        ignore |= rows.old_document_key[:, None] == keys
+    if columns.old_query_key is not None:
+        ignore[:, :pairs] |= rows.query_key[:, None] == columns.old_query_key
     if listed is not None and rows.list_score is not None and config.positive_cut is not None:
         above = rows.list_score > cut_below(rows.list_score[:, :1], config.positive_cut)
         ignore.scatter_(1, listed, ignore.gather(1, listed) | above)  # False where it is unknown
@@ -253,7 +269,7 @@ def teacher_view(
         teacher=teacher,
         positives=positives,
         ignore=ignore,
-        weight=rows.weight,
+        weight=rows.weight if rows.weight_ranking is None else rows.weight_ranking,
         listed=listed,
         ranker=ranker,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.lists import ScoredLists
 from hf_distill.training.in_batch import cut_below
+from hf_distill.training.relabelled import Relabelled
 
 _BLOCK = 4096
 
@@ -91,7 +92,11 @@ def choose(
 
 
 def of_lists(
-    lists: ScoredLists, places: np.ndarray, number: int, recipe: Recipe
+    lists: ScoredLists,
+    places: np.ndarray,
+    number: int,
+    recipe: Recipe,
+    new: Relabelled | None = None,
 ) -> dict[str, np.ndarray]:
     """`negatives` (n, number) int64, documents, and `list_scores` (n, 1 + number) float32, the
     ranker's of each pair's own document and of these.
@@ -101,6 +106,8 @@ def of_lists(
         places: (n,) int64, which of their pairs.
         number: Hard negatives of each.
         recipe: `choose_candidates`, `positive_cut` and `seed` are read.
+        new: The documents of relabelled pairs, in place of their own. They are no negatives of
+            their queries.
     """
     documents, scores = lists.padded()
     choice = Choice(number, recipe.lists.choose_candidates, recipe.training.positive_cut)
@@ -109,9 +116,15 @@ def of_lists(
     for start in range(0, len(places), _BLOCK):
         rows = slice(start, start + _BLOCK)
         own, of = lists.own[places[rows]], lists.of[places[rows]]
+        listed = documents[of]
+        if new is not None:
+            own = np.where(new.new[rows], new.scores[rows], own)
+            answers = new.answers(listed, rows)
+            others = (listed >= 0) & ~answers
+            listed = np.where(answers & others.any(axis=1, keepdims=True), -1, listed)
         list_scores[rows, 0] = own
         negatives[rows], list_scores[rows, 1:] = choose(
-            documents[of],
+            listed,
             scores[of],
             own,
             choice,

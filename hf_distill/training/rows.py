@@ -8,6 +8,8 @@ embeddings themselves. `examples` turns both into one form.
 | `query`, `document` | int | str |
 | `teacher_score` | float | float |
 | `weight` (optional) | float | float |
+| `weight_ranking` (optional: in place of `weight`, but for alignment) | float | float |
+| `relabelled_from` (optional: the document before; -1 or None: the same) | int | str or None |
 | `negatives` (optional, as many in each row) | (k,) int, documents | (k,) str |
 | `negative_scores` (with `negatives`, optional) | (k,) float | (k,) float |
 | `list_scores` (with `negatives`, optional) | (1 + k,) float, the ranker's | the same |
@@ -51,9 +53,10 @@ from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.lists import ScoredLists
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
-from hf_distill.teachers.base import EmbeddingTeacher, Teacher, pair_similarity
+from hf_distill.teachers.base import EmbeddingTeacher, Teacher
 from hf_distill.training.in_batch import Sides
 from hf_distill.training.lists import of_lists
+from hf_distill.training.relabelled import Relabelled
 from hf_distill.training.sources import NO_SOURCE, Sources, sources_of
 from hf_distill.training.texts import (
     Drawn,
@@ -65,8 +68,6 @@ from hf_distill.training.texts import (
     texts_of_pairs,
     wanted_pool,
 )
-
-_BLOCK = 8192
 
 NEEDED = ("query", "document", "teacher_score")
 """Columns of every training row."""
@@ -113,6 +114,12 @@ class Chosen(Protocol):
     def kept(self) -> np.ndarray: ...
     @property
     def weight(self) -> np.ndarray | None: ...
+    @property
+    def weight_ranking(self) -> np.ndarray | None: ...
+    @property
+    def relabelled(self) -> np.ndarray | None: ...
+    @property
+    def relabelled_score(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,15 @@ class EveryText:
     Attributes:
         key: The fingerprint of what they depend on.
         kept: (n,) int64, all their places.
-        weight: They have none.
+        weight, weight_ranking, relabelled, relabelled_score: They have none.
     """
 
     key: str
     kept: np.ndarray
     weight: np.ndarray | None = None
+    weight_ranking: np.ndarray | None = None
+    relabelled: np.ndarray | None = None
+    relabelled_score: np.ndarray | None = None
 
 
 class Earlier(Protocol):
@@ -168,19 +178,25 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
     sources = sources_of(train)
     if sources.names != (NO_SOURCE,):
         columns["source"] = sources.column
-    if selection.weight is not None:
-        columns["weight"] = selection.weight[selection.kept]
+    for name in ("weight", "weight_ranking"):
+        if (weight := getattr(selection, name)) is not None:
+            columns[name] = weight[selection.kept]
+    new = None
+    if selection.relabelled is not None and selection.relabelled_score is not None:
+        documents, of_new = selection.relabelled, selection.relabelled_score
+        new = Relabelled(train, documents[selection.kept], of_new[selection.kept])
+        columns |= new.columns(scores)
     wanted = max(stage.hard_negatives_per_pair for stage in recipe.stages)
     if wanted and earlier.lists is not None:
         places = len(collection.pairs("train")) + np.arange(len(validation))
-        columns |= of_lists(earlier.lists, selection.kept, wanted, recipe)
+        columns |= of_lists(earlier.lists, selection.kept, wanted, recipe, new)
         of_validation = of_lists(earlier.lists, places, wanted, recipe)
         if not earlier.teacher.embeds and recipe.lists.ranker is None:
             for every in (columns, of_validation):
                 every["negative_scores"] = every["list_scores"][:, 1:]
     elif wanted:
         listed = listed_negatives(train, scores, wanted)
-        columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted)
+        columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted, new)
     pool = _pool(earlier, selection, texts_of_pairs(train), student)
     if pool is not None:
         columns["row"] = np.arange(len(train))
@@ -316,19 +332,16 @@ def listed_negatives(pairs: Pairs, scores: Scores, number: int) -> Negatives:
     documents = lists.documents[order]
     result.documents[pair, place] = documents
     if scores.embeddings is not None:
-        table, queries = scores.embeddings, pairs.queries[pair]
-        for start in range(0, len(order), _BLOCK):
-            some = slice(start, start + _BLOCK)
-            result.scores[pair[some], place[some]] = pair_similarity(
-                scores.scale.similarity,
-                table.of_queries(queries[some]),
-                table.of_documents(documents[some]),
-            )
+        result.scores[pair, place] = scores.between(pairs.queries[pair], documents)
     return result
 
 
 def hard_negatives(
-    listed: Negatives, ranking: Ranking | None, places: np.ndarray, number: int
+    listed: Negatives,
+    ranking: Ranking | None,
+    places: np.ndarray,
+    number: int,
+    new: Relabelled | None = None,
 ) -> dict[str, np.ndarray]:
     """`negatives` (n, number) int64, documents, and `negative_scores` (n, number) float32: first
     those that the data lists, then the teacher's best other documents, best first. The last one is
@@ -339,6 +352,7 @@ def hard_negatives(
         ranking: Of all training pairs; None if the teacher embeds no texts.
         places: (n,) int64, which of the training pairs these are.
         number: How many for each.
+        new: The documents of relabelled pairs, which are no negatives of their queries.
 
     Raises:
         InputError: A pair has neither.
@@ -349,6 +363,8 @@ def hard_negatives(
         scores = np.concatenate([scores, ranking.negative_scores[places]], axis=1)
     repeats = np.tril(documents[:, :, None] == documents[:, None, :], k=-1).any(axis=2)
     usable = (documents >= 0) & ~repeats
+    if new is not None:
+        usable &= ~new.answers(documents)
     there = np.minimum(usable.sum(axis=1), number)
     if (none := np.flatnonzero(there == 0)).size:
         raise InputError(
@@ -426,6 +442,7 @@ def examples(features: Sequence[Mapping[str, Any]], lookup: Lookup) -> Examples:
     common = {"teacher_score": _floats(columns["teacher_score"])}
     for name, column in (
         ("weight", "weight"),
+        ("weight_ranking", "weight_ranking"),
         ("negative_score", "negative_scores"),
         ("list_score", "list_scores"),
     ):
@@ -495,6 +512,9 @@ def _by_number(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
         "query_key": torch.from_numpy(lookup.collection.first_of_text[queries]),
         "document_key": torch.from_numpy(documents),
     }
+    if "relabelled_from" in columns:
+        before = np.asarray(columns["relabelled_from"])
+        sides["old_document_key"] = torch.from_numpy(np.where(before < 0, documents, before))
     if negatives.size:
         sides["negative_key"] = torch.from_numpy(negatives)
     if lookup.embeddings is not None:
@@ -514,6 +534,9 @@ def _with_texts(columns: dict[str, list[Any]], lookup: Lookup) -> _Read:
         f"{name}_key": torch.tensor([key_of(text) for text in columns[name]])
         for name in ("query", "document")
     }
+    if "relabelled_from" in columns:
+        before = zip(columns["relabelled_from"], columns["document"], strict=True)
+        sides["old_document_key"] = torch.tensor([key_of(old or own) for old, own in before])
     if negatives:
         sides["negative_key"] = torch.tensor([[key_of(text) for text in row] for row in negatives])
     for name, column in (

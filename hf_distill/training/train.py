@@ -21,6 +21,7 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.disk import DEPTH, Sizes
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection.rules import Rule, needed_columns
+from hf_distill.selection.select import RANKED
 from hf_distill.student.layers import SEARCH
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
 from hf_distill.training.between import AUTO, Point, settle
@@ -197,7 +198,14 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
     check_scale(config, teacher.scale, teacher.name)
     if not teacher.embeds:
         mined = bool(recipe.lists.candidates)
-        ranked = [str(rule) for rule in rules if {"rank", "margin"} & needed_columns([rule])]
+        relabels = [str(rule) for rule in rules if rule.relabel]
+        if mined and relabels and recipe.lists.ranker:
+            raise InputError(
+                f"--selection {relabels[0]}: a new positive needs the teacher's score, but "
+                f"{teacher.name} embeds no texts, and another ranker scores the lists; leave out "
+                "--ranker, name a teacher that embeds texts, or weigh these pairs (:weight=W)"
+            )
+        ranked = [str(rule) for rule in rules if RANKED & needed_columns([rule])]
         needs: dict[str, dict[str, Any]] = {
             "the teacher's ranking of a pool": {
                 "selection": "" if mined else " ".join(ranked),
