@@ -143,11 +143,12 @@ def test_detectors_suspect_low_scores_high_ranks_and_low_margins() -> None:
     is_noisy = np.array([True, True, False, False])
     nan = np.float32("nan")
     suspected = suspicions(
-        np.array([0.1, 0.6, 0.5, 0.9]), np.array([3, 9, 1, 2]), np.array([-0.1, -0.3, nan, -0.2])
-    )
+        np.array([0.1, 0.6, 0.5, 0.9]), np.array([3, 9, 1, 2]), np.array([-0.1, -0.3, nan, -0.2]),
+        np.zeros(4),
+    )  # fmt: skip
     aucs = {one.detector: one.auc for one in detection(is_noisy, suspected, 0)}
     assert {name: auc.value for name, auc in aucs.items()} == {
-        "score": 0.75, "rank": 1.0, "margin": 0.75,
+        "score": 0.75, "rank": 1.0, "margin": 0.75, "mixture": 0.5,
     }  # fmt: skip
     (nothing,) = detection(np.zeros(4, dtype=bool), {"score": np.arange(4.0)}, 0)
     assert nothing.auc.value is None

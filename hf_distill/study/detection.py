@@ -25,14 +25,22 @@ class DetectorAUC:
     auc: Estimate
 
 
-def suspicions(score: np.ndarray, rank: np.ndarray, margin: np.ndarray) -> dict[str, np.ndarray]:
+def suspicions(
+    score: np.ndarray, rank: np.ndarray, margin: np.ndarray, probability: np.ndarray
+) -> dict[str, np.ndarray]:
     """Detector -> how much it suspects each pair, (n,) float64. A pair without a margin, whose
     pool has no other document, is suspected least.
+
+    Args:
+        score, rank, margin: (n,), what the teacher says.
+        probability: (n,), how probably each pair is mismatched, by the mixture over the margins.
+            It falls with the margin, so it cannot detect more than the margin does.
     """
     return {
         "score": -score.astype(np.float64),
         "rank": rank.astype(np.float64),
         "margin": -np.nan_to_num(margin.astype(np.float64), nan=np.inf, posinf=np.inf),
+        "mixture": probability.astype(np.float64),
     }
 
 

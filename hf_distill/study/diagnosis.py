@@ -19,7 +19,7 @@ from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.audit import shorten
-from hf_distill.selection.mismatch import Detection, Mixture, detect_mismatches
+from hf_distill.selection.mismatch import Detection, Mixture
 from hf_distill.selection.rules import Columns, apply_rule, apply_rules, parse_rules
 from hf_distill.selection.select import rule_columns
 from hf_distill.student.lengths import TextLengths
@@ -319,7 +319,7 @@ def diagnose(run: Run) -> Diagnosis:
     names = [name for name in _RULES if name != "mismatched" or ranking is not None]
     columns = rule_columns(run.selection_inputs, parse_rules(names), recipe.seed)
     if ranking is not None:
-        detected = detect_mismatches(ranking.margin, recipe.seed)
+        detected = run.selection_inputs.detection
         said = _mismatches(detected, detected.probability(ranking.margin), ranking.pool)
     findings = [
         *_of_rules(columns, ranking, said),

@@ -5,7 +5,6 @@ as they are, and no text is embedded again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +35,6 @@ from hf_distill.study.noise import (
     inject_near,
     inject_random,
 )
-from hf_distill.teachers.base import pair_similarity
-
-_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -122,10 +118,6 @@ def _with_documents(collection: Collection, rows: np.ndarray, documents: np.ndar
     return Dataset(table.set_column(place, table.schema.field(place), pa.array(numbers)))
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCK) for start in range(0, count, _BLOCK))
-
-
 def noisy_run(run: Run, noise: Noise, out: Path) -> Noisy:
     """`run` with `noise` in its training pairs.
 
@@ -161,13 +153,7 @@ def noisy_run(run: Run, noise: Noise, out: Path) -> Noisy:
         places, documents = held["places"], held["documents"]
 
     rows, values = train.rows[places], scores.values.copy()
-    queries = collection.query_numbers[rows]
-    for some in _blocks(len(rows)):
-        values[rows[some]] = pair_similarity(
-            scores.scale.similarity,
-            table.of_queries(queries[some]),
-            table.of_documents(documents[some]),
-        )
+    values[rows] = scores.between(collection.query_numbers[rows], documents)
     other = run.with_recipe(run.recipe)
     other.collection = dataclasses.replace(
         collection,

@@ -245,5 +245,6 @@ def _detection(noisy: Noisy, scores: np.ndarray) -> tuple[DetectorAUC, ...]:
     ranking = noisy.run.ranking
     if ranking is None:
         return ()
-    suspected = suspicions(scores, ranking.rank, ranking.margin)
+    probability = noisy.run.selection_inputs.detection.probability(ranking.margin)
+    suspected = suspicions(scores, ranking.rank, ranking.margin, probability)
     return detection(noisy.is_noisy, suspected, noisy.record.seed)
