@@ -62,8 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--json {to}: name a file in a folder that exists")
     data, *keys = line
     key = "--dataset" if data in SOURCES else "--dataset_path"
-    line = [_RECIPE, key, data, *keys, "--until", "score"]
+    line = [_RECIPE, key, data, *keys, "--until", "read"]
     opened = Run.open(limited(read_recipe(line, "hf-distill doctor")))
+    _ = opened.teacher  # what cannot be loaded is said before the data are read
     check_pairs(opened)
     with held(opened.folder):
         diagnosis = _diagnosis(opened)
@@ -80,6 +81,5 @@ def _diagnosis(run: Run) -> Diagnosis:
     say(run.collection.summary(), flush=True)
     if PartialState().is_main_process and not run.folder.recipe.exists():
         save_recipe(run.recipe, run.folder)
-    say(run.lengths.summary(), flush=True)
     say(run.scores.summary(), flush=True)
     return diagnose(run)

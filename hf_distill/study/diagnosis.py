@@ -22,7 +22,7 @@ from hf_distill.selection.audit import shorten
 from hf_distill.selection.mismatch import Detection, Mixture
 from hf_distill.selection.rules import Columns, apply_rule, apply_rules, parse_rules
 from hf_distill.selection.select import rule_columns
-from hf_distill.student.lengths import TextLengths
+from hf_distill.student.lengths import teacher_lengths
 
 MOST = 100_000
 """Of more pairs than this, so many are looked at, unless `max_pairs` says otherwise."""
@@ -187,14 +187,14 @@ def _best(columns: Columns, ranking: Ranking, places: np.ndarray) -> list[str]:
     return [f"the teacher's best: {shorten(text)}" for text in texts]
 
 
-def _longest(pairs: Pairs) -> np.ndarray:
-    """(k,) places of pairs with the longest documents, each document once."""
+def _longest(pairs: Pairs, number: int) -> np.ndarray:
+    """(number,) places of pairs with the longest documents, in characters; each document once."""
     once, first = np.unique(pairs.documents, return_index=True)
     lengths = np.empty(len(once), dtype=np.int64)
     for start in range(0, len(once), _BATCH):
         texts = pairs.collection.document_texts(once[start : start + _BATCH])
         lengths[start : start + len(texts)] = [len(text) for text in texts]
-    longest: np.ndarray = first[np.argsort(-lengths, kind="stable")[:EXAMPLES]]
+    longest: np.ndarray = first[np.argsort(-lengths, kind="stable")[:number]]
     return longest
 
 
@@ -250,29 +250,33 @@ def _of_rules(columns: Columns, ranking: Ranking | None, said: Mismatches | None
     return [mismatched, *found]
 
 
-def _cut(lengths: TextLengths, pairs: Pairs) -> Finding:
-    """Texts that the teacher or the student cuts at its limit."""
-    counted = [(model, kind, one) for model in lengths.models for kind, one in model.of.items()]
-    cut = [(model, kind, one) for model, kind, one in counted if one.cut]
-    said = "; ".join(
-        f"the {model.role} reads {one.limit:,} tokens: {one.cut:,} of {one.counted:,} {kind} are "
+def _cut(run: Run, pairs: Pairs) -> Finding:
+    """Texts that the teacher cuts at its limit."""
+    models, unknown = teacher_lengths(run.teacher, run.collection, run.recipe.seed)
+    counted = [(kind, one) for model in models for kind, one in model.of.items()]
+    said = [
+        f"{model.name} reads {one.limit:,} tokens: {one.cut:,} of {one.counted:,} {kind} are "
         f"longer, and {one.lost:.1%} of all their tokens are lost"
-        for model, kind, one in cut
-    )
-    unknown = "".join(f"; whether {name} cut texts is not known" for name in lengths.unknown)
-    most = max(counted, key=lambda item: item[2].cut)[2]
+        for model in models
+        for kind, one in model.of.items()
+        if one.cut
+    ]
+    cut = len(said) > 0
+    longer = max((one.cut for kind, one in counted if kind != "queries"), default=0)
+    said += [f"whether {name} cut texts is not known here" for name in unknown]
     return Finding(
         kind="cut",
-        what="texts that are longer than a model reads",
-        count=most.cut,
-        of=most.counted,
+        what="texts that are longer than the teacher reads",
+        count=sum(one.cut for _, one in counted) if counted else None,
+        of=sum(one.counted for _, one in counted),
         unit="texts",
-        because=(said + unknown) or None,
-        advice="no rule: divide them into passages, or raise --student_max_length if the student "
-        "cuts more than the teacher" if cut else None,
+        because="; ".join(said) or None,
+        advice="no rule: divide documents into passages, or take a teacher that reads more"
+        if cut
+        else None,
         rule=None,
-        examples=_examples(pairs, _longest(pairs)) if cut else (),
-    )  # fmt: skip
+        examples=_examples(pairs, _longest(pairs, min(EXAMPLES, longer))),
+    )
 
 
 def _empty(record: CollectionRecord) -> Finding:
@@ -313,7 +317,7 @@ def _leaks(run: Run) -> Finding:
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """Look at the pairs of `run`, whose recipe goes as far as the scores. Nothing is trained."""
+    """Look at the pairs of `run`. Nothing is trained, and no student is built."""
     collection, recipe, ranking = run.collection, run.recipe, run.ranking
     record, said = collection.record, None
     names = [name for name in _RULES if name != "mismatched" or ranking is not None]
@@ -323,7 +327,7 @@ def diagnose(run: Run) -> Diagnosis:
         said = _mismatches(detected, detected.probability(ranking.margin), ranking.pool)
     findings = [
         *_of_rules(columns, ranking, said),
-        _cut(run.lengths, columns.pairs),
+        _cut(run, columns.pairs),
         _empty(record),
         _leaks(run),
     ]
@@ -355,21 +359,18 @@ def limited(recipe: Recipe) -> Recipe:
 
 
 def check_pairs(run: Run) -> None:
-    """Read the data of `run`.
+    """Read the data of `run`, whose recipe goes no further.
 
     Raises:
         InputError: There are texts in it, and no pairs. No folder is left behind.
     """
-    as_far = dataclasses.replace(run.recipe.run, until="read")
     existed = run.folder.path.exists()
-    reading = Run(dataclasses.replace(run.recipe, run=as_far), run.folder)
-    if reading.has_pairs:
+    if run.has_pairs:
         return
-    number = len(reading.collection.texts)
     if not existed:
         shutil.rmtree(run.folder.path, ignore_errors=True)
     raise InputError(
-        f"{reading.collection.source.name} holds {number:,} texts and no pairs of a query and a "
-        "document, and it is pairs that are looked at; train on texts alone with hf-distill train "
-        "texts, or name a file with queries and documents"
+        f"{run.collection.source.name} holds {len(run.collection.texts):,} texts and no pairs of a "
+        "query and a document, and only pairs are looked at; name data with queries and documents, "
+        "or train on the texts: hf-distill train texts"
     )

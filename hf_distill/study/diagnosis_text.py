@@ -32,7 +32,8 @@ def _example(example: Example) -> Iterator[str]:
 
 
 def _share(finding: Finding) -> str:
-    return f"{(finding.count or 0) / finding.of:.1%}" if finding.of else "–"
+    known = finding.count is not None and finding.of
+    return f"{(finding.count or 0) / finding.of:.1%}" if known else "–"
 
 
 def examples(diagnosis: Diagnosis) -> Iterator[str]:
