@@ -86,6 +86,34 @@ def test_a_row_of_weight_zero_teaches_nothing() -> None:
     assert student.grad[[0, 2]].abs().min() > 0
 
 
+def test_ranking_terms_alone_have_their_own_weights(teacher_dir: Path, tmp_path: Path) -> None:
+    parts = tiny(teacher_dir)
+    rows = parts.texts.select(range(4)).with_format("numpy")
+
+    def terms_of(**weights: list[float]) -> dict[str, float]:
+        weighted = rows
+        for name, values in weights.items():
+            weighted = weighted.add_column(name, values).with_format("numpy")
+        weights_of_terms = {"contrastive_weight": 1, "regression_weight": 1, "alignment_weight": 1}
+        trainer = parts.trainer(tmp_path, weighted, components=parts.components, **weights_of_terms)
+        trainer.model.eval()
+        logged: dict[str, float] = {}
+        trainer.track_loss_components = logged.update
+        with torch.no_grad():
+            features = trainer.data_collator([weighted[i] for i in range(4)])
+            trainer.compute_loss(trainer.model, features)
+        return {name: float(value) for name, value in logged.items()}
+
+    plain = terms_of()
+    alone = terms_of(weight_ranking=[0.5] * 4)
+    assert alone["alignment"] == pytest.approx(plain["alignment"])
+    assert alone["contrastive"] == pytest.approx(plain["contrastive"] / 2)
+    assert alone["regression"] == pytest.approx(plain["regression"] / 2)
+    both = terms_of(weight=[2.0] * 4, weight_ranking=[0.5] * 4)
+    assert both["alignment"] == pytest.approx(2 * plain["alignment"])
+    assert both["contrastive"] == pytest.approx(plain["contrastive"] / 2), "in place of `weight`"
+
+
 def test_weights_of_the_rows_reach_the_loss(teacher_dir: Path, tmp_path: Path) -> None:
     parts = tiny(teacher_dir)
     weights = [0.5, 0.5, 1.0, 1.0]

@@ -156,7 +156,7 @@ def test_a_ranking_is_kept_until_the_scores_or_the_negatives_change(
     more = rank_in_pool(collection, scores, recipe(hard_negatives=6), folder)
     assert more is not None
     assert first is not None
-    assert more.negatives.shape == (160, 6)
+    assert more.negatives.shape == (160, 7), "one can become the positive"
     assert first.key != more.key
     np.testing.assert_array_equal(more.negatives[:, :4], first.negatives)
     monkeypatch.setattr(module, "rank_pairs", None)  # nothing is ranked again

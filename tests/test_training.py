@@ -20,6 +20,7 @@ from hf_distill.run.stage import read_json, write_json
 from hf_distill.selection.rules import parse_rules
 from hf_distill.teachers.base import SCALES, EmbeddingTeacher, PairTeacher, Scale
 from hf_distill.training.rows import (
+    EveryText,
     Lookup,
     Negatives,
     Rows,
@@ -117,15 +118,19 @@ def earlier(parts: Tiny, folder: Path, **options: Any) -> SimpleNamespace:
         folder=RunFolder(folder),
         teacher=None,
         collection=parts.lookup.collection,
-        scores=SimpleNamespace(of=lambda rows: values[rows], embeddings=embeddings),
+        scores=SimpleNamespace(
+            of=lambda rows: values[rows],
+            embeddings=embeddings,
+            between=lambda queries, _: np.zeros(len(queries), np.float32),
+        ),
         ranking=SimpleNamespace(negatives=negatives, negative_scores=negatives / 100),
         lists=None,
         further_texts=None,
     )
 
 
-def selection(weight: np.ndarray | None = None) -> SimpleNamespace:
-    return SimpleNamespace(key="selected", kept=np.array([3, 8, 21, 30]), weight=weight)
+def selection(weight: np.ndarray | None = None) -> EveryText:
+    return EveryText(key="selected", kept=np.array([3, 8, 21, 30]), weight=weight)
 
 
 def test_the_rows_of_a_run_are_those_that_the_selection_keeps(parts: Tiny, tmp_path: Path) -> None:

@@ -303,7 +303,9 @@ class SelectionArguments:
         [],
         f"Rules that drop pairs, applied in order ({list_kinds(RULES)}), or "
         "package.module:name[=VALUE], a rule of your own. With :weight=W after it, a rule keeps "
-        "the pairs that it would drop and gives them the weight W in the objective.",
+        "the pairs that it would drop and gives them the weight W in the objective; with "
+        ":weight_ranking=W in its terms that compare queries with documents. With :relabel, the "
+        "teacher's best document of the ranking pool takes the place of theirs.",
     )
 
 

@@ -39,6 +39,7 @@ from hf_distill.scoring.lists import ListsRecord
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
 from hf_distill.selection.audit import shorten
+from hf_distill.selection.relabelled import Relabelled
 from hf_distill.selection.select import Selection
 from hf_distill.teachers.base import Scale
 from hf_distill.teachers.ensemble import parse_member
@@ -72,8 +73,13 @@ LIST_COLUMNS = {
 }
 """The same if lists were mined: these documents need not belong to a pair."""
 
-WEIGHT_COLUMN = {"weight": Value("float32")}
-"""A column of training pairs if a rule weighs them; null for all other pairs."""
+WEIGHT_COLUMNS = {"weight": Value("float32"), "weight_ranking": Value("float32")}
+"""Each is a column of training pairs if a rule gives such weights; null for all other pairs."""
+
+RELABELLED_COLUMN = {"relabelled_from": Value("string")}
+"""In `selected` only, if a rule relabels. A relabelled pair has its new document there, with its
+score, and no rank and margin, which are those of the document in `all`.
+"""
 
 REASON_COLUMN = {"dropped_by": Value("string")}
 """In `all` only: the rule that dropped a training pair, or `leak: ...`."""
@@ -115,7 +121,12 @@ class _Tables:
         columns = {
             **PAIR_COLUMNS,
             **(LIST_COLUMNS if self.lists else RANKING_COLUMNS if self.ranking else {}),
-            **({} if self.selection.weight is None else WEIGHT_COLUMN),
+            **{
+                name: kind
+                for name, kind in WEIGHT_COLUMNS.items()
+                if getattr(self.selection, name) is not None
+            },
+            **({} if self.selection.relabelled is None else RELABELLED_COLUMN),
         }
         sources = self.results.collection.judgements.data["source"]
         if sources.null_count == len(sources):
@@ -127,7 +138,9 @@ class _Tables:
     @cached_property
     def all_features(self) -> Features:
         """The columns of the configuration `all`, in order."""
-        return Features({**self.selected_features, **REASON_COLUMN})
+        columns = {**self.selected_features, **REASON_COLUMN}
+        columns.pop("relabelled_from", None)
+        return Features(columns)
 
     @cached_property
     def training_pairs(self) -> Pairs:
@@ -152,6 +165,8 @@ class _Tables:
             columns = {**batch, "teacher_score": self.scores.of(rows)}
             if len(rows) and rows_of_training.start <= rows[0] < rows_of_training.stop:
                 columns |= self._of_training_pairs(rows - rows_of_training.start)
+                if "relabelled_from" in features:
+                    columns |= self._relabelled(rows - rows_of_training.start, columns)
             else:
                 columns["dropped_by"] = [
                     None if reason is None else f"leak: {reason}" for reason in batch["reason"]
@@ -164,8 +179,9 @@ class _Tables:
         columns: dict[str, Any] = {
             "dropped_by": [rules[i] for i in self.selection.dropped_by[places]]
         }
-        if self.selection.weight is not None:
-            columns["weight"] = self.selection.weight[places]
+        for name in WEIGHT_COLUMNS:
+            if (weight := getattr(self.selection, name)) is not None:
+                columns[name] = weight[places]
         if self.ranking is not None:
             negatives = self.ranking.negatives[places]
             present = negatives >= 0
@@ -188,6 +204,35 @@ class _Tables:
                 ],
             }
         return columns
+
+    def _relabelled(self, places: np.ndarray, columns: dict[str, Any]) -> dict[str, Any]:
+        """`columns` of the training pairs at `places` (m,), as they are trained on."""
+        pairs, selection = self.training_pairs.take(places), self.selection
+        relabelled = Relabelled.of(pairs, places, selection.relabelled, selection.relabelled_score)
+        assert relabelled is not None
+        new = relabelled.columns(self.scores)
+        changed = np.flatnonzero(relabelled.new).tolist()
+        documents = iter(self.results.collection.document_texts(new["document"][relabelled.new]))
+        before = self.first_pair[pairs.documents[relabelled.new]]
+        ids = iter(self.training_pairs.take(before).column("pair_id"))
+        lists = {
+            name: list(values)
+            for name, values in columns.items()
+            if name in {"document", "rank", "margin", *LIST_COLUMNS, *RANKING_COLUMNS}
+        }
+        lists["relabelled_from"] = [None] * len(places)
+        *_, named, scored = LIST_COLUMNS if self.lists else RANKING_COLUMNS
+        negatives = self.ranking.negatives[places] if self.ranking is not None else new["document"]
+        for row in changed:
+            lists["document"][row] = next(documents)
+            lists["relabelled_from"][row] = next(ids)
+            lists["rank"][row] = lists["margin"][row] = None
+            others = negatives[row][negatives[row] >= 0] != new["document"][row]
+            for name in (named, scored):
+                lists[name][row] = [
+                    v for v, kept in zip(lists[name][row], others, strict=True) if kept
+                ]
+        return {**lists, "teacher_score": new["teacher_score"]}
 
 
 def _write_split(

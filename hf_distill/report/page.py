@@ -71,7 +71,7 @@ def _own_terms(results: CommonResults) -> list[str]:
 
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
     evaluation = results.evaluation
-    own_terms = _own_terms(results)
+    own_terms, margins = _own_terms(results), results.audit.margins
     with mpl.rc_context(plots.STYLE):
         return {
             "cost": plots.plot_cost(evaluation),
@@ -80,6 +80,7 @@ def _pictures(results: RunResults) -> dict[str, plots.Picture]:
             "scatter": plots.plot_scatter(evaluation),
             "calibration": plots.plot_calibration(evaluation.fidelity.calibration),
             "selection": plots.plot_selection(results.audit),
+            **({"margins": plots.plot_margins(margins)} if margins else {}),
             "losses": plots.plot_losses(results.training, own_terms),
             **({"points": plots.plot_points(results.training)} if results.training.points else {}),
         }

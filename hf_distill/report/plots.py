@@ -29,7 +29,7 @@ from hf_distill.evaluation.results import (
 from hf_distill.evaluation.texts import OVERLAP
 from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
-from hf_distill.selection.audit import Audit
+from hf_distill.selection.audit import Audit, Margins
 from hf_distill.training.between import (
     CLOSENESS,
     ERROR,
@@ -356,6 +356,36 @@ def save_selection_plot(audit: Audit, path: Path) -> None:
     """The same plot as a PNG on white, for the dataset card."""
     with mpl.rc_context(STYLE):
         _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
+
+
+def plot_margins(margins: Margins) -> Picture:
+    """The margins of all pairs, and the two distributions that were fitted to them."""
+    edges, counts = np.array(margins.edges), np.array(margins.counts)
+    detection, mixture = margins.detection, margins.detection.mixture
+    plot, axes = _plot(5.4, 3.0)
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, alpha=0.4)
+    if mixture is not None:
+        grid = np.linspace(edges[0], edges[-1], 400)
+        names = ("mismatched", "others") if detection.nothing is None else ("lower", "upper")
+        of_bins = counts.sum() * float(np.diff(edges).mean())
+        for name, colour, density in zip(
+            names, (ORANGE, BLUE), mixture.densities(grid), strict=True
+        ):
+            axes.plot(grid, density * of_bins, color=colour, label=name)
+        if detection.half is not None:
+            axes.axvline(detection.half, color=GREY, linestyle=":", label="probability 1/2")
+        axes.legend(frameon=False, labelcolor=GREY)
+    axes.set_xlabel("margin")
+    axes.set_ylabel("training pairs")
+    half = (
+        "" if detection.half is None else f"; the probability is one half at {detection.half:.3f}"
+    )
+    return _picture(
+        plot,
+        f"Histogram of {counts.sum():,} margins from {edges[0]:.3f} to {edges[-1]:.3f}: "
+        f"{detection}{half}",
+        "The score of each pair's document minus that of the best other one, before the rules.",
+    )
 
 
 def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Picture:

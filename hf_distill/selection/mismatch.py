@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 MOST_FITTED = 100_000
@@ -50,6 +51,16 @@ class Mixture:
         """Ashman's D: the distance of the means over the root mean square of the deviations."""
         (low, high), (narrow, wide) = self.means, self.deviations
         return (high - low) / math.sqrt((narrow**2 + wide**2) / 2)
+
+    def densities(self, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The densities (n,) of the two at each `margin` (n,), times their shares."""
+        first, second = (
+            share * norm.pdf(margin, mean, deviation)
+            for share, mean, deviation in zip(
+                (self.share, 1 - self.share), self.means, self.deviations, strict=True
+            )
+        )
+        return first, second
 
     @property
     def _polynomial(self) -> tuple[float, float, float]:

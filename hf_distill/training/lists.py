@@ -9,8 +9,8 @@ import numpy as np
 
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.lists import ScoredLists
+from hf_distill.selection.relabelled import Relabelled
 from hf_distill.training.in_batch import cut_below
-from hf_distill.training.relabelled import Relabelled
 
 _BLOCK = 4096
 

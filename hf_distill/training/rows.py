@@ -53,10 +53,10 @@ from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.lists import ScoredLists
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores
+from hf_distill.selection.relabelled import Relabelled
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
 from hf_distill.training.in_batch import Sides
 from hf_distill.training.lists import of_lists
-from hf_distill.training.relabelled import Relabelled
 from hf_distill.training.sources import NO_SOURCE, Sources, sources_of
 from hf_distill.training.texts import (
     Drawn,
@@ -181,10 +181,8 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
     for name in ("weight", "weight_ranking"):
         if (weight := getattr(selection, name)) is not None:
             columns[name] = weight[selection.kept]
-    new = None
-    if selection.relabelled is not None and selection.relabelled_score is not None:
-        documents, of_new = selection.relabelled, selection.relabelled_score
-        new = Relabelled(train, documents[selection.kept], of_new[selection.kept])
+    new = Relabelled.of(train, selection.kept, selection.relabelled, selection.relabelled_score)
+    if new is not None:
         columns |= new.columns(scores)
     wanted = max(stage.hard_negatives_per_pair for stage in recipe.stages)
     if wanted and earlier.lists is not None:

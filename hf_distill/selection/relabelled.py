@@ -25,6 +25,21 @@ class Relabelled:
     documents: np.ndarray
     scores: np.ndarray
 
+    @classmethod
+    def of(
+        cls,
+        pairs: Pairs,
+        places: np.ndarray,
+        documents: np.ndarray | None,
+        scores: np.ndarray | None,
+    ) -> Relabelled | None:
+        """`pairs` are those at `places` (n,) of the training pairs. `documents` and `scores` are of
+        all, as in `Selection.relabelled` and `Selection.relabelled_score`; None: no rule relabels.
+        """
+        if documents is None or scores is None:
+            return None
+        return cls(pairs, documents[places], scores[places])
+
     @property
     def new(self) -> np.ndarray:
         """(n,) bool: whether a pair is relabelled."""
