@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import WORDS, Said, call, make_tokenizer, recipe_of, sentences
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel
+from conftest import WORDS, Said, call, recipe_of, sentences
 
 from hf_distill.commands.main import main
 from hf_distill.pipeline import Run
@@ -68,28 +63,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "train.jsonl", [*train, {**test[0], "query": sentences(1, 990)[0]}])
     write(folder / "test.jsonl", test)
     return folder
-
-
-@pytest.fixture(scope="module")
-def words_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that reads 32 words in any order: the mean of their random vectors."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer = make_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=0, num_attention_heads=4,
-        max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    model = BertModel(config)
-    for table in (model.embeddings.position_embeddings, model.embeddings.token_type_embeddings):
-        torch.nn.init.zeros_(table.weight)
-    model.save_pretrained(folder / "backbone")
-    tokenizer.save_pretrained(folder / "backbone")
-    modules = [Transformer(str(folder / "backbone")), Pooling(64, pooling_mode="mean"), Normalize()]
-    teacher = SentenceTransformer(modules=modules, device="cpu")
-    teacher.max_seq_length = 32
-    teacher.save_pretrained(str(folder / "teacher"), create_model_card=False)
-    return folder / "teacher"
 
 
 @dataclass(frozen=True)
