@@ -103,6 +103,8 @@ def test_every_planted_fault_is_counted(doctored: Doctored, data: Path) -> None:
     assert sum(planted) <= mismatched.count <= sum(planted) + 3
     assert diagnosis.mismatches.expected == pytest.approx(mismatched.count, abs=0.5)
     assert diagnosis.mismatches.pool == len({*texts["document"]})
+    assert diagnosis.mismatches.first == len(train) - mismatched.count
+    assert 0 < diagnosis.mismatches.far < mismatched.count
     low, high = diagnosis.mismatches.mixture.means
     assert low < diagnosis.mismatches.half < high
     assert all(example.query in wrong for example in mismatched.examples[:1])
@@ -118,7 +120,7 @@ def test_the_selection_that_it_names_does_what_it_says(doctored: Doctored) -> No
     recipe = read_recipe([*doctored.line, "--selection", *diagnosis.selection])
     run = Run(recipe, RunFolder(doctored.run_dir))
     assert len(run.selection.kept) == diagnosis.kept
-    assert f"leaves {diagnosis.kept} of {diagnosis.pairs} pairs" in out
+    assert f"leave {diagnosis.kept} of {diagnosis.pairs} pairs" in out
 
 
 def test_a_later_training_embeds_nothing_again(
@@ -147,7 +149,6 @@ def test_its_lines_fit_a_terminal_and_cannot_command_it(doctored: Doctored) -> N
     assert "68 of 300 pairs were left out" in text
     healthy = dataclasses.replace(
         more,
-        selection=(),
         findings=tuple(
             dataclasses.replace(one, count=None if one.kind == "mismatched" else 0, because="why")
             for one in more.findings
@@ -156,7 +157,6 @@ def test_its_lines_fit_a_terminal_and_cannot_command_it(doctored: Doctored) -> N
     text = "\n".join(summary(healthy, "run"))
     assert re.search(r"mismatched +– +–  why", text)
     assert re.search(r"echoed +0 +0.0%  none", text)
-    assert "selection: []" in text
     assert not list(examples(healthy))
 
 

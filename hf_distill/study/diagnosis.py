@@ -88,6 +88,8 @@ class Mismatches:
         expected: How many pairs are mismatched, the sum of their probabilities.
         wrongly: How many of those called mismatched are expected to be fine.
         missed: How many of the others are expected to be mismatched.
+        first: How many documents the teacher ranks first of the pool for their query.
+        far: How many it ranks below the best tenth of the pool.
     """
 
     pool: int
@@ -97,6 +99,8 @@ class Mismatches:
     expected: float
     wrongly: float
     missed: float
+    first: int
+    far: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Diagnosis:
         seed: Seeds split, sample, pool and examples.
         mismatches: See there; None if the teacher embeds no texts.
         findings: What was looked for.
-        selection: The rules that take care of what was found, for a recipe.
+        selection: The rules that take care of what was found, and those of the recipe.
         kept: Pairs that they leave.
     """
 
@@ -134,28 +138,35 @@ class Diagnosis:
     kept: int
 
 
-def _mismatches(found: Detection, probability: np.ndarray, pool: int) -> Mismatches:
+def _mismatches(found: Detection, ranking: Ranking) -> Mismatches:
+    probability = found.probability(ranking.margin)
     called = probability >= 0.5
     return Mismatches(
-        pool=pool,
+        pool=ranking.pool,
         mixture=found.mixture,
         nothing=found.nothing,
         half=found.half,
         expected=round(float(probability.sum()), 1),
         wrongly=round(float((1 - probability[called]).sum()), 1),
         missed=round(float(probability[~called].sum()), 1),
+        first=int((ranking.rank == 1).sum()),
+        far=int((ranking.rank > max(1, ranking.pool // 10)).sum()),
     )
 
 
 def _how_sure(said: Mismatches) -> str:
+    ranks = (
+        f"the teacher ranks {said.first:,} of the documents first of {said.pool:,} for their "
+        f"query, and {said.far:,} below the best tenth"
+    )
     if said.nothing is not None or said.mixture is None:
-        return f"none counts as mismatched: {said.nothing}"
+        return f"none counts as mismatched: {said.nothing}; {ranks}"
     (low, high), mixture = said.mixture.means, said.mixture
     return (
-        f"the teacher's margins over {said.pool:,} documents have two components, "
-        f"{mixture.separation:.1f} standard deviations apart: {mixture.share:.1%} of the pairs "
-        f"around {low:+.3f}, the others around {high:+.3f}. About {said.wrongly:,.0f} of those "
-        f"named are fine, and {said.missed:,.0f} others are mismatched"
+        f"the teacher's margins have two components, {mixture.separation:.1f} standard deviations "
+        f"apart: {mixture.share:.1%} of the pairs around {low:+.3f}, the others around "
+        f"{high:+.3f}; about {said.wrongly:,.0f} of those named are fine, and {said.missed:,.0f} "
+        f"others are mismatched; {ranks}"
     )
 
 
@@ -323,15 +334,16 @@ def diagnose(run: Run) -> Diagnosis:
     names = [name for name in _RULES if name != "mismatched" or ranking is not None]
     columns = rule_columns(run.selection_inputs, parse_rules(names), recipe.seed)
     if ranking is not None:
-        detected = run.selection_inputs.detection
-        said = _mismatches(detected, detected.probability(ranking.margin), ranking.pool)
+        said = _mismatches(run.selection_inputs.detection, ranking)
     findings = [
         *_of_rules(columns, ranking, said),
         _cut(run, columns.pairs),
         _empty(record),
         _leaks(run),
     ]
+    # What the recipe has anyway stays: a sample may hold no pair that it would drop.
     needed = {finding.rule for finding in findings if finding.rule and finding.count}
+    needed |= {*recipe.selection.selection}
     selection = tuple(name for name in _RULES if name in needed)
     split: Mapping[str, int] = record.split
     return Diagnosis(

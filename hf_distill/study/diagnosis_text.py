@@ -85,13 +85,10 @@ def summary(diagnosis: Diagnosis, run_dir: str) -> Iterator[str]:
     for finding in diagnosis.findings:
         yield from _row(finding)
     yield ""
-    if not diagnosis.selection:
-        yield "No rule of a selection has anything to do here. For a recipe:"
-    else:
-        yield from _wrapped(
-            f"A selection that takes care of this leaves {diagnosis.kept:,} of "
-            f"{diagnosis.pairs:,} pairs. For a recipe:"
-        )
+    yield from _wrapped(
+        "The rules of the recipe and those that have something to do here leave "
+        f"{diagnosis.kept:,} of {diagnosis.pairs:,} pairs:"
+    )
     yield ""
     yield f"selection: [{', '.join(diagnosis.selection)}]"
     yield ""
