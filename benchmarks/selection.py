@@ -40,7 +40,7 @@ RULES = [
     "invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=50", "margin=-0.9",
     "threshold=-0.99", "percentile=10", "percentile=10:by=group", "percentile=10:by=source",
     "top_k=9:by=group", "stratified=0.9", "stratified=0.9:on=margin", "random=0.9",
-    "percentile=50:weight=0.5",
+    "percentile=50:weight=0.5", "mismatched:weight_ranking=0", "margin=-0.8:relabel",
 ]  # fmt: skip
 QUERY_WORDS, DOCUMENT_WORDS, VOCABULARY = 8, 30, 20_000
 
@@ -99,8 +99,8 @@ def synthetic(pairs: int, folder: Path) -> SelectionInputs:
         key="key",
         rank=rng.integers(1, 100, pairs, dtype=np.int32),
         margin=rng.uniform(-1, 1, pairs).astype(np.float32),
-        negatives=np.empty((pairs, 0), dtype=np.int64),
-        negative_scores=np.empty((pairs, 0), dtype=np.float32),
+        negatives=rng.integers(pairs, size=(pairs, 4)),
+        negative_scores=-np.sort(-rng.uniform(-1, 1, (pairs, 4)).astype(np.float32), axis=1),
         pool=pairs,
     )
     scores = rng.uniform(-1, 1, pairs).astype(np.float32)

@@ -64,6 +64,9 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     assert not found.probability(clean).any()
     skewed = np.random.default_rng(0).gamma(2, 0.1, 4000) - 0.2  # two fit it better than one
     assert "standard deviations apart" in str(detect_mismatches(skewed, 0).nothing)
+    most = detect_mismatches(margins(0.75)[0], 0)
+    assert "has 75% of the pairs" in str(most.nothing)
+    assert most.share == 0
     above = detect_mismatches(margins(0.3)[0] + 1, 0)
     assert "margin of +0.54" in str(above.nothing)
     assert above.mixture is not None

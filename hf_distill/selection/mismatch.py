@@ -28,7 +28,9 @@ doi:10.1086/117248).
 """
 
 LARGEST_SHARE = 0.6
-"""A teacher that calls more of the pairs mismatched does not know what answers these queries."""
+"""A lower component with more of the pairs is how the teacher scores ordinary ones: where most pairs
+are mismatched, or the teacher does not know what answers the queries, the margins cannot tell.
+"""
 
 _STEPS = 500
 
@@ -166,15 +168,15 @@ def _why_nothing(mixture: Mixture, one: float, two: float) -> str | None:
             f"the two components are {mixture.separation:.2f} standard deviations apart, and "
             f"{LEAST_SEPARATION:g} are needed to tell them apart"
         )
-    if mixture.share > LARGEST_SHARE:
-        return (
-            f"the lower component has {mixture.share:.0%} of the pairs, more than "
-            f"{LARGEST_SHARE:.0%}: this teacher does not tell which documents answer the queries"
-        )
     if mixture.means[0] >= 0:
         return (
             f"the lower component lies at a margin of {mixture.means[0]:+.3f}: its pairs' own "
             "documents score above all others"
+        )
+    if mixture.share > LARGEST_SHARE:
+        return (
+            f"the lower component has {mixture.share:.0%} of the pairs, more than "
+            f"{LARGEST_SHARE:.0%}: that is how this teacher scores most pairs"
         )
     return None
 
