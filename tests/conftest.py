@@ -129,6 +129,28 @@ def teacher_dir(backbone_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def words_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that reads 32 words in any order: the mean of their random vectors."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("words")
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=0, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    model = BertModel(config)
+    for table in (model.embeddings.position_embeddings, model.embeddings.token_type_embeddings):
+        torch.nn.init.zeros_(table.weight)
+    model.save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    modules = [Transformer(str(folder / "backbone")), Pooling(64, pooling_mode="mean"), Normalize()]
+    teacher = SentenceTransformer(modules=modules, device="cpu")
+    teacher.max_seq_length = 32
+    teacher.save_pretrained(str(folder / "teacher"), create_model_card=False)
+    return folder / "teacher"
+
+
+@pytest.fixture(scope="session")
 def cross_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real cross-encoder whose logits leave [-1, 1], as transformers saves it."""
     torch.manual_seed(1)

@@ -11,6 +11,7 @@ from hf_distill.commands import (
     compare,
     dataset,
     demo,
+    doctor,
     export,
     mine,
     publish,
@@ -33,6 +34,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "doctor": doctor,
     "study": study,
     "compare": compare,
     "dataset": dataset,

@@ -6,6 +6,7 @@ import argparse
 
 from hf_distill.commands.recipe_line import add_recipe_line, split_line
 from hf_distill.recipe.read import read_recipe
+from hf_distill.study.noise import FARTHEST, NEAREST
 from hf_distill.study.study import run_study
 
 HELP = (
@@ -31,6 +32,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, metavar="N",
         help=f"Students for each selection, from the recipe's seed on. Default: {_SEEDS}.",
     )  # fmt: skip
+    parser.add_argument(
+        "--noise", action="append", metavar="KIND=SHARE",
+        help="Give a share of the training pairs another document, and see which selections cope: "
+        f"random=0.5 (that of another query) or near=0.5 (one of the teacher's ranks {NEAREST} to "
+        f"{FARTHEST}). Once for each study; a share of 0 is the study without noise. Held-out "
+        "pairs stay clean. The clean pairs alone are one more selection, the oracle.",
+    )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_line(
         parser,
         _add_options,
-        '--rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N]',
+        '--rules "RULE RULE ..." [--rules ...] [--examples N] [--seeds N] [--noise KIND=SHARE]',
     )
 
 
@@ -54,4 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
     examples = _EXAMPLES if arguments.examples is None else arguments.examples
     seeds = _SEEDS if arguments.seeds is None else arguments.seeds
-    run_study(read_recipe(line, "hf-distill study"), arguments.rules or [], examples, seeds)
+    run_study(
+        read_recipe(line, "hf-distill study"),
+        arguments.rules or [],
+        examples,
+        seeds,
+        arguments.noise or [],
+    )

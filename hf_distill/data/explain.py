@@ -72,28 +72,29 @@ def _wrapped(line: str) -> Iterator[str]:
     yield line
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
+    """`text` on one line of at most `width` characters, its control characters shown."""
     flat = printable(" ".join(text.split()))
     return flat if len(flat) <= width else f"{flat[: width - 3]}..."
 
 
 def _texts(table: Any) -> Iterator[str]:
     for number, row in enumerate(_first(table)):
-        name = f" [{_short(row['id'], 20)}]" if row["id"] else ""
+        name = f" [{short(row['id'], 20)}]" if row["id"] else ""
         start = f"  {number}{name} "
-        yield start + _short(row["text"], _WIDTH - len(start))
+        yield start + short(row["text"], _WIDTH - len(start))
         if other := row.get("student_text"):
-            yield "    " + _short(f"the student reads: {other}", _WIDTH - 4)
+            yield "    " + short(f"the student reads: {other}", _WIDTH - 4)
 
 
 def _text(number: int, row: Mapping[str, Any]) -> Iterator[str]:
-    source = f" [{_short(row['source'], 20)}]" if row["source"] else ""
+    source = f" [{short(row['source'], 20)}]" if row["source"] else ""
     start = f"  {number}{source} "
     if row["student_text"] is None:
-        yield start + _short(row["text"], _WIDTH - len(start))
+        yield start + short(row["text"], _WIDTH - len(start))
     else:
         half = (_WIDTH - len(start) - 4) // 2
-        yield f"{start}{_short(row['text'], half)} -> {_short(row['student_text'], half)}"
+        yield f"{start}{short(row['text'], half)} -> {short(row['student_text'], half)}"
 
 
 def _pair(
@@ -101,10 +102,10 @@ def _pair(
 ) -> Iterator[str]:
     (query,) = collection.query_texts(np.array([row["query"]]))
     (document,) = collection.document_texts(np.array([row["document"]]))
-    yield f"  {_short(query, 47)} -> {_short(document, 47)}"
+    yield f"  {short(query, 47)} -> {short(document, 47)}"
     parts = (
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}".lstrip()
         for key, value in said.items()
         if value is not None
     )
-    yield f"    {_short(', '.join(parts), _WIDTH - 4)}"
+    yield f"    {short(', '.join(parts), _WIDTH - 4)}"

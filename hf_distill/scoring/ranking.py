@@ -181,7 +181,11 @@ def rank_pairs(
 
 
 def rank_in_pool(
-    collection: Collection, scores: Scores, recipe: Recipe, folder: RunFolder
+    collection: Collection,
+    scores: Scores,
+    recipe: Recipe,
+    folder: RunFolder,
+    documents: np.ndarray | None = None,
 ) -> Ranking | None:
     """Rank every training pair's document in a pool of the training pairs' documents.
 
@@ -190,6 +194,8 @@ def rank_in_pool(
         scores: The teacher's scores and embeddings of them.
         recipe: `hard_negatives_per_pair` and `seed` are read.
         folder: The run's folder.
+        documents: (m,) int64, numbers of the documents that the pool is drawn from, which the key
+            of the scores stands for; None: those of the training pairs.
 
     Returns:
         The ranking; None if the teacher embeds no texts.
@@ -204,7 +210,8 @@ def rank_in_pool(
     def make(key: str) -> RankingRecord:
         train = collection.pairs("train")
         pairs = RankedPairs(train.queries, train.documents, scores.of(train.rows))
-        pool = document_pool(train.documents, POOL_SIZE, recipe.seed)
+        own = train.documents if documents is None else documents
+        pool = document_pool(own, POOL_SIZE, recipe.seed)
         ranking = rank_pairs(pairs, table, scores.scale.similarity, pool, k, key)
         with written_whole(arrays_path) as temporary:
             np.savez(temporary, **{name: getattr(ranking, name) for name in _ARRAYS})

@@ -190,8 +190,7 @@ def text_lengths(earlier: Earlier) -> TextLengths:
     recipe, teacher, collection = earlier.recipe, earlier.teacher, earlier.collection
 
     def make(key: str) -> TextLengths:
-        members = [member for member, _ in teacher.members] or [teacher]
-        readers = [reader for member in members if (reader := _reader_of(member))]
+        readers, unknown = _readers_of(teacher)
         student = build_student(recipe.student, teacher, None, recipe.seed)
         asked = {kind: Asked({"prompt": teacher.prompts.of(kind)}) for kind in KINDS}
         readers.append(_Reader("student", recipe.student.student_backbone, student, asked, ""))
@@ -199,7 +198,7 @@ def text_lengths(earlier: Earlier) -> TextLengths:
         return TextLengths(
             key=key,
             models=tuple(_measured(reader, collection, recipe.seed, counted) for reader in readers),
-            unknown=tuple(member.name for member in members if not _reader_of(member)),
+            unknown=unknown,
         )
 
     inputs = [
@@ -207,6 +206,17 @@ def text_lengths(earlier: Earlier) -> TextLengths:
         backbone_identity(recipe.student), recipe.seed,
     ]  # fmt: skip
     return stage(earlier.folder.text_lengths, TextLengths, inputs, make)
+
+
+def teacher_lengths(
+    teacher: Teacher, collection: Collection, seed: int
+) -> tuple[tuple[ModelLengths, ...], tuple[str, ...]]:
+    """How long the texts of the collection are for `teacher` alone: `TextLengths.teachers` and
+    `TextLengths.unknown`. No model is run.
+    """
+    readers, unknown = _readers_of(teacher)
+    counted: dict[str, np.ndarray] = {}
+    return tuple(_measured(reader, collection, seed, counted) for reader in readers), unknown
 
 
 @dataclass(frozen=True)
@@ -274,6 +284,18 @@ class _Reader:
         task = self._asked(kind).preprocess.get("task")
         routes: Any = first.sub_modules
         return routes[task if task in routes else first.default_route][0]
+
+
+def _readers_of(teacher: Teacher) -> tuple[list[_Reader], tuple[str, ...]]:
+    """How the teacher (each of an ensemble) reads texts, and the names of those that read them
+    elsewhere.
+    """
+    members = [member for member, _ in teacher.members] or [teacher]
+    readers = [_reader_of(member) for member in members]
+    elsewhere = (
+        member.name for member, reader in zip(members, readers, strict=True) if reader is None
+    )
+    return [reader for reader in readers if reader is not None], tuple(elsewhere)
 
 
 def _reader_of(teacher: Teacher) -> _Reader | None:

@@ -18,12 +18,14 @@ from hf_distill.selection.rules import (
     Columns,
     Outcome,
     Rule,
+    RuleKind,
     apply_rules,
     parse_rules,
     rule,
 )
 
 FULL = "all pairs"
+ORACLE = "oracle: the clean pairs"
 SAME_SIZE = 0.1
 """Selections whose sizes differ by at most this share have the same random control. A selection
 whose size is this near to that of all pairs needs none.
@@ -42,6 +44,19 @@ def lowest(columns: Columns, rule: Rule) -> Outcome:
     keep = np.zeros(len(columns), dtype=bool)
     keep[np.lexsort((columns.order, columns.score))[: int(rule.number)]] = True
     return Outcome(keep)
+
+
+def clean(rows: np.ndarray) -> Rule:
+    """A rule that keeps the pairs that noise has left alone.
+
+    Args:
+        rows: (m,) int64, the rows of the others among the judgements.
+    """
+
+    def apply(columns: Columns, _: Rule) -> Outcome:
+        return Outcome(~np.isin(columns.pairs.rows, rows))
+
+    return Rule("clean", RuleKind(apply))
 
 
 @dataclass(frozen=True)

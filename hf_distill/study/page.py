@@ -13,6 +13,9 @@ from hf_distill.evaluation.intervals import LEVEL
 from hf_distill.evaluation.results import Estimate
 from hf_distill.study.arms import FULL
 from hf_distill.study.compare import Difference, Row, verdict
+from hf_distill.study.detection import DetectorAUC
+from hf_distill.study.noise import FARTHEST, NEAREST
+from hf_distill.study.noisy import NoiseRecord
 
 _STYLE: Any = {
     "font.size": 9,
@@ -34,6 +37,8 @@ class Study:
             scored test pairs.
         training_pairs: The pairs that the arms choose from.
         arms: A row for each, the controls first.
+        noise: What was injected into the training pairs; None: nothing.
+        detection: How well the noisy pairs are told from the clean ones; empty without noise.
     """
 
     examples: int
@@ -43,6 +48,8 @@ class Study:
     pairs: int
     training_pairs: int
     arms: tuple[Row, ...]
+    noise: NoiseRecord | None = None
+    detection: tuple[DetectorAUC, ...] = ()
 
 
 def _value(estimate: Estimate) -> str:
@@ -72,8 +79,31 @@ def _line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+_NOISES = {
+    "random": "that of another query",
+    "near": f"one that the teacher ranks {NEAREST} to {FARTHEST} for the query",
+}
+
+
+def _noise(study: Study) -> list[str]:
+    """What was injected, and how well it is detected."""
+    noise = study.noise
+    if noise is None:
+        return []
+    return [
+        "",
+        f"Noise `{noise.kind}={noise.share:g}`, seed {noise.seed}: {noise.changed:,} of "
+        f"{noise.pairs:,} training pairs have another document, {_NOISES[noise.kind]}. Held-out "
+        "pairs and searched documents are clean. The oracle knows which pairs are.",
+        "",
+        "| detector of noisy pairs | AUC | pairs |",
+        "|---|---|---:|",
+        *(f"| {one.detector} | {_interval(one.auc)} | {one.auc.n:,} |" for one in study.detection),
+    ]
+
+
 def markdown(study: Study) -> str:
-    """A table, what it is measured on, and a verdict on each arm."""
+    """A table, what it is measured on, a verdict on each arm, and what noise there is."""
     several = len(study.seeds) > 1
     seeds = f"{len(study.seeds)} seed{'s' * several} ({', '.join(map(str, study.seeds))})"
     over = "queries and seeds" if several else "queries (one seed says nothing about others)"
@@ -90,6 +120,7 @@ def markdown(study: Study) -> str:
         "with the same kind of control.",
         "",
         *(f"- `{row.arm}`: {verdict(row)}." for row in study.arms if row.arm != FULL),
+        *_noise(study),
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,9 @@ Each selection is compared with two controls. The first is random pairs of the s
 better choice of pairs beats those. The second is all pairs: a selection that does not beat them is
 not worth having. All students see the same number of examples, because fewer pairs would otherwise
 mean less training.
+
+With noise, some training pairs have another document on purpose. One more selection then is the
+oracle: the pairs that are left as they were.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from hf_distill.run.lock import held
 from hf_distill.run.stage import stage, write_json, written_whole
 from hf_distill.selection.rules import Rule
 from hf_distill.selection.select import rule_columns, select_pairs
-from hf_distill.study.arms import Arm, matched_recipe, parse_selections, plan_arms
+from hf_distill.study.arms import ORACLE, Arm, clean, matched_recipe, parse_selections, plan_arms
 from hf_distill.study.compare import ArmResult, compare
+from hf_distill.study.detection import DetectorAUC, detection, suspicions
 from hf_distill.study.measure import measure
+from hf_distill.study.noise import Noise, parse_noise
+from hf_distill.study.noisy import Noisy, check_noise, noisy_run
 from hf_distill.study.page import Study, markdown, plot
 from hf_distill.training.stages import check_batch
 
@@ -69,6 +75,7 @@ class _Trials:
         trial = run.with_recipe(matched_recipe(run.recipe, self.examples, seed))
         # A seed changes what is drawn in training, not what is shared.
         trial.ranking, trial.initialisation = run.ranking, run.initialisation
+        trial.further_texts = run.further_texts
         name = f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', arm.name)[:60]}-{text_id(arm.name)[:8]}-{seed}"
         selection = select_pairs(
             run.selection_inputs, arm.rules, seed, RunFolder(self.out / "selections" / name)
@@ -139,9 +146,16 @@ def _write(study: Study, out: Path) -> None:
     print(f"\n{text}\nStudy: {out}")
 
 
-def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: int) -> Study:
+def run_study(
+    recipe: Recipe,
+    selections: Sequence[str],
+    examples: int,
+    seeds: int,
+    noises: Sequence[str] = (),
+) -> list[Study]:
     """Train and measure every arm with every seed that has no result yet, and write `study.json`,
-    `study.md`, `study.svg` and `recipe.yaml` into the folder `study` of the run.
+    `study.md`, `study.svg` and `recipe.yaml` into the folder `study` of the run; of a study with
+    noise into a folder of its own there, `noise/random=0.5`.
 
     Each result is written as soon as it exists. A second call continues, and further seeds or
     selections train only their own students. Seeds are the outer loop, so a study that is stopped
@@ -152,26 +166,50 @@ def run_study(recipe: Recipe, selections: Sequence[str], examples: int, seeds: i
         selections: Lists of rules, each as one text.
         examples: Training examples of each student.
         seeds: How many, from the recipe's seed on. A seed also draws random pairs and breaks ties.
+        noises: As for `parse_noise`; a study for each. None, or a share of 0: the pairs as they
+            are.
+
+    Returns:
+        The studies, in the order of `noises`.
 
     Raises:
-        InputError: No examples, seeds or selections, a bad rule, fewer pairs than a batch, and
-            whatever a run refuses.
+        InputError: No examples, seeds or selections, a bad rule or noise, fewer pairs than a batch,
+            and whatever a run refuses.
     """
     if examples < 1 or seeds < 1:
         raise InputError(f"--examples {examples} --seeds {seeds}: both must be at least 1")
     parsed = parse_selections(selections)  # refuse what can be refused before writing anything
+    injected = [noise if noise.share else None for noise in parse_noise(noises)] or [None]
     run = Run.open(recipe)
+    if any(injected):
+        check_noise(run)
     if not run.has_pairs:
         raise InputError(
             f"{run.collection.source.name} is texts without pairs, so there is nothing to select; "
             "a study compares selections of pairs"
         )
     with held(run.folder):
-        return _study(run, parsed, examples, seeds)
+        out = _prepared(run)
+        return [_study(run, parsed, examples, seeds, noise, out) for noise in injected]
 
 
-def _study(run: Run, parsed: Mapping[str, tuple[Rule, ...]], examples: int, seeds: int) -> Study:
-    out, seed = _prepared(run), run.recipe.seed
+def _study(
+    run: Run,
+    parsed: Mapping[str, tuple[Rule, ...]],
+    examples: int,
+    seeds: int,
+    noise: Noise | None,
+    out: Path,
+) -> Study:
+    seed, noisy = run.recipe.seed, None
+    if noise is not None:
+        out = out / "noise" / str(noise)
+        noisy = noisy_run(run, noise, out)
+        run = noisy.run
+        rows = run.collection.pairs("train").rows[noisy.is_noisy]
+        parsed = {**parsed, ORACLE: (clean(rows),)}
+        changed, pairs = noisy.record.changed, noisy.record.pairs
+        PartialState().print(f"Noise    {noise}: {changed:,} of {pairs:,} pairs", flush=True)
     every_rule = [rule for rules in parsed.values() for rule in rules]
     columns = rule_columns(run.selection_inputs, every_rule, seed)
     arms = plan_arms(parsed, columns)
@@ -194,7 +232,19 @@ def _study(run: Run, parsed: Mapping[str, tuple[Rule, ...]], examples: int, seed
         pairs=int((~np.isnan(teacher_scores)).sum()),
         training_pairs=len(columns),
         arms=compare(arms, results, teacher_scores, seed),
+        noise=None if noisy is None else noisy.record,
+        detection=() if noisy is None else _detection(noisy, columns.score),
     )
     if PartialState().is_main_process:
         _write(study, out)
     return study
+
+
+def _detection(noisy: Noisy, scores: np.ndarray) -> tuple[DetectorAUC, ...]:
+    """How well what the rules read tells the noisy pairs from the clean ones."""
+    ranking = noisy.run.ranking
+    if ranking is None:
+        return ()
+    probability = noisy.run.selection_inputs.detection.probability(ranking.margin)
+    suspected = suspicions(scores, ranking.rank, ranking.margin, probability)
+    return detection(noisy.is_noisy, suspected, noisy.record.seed)
