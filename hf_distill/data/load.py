@@ -34,7 +34,15 @@ from hf_distill.data.collection import (
     write_table,
 )
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.read import TABLES, TEST_PATH, ReadPairs, Texts, open_tables, read_pairs
+from hf_distill.data.read import (
+    TABLES,
+    TEST_PATH,
+    ReadPairs,
+    Texts,
+    column_of,
+    open_tables,
+    read_pairs,
+)
 from hf_distill.data.sources.files import read_path
 from hf_distill.data.split import (
     ELSEWHERE,
@@ -47,6 +55,7 @@ from hf_distill.data.split import (
     Arrangement,
     PairNumbers,
     arrange,
+    seeded_groups,
 )
 from hf_distill.data.texts import named_leaks, read_texts, write_texts
 from hf_distill.errors import InputError
@@ -205,7 +214,7 @@ def write_collection(
         return _write_texts(sources, data, seed, folder, key)
     with working_folder(folder.cache / "working") as working:
         read = read_pairs(pairs, working, test_set, data.student_query)
-        numbers = _pair_numbers(read)
+        numbers = _pair_numbers(read, seed)
         if (numbers.given == ELSEWHERE).all():
             raise _nothing_in(pairs, "valid (query, document) pair", read.counts)
         if data.student_query and numbers.keys.shape[1] == _KEYS:
@@ -217,7 +226,6 @@ def write_collection(
         arrangement = arrange(
             numbers,
             data,
-            seed,
             lambda rows: _texts(read.documents, read.pair_documents[rows]),
             (lambda rows: _student_queries(read.queries, read.pair_queries[rows]))
             if numbers.keys.shape[1] > _KEYS
@@ -260,10 +268,10 @@ def _write_texts(
     """As `write_collection`, for a source of texts alone."""
     source, test_set = sources
     with working_folder(folder.cache / "working") as working:
-        read = read_texts(source, working, test_set, _GIVEN)
+        read = read_texts(source, working, test_set, _GIVEN, seed)
         if (read.numbers.given == ELSEWHERE).all():
             raise _nothing_in(source, "text", read.counts)
-        arrangement = arrange(read.numbers, data, seed, read.texts, what="text")
+        arrangement = arrange(read.numbers, data, read.texts, what="text")
         manifest = folder.pairs / "manifest.json"
         own = listed(manifest)
         with folder_written_whole(folder.pairs, None if own is None else own | {manifest}) as new:
@@ -286,22 +294,19 @@ def _write_texts(
     )
 
 
-def _pair_numbers(read: ReadPairs) -> PairNumbers:
-    """All pairs as numbers."""
-    columns = read.pairs.with_format("arrow")[read.rows] if len(read.rows) else None
-    if columns is None:
-        return PairNumbers(np.empty((0, _KEYS), dtype=np.int64), np.empty(0, dtype=np.int8), [])
-    groups = columns["group"].dictionary_encode().combine_chunks()
-    keys = [
-        groups.indices.to_numpy().astype(np.int64),
-        _text_keys(read.queries, read.pair_queries),
-        _text_keys(read.documents, read.pair_documents),
-    ]
+def _pair_numbers(read: ReadPairs, seed: int) -> PairNumbers:
+    """All pairs as numbers; `seed` orders their groups."""
+    pairs = read.pairs.with_format("arrow")
     own = read.queries.table.data["student_text"]
-    if own.null_count < len(own):
-        keys.append(_text_keys(read.queries, read.pair_queries, _student_queries))
-    given = np.array([_GIVEN.get(split, NOT_SAID) for split in columns["split"].to_pylist()])
-    return PairNumbers(np.stack(keys, axis=1), given.astype(np.int8), groups.dictionary.to_pylist())
+    others = own.null_count < len(own)
+    keys = np.empty((len(read.rows), _KEYS + others), dtype=np.int64, order="F")
+    keys[:, 0] = seeded_groups(column_of(pairs, "group", read.rows), seed, len(read.rows))
+    keys[:, 1] = _text_keys(read.queries, read.pair_queries)
+    keys[:, 2] = _text_keys(read.documents, read.pair_documents)
+    if others:
+        keys[:, 3] = _text_keys(read.queries, read.pair_queries, _student_queries)
+    given = (_GIVEN.get(split, NOT_SAID) for split in column_of(pairs, "split", read.rows))
+    return PairNumbers(keys, np.fromiter(given, dtype=np.int8, count=len(read.rows)))
 
 
 _Read = Callable[[Texts, np.ndarray], Iterator[str]]
@@ -324,9 +329,7 @@ def _by_appearance(numbers: np.ndarray) -> np.ndarray:
 
 def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     """The texts of `numbers`, looked up some at a time."""
-    table = texts.table.with_format("arrow").select_columns(["text"])
-    for start in range(0, len(numbers), _BATCH):
-        yield from table[numbers[start : start + _BATCH]]["text"].to_pylist()
+    return column_of(texts.table.with_format("arrow"), "text", numbers)
 
 
 def _student_queries(texts: Texts, numbers: np.ndarray) -> Iterator[str]:

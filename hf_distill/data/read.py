@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +41,7 @@ _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
+_READ = 1000
 _LOW = (1 << 32) - 1
 """The document's half of `_keys`."""
 _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
@@ -52,6 +53,13 @@ def open_tables(folder: Path, record: CollectionRecord) -> Collection:
         Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES
     )
     return Collection(queries, documents, judgements, record, candidates, texts)
+
+
+def column_of(table: Any, column: str, rows: np.ndarray) -> Iterator[Any]:
+    """A column of some rows of a table in Arrow format, read some at a time."""
+    one = table.select_columns([column])
+    for start in range(0, len(rows), _READ):
+        yield from one[rows[start : start + _READ]][column].to_pylist()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
     jaccard,
-    minhash,
+    signatures,
     text_key,
+    trigram_hashes,
     word_trigrams,
 )
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
@@ -126,53 +128,42 @@ def _joined(texts: list[tuple[str, str]]) -> list[str]:
     return [f"{query}\n{document}" for query, document in texts]
 
 
-def _band_keys(pairs: Pairs) -> np.ndarray:
-    """(n, b) uint64: pairs that share a key in a column may be near-duplicates (locality-sensitive
-    hashing of MinHash signatures).
+def _band_keys(pairs: Pairs, file: IO[bytes]) -> np.ndarray:
+    """(b, n) uint64, mapped from `file`: pairs that share a key in a row may be near-duplicates
+    (locality-sensitive hashing of MinHash signatures).
     """
     index = candidate_index()
     bands, rows = int(index.b), int(index.r)
-    keys = np.empty((len(pairs), bands), dtype=np.uint64)
+    keys = np.memmap(file, dtype=np.uint64, mode="w+", shape=(bands, len(pairs)))
     mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     place = 0
     for batch in _texts(pairs, "Near-duplicates"):
-        signatures = np.array(
-            [minhash(word_trigrams(text)).hashvalues for text in _joined(batch)], dtype=np.uint64
-        )
-        by_band = signatures[:, : bands * rows].reshape(len(signatures), bands, rows)
+        signed = signatures([trigram_hashes(text) for text in _joined(batch)]).astype(np.uint64)
+        by_band = signed[:, : bands * rows].reshape(len(signed), bands, rows)
         mixed = by_band * mixer  # modulo 2**64: their sum is a hash of the band
-        keys[place : place + len(signatures)] = mixed.sum(axis=2, dtype=np.uint64)
-        place += len(signatures)
+        keys[:, place : place + len(signed)] = mixed.sum(axis=2, dtype=np.uint64).T
+        place += len(signed)
     return keys
 
 
-def _candidates(keys: np.ndarray) -> np.ndarray:
-    """(m, 2) int64: each pair that shares a key in a band with others, beside the first of them and
-    beside the one before it.
+def _candidates(band: np.ndarray, families: np.ndarray) -> np.ndarray:
+    """(m, 2) int64: each pair that shares a key of a band with others, beside the first of them and
+    beside the one before it, if they are not of one family already.
     """
-    edges = [np.empty((0, 2), dtype=np.int64)]
-    for band in keys.T:
-        order = np.argsort(band, kind="stable")
-        same = np.flatnonzero(band[order][1:] == band[order][:-1]) + 1
-        starts = np.flatnonzero(np.append(True, band[order][1:] != band[order][:-1]))
-        first = starts[np.searchsorted(starts, same, side="right") - 1]
-        edges += [
-            np.stack([order[same - 1], order[same]], axis=1),
-            np.stack([order[first], order[same]], axis=1),
-        ]
-    return np.unique(np.concatenate(edges), axis=0)
+    order = np.argsort(band, kind="stable")
+    ranked, new = band[order], np.ones(len(band), dtype=bool)
+    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    same, starts = np.flatnonzero(~new), np.flatnonzero(new)
+    first = starts[np.searchsorted(starts, same, side="right") - 1]
+    edges = np.concatenate(
+        [np.stack([order[beside], order[same]], axis=1) for beside in (same - 1, first)]
+    )
+    apart = families[edges[:, 0]] != families[edges[:, 1]]
+    return np.unique(edges[apart], axis=0)
 
 
-def near_duplicate_families(pairs: Pairs) -> np.ndarray:
-    """(n,) int64: equal for pairs that near-duplicates connect.
-
-    Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
-    similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997, through `datasketch`)
-    proposes candidates, and the trigrams decide. A pair just above the threshold can be missed.
-    """
-    if not len(pairs):
-        return np.empty(0, dtype=np.int64)
-    edges = _candidates(_band_keys(pairs))
+def _are_near(pairs: Pairs, edges: np.ndarray) -> np.ndarray:
+    """(m,) bool: whether the pairs of each of `edges` (m, 2) are near-duplicates."""
     near = np.zeros(len(edges), dtype=bool)
     for start in range(0, len(edges), _BATCH):
         block = edges[start : start + _BATCH]
@@ -183,12 +174,37 @@ def near_duplicate_families(pairs: Pairs) -> np.ndarray:
         near[start : start + len(block)] = [
             jaccard(trigrams[a], trigrams[b]) >= NEAR_DUPLICATE_JACCARD for a, b in block.tolist()
         ]
-    left, right = edges[near].T
-    graph = coo_array(
-        (np.ones(len(left), dtype=bool), (left, right)), shape=(len(pairs), len(pairs))
-    )
-    labels: np.ndarray = connected_components(graph, directed=False)[1]
-    return labels.astype(np.int64)
+    return near
+
+
+def _joined_families(families: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """`families` (n,) after those at both ends of each of `edges` (m, 2) have become one."""
+    ends, places = np.unique(families[edges], return_inverse=True)
+    left, right = places.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(ends),) * 2)
+    labels = connected_components(graph, directed=False)[1]
+    least = ends[np.unique(labels, return_index=True)[1]]
+    renamed = np.arange(len(families), dtype=families.dtype)
+    renamed[ends] = least[labels]
+    return renamed[families]
+
+
+def near_duplicate_families(pairs: Pairs) -> np.ndarray:
+    """(n,) int64: the place of the first one of the pairs that near-duplicates connect.
+
+    Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
+    similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997) proposes candidates, band
+    by band, and the trigrams decide. A pair just above the threshold can be missed. The keys of the
+    bands, 80 bytes a pair, are in a file beside the pairs.
+    """
+    families = np.arange(len(pairs))
+    if not len(pairs):
+        return families
+    with tempfile.TemporaryFile(dir=pairs.collection.folder) as file:
+        for band in _band_keys(pairs, file):
+            edges = _candidates(band, families)
+            families = _joined_families(families, edges[_are_near(pairs, edges)])
+    return families
 
 
 PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
