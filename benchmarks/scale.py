@@ -5,7 +5,8 @@ Synthetic pairs stand in Parquet parts, as Spark or Ray Data write them, with pr
 of 32 dimensions. A tenth of the documents are near-copies of another, some are echoes. Each process
 opens the run anew, makes one stage, and has its own peak: the most anonymous memory that it held,
 imports and what earlier stages hand over included. Pages of mapped files do not count, because the
-system takes them back when memory is short. The last line is JSON, of the last number of pairs.
+system takes them back when memory is short. On a machine that has other work, the seconds of the
+processor say more than those of the clock. The last line is JSON, of the last number of pairs.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ STAGES = ("open", *PROCESSES, *WITHIN)
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds and peak memory (MB) of a stage."""
+    """Seconds by the clock and of the processor, and peak memory (MB) of a stage."""
 
     seconds: float
+    processor: float
     peak_mb: float
 
 
@@ -121,17 +123,23 @@ def open_run(folder: Path) -> Run:
 
 def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> None:
     """Make one result in this process. `current` is the place in `STAGES` of what is under way."""
-    seconds: dict[str, float] = {}
+    taken = {stage: np.zeros(2) for stage in STAGES}
+    seen = set()
+
+    def now() -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            before, start = current.value, time.perf_counter()
+            before, start = current.value, now()
             current.value = STAGES.index(stage)
             try:
                 return function(*args)
             finally:
                 current.value = before
-                seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+                seen.add(stage)
+                taken[stage] += now() - start
+                taken[STAGES[before]] -= now() - start
 
         return call
 
@@ -142,9 +150,7 @@ def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> No
     for stage, (module, function) in WITHIN.items():
         setattr(module, function, timed(stage, getattr(module, function)))
     timed(name, PROCESSES[name])(run)
-    inner = sum(seconds[stage] for stage in WITHIN if stage in seconds)
-    seconds[name] -= inner
-    answer.put(seconds)
+    answer.put({stage: taken[stage].tolist() for stage in STAGES if stage in seen})
 
 
 def measure(pairs: int, folder: Path) -> dict[str, Figures]:
@@ -164,20 +170,26 @@ def measure(pairs: int, folder: Path) -> dict[str, Figures]:
             time.sleep(0.005)
         if answer.empty() and not process.is_alive():
             raise SystemExit(f"the process of {name} ended with code {process.exitcode}")
-        for stage, seconds in sorted(answer.get().items(), key=lambda item: STAGES.index(item[0])):
-            figures[stage] = Figures(round(seconds, 2), round(peak[stage], 1))
-            print(f"{pairs:>12,} {stage:<12}{seconds:>10.2f} s{peak[stage]:>10.0f} MB", flush=True)
+        for stage, (clock, processor) in answer.get().items():
+            figures[stage] = Figures(round(clock, 2), round(processor, 2), round(peak[stage], 1))
+            print(
+                f"{pairs:>12,} {stage:<12}{clock:>10.2f} s{processor:>10.2f} s"
+                f"{peak[stage]:>10.0f} MB",
+                flush=True,
+            )
         process.join()
     return figures
 
 
 def growth(sizes: list[int], figures: list[dict[str, Figures]]) -> str:
-    """A table: of each stage microseconds and bytes a pair, fitted (least squares) over `sizes`."""
+    """A table: of each stage the processor's microseconds and the bytes a pair, fitted (least
+    squares) over `sizes`.
+    """
     lines = [f"{'fitted growth':<16}{'us a pair':>12}{'bytes a pair':>14}"]
     for stage in figures[0]:
         seconds, megabytes = (
             np.polyfit(sizes, [getattr(row[stage], name) for row in figures], 1)[0]
-            for name in ("seconds", "peak_mb")
+            for name in ("processor", "peak_mb")
         )
         lines.append(f"{stage:<16}{seconds * 1e6:>12.1f}{megabytes * 2**20:>14.1f}")
     return "\n".join(lines)
@@ -194,7 +206,10 @@ def main() -> None:
             every.append(measure(pairs, Path(folder)))
     if len(sizes) > 1:
         print(growth(sizes, every))
-    stages = {stage: vars(figures) for stage, figures in every[-1].items()}
+    stages = {
+        stage: {"seconds": figures.seconds, "peak_mb": figures.peak_mb}
+        for stage, figures in every[-1].items()
+    }
     print(json.dumps({"pairs": sizes[-1], "stages": stages}))
 
 

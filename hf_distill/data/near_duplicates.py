@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
+from hf_distill.data.keys import is_among
+
 NEAR_DUPLICATE_JACCARD = 0.7
 """Two texts are near-duplicates if their sets of word trigrams have at least this Jaccard
 similarity.
 """
 
 _PERMUTATIONS = 64
-_BATCH, _BLOCK = 1000, 1 << 16
+_BATCH = 1000
 _WORD = re.compile(r"\w+")
 
 
@@ -30,11 +32,10 @@ def trigram_hashes(text: str) -> np.ndarray:
     """(n,) uint64, each once: hashes of the word trigrams of `text_key(text)`; of the whole key if
     it has fewer than three words.
     """
-    words = text_key(text).split()
-    grams = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-    digests = (
-        hashlib.blake2b(g.encode("utf-8", "surrogatepass"), digest_size=8).digest() for g in grams
-    )
+    key = " ".join(text_key(text).split()).encode("utf-8", "surrogatepass")
+    words = key.split(b" ")
+    grams = set(map(b" ".join, zip(words, words[1:], words[2:], strict=False))) or {key}
+    digests = [hashlib.blake2b(gram, digest_size=8).digest() for gram in grams]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
@@ -136,16 +137,6 @@ class NearDuplicates:
             possible = shared / lengths >= NEAR_DUPLICATE_JACCARD
             for near, trigrams in zip(possible.tolist(), batch, strict=True):
                 yield near and self._has(frozenset(trigrams.tolist()))
-
-
-def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each of `values` (n,) is among some `ascending` ones (m,)."""
-    result = np.zeros(len(values), dtype=bool)
-    for start in range(0, len(values) if len(ascending) else 0, _BLOCK):
-        block = values[start : start + _BLOCK]
-        places = np.searchsorted(ascending, block)
-        result[start : start + _BLOCK] = ascending[np.minimum(places, len(ascending) - 1)] == block
-    return result
 
 
 def _as_32_bits(trigram: int) -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_distill.data.near_duplicates import NearDuplicates, is_among
+from hf_distill.data.keys import is_among, numbered
+from hf_distill.data.near_duplicates import NearDuplicates
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
 
@@ -163,14 +164,14 @@ def arrange(
 
 
 def seeded_groups(names: Iterable[str | None], seed: int, count: int) -> np.ndarray:
-    """(count,) int64: the group of each of `count` pairs, given its name. Groups are counted from
+    """(count,) int32: the group of each of `count` pairs, given its name. Groups are counted from
     0, in an order that depends on `seed` and each name alone: that of their digests.
     """
     digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names)
     numbers = np.fromiter(
         (int.from_bytes(digest[:8], "big") for digest in digests), dtype=np.uint64, count=count
     )
-    return np.searchsorted(np.unique(numbers), numbers)
+    return numbered(numbers)[1]
 
 
 def within_limit(groups: np.ndarray, max_pairs: int | None) -> np.ndarray:

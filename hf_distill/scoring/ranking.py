@@ -162,7 +162,8 @@ def _add_above(
         scores: (p,) of each pair.
     """
     pair, group = (highest[query] > scores[:, None]).nonzero(as_tuple=True)
-    for pairs, some in zip(pair.split(_GATHERED), group.split(_GATHERED), strict=True):
+    for start in range(0, len(pair), _GATHERED):
+        pairs, some = pair[start : start + _GATHERED], group[start : start + _GATHERED]
         higher = groups[query[pairs], some] > scores[pairs, None]
         above.index_add_(0, pairs, higher.sum(dim=1))
 
@@ -241,18 +242,20 @@ def rank_in_pool(
     if table is None:
         return None
     k = max(LEAST_NEGATIVES, *(stage.hard_negatives_per_pair for stage in recipe.stages))
-    path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
+    path = folder.soft_labels / "ranking.json"
+    arrays = {name: folder.soft_labels / f"ranking_{name}.npy" for name in _ARRAYS}
 
     def make(key: str) -> RankingRecord:
         train = collection.pairs("train")
         pairs = RankedPairs(train.queries, train.documents, scores.of(train.rows))
         pool = document_pool(train.documents, POOL_SIZE, recipe.seed)
         ranking = rank_pairs(pairs, table, scores.scale.similarity, pool, k, key)
-        with written_whole(arrays_path) as temporary:
-            np.savez(temporary, **{name: getattr(ranking, name) for name in _ARRAYS})
+        for name, array_path in arrays.items():
+            with written_whole(array_path) as temporary:
+                np.save(temporary, getattr(ranking, name))
         return RankingRecord(key, ranking.pool, k)
 
     inputs = (scores.key, POOL_SIZE, k, recipe.seed)
-    record = stage(path, RankingRecord, inputs, make, [arrays_path])
-    with np.load(arrays_path) as arrays:
-        return Ranking(record.key, **{name: arrays[name] for name in _ARRAYS}, pool=record.pool)
+    record = stage(path, RankingRecord, inputs, make, [*arrays.values()])
+    mapped = {name: np.load(array_path, mmap_mode="r") for name, array_path in arrays.items()}
+    return Ranking(record.key, **mapped, pool=record.pool)

@@ -186,7 +186,8 @@ def _joined_families(families: np.ndarray, edges: np.ndarray) -> np.ndarray:
     least = ends[np.unique(labels, return_index=True)[1]]
     renamed = np.arange(len(families), dtype=families.dtype)
     renamed[ends] = least[labels]
-    return renamed[families]
+    joined: np.ndarray = renamed[families]
+    return joined
 
 
 def near_duplicate_families(pairs: Pairs) -> np.ndarray:
