@@ -33,6 +33,7 @@ from hf_distill.data.collection import (
     text_number,
     write_table,
 )
+from hf_distill.data.keys import numbered
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.data.read import (
     TABLES,
@@ -77,7 +78,7 @@ _EMPTY = {
 }  # fmt: skip
 """The tables of a collection that a source of texts leaves empty."""
 
-_BATCH = 1000
+_BATCH, _BLOCK = 1000, 1 << 16
 
 _KEYS = 3
 """Columns of `PairNumbers.keys` where the student reads the queries themselves."""
@@ -316,15 +317,22 @@ def _text_keys(texts: Texts, numbers: np.ndarray, read: _Read | None = None) -> 
     """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
     pairs hold it. `read` looks them up.
     """
-    once, which = np.unique(numbers, return_inverse=True)
+    once, which = numbered(numbers)
     keys = (text_number(text_key(text)) for text in (read or _texts)(texts, once))
-    return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
+    of_once: np.ndarray = np.fromiter(keys, dtype=np.uint64, count=len(once)).view(np.int64)
+    return np.asarray(of_once[which])
 
 
 def _by_appearance(numbers: np.ndarray) -> np.ndarray:
-    """Each of `numbers` once, in order of appearance."""
-    once, first = np.unique(numbers, return_index=True)
-    return once[np.argsort(first)]
+    """Each of `numbers`, from 0, once, in order of appearance."""
+    seen = np.zeros(numbers.max(initial=-1) + 1, dtype=bool)
+    parts = [numbers[:0]]
+    for start in range(0, len(numbers), _BLOCK):
+        block = numbers[start : start + _BLOCK]
+        new = block[np.sort(np.unique(block, return_index=True)[1])]
+        parts.append(new[~seen[new]])
+        seen[new] = True
+    return np.concatenate(parts)
 
 
 def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
@@ -436,8 +444,8 @@ class _Writer:
                 ids = [again.get(row, name) for row, name in zip(rows.tolist(), names, strict=True)]
                 writer.add_columns(
                     pa.array(ids),
-                    pa.array(queries[here]),
-                    pa.array(documents[here]),
+                    pa.array(queries[here], pa.int64()),
+                    pa.array(documents[here], pa.int64()),
                     pa.array(read.grades[taken]),
                     columns["group"].combine_chunks(),
                     columns["source"].combine_chunks(),
@@ -453,8 +461,8 @@ class _Writer:
             for start in range(0, len(rows), _BATCH):
                 here = slice(start, start + _BATCH)
                 writer.add_columns(
-                    pa.array(queries[here]),
-                    pa.array(documents[here]),
+                    pa.array(queries[here], pa.int64()),
+                    pa.array(documents[here], pa.int64()),
                     pa.array(scores[here], mask=np.isnan(scores[here])),
                     pa.array(grades[here], mask=grades[here] < 0),
                 )
@@ -491,6 +499,6 @@ def _unique(name: str, seen: Counter[str]) -> str:
 
 def _places(order: np.ndarray) -> np.ndarray:
     """Where each number stands in `order`; -1: nowhere."""
-    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int64)
+    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int32)
     places[order] = np.arange(len(order))
     return places

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs, text_number
+from hf_distill.data.keys import numbered
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
@@ -45,14 +45,14 @@ def _per_text(
         "document": of.document_texts,
         "student_query": of.student_queries,
     }[side]
-    unique, place = np.unique(numbers, return_inverse=True)
+    unique, place = numbered(numbers)
     values: np.ndarray = np.empty(len(unique), dtype=dtype)
     with _progress(len(unique), what) as bar:
         for start in range(0, len(unique), _BATCH):
             texts = read(unique[start : start + _BATCH])
             values[start : start + len(texts)] = [measure(text) for text in texts]
             bar.update(len(texts))
-    return values[place]
+    return np.asarray(values[place])
 
 
 def _texts(pairs: Pairs, what: str) -> Iterator[list[tuple[str, str]]]:
@@ -87,8 +87,8 @@ def ngram_overlap(query: str, document: str, n: int = 2) -> float:
 
 def overlap(pairs: Pairs) -> np.ndarray:
     """(n,) float32: `ngram_overlap` of each pair."""
-    shares = [ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch]
-    return np.array(shares, dtype=np.float32)
+    shares = (ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch)
+    return np.fromiter(shares, dtype=np.float32, count=len(pairs))
 
 
 def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
@@ -96,32 +96,25 @@ def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
     return _per_text(pairs, side, lambda text: text_number(text_key(text)), np.uint64, "Duplicates")
 
 
-def _column(pairs: Pairs, name: str) -> pa.ChunkedArray:
-    table: pa.Table = pairs.collection.judgements.select_columns([name]).with_format("arrow")[:]
-    return table[name].take(pa.array(pairs.rows))
-
-
 def is_empty(pairs: Pairs, column: str) -> bool:
     """Whether `group` or `source` is missing in every one of the pairs (at least one)."""
-    return len(pairs) > 0 and _column(pairs, column).null_count == len(pairs)
+    batches = pairs.batches(column)
+    return len(pairs) > 0 and all(value is None for batch in batches for value in batch[column])
 
 
 def codes(pairs: Pairs, column: str) -> np.ndarray:
-    """(n,) int64 from 0: equal where `group` or `source` is. Missing values have a code of their
+    """(n,) int32 from 0: equal where `group` or `source` is. Missing values have a code of their
     own.
 
     The codes follow the hashes of the values and not the order of the data, so the audit's choice
     among groups of one size favours neither the beginning nor the end.
     """
-    if not len(pairs):
-        return np.empty(0, dtype=np.int64)
-    values = _column(pairs, column).dictionary_encode(null_encoding="encode").combine_chunks()
-    numbers = [text_number(str(value)) for value in values.dictionary.to_pylist()]
-    order = np.argsort(np.array(numbers, dtype=np.uint64))
-    code: np.ndarray = np.empty(len(order), dtype=np.int64)
-    code[order] = np.arange(len(order))
-    coded: np.ndarray = code[values.indices.to_numpy()]
-    return coded
+    numbers = (
+        text_number(str(value)) ^ (value is None)  # "None" may be the name of one
+        for batch in pairs.batches(column)
+        for value in batch[column]
+    )
+    return numbered(np.fromiter(numbers, dtype=np.uint64, count=len(pairs)))[1]
 
 
 def _joined(texts: list[tuple[str, str]]) -> list[str]:
@@ -215,9 +208,7 @@ PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
     "overlap": overlap,
     "query": lambda pairs: text_keys(pairs, "query"),
     "document": lambda pairs: text_keys(pairs, "document"),
-    "student_query": lambda pairs: text_keys(
-        pairs, "student_query" if pairs.collection.num_student_queries else "query"
-    ),
+    "student_query": lambda pairs: text_keys(pairs, "student_query"),
     "family": near_duplicate_families,
 }
 """The columns of `hf_distill.selection.rules.Columns` that come from the pairs themselves."""
