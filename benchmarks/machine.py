@@ -33,12 +33,12 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def memory_mb() -> float:
-    """Anonymous memory of this process. Pages of mapped files do not count, because the system can
-    take them back at any time.
+def memory_mb(process: str = "self") -> float:
+    """Anonymous memory of this process or the one with this number; 0 if it has ended. Pages of
+    mapped files do not count, because the system can take them back at any time.
     """
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(row for row in status if row.startswith("RssAnon"))
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    line = next((row for row in status if row.startswith("RssAnon")), "RssAnon: 0 kB")
     return int(line.split()[1]) / 1024
 
 

@@ -106,6 +106,18 @@ def test_scoring(main: Main) -> None:
     assert figures["max_diff"] <= 1e-2
 
 
+def test_scale() -> None:
+    figures = last_line("scale", "--pairs", 300, 400)
+    assert figures["pairs"] == 400
+    assert list(figures["stages"]) == [
+        "teacher", "collection", "read", "leak check", "scores", "keys", "table", "soft labels",
+        "ranking", "selection", "rows",
+    ]  # fmt: skip
+    for stage in figures["stages"].values():
+        assert set(stage) == {"seconds", "peak_mb"}
+        assert stage["peak_mb"] > 0
+
+
 def test_list_scoring(
     cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main
 ) -> None:

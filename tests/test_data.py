@@ -1,4 +1,6 @@
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,12 @@ from hf_distill.data.load import load_collection, open_collection, write_collect
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     NearDuplicates,
+    is_among,
     jaccard,
+    minhash,
+    signatures,
     text_key,
+    trigram_hashes,
     word_trigrams,
 )
 from hf_distill.data.read import open_tables
@@ -45,7 +51,7 @@ from hf_distill.data.split import (
     deal_groups,
     find_leaks,
     leaks_left,
-    seeded_order,
+    seeded_groups,
     split_pairs,
     within_limit,
 )
@@ -652,45 +658,128 @@ def test_a_text_is_looked_up_once_however_many_pairs_hold_it() -> None:
 def test_too_few_groups_are_refused() -> None:
     with pytest.raises(InputError, match="2 groups"):
         deal_groups(2, 0.1, 0.1)
-    assert deal_groups(2, 0.1, 0.0).tolist() == [TEST, TRAIN]
-    assert deal_groups(10, 0.2, 0.1).tolist() == [TEST] * 2 + [VALIDATION] + [TRAIN] * 7
+    assert deal_groups(2, 0.1, 0.0)[0].tolist() == [TEST, TRAIN]
+    assert deal_groups(10, 0.2, 0.1)[0].tolist() == [TEST] * 2 + [VALIDATION] + [TRAIN] * 7
 
 
-def test_the_order_of_groups_depends_on_the_seed_and_each_name_alone() -> None:
-    names = [str(i) for i in range(50)]
-    first, again, other = (seeded_order(names, seed).tolist() for seed in (1, 1, 2))
-    assert first == again != other
-    fewer = [name for name in names if name != "7"]
-    assert [fewer[i] for i in seeded_order(fewer, 1)] == [names[i] for i in first if i != 7]
+@given(
+    st.lists(st.text(max_size=3), min_size=1, max_size=20),
+    st.integers(0, 3),
+    st.one_of(st.none(), st.integers(1, 20)),
+    st.booleans(),
+)
+def test_groups_are_taken_and_dealt_in_the_order_of_their_seeded_digests(
+    names: list[str], seed: int, most: int | None, said: bool
+) -> None:
+    groups = seeded_groups(names, seed, len(names))
+    order = sorted({*names}, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    assert [order[group] for group in groups] == names
+
+    taken: list[str] = []
+    while len(taken) < len(order) and (most is None or sum(name in taken for name in names) < most):
+        taken.append(order[len(taken)])
+    assert [name in taken for name in names] == within_limit(groups, most).tolist()
+
+    given_splits = np.full(len(names), NOT_SAID, dtype=np.int8)
+    given_splits[: 2 * said] = TEST
+    free = [name for name in order if name not in names[: 2 * said]]
+    keys = np.stack([groups, np.arange(len(names)), groups], axis=1)
+    if not said and len(order) < 3:
+        with pytest.raises(InputError, match="groups are too few"):
+            split_pairs(keys, given_splits, DataArguments(held_out_queries=None))
+        return
+    split, _ = split_pairs(keys, given_splits, DataArguments(held_out_queries=None))
+    number = max(1, round(0.1 * len(free))), max(1, round(0.05 * len(free)))
+    tested = [] if said else free[: number[0]]
+    validated = free[len(tested) :][: number[1]]
+    expected = [
+        TEST if i < 2 * said or name in tested else VALIDATION if name in validated else TRAIN
+        for i, name in enumerate(names)
+    ]
+    assert split.tolist() == expected
 
 
 def test_whole_groups_are_taken_up_to_the_limit() -> None:
-    groups = np.array([0, 1, 1, 2, 2, 2])
-    order = np.array([1, 2, 0])
-    assert within_limit(groups, order, 2).tolist() == [False, True, True, False, False, False]
-    assert within_limit(groups, order, 3).tolist() == [False, True, True, True, True, True]
-    assert within_limit(groups, order, None).all()
+    groups = np.array([2, 0, 0, 1, 1, 1])
+    assert within_limit(groups, 2).tolist() == [False, True, True, False, False, False]
+    assert within_limit(groups, 3).tolist() == [False, True, True, True, True, True]
+    assert within_limit(groups, None).all()
+
+
+def test_test_and_validation_hold_at_most_so_many_queries() -> None:
+    # Of 20 groups in order, 8 are for test and 4 for validation. The first has three queries of
+    # two pairs each, the others one of one pair.
+    groups = np.array([0] * 6 + list(range(1, 20)))
+    queries = np.array([0, 0, 1, 1, 2, 2, *range(3, 22)])
+    keys, free = np.stack([groups, queries, queries], axis=1), np.full(25, NOT_SAID, dtype=np.int8)
+    for most, test, validation, said in (
+        (None, 8, 4, ""), (10, 8, 4, ""), (9, 7, 4, "test"),
+        (3, 1, 3, "test and validation"), (1, 1, 1, "test and validation"),
+    ):  # fmt: skip
+        data = DataArguments(test_fraction=0.4, validation_fraction=0.2, held_out_queries=most)
+        split, capped = split_pairs(keys, free, data)
+        of_groups = split[5:].tolist()  # the last pair of the first group and those of the others
+        expected = [TEST] * test + [VALIDATION] * validation + [TRAIN] * (20 - test - validation)
+        assert (of_groups, set(split[:6].tolist())) == (expected, {TEST})
+        assert capped == said
+
+
+def test_the_data_keeps_its_own_test_split_whole_and_the_cap_is_said() -> None:
+    rows = [{"query": f"query {i}", "document": f"the document {i} of many"} for i in range(40)]
+    own = [{**row, "split": "test" if i % 2 else "train"} for i, row in enumerate(rows)]
+    data = DataArguments(test_fraction=0.5, held_out_queries=3, validation_fraction=0.2)
+    for given_rows, test, validation, held_out in (
+        (rows, 3, 3, "drawn by group, test and validation with at most 3 queries"),
+        (own, 20, 3, "the data's own test split, validation with at most 3 queries"),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            source = SourcePairs(Source("forty"), given_rows)
+            record = write_collection((source, None), data, 0, RunFolder(Path(folder)), "key")
+        assert (record.split["test"], record.split["validation"]) == (test, validation)
+        assert record.held_out == f"{held_out} (held_out_queries)"
 
 
 def test_a_group_that_the_source_holds_out_is_not_trained_on() -> None:
-    groups = np.array([0, 1, 2, 2, 3, 4])
+    groups = np.array([4, 3, 2, 2, 1, 0])
+    keys = np.stack([groups, groups, groups], axis=1)
     given = np.array([NOT_SAID, NOT_SAID, NOT_SAID, TEST, TEST, NOT_SAID])
-    split = split_pairs(groups, np.array([4, 3, 2, 1, 0]), given, 0.1, 0.3)
+    split, _ = split_pairs(keys, given, DataArguments(validation_fraction=0.3))
     # The third pair stays in train, where it shares its group with a held-out one: it is a leak.
     assert split.tolist() == [TRAIN, TRAIN, TRAIN, TEST, TEST, VALIDATION]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(texts, max_size=12), st.lists(texts, max_size=12))
+def test_looking_many_texts_up_is_looking_each_of_them_up(
+    held: list[str], others: list[str]
+) -> None:
+    index = NearDuplicates(held)
+    assert list(index.have(others)) == [index.has(text) for text in others]
+
+
+@given(st.lists(st.text(alphabet="abcü ", max_size=20), min_size=1, max_size=9))
+def test_signatures_are_those_of_datasketch(drawn: list[str]) -> None:
+    hashed = [trigram_hashes(text) for text in drawn]
+    expected = [minhash(word_trigrams(text)).hashvalues for text in drawn]
+    assert np.array_equal(signatures(hashed), np.array(expected))
+
+
+@given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 9)))
+def test_what_is_among_ascending_values(values: list[int], others: set[int]) -> None:
+    found = is_among(np.array(values, dtype=np.int64), np.array(sorted(others), dtype=np.int64))
+    assert found.tolist() == [value in others for value in values]
+
+
 def test_leaked_pairs_of_train_stand_before_those_of_validation() -> None:
     # Group 0 is held out; of the others the first in order is validation.
-    names = [str(i) for i in range(4)]
-    validation, *train = (group for group in seeded_order(names, 0).tolist() if group != 0)
+    validation, *train = 1, 2, 3
     keys = np.array(
         [(validation, 9, 1), (train[0], 9, 2), (0, 9, 3), (train[0], 4, 4), (validation, 5, 5)]
     )
     given = np.where(keys[:, 0] == 0, np.int8(TEST), np.int8(NOT_SAID))
-    pairs = PairNumbers(keys, given, names)
+    pairs = PairNumbers(keys, given)
     data = DataArguments(validation_fraction=0.5)
-    result = arrange(pairs, data, 0, lambda rows: [f"{keys[i, 2]}" * 9 for i in rows])
+    result = arrange(pairs, data, lambda rows: [f"{keys[i, 2]}" * 9 for i in rows])
     assert result.rows.tolist() == [3, 4, 2, 1, 0]
     assert result.split.tolist() == [TRAIN, VALIDATION, TEST, LEAKED, LEAKED]
     assert [LEAKS[i] for i in result.leaks if i >= 0] == ["same query"] * 2

@@ -89,6 +89,8 @@ def test_blocks_give_what_brute_force_gives(seed: int, measure: str, k: int) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_QUERY_BLOCK", 7)
         patch.setattr(module, "_DOCUMENT_BLOCK", 5)
+        patch.setattr(module, "_GROUP", 2)
+        patch.setattr(module, "_GATHERED", 3)
         ranking = rank_pairs(pairs, embeddings, measure, pool, k, "key")
     for i in range(count):
         score = float(pair(q[i], d[documents[i]]))

@@ -339,6 +339,12 @@ class Collection:
         """What the data set is."""
         return self.record.source
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its tables are; None if they are in memory."""
+        files = self.judgements.cache_files
+        return Path(files[0]["filename"]).parent if files else None
+
     @cached_property
     def query_numbers(self) -> np.ndarray:
         """(judgements,) int64, read-only."""

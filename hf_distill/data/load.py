@@ -33,8 +33,17 @@ from hf_distill.data.collection import (
     text_number,
     write_table,
 )
+from hf_distill.data.keys import numbered
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.read import TABLES, TEST_PATH, ReadPairs, Texts, open_tables, read_pairs
+from hf_distill.data.read import (
+    TABLES,
+    TEST_PATH,
+    ReadPairs,
+    Texts,
+    column_of,
+    open_tables,
+    read_pairs,
+)
 from hf_distill.data.sources.files import read_path
 from hf_distill.data.split import (
     ELSEWHERE,
@@ -47,6 +56,7 @@ from hf_distill.data.split import (
     Arrangement,
     PairNumbers,
     arrange,
+    seeded_groups,
 )
 from hf_distill.data.texts import named_leaks, read_texts, write_texts
 from hf_distill.errors import InputError
@@ -68,7 +78,7 @@ _EMPTY = {
 }  # fmt: skip
 """The tables of a collection that a source of texts leaves empty."""
 
-_BATCH = 1000
+_BATCH, _BLOCK = 1000, 1 << 16
 
 _KEYS = 3
 """Columns of `PairNumbers.keys` where the student reads the queries themselves."""
@@ -205,7 +215,7 @@ def write_collection(
         return _write_texts(sources, data, seed, folder, key)
     with working_folder(folder.cache / "working") as working:
         read = read_pairs(pairs, working, test_set, data.student_query)
-        numbers = _pair_numbers(read)
+        numbers = _pair_numbers(read, seed)
         if (numbers.given == ELSEWHERE).all():
             raise _nothing_in(pairs, "valid (query, document) pair", read.counts)
         if data.student_query and numbers.keys.shape[1] == _KEYS:
@@ -217,7 +227,6 @@ def write_collection(
         arrangement = arrange(
             numbers,
             data,
-            seed,
             lambda rows: _texts(read.documents, read.pair_documents[rows]),
             (lambda rows: _student_queries(read.queries, read.pair_queries[rows]))
             if numbers.keys.shape[1] > _KEYS
@@ -260,10 +269,10 @@ def _write_texts(
     """As `write_collection`, for a source of texts alone."""
     source, test_set = sources
     with working_folder(folder.cache / "working") as working:
-        read = read_texts(source, working, test_set, _GIVEN)
+        read = read_texts(source, working, test_set, _GIVEN, seed)
         if (read.numbers.given == ELSEWHERE).all():
             raise _nothing_in(source, "text", read.counts)
-        arrangement = arrange(read.numbers, data, seed, read.texts, what="text")
+        arrangement = arrange(read.numbers, data, read.texts, what="text")
         manifest = folder.pairs / "manifest.json"
         own = listed(manifest)
         with folder_written_whole(folder.pairs, None if own is None else own | {manifest}) as new:
@@ -286,22 +295,19 @@ def _write_texts(
     )
 
 
-def _pair_numbers(read: ReadPairs) -> PairNumbers:
-    """All pairs as numbers."""
-    columns = read.pairs.with_format("arrow")[read.rows] if len(read.rows) else None
-    if columns is None:
-        return PairNumbers(np.empty((0, _KEYS), dtype=np.int64), np.empty(0, dtype=np.int8), [])
-    groups = columns["group"].dictionary_encode().combine_chunks()
-    keys = [
-        groups.indices.to_numpy().astype(np.int64),
-        _text_keys(read.queries, read.pair_queries),
-        _text_keys(read.documents, read.pair_documents),
-    ]
+def _pair_numbers(read: ReadPairs, seed: int) -> PairNumbers:
+    """All pairs as numbers; `seed` orders their groups."""
+    pairs = read.pairs.with_format("arrow")
     own = read.queries.table.data["student_text"]
-    if own.null_count < len(own):
-        keys.append(_text_keys(read.queries, read.pair_queries, _student_queries))
-    given = np.array([_GIVEN.get(split, NOT_SAID) for split in columns["split"].to_pylist()])
-    return PairNumbers(np.stack(keys, axis=1), given.astype(np.int8), groups.dictionary.to_pylist())
+    others = own.null_count < len(own)
+    keys = np.empty((len(read.rows), _KEYS + others), dtype=np.int64, order="F")
+    keys[:, 0] = seeded_groups(column_of(pairs, "group", read.rows), seed, len(read.rows))
+    keys[:, 1] = _text_keys(read.queries, read.pair_queries)
+    keys[:, 2] = _text_keys(read.documents, read.pair_documents)
+    if others:
+        keys[:, 3] = _text_keys(read.queries, read.pair_queries, _student_queries)
+    given = (_GIVEN.get(split, NOT_SAID) for split in column_of(pairs, "split", read.rows))
+    return PairNumbers(keys, np.fromiter(given, dtype=np.int8, count=len(read.rows)))
 
 
 _Read = Callable[[Texts, np.ndarray], Iterator[str]]
@@ -311,22 +317,27 @@ def _text_keys(texts: Texts, numbers: np.ndarray, read: _Read | None = None) -> 
     """(n,) int64: the `text_key` of each text as a number. A text is normalised once, however many
     pairs hold it. `read` looks them up.
     """
-    once, which = np.unique(numbers, return_inverse=True)
+    once, which = numbered(numbers)
     keys = (text_number(text_key(text)) for text in (read or _texts)(texts, once))
-    return np.fromiter(keys, dtype=np.uint64).view(np.int64)[which]
+    of_once: np.ndarray = np.fromiter(keys, dtype=np.uint64, count=len(once)).view(np.int64)
+    return np.asarray(of_once[which])
 
 
 def _by_appearance(numbers: np.ndarray) -> np.ndarray:
-    """Each of `numbers` once, in order of appearance."""
-    once, first = np.unique(numbers, return_index=True)
-    return once[np.argsort(first)]
+    """Each of `numbers`, from 0, once, in order of appearance."""
+    seen = np.zeros(numbers.max(initial=-1) + 1, dtype=bool)
+    parts = [numbers[:0]]
+    for start in range(0, len(numbers), _BLOCK):
+        block = numbers[start : start + _BLOCK]
+        new = block[np.sort(np.unique(block, return_index=True)[1])]
+        parts.append(new[~seen[new]])
+        seen[new] = True
+    return np.concatenate(parts)
 
 
 def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     """The texts of `numbers`, looked up some at a time."""
-    table = texts.table.with_format("arrow").select_columns(["text"])
-    for start in range(0, len(numbers), _BATCH):
-        yield from table[numbers[start : start + _BATCH]]["text"].to_pylist()
+    return column_of(texts.table.with_format("arrow"), "text", numbers)
 
 
 def _student_queries(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
@@ -433,8 +444,8 @@ class _Writer:
                 ids = [again.get(row, name) for row, name in zip(rows.tolist(), names, strict=True)]
                 writer.add_columns(
                     pa.array(ids),
-                    pa.array(queries[here]),
-                    pa.array(documents[here]),
+                    pa.array(queries[here], pa.int64()),
+                    pa.array(documents[here], pa.int64()),
                     pa.array(read.grades[taken]),
                     columns["group"].combine_chunks(),
                     columns["source"].combine_chunks(),
@@ -450,8 +461,8 @@ class _Writer:
             for start in range(0, len(rows), _BATCH):
                 here = slice(start, start + _BATCH)
                 writer.add_columns(
-                    pa.array(queries[here]),
-                    pa.array(documents[here]),
+                    pa.array(queries[here], pa.int64()),
+                    pa.array(documents[here], pa.int64()),
                     pa.array(scores[here], mask=np.isnan(scores[here])),
                     pa.array(grades[here], mask=grades[here] < 0),
                 )
@@ -488,6 +499,6 @@ def _unique(name: str, seen: Counter[str]) -> str:
 
 def _places(order: np.ndarray) -> np.ndarray:
     """Where each number stands in `order`; -1: nowhere."""
-    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int64)
+    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int32)
     places[order] = np.arange(len(order))
     return places

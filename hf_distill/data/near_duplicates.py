@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from datasketch import MinHash, MinHashLSH
+
+from hf_distill.data.keys import is_among
 
 NEAR_DUPLICATE_JACCARD = 0.7
 """Two texts are near-duplicates if their sets of word trigrams have at least this Jaccard
@@ -16,6 +19,7 @@ similarity.
 """
 
 _PERMUTATIONS = 64
+_BATCH = 1000
 _WORD = re.compile(r"\w+")
 
 
@@ -24,18 +28,20 @@ def text_key(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold())) or text.strip()
 
 
-def word_trigrams(text: str) -> frozenset[int]:
-    """64-bit hashes of the word trigrams of `text_key(text)`; of the whole key if it has fewer than
-    three words.
+def trigram_hashes(text: str) -> np.ndarray:
+    """(n,) uint64, each once: hashes of the word trigrams of `text_key(text)`; of the whole key if
+    it has fewer than three words.
     """
-    words = text_key(text).split()
-    grams = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-    return frozenset(
-        struct.unpack(
-            "<Q", hashlib.blake2b(g.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        )[0]
-        for g in grams
-    )
+    key = " ".join(text_key(text).split()).encode("utf-8", "surrogatepass")
+    words = key.split(b" ")
+    grams = set(map(b" ".join, zip(words, words[1:], words[2:], strict=False))) or {key}
+    digests = [hashlib.blake2b(gram, digest_size=8).digest() for gram in grams]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def word_trigrams(text: str) -> frozenset[int]:
+    """`trigram_hashes` as a set."""
+    return frozenset(trigram_hashes(text).tolist())
 
 
 def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
@@ -47,7 +53,7 @@ def jaccard(left: frozenset[int], right: frozenset[int]) -> float:
 @functools.cache
 def _empty_signature() -> MinHash:
     """Kept, because drawing its permutations takes longer than applying them to a text."""
-    return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits)
+    return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits, scheme="affine32")
 
 
 def minhash(trigrams: frozenset[int]) -> MinHash:
@@ -55,6 +61,24 @@ def minhash(trigrams: frozenset[int]) -> MinHash:
     signature = _empty_signature().copy()
     signature.update_batch(list(trigrams))
     return signature
+
+
+def signatures(texts: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, p) uint32: the `minhash` of each of n texts, given their `trigram_hashes`; all at once.
+
+    The permutations are those of `datasketch`: the finalizer of MurmurHash3 (Appleby), then
+    a h + b modulo 2 ** 32.
+    """
+    mixed = np.concatenate(texts).astype(np.uint32)  # the low half
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+    mixed ^= mixed >> np.uint32(16)
+    starts = np.cumsum([0, *map(len, texts)])[:-1]
+    result = np.empty((len(texts), _PERMUTATIONS), dtype=np.uint32)
+    factors, offsets = np.asarray(_empty_signature().permutations, dtype=np.uint32)
+    for number, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
+        result[:, number] = np.minimum.reduceat(mixed * factor + offset, starts)
+    return result
 
 
 def candidate_index() -> MinHashLSH:
@@ -74,25 +98,45 @@ class NearDuplicates:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._index = candidate_index()
-        self._trigrams: list[frozenset[int]] = []
+        self._trigrams: list[np.ndarray] = []
         for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
         """Put `text` into the index."""
-        trigrams = word_trigrams(text)
-        self._index.insert(len(self._trigrams), minhash(trigrams), check_duplication=False)
+        trigrams = trigram_hashes(text)
+        signature = minhash(frozenset(trigrams.tolist()))
+        self._index.insert(len(self._trigrams), signature, check_duplication=False)
         self._trigrams.append(trigrams)
 
     def has(self, text: str) -> bool:
         """Whether a text in the index has at least `NEAR_DUPLICATE_JACCARD` of its trigrams in
         common with `text`.
         """
-        trigrams = word_trigrams(text)
+        return self._has(word_trigrams(text))
+
+    def _has(self, trigrams: frozenset[int]) -> bool:
         candidates = self._index.query(minhash(trigrams))
         return any(
-            jaccard(trigrams, self._trigrams[i]) >= NEAR_DUPLICATE_JACCARD for i in candidates
+            jaccard(trigrams, frozenset(self._trigrams[i].tolist())) >= NEAR_DUPLICATE_JACCARD
+            for i in candidates
         )
+
+    def have(self, texts: Iterable[str]) -> Iterator[bool]:
+        """`has` of each text, faster for many texts of which few have a near-duplicate.
+
+        A near-duplicate has at least `NEAR_DUPLICATE_JACCARD` of a text's own trigrams. Most texts
+        share fewer with all texts of the index together, and are not looked up.
+        """
+        every = np.unique(np.concatenate([np.empty(0, "<u8"), *self._trigrams]))
+        remaining = iter(texts)
+        while batch := [trigram_hashes(text) for text in itertools.islice(remaining, _BATCH)]:
+            lengths = [len(trigrams) for trigrams in batch]
+            starts = np.cumsum([0, *lengths])[:-1]
+            shared = np.add.reduceat(is_among(np.concatenate(batch), every), starts, dtype=np.int64)
+            possible = shared / lengths >= NEAR_DUPLICATE_JACCARD
+            for near, trigrams in zip(possible.tolist(), batch, strict=True):
+                yield near and self._has(frozenset(trigrams.tolist()))
 
 
 def _as_32_bits(trigram: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from hf_distill.data.collection import (
     SourcePairs,
     TableWriter,
 )
+from hf_distill.data.keys import first_places, is_among, numbered
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
@@ -41,6 +42,7 @@ _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
+_READ = 1000
 _LOW = (1 << 32) - 1
 """The document's half of `_keys`."""
 _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
@@ -54,13 +56,20 @@ def open_tables(folder: Path, record: CollectionRecord) -> Collection:
     return Collection(queries, documents, judgements, record, candidates, texts)
 
 
+def column_of(table: Any, column: str, rows: np.ndarray) -> Iterator[Any]:
+    """A column of some rows of a table in Arrow format, read some at a time."""
+    one = table.select_columns([column])
+    for start in range(0, len(rows), _READ):
+        yield from one[rows[start : start + _READ]][column].to_pylist()
+
+
 @dataclass(frozen=True)
 class Texts:
     """A working table of texts, in which equal texts may stand several times.
 
     Attributes:
         table: Columns `text`, `student_text` and `id`. Texts are equal if both are.
-        first: (rows,) int64, the row of the first equal text.
+        first: (rows,) int32, the row of the first equal text.
     """
 
     table: Dataset
@@ -75,7 +84,7 @@ class ReadPairs:
         queries, documents: The texts.
         pairs: `pair_id`, `group`, `source` and `split` of each row that was read as a pair.
         rows: (n,) int64, ascending: which of these rows are pairs.
-        pair_queries, pair_documents: (n,) int64.
+        pair_queries, pair_documents: (n,) int32.
         grades: (n,) int32, above 0.
         candidate_queries, candidate_documents: (m,) int64, each (query, document) once.
         candidate_scores: (m,) float32; NaN: none.
@@ -130,8 +139,8 @@ class _TextWriter:
     def read(self) -> Texts:
         """What was written, once it is all there."""
         hashes = np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.empty(0, "u8")
-        _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-        return Texts(Dataset.from_file(str(self._path)), first[which])
+        once, which = numbered(hashes)
+        return Texts(Dataset.from_file(str(self._path)), first_places(which, len(once))[which])
 
 
 class _Reader:
@@ -147,8 +156,8 @@ class _Reader:
         self.queries, self.documents, self.pairs = queries, documents, pairs
         self.student_query = student_query
         self.counts: Counter[str] = Counter()
-        self.pair_queries, self.pair_documents, self.grades = array("q"), array("q"), array("i")
-        self.listed_queries, self.listed_documents = array("q"), array("q")
+        self.pair_queries, self.pair_documents, self.grades = array("i"), array("i"), array("i")
+        self.listed_queries, self.listed_documents = array("i"), array("i")
         self.listed_scores, self.listed_grades = array("f"), array("i")
         self.own_pairs = 0
         self._group = ("", "")
@@ -340,15 +349,15 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
     queries, documents = reader.queries.read(), reader.documents.read()
     pair_queries = queries.first[_numbers(reader.pair_queries)]
     pair_documents = documents.first[_numbers(reader.pair_documents)]
-    grades = np.array(reader.grades, dtype=np.int32)
+    grades = _numbers(reader.grades)
     keys = _keys(pair_queries, pair_documents)
 
     listed_queries = queries.first[_numbers(reader.listed_queries)]
     listed = _keys(listed_queries, documents.first[_numbers(reader.listed_documents)])
-    listed_grades = np.array(reader.listed_grades, dtype=np.int32)
+    listed_grades = _numbers(reader.listed_grades)
     scores = np.array(reader.listed_scores, dtype=np.float32)
     own = np.arange(len(keys)) < reader.own_pairs
-    both_ways = own & np.isin(keys, listed[listed_grades == 0])
+    both_ways = own & is_among(keys, np.unique(listed[listed_grades == 0]))
     kept = np.flatnonzero(~both_ways)
 
     # Of a candidate that is listed again, the first one with a score counts.
@@ -356,9 +365,7 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
     once, first = np.unique(listed[order], return_index=True)
     first = order[first]
     judged = np.isin(once, listed[listed_grades == 0])
-    candidate_grades = np.where(
-        judged, 0, _grade_of_pair(once, keys[own & ~both_ways], grades[own & ~both_ways])
-    )
+    candidate_grades = np.where(judged, 0, _grade_of_pair(once, keys, grades, own & ~both_ways))
     has_pair = np.isin(listed_queries[first], pair_queries[kept][own[kept]])
 
     not_judged = listed_grades == _NOT_JUDGED
@@ -391,20 +398,22 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
 
 
 def _numbers(values: array[int]) -> np.ndarray:
-    return np.array(values, dtype=np.int64)
+    return np.frombuffer(values, dtype=np.int32) if values else np.empty(0, dtype=np.int32)
 
 
 def _keys(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """One int64 for each (query, document), both below 2 ** 31."""
-    keys: np.ndarray = (queries << 32) | documents
+    keys: np.ndarray = (queries.astype(np.int64) << 32) | documents
     return keys
 
 
-def _grade_of_pair(wanted: np.ndarray, keys: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """The highest grade of the pair with each key of `wanted`; `_NOT_JUDGED` if there is none."""
-    order = np.lexsort((-grades, keys))
-    once, first = np.unique(keys[order], return_index=True)
-    if not len(once):
-        return np.full(len(wanted), _NOT_JUDGED)
-    place = np.minimum(np.searchsorted(once, wanted), len(once) - 1)
-    return np.where(once[place] == wanted, grades[order][first[place]], _NOT_JUDGED)
+def _grade_of_pair(
+    wanted: np.ndarray, keys: np.ndarray, grades: np.ndarray, used: np.ndarray
+) -> np.ndarray:
+    """The highest grade of the pairs with each key of `wanted` (m,), ascending; `_NOT_JUDGED` if
+    there is none. The pairs have `keys`, `grades` and whether they are `used`, (n,) each.
+    """
+    highest = np.full(len(wanted), _NOT_JUDGED)
+    some = np.flatnonzero(used & is_among(keys, wanted))
+    np.maximum.at(highest, np.searchsorted(wanted, keys[some]), grades[some])
+    return highest

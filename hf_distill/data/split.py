@@ -7,11 +7,12 @@ Pairs are numbers here. Equal numbers mean the same group, or texts with the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from hf_distill.data.keys import is_among, numbered
 from hf_distill.data.near_duplicates import NearDuplicates
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
@@ -49,13 +50,12 @@ class PairNumbers:
     Attributes:
         keys: (n, 3) int64: group, query and document; (n, 4) with what the student reads in place
             of the query. Equal numbers mean the same group, or texts with the same `text_key`.
+            Groups are counted from 0 in the order in which they are dealt; see `seeded_groups`.
         given: (n,) int8: TRAIN, VALIDATION, TEST or NOT_SAID, as the data says, or ELSEWHERE.
-        groups: The name of each group; the first column of `keys` counts them from 0.
     """
 
     keys: np.ndarray
     given: np.ndarray
-    groups: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,6 @@ def given_splits(given: np.ndarray) -> tuple[np.ndarray, str]:
 def arrange(
     pairs: PairNumbers,
     data: DataArguments,
-    seed: int,
     documents: TextsOf,
     student_queries: TextsOf | None = None,
     what: str = "pair",
@@ -119,8 +118,7 @@ def arrange(
 
     Args:
         pairs: The pairs of a source.
-        data: `max_pairs`, `test_fraction` and `validation_fraction`.
-        seed: Seeds the order in which groups are taken and dealt.
+        data: `max_pairs`, `test_fraction`, `validation_fraction` and `held_out_queries`.
         documents: The texts of the documents of some pairs, given by their rows (m,).
         student_queries: The same of what the student reads in place of their queries; None: it
             reads these.
@@ -129,14 +127,16 @@ def arrange(
     Raises:
         InputError: Too few groups, or no pair is left to train on or to test with.
     """
-    order = seeded_order(pairs.groups, seed)
     given, held_out = given_splits(pairs.given)
     free = given == NOT_SAID
     taken = ~free
-    taken[free] = within_limit(pairs.keys[free, 0], order, data.max_pairs)
+    taken[free] = within_limit(pairs.keys[free, 0], data.max_pairs)
     rows = np.flatnonzero(taken)
-    keys, given = pairs.keys[rows], given[rows]
-    split = split_pairs(keys[:, 0], order, given, data.test_fraction, data.validation_fraction)
+    keys = pairs.keys if taken.all() else pairs.keys[rows]
+    given = given[rows]
+    split, capped = split_pairs(keys, given, data)
+    if capped:
+        held_out += f", {capped} with at most {data.held_out_queries:,} queries (held_out_queries)"
     leaks = find_leaks(
         keys,
         split,
@@ -156,41 +156,59 @@ def arrange(
         rows=rows[places],
         split=final[places],
         leaks=leaks[places],
-        groups=len(np.unique(keys[given == NOT_SAID, 0])),
+        groups=int(np.count_nonzero(np.bincount(keys[given == NOT_SAID, 0]))),
         beyond_limit=int((~taken).sum()),
         held_out=held_out,
         leaks_left=leaks_left(keys, final),
     )
 
 
-def seeded_order(names: Sequence[str], seed: int) -> np.ndarray:
-    """(m,) int64: the places of `names` in an order that depends on `seed` and each name alone."""
-    digests = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
-    return np.array(sorted(range(len(names)), key=digests.__getitem__), dtype=np.int64)
+def seeded_groups(names: Iterable[str | None], seed: int, count: int) -> np.ndarray:
+    """(count,) int32: the group of each of `count` pairs, given its name. Groups are counted from
+    0, in an order that depends on `seed` and each name alone: that of their digests.
+    """
+    digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names)
+    numbers = np.fromiter(
+        (int.from_bytes(digest[:8], "big") for digest in digests), dtype=np.uint64, count=count
+    )
+    return numbered(numbers)[1]
 
 
-def within_limit(groups: np.ndarray, order: np.ndarray, max_pairs: int | None) -> np.ndarray:
+def within_limit(groups: np.ndarray, max_pairs: int | None) -> np.ndarray:
     """Take whole groups until they hold `max_pairs` pairs.
 
     Args:
-        groups: (n,) the group of each pair.
-        order: (m,) all groups, in the order in which they are taken.
+        groups: (n,) the group of each pair; they are taken in the order of their numbers.
         max_pairs: None takes all.
 
     Returns:
         (n,) bool: whether the pair's group is taken.
     """
-    sizes = np.bincount(groups, minlength=len(order))[order]
-    limit = np.inf if max_pairs is None else max_pairs
-    return np.isin(groups, order[np.cumsum(sizes) - sizes < limit])
+    if max_pairs is None:
+        return np.ones(len(groups), dtype=bool)
+    sizes = np.bincount(groups)
+    taken: np.ndarray = (np.cumsum(sizes) - sizes < max_pairs)[groups]
+    return taken
 
 
-def deal_groups(count: int, test_fraction: float, validation_fraction: float) -> np.ndarray:
+def deal_groups(
+    count: int,
+    test_fraction: float,
+    validation_fraction: float,
+    queries: np.ndarray | None = None,
+    most: int | None = None,
+) -> tuple[np.ndarray, str]:
     """The splits of `count` groups in their order: test, validation, train, at least one group
     each. A `validation_fraction` of 0 leaves validation empty.
 
+    Args:
+        count: Number of groups.
+        test_fraction, validation_fraction: Shares of the groups.
+        queries: (m,) how many queries the first groups have, at least the first 2 * `most`.
+        most: Test and validation have at most so many queries each, or one group. None: no limit.
+
     Returns:
-        (count,) int8.
+        (count,) int8, and what `most` made smaller: `test`, `test and validation`, ....
 
     Raises:
         InputError: Fewer groups than splits.
@@ -202,44 +220,70 @@ def deal_groups(count: int, test_fraction: float, validation_fraction: float) ->
             f"{count} groups are too few for train, validation and test, because a group is never "
             "divided; add data, or name a --group_column with more values"
         )
+    wanted = test, validation
+    if most is not None and queries is not None:
+        test = min(test, _fitting(queries, most))
+        validation = min(validation, _fitting(queries[test:], most))
+    both = zip(("test", "validation"), wanted, (test, validation), strict=True)
     sizes = [test, validation, count - test - validation]
-    return np.repeat(np.array([TEST, VALIDATION, TRAIN], dtype=np.int8), sizes)
+    return (
+        np.repeat(np.array([TEST, VALIDATION, TRAIN], dtype=np.int8), sizes),
+        " and ".join(name for name, was, now in both if now < was),
+    )
 
 
-def split_pairs(
-    groups: np.ndarray,
-    order: np.ndarray,
-    given: np.ndarray,
-    test_fraction: float,
-    validation_fraction: float,
-) -> np.ndarray:
+def _fitting(queries: np.ndarray, most: int) -> int:
+    """How many of the first groups have at most `most` queries together, at least one group."""
+    return max(1, int(np.searchsorted(np.cumsum(queries), most, side="right")))
+
+
+def _queries_of(keys: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64: how many queries each of the first groups has. `places` (n,) are those of
+    groups in their order, -1 for pairs that are not dealt; `keys` as in `PairNumbers`.
+    """
+    some = np.flatnonzero((places >= 0) & (places < count))
+    once = np.unique(np.stack([places[some], keys[some, _QUERY]], axis=1), axis=0)
+    return np.bincount(once[:, 0], minlength=count)
+
+
+def split_pairs(keys: np.ndarray, given: np.ndarray, data: DataArguments) -> tuple[np.ndarray, str]:
     """The split of each pair. All pairs of a group that are to be split get the same one.
 
     If the data holds out pairs of its own for testing, only validation is drawn, and not even that
     if it has its own. A pair of a group that is held out stays in train: it is a leak.
 
     Args:
-        groups: (n,) the group of each pair.
-        order: (m,) all groups, in the order in which they are dealt.
+        keys: (n, 3 or 4), as in `PairNumbers`; groups are dealt in the order of their numbers.
         given: (n,) int8: VALIDATION, TEST or ELSEWHERE; NOT_SAID for a pair that is to be split.
-        test_fraction: Share of the groups for test.
-        validation_fraction: Share of the groups for validation.
+        data: `test_fraction`, `validation_fraction` and `held_out_queries`: the most queries of
+            test and of validation, where they are drawn.
 
     Returns:
-        (n,) int8.
+        (n,) int8, and which of them `held_out_queries` made smaller.
 
     Raises:
         InputError: Too few groups.
     """
-    free = given == NOT_SAID
-    order = order[np.isin(order, groups[free]) & ~np.isin(order, groups[~free])]
-    split = np.full(groups.max(initial=-1) + 1, TRAIN, dtype=np.int8)
-    if not (given == TEST).any():
-        split[order] = deal_groups(len(order), test_fraction, validation_fraction)
-    elif not (given == VALIDATION).any():
-        number = max(1, round(validation_fraction * len(order))) if validation_fraction else 0
-        split[order[:number]] = VALIDATION
-    return np.where(free, split[groups], given)
+    groups, free, most = keys[:, 0], given == NOT_SAID, data.held_out_queries
+    own = [given == TEST, given == VALIDATION]
+    dealt = np.zeros(groups.max(initial=-1) + 1, dtype=bool)
+    dealt[groups[free]] = True
+    dealt[groups[~free]] = False
+    count = int(dealt.sum())
+    split = np.full(len(dealt), TRAIN, dtype=np.int8)
+    capped = ""
+    place = np.where(dealt, np.cumsum(dealt) - 1, -1)
+    queries = None if most is None else _queries_of(keys, place[groups], min(count, 2 * most))
+    if not own[0].any():
+        split[dealt], capped = deal_groups(
+            count, data.test_fraction, data.validation_fraction, queries, most
+        )
+    elif not own[1].any() and data.validation_fraction and count:
+        number = max(1, round(data.validation_fraction * count))
+        if most is not None and queries is not None and _fitting(queries, most) < number:
+            number, capped = _fitting(queries, most), "validation"
+        split[np.flatnonzero(dealt)[:number]] = VALIDATION
+    return np.where(free, split[groups], given), capped
 
 
 def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -252,8 +296,10 @@ def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int8: the place in `LEAKS` of the first thing in common, -1 for none.
     """
-    common = np.stack([np.isin(*both) for both in zip(keys.T, held_out.T, strict=True)], axis=1)
-    return np.where(common.any(axis=1), common.argmax(axis=1), -1).astype(np.int8)
+    first = np.full(len(keys), -1, dtype=np.int8)
+    for place in reversed(range(keys.shape[1])):
+        first[is_among(keys[:, place], np.unique(held_out[:, place]))] = place
+    return first
 
 
 def find_leaks(
@@ -292,7 +338,7 @@ def find_leaks(
                 index.add(text)
             pairs = np.flatnonzero((split == part) & (leaks < 0) & compared)
             first, which = _each_once(keys[:, column], pairs)
-            near = np.fromiter((index.has(text) for text in texts(first)), dtype=bool)
+            near = np.fromiter(index.have(texts(first)), dtype=bool, count=len(first))
             leaks[pairs[near[which]]] = leak
         new = (split == part) & (leaks < 0)
         held_out = held_out | new

@@ -25,8 +25,8 @@ from hf_distill.data.collection import (
     text_number,
 )
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.read import TEST_PATH, RowPlace, counted
-from hf_distill.data.split import LEAKS, NOT_SAID, Arrangement, PairNumbers
+from hf_distill.data.read import TEST_PATH, RowPlace, column_of, counted
+from hf_distill.data.split import LEAKS, NOT_SAID, Arrangement, PairNumbers, seeded_groups
 
 TEXT_LEAKS = {
     "same group": "same group",
@@ -64,9 +64,7 @@ class ReadTexts:
 
     def texts(self, places: np.ndarray) -> Iterator[str]:
         """The teacher's texts at `places` (m,) among these, looked up some at a time."""
-        table, rows = self.table.select_columns(["text"]).with_format("arrow"), self.rows[places]
-        for start in range(0, len(rows), _BATCH):
-            yield from table[rows[start : start + _BATCH]]["text"].to_pylist()
+        return column_of(self.table.with_format("arrow"), "text", self.rows[places])
 
 
 class _Reader:
@@ -119,7 +117,11 @@ class _Reader:
 
 
 def read_texts(
-    source: SourcePairs, folder: Path, elsewhere: SourcePairs | None, given: Mapping[Any, int]
+    source: SourcePairs,
+    folder: Path,
+    elsewhere: SourcePairs | None,
+    given: Mapping[Any, int],
+    seed: int,
 ) -> ReadTexts:
     """Read a source of texts, once and in order, into a table in `folder`.
 
@@ -131,6 +133,7 @@ def read_texts(
         folder: For a working table.
         elsewhere: A test set of pairs, whose texts are not trained on.
         given: What a row's split means -> its number in `hf_distill.data.split`.
+        seed: Orders the groups.
 
     Raises:
         InputError: A row that is not made of texts.
@@ -153,24 +156,20 @@ def read_texts(
     return ReadTexts(
         table=table,
         rows=rows,
-        numbers=_numbers(table, rows, keys, given),
+        numbers=_numbers(table, rows, keys, given, seed),
         parallel=reader.parallel,
         counts={what: number for what, number in counts.items() if number},
     )
 
 
 def _numbers(
-    table: Dataset, rows: np.ndarray, keys: np.ndarray, given: Mapping[Any, int]
+    table: Dataset, rows: np.ndarray, keys: np.ndarray, given: Mapping[Any, int], seed: int
 ) -> PairNumbers:
-    if not len(rows):
-        return PairNumbers(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int8), [])
-    columns = table.select_columns(["group", "split"]).with_format("arrow")[rows]
-    groups = columns["group"].dictionary_encode().combine_chunks()
-    splits = [given.get(split, NOT_SAID) for split in columns["split"].to_pylist()]
+    columns = table.with_format("arrow")
+    groups = seeded_groups(column_of(columns, "group", rows), seed, len(rows))
+    splits = (given.get(split, NOT_SAID) for split in column_of(columns, "split", rows))
     return PairNumbers(
-        np.column_stack([groups.indices.to_numpy().astype(np.int64), keys]),
-        np.array(splits, dtype=np.int8),
-        groups.dictionary.to_pylist(),
+        np.column_stack([groups, keys]), np.fromiter(splits, dtype=np.int8, count=len(rows))
     )
 
 

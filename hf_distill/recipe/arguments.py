@@ -178,6 +178,12 @@ class DataArguments:
     validation_fraction: float = option(
         0.05, "Share of the groups whose loss is watched during training."
     )
+    held_out_queries: int | None = option(
+        10_000,
+        "The most queries that test and validation hold each, where they are drawn: more make "
+        "intervals hardly narrower, and the evaluation and the search for leaks longer. none: the "
+        "shares alone decide.",
+    )
 
     @property
     def source_paths(self) -> dict[str, Path]:

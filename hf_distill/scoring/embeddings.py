@@ -65,10 +65,10 @@ class EmbeddingTable:
 
     Attributes:
         vectors: One row for each unique text with its prompt, by ascending key.
-        queries: (queries,) int64: row of each query of the collection.
-        documents: (documents,) int64: row of each document of the collection.
-        texts: (texts,) int64: row of each text alone, as the teacher reads it.
-        student_texts: (test texts,) int64: row of what the student reads of each test
+        queries: (queries,) int32: row of each query of the collection.
+        documents: (documents,) int32: row of each document of the collection.
+        texts: (texts,) int32: row of each text alone, as the teacher reads it.
+        student_texts: (test texts,) int32: row of what the student reads of each test
             text, if it reads others and the teacher embeds them.
         parts: Names of the files that hold them.
     """
@@ -217,7 +217,7 @@ def _kept_keys(
         return TextKeys(key, len(keys))
 
     stage(path.with_suffix(".json"), TextKeys, [name], make, [path])
-    keys: np.ndarray = np.load(path)
+    keys: np.ndarray = np.load(path, mmap_mode="r")
     return keys
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.compute.encode import Advance, text_length
 from hf_distill.data.collection import pair_number, text_number
+from hf_distill.data.keys import first_places, is_among, numbered
 from hf_distill.run.shards import Part, Shards, locate, shard_size
 from hf_distill.scoring.progress import Progress
 
@@ -68,7 +69,7 @@ class Stored:
     Attributes:
         parts: The shards.
         places: (m,) uint32: place of each unique item, by ascending key, in their concatenation.
-        unique: (count,) int64: which of the unique items each item is.
+        unique: (count,) int32: which of the unique items each item is.
     """
 
     parts: list[Part]
@@ -102,8 +103,9 @@ def work_once(
             last.
     """
     state = PartialState()
-    unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    todo: np.ndarray = np.sort(first[~np.isin(unique, shards.known())])
+    unique, inverse = numbered(keys)
+    first = first_places(inverse, len(unique))
+    todo: np.ndarray = np.sort(first[~is_among(unique, shards.known())])
     lengths = items.lengths(todo)
     order = [keys[todo], -lengths, *([] if items.lists is None else [items.lists[todo]])]
     context = around(todo, lengths) if around and len(todo) else contextlib.nullcontext()

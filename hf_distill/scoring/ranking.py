@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from hf_distill.compute.device import device_type
@@ -25,7 +26,12 @@ from hf_distill.teachers.base import similarity
 POOL_SIZE = 100_000
 LEAST_NEGATIVES = 4
 """Hard negatives that are kept for each pair, at least: the data set shows them."""
-_QUERY_BLOCK, _DOCUMENT_BLOCK = 512, 8192
+_QUERY_BLOCK, _DOCUMENT_BLOCK, _GROUP = 512, 8192, 64
+"""Queries and documents whose similarities are computed at once; and documents of which the best is
+found first, because most groups hold none that matters.
+"""
+_GATHERED = 1 << 14
+"""Groups that are copied at once."""
 _ARRAYS = ("rank", "margin", "negatives", "negative_scores")
 
 
@@ -114,6 +120,7 @@ class _Pool:
         """
         left = torch.from_numpy(queries).to(self.device).float()
         scores = torch.from_numpy(own.scores).to(self.device).float()
+        query = torch.from_numpy(own.queries).to(self.device)
         places = self.place[own.documents]
         above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
         best = torch.full((len(left), k), -torch.inf, device=self.device)
@@ -123,10 +130,11 @@ class _Pool:
             tile = similarity(self.measure, left, block)
             here = (places >= first) & (places < first + len(block))
             tile[own.queries[here], places[here] - first] = -torch.inf
-            for start in range(0, len(scores), _QUERY_BLOCK):
-                some = slice(start, start + _QUERY_BLOCK)
-                above[some] += (tile[own.queries[some]] > scores[some, None]).sum(dim=1)
-            top, at = tile.topk(min(k, len(block)), dim=1)
+            groups = pad(tile, (0, -len(block) % _GROUP), value=-torch.inf)
+            groups = groups.view(len(left), -1, _GROUP)
+            highest = groups.amax(dim=2)
+            _add_above(above, groups, highest, query, scores)
+            top, at = _best_of(groups, highest, k)
             best, chosen = torch.cat([best, top], dim=1).topk(k, dim=1)
             best_places = torch.cat([best_places, at + first], dim=1).gather(1, chosen)
         missing = best.isneginf()
@@ -135,6 +143,42 @@ class _Pool:
             best_places.masked_fill(missing, -1),
         )
         return above.cpu().numpy(), best.cpu().numpy(), best_places.cpu().numpy()
+
+
+def _add_above(
+    above: torch.Tensor,
+    groups: torch.Tensor,
+    highest: torch.Tensor,
+    query: torch.Tensor,
+    scores: torch.Tensor,
+) -> None:
+    """Add to `above` (p,) how many of a query's similarities are above a pair's own.
+
+    Args:
+        above: int64, changed in place.
+        groups: (q, g, n) similarities.
+        highest: (q, g) of each group.
+        query: (p,) int64, the query of each pair.
+        scores: (p,) of each pair.
+    """
+    pair, group = (highest[query] > scores[:, None]).nonzero(as_tuple=True)
+    for start in range(0, len(pair), _GATHERED):
+        pairs, some = pair[start : start + _GATHERED], group[start : start + _GATHERED]
+        higher = groups[query[pairs], some] > scores[pairs, None]
+        above.index_add_(0, pairs, higher.sum(dim=1))
+
+
+def _best_of(
+    groups: torch.Tensor, highest: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` highest of `groups` (q, g, n) for each query, and their places, both (q, <= k).
+    They are in the k groups with the `highest` (q, g).
+    """
+    _, chosen = highest.topk(min(k, highest.shape[1]), dim=1)
+    size = groups.shape[2]
+    inside = groups.gather(1, chosen[:, :, None].expand(-1, -1, size)).flatten(1)
+    top, at = inside.topk(min(k, inside.shape[1]), dim=1)
+    return top, chosen.gather(1, at // size) * size + at % size
 
 
 def rank_pairs(
@@ -205,7 +249,8 @@ def rank_in_pool(
         return None
     # One more than a pair needs: the best one can become its positive.
     k = max(LEAST_NEGATIVES, *(1 + stage.hard_negatives_per_pair for stage in recipe.stages))
-    path, arrays_path = folder.soft_labels / "ranking.json", folder.soft_labels / "ranking.npz"
+    path = folder.soft_labels / "ranking.json"
+    arrays = {name: folder.soft_labels / f"ranking_{name}.npy" for name in _ARRAYS}
 
     def make(key: str) -> RankingRecord:
         train = collection.pairs("train")
@@ -213,11 +258,12 @@ def rank_in_pool(
         own = train.documents if documents is None else documents
         pool = document_pool(own, POOL_SIZE, recipe.seed)
         ranking = rank_pairs(pairs, table, scores.scale.similarity, pool, k, key)
-        with written_whole(arrays_path) as temporary:
-            np.savez(temporary, **{name: getattr(ranking, name) for name in _ARRAYS})
+        for name, array_path in arrays.items():
+            with written_whole(array_path) as temporary:
+                np.save(temporary, getattr(ranking, name))
         return RankingRecord(key, ranking.pool, k)
 
     inputs = (scores.key, POOL_SIZE, k, recipe.seed)
-    record = stage(path, RankingRecord, inputs, make, [arrays_path])
-    with np.load(arrays_path) as arrays:
-        return Ranking(record.key, **{name: arrays[name] for name in _ARRAYS}, pool=record.pool)
+    record = stage(path, RankingRecord, inputs, make, [*arrays.values()])
+    mapped = {name: np.load(array_path, mmap_mode="r") for name, array_path in arrays.items()}
+    return Ranking(record.key, **mapped, pool=record.pool)

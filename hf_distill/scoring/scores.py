@@ -428,4 +428,5 @@ def score_collection(
     inputs = (collection.key, teacher.identity, prompts, scale)
     files = (scores_path, *([folder.soft_labels_json] if len(collection.judgements) else []))
     record = stage(path, SoftLabels, inputs, make, files, together=True)
-    return Scores(record, np.load(scores_path) if values is None else values, table, teacher.scale)
+    values = np.load(scores_path, mmap_mode="r") if values is None else values
+    return Scores(record, values, table, teacher.scale)

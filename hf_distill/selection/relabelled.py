@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,7 +69,16 @@ class Relabelled:
         """(m, k) bool: which of `documents` (m, k) are the new one of a pair of the same query. Row
         i is of the i-th of the pairs `rows`.
         """
-        queries = self.pairs.collection.first_of_text[self.pairs.queries]
-        keys = (queries << 32 | self.documents)[self.new]
-        found: np.ndarray = np.isin(queries[rows, None] << 32 | documents, keys)
+        asked = self._queries[rows, None] << 32 | documents
+        found: np.ndarray = np.isin(asked, self._keys)
         return found & (documents >= 0)
+
+    @cached_property
+    def _queries(self) -> np.ndarray:
+        """(n,) int64, equal for pairs whose queries are the same text."""
+        return self.pairs.collection.first_of_text[self.pairs.queries]
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """Query and new document of each relabelled pair, in one number."""
+        return (self._queries << 32 | self.documents)[self.new]

@@ -591,7 +591,8 @@ def apply_rules(columns: Columns, rules: Sequence[Rule]) -> Applied:
     steps = []
     for number, rule in enumerate(rules):
         alive = np.flatnonzero((dropped_by < 0) & (relabelled_by < 0))
-        outcome = apply_rule(columns.take(alive), rule)
+        seen = columns if len(alive) == len(columns) else columns.take(alive)
+        outcome = apply_rule(seen, rule)
         steps.append((alive, outcome))
         picked = alive[~outcome.keep]
         if rule.relabel:

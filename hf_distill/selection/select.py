@@ -130,6 +130,8 @@ class SelectionInputs:
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "
                 f"column with --{name}_column"
             )
+        if name == "student_query" and not self.pairs.collection.num_student_queries:
+            return self.column("query", rule)
         return texts.PAIR_COLUMNS[name](self.pairs)
 
 

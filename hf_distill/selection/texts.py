@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs, text_number
+from hf_distill.data.keys import numbered
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
     jaccard,
-    minhash,
+    signatures,
     text_key,
+    trigram_hashes,
     word_trigrams,
 )
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
@@ -43,14 +45,14 @@ def _per_text(
         "document": of.document_texts,
         "student_query": of.student_queries,
     }[side]
-    unique, place = np.unique(numbers, return_inverse=True)
+    unique, place = numbered(numbers)
     values: np.ndarray = np.empty(len(unique), dtype=dtype)
     with _progress(len(unique), what) as bar:
         for start in range(0, len(unique), _BATCH):
             texts = read(unique[start : start + _BATCH])
             values[start : start + len(texts)] = [measure(text) for text in texts]
             bar.update(len(texts))
-    return values[place]
+    return np.asarray(values[place])
 
 
 def _texts(pairs: Pairs, what: str) -> Iterator[list[tuple[str, str]]]:
@@ -85,8 +87,8 @@ def ngram_overlap(query: str, document: str, n: int = 2) -> float:
 
 def overlap(pairs: Pairs) -> np.ndarray:
     """(n,) float32: `ngram_overlap` of each pair."""
-    shares = [ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch]
-    return np.array(shares, dtype=np.float32)
+    shares = (ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch)
+    return np.fromiter(shares, dtype=np.float32, count=len(pairs))
 
 
 def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
@@ -94,85 +96,67 @@ def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
     return _per_text(pairs, side, lambda text: text_number(text_key(text)), np.uint64, "Duplicates")
 
 
-def _column(pairs: Pairs, name: str) -> pa.ChunkedArray:
-    table: pa.Table = pairs.collection.judgements.select_columns([name]).with_format("arrow")[:]
-    return table[name].take(pa.array(pairs.rows))
-
-
 def is_empty(pairs: Pairs, column: str) -> bool:
     """Whether `group` or `source` is missing in every one of the pairs (at least one)."""
-    return len(pairs) > 0 and _column(pairs, column).null_count == len(pairs)
+    batches = pairs.batches(column)
+    return len(pairs) > 0 and all(value is None for batch in batches for value in batch[column])
 
 
 def codes(pairs: Pairs, column: str) -> np.ndarray:
-    """(n,) int64 from 0: equal where `group` or `source` is. Missing values have a code of their
+    """(n,) int32 from 0: equal where `group` or `source` is. Missing values have a code of their
     own.
 
     The codes follow the hashes of the values and not the order of the data, so the audit's choice
     among groups of one size favours neither the beginning nor the end.
     """
-    if not len(pairs):
-        return np.empty(0, dtype=np.int64)
-    values = _column(pairs, column).dictionary_encode(null_encoding="encode").combine_chunks()
-    numbers = [text_number(str(value)) for value in values.dictionary.to_pylist()]
-    order = np.argsort(np.array(numbers, dtype=np.uint64))
-    code: np.ndarray = np.empty(len(order), dtype=np.int64)
-    code[order] = np.arange(len(order))
-    coded: np.ndarray = code[values.indices.to_numpy()]
-    return coded
+    numbers = (
+        text_number(str(value)) ^ (value is None)  # "None" may be the name of one
+        for batch in pairs.batches(column)
+        for value in batch[column]
+    )
+    return numbered(np.fromiter(numbers, dtype=np.uint64, count=len(pairs)))[1]
 
 
 def _joined(texts: list[tuple[str, str]]) -> list[str]:
     return [f"{query}\n{document}" for query, document in texts]
 
 
-def _band_keys(pairs: Pairs) -> np.ndarray:
-    """(n, b) uint64: pairs that share a key in a column may be near-duplicates (locality-sensitive
-    hashing of MinHash signatures).
+def _band_keys(pairs: Pairs, file: IO[bytes]) -> np.ndarray:
+    """(b, n) uint64, mapped from `file`: pairs that share a key in a row may be near-duplicates
+    (locality-sensitive hashing of MinHash signatures).
     """
     index = candidate_index()
     bands, rows = int(index.b), int(index.r)
-    keys = np.empty((len(pairs), bands), dtype=np.uint64)
+    keys = np.memmap(file, dtype=np.uint64, mode="w+", shape=(bands, len(pairs)))
     mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     place = 0
     for batch in _texts(pairs, "Near-duplicates"):
-        signatures = np.array(
-            [minhash(word_trigrams(text)).hashvalues for text in _joined(batch)], dtype=np.uint64
-        )
-        by_band = signatures[:, : bands * rows].reshape(len(signatures), bands, rows)
+        signed = signatures([trigram_hashes(text) for text in _joined(batch)]).astype(np.uint64)
+        by_band = signed[:, : bands * rows].reshape(len(signed), bands, rows)
         mixed = by_band * mixer  # modulo 2**64: their sum is a hash of the band
-        keys[place : place + len(signatures)] = mixed.sum(axis=2, dtype=np.uint64)
-        place += len(signatures)
+        keys[:, place : place + len(signed)] = mixed.sum(axis=2, dtype=np.uint64).T
+        place += len(signed)
     return keys
 
 
-def _candidates(keys: np.ndarray) -> np.ndarray:
-    """(m, 2) int64: each pair that shares a key in a band with others, beside the first of them and
-    beside the one before it.
+def _candidates(band: np.ndarray, families: np.ndarray) -> np.ndarray:
+    """(m, 2) int64: each pair that shares a key of a band with others, beside the first of them and
+    beside the one before it, if they are not of one family already.
     """
-    edges = [np.empty((0, 2), dtype=np.int64)]
-    for band in keys.T:
-        order = np.argsort(band, kind="stable")
-        same = np.flatnonzero(band[order][1:] == band[order][:-1]) + 1
-        starts = np.flatnonzero(np.append(True, band[order][1:] != band[order][:-1]))
-        first = starts[np.searchsorted(starts, same, side="right") - 1]
-        edges += [
-            np.stack([order[same - 1], order[same]], axis=1),
-            np.stack([order[first], order[same]], axis=1),
-        ]
-    return np.unique(np.concatenate(edges), axis=0)
+    order = np.argsort(band, kind="stable")
+    ranked, new = band[order], np.ones(len(band), dtype=bool)
+    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    same, starts = np.flatnonzero(~new), np.flatnonzero(new)
+    first = starts[np.searchsorted(starts, same, side="right") - 1]
+    edges = np.concatenate(
+        [np.stack([order[beside], order[same]], axis=1) for beside in (same - 1, first)]
+    )
+    apart = families[edges[:, 0]] != families[edges[:, 1]]
+    return np.unique(edges[apart], axis=0)
 
 
-def near_duplicate_families(pairs: Pairs) -> np.ndarray:
-    """(n,) int64: equal for pairs that near-duplicates connect.
-
-    Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
-    similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997, through `datasketch`)
-    proposes candidates, and the trigrams decide. A pair just above the threshold can be missed.
-    """
-    if not len(pairs):
-        return np.empty(0, dtype=np.int64)
-    edges = _candidates(_band_keys(pairs))
+def _are_near(pairs: Pairs, edges: np.ndarray) -> np.ndarray:
+    """(m,) bool: whether the pairs of each of `edges` (m, 2) are near-duplicates."""
     near = np.zeros(len(edges), dtype=bool)
     for start in range(0, len(edges), _BATCH):
         block = edges[start : start + _BATCH]
@@ -183,12 +167,38 @@ def near_duplicate_families(pairs: Pairs) -> np.ndarray:
         near[start : start + len(block)] = [
             jaccard(trigrams[a], trigrams[b]) >= NEAR_DUPLICATE_JACCARD for a, b in block.tolist()
         ]
-    left, right = edges[near].T
-    graph = coo_array(
-        (np.ones(len(left), dtype=bool), (left, right)), shape=(len(pairs), len(pairs))
-    )
-    labels: np.ndarray = connected_components(graph, directed=False)[1]
-    return labels.astype(np.int64)
+    return near
+
+
+def _joined_families(families: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """`families` (n,) after those at both ends of each of `edges` (m, 2) have become one."""
+    ends, places = np.unique(families[edges], return_inverse=True)
+    left, right = places.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(ends),) * 2)
+    labels = connected_components(graph, directed=False)[1]
+    least = ends[np.unique(labels, return_index=True)[1]]
+    renamed = np.arange(len(families), dtype=families.dtype)
+    renamed[ends] = least[labels]
+    joined: np.ndarray = renamed[families]
+    return joined
+
+
+def near_duplicate_families(pairs: Pairs) -> np.ndarray:
+    """(n,) int64: the place of the first one of the pairs that near-duplicates connect.
+
+    Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
+    similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997) proposes candidates, band
+    by band, and the trigrams decide. A pair just above the threshold can be missed. The keys of the
+    bands, 80 bytes a pair, are in a file beside the pairs.
+    """
+    families = np.arange(len(pairs))
+    if not len(pairs):
+        return families
+    with tempfile.TemporaryFile(dir=pairs.collection.folder) as file:
+        for band in _band_keys(pairs, file):
+            edges = _candidates(band, families)
+            families = _joined_families(families, edges[_are_near(pairs, edges)])
+    return families
 
 
 PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
@@ -198,9 +208,7 @@ PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
     "overlap": overlap,
     "query": lambda pairs: text_keys(pairs, "query"),
     "document": lambda pairs: text_keys(pairs, "document"),
-    "student_query": lambda pairs: text_keys(
-        pairs, "student_query" if pairs.collection.num_student_queries else "query"
-    ),
+    "student_query": lambda pairs: text_keys(pairs, "student_query"),
     "family": near_duplicate_families,
 }
 """The columns of `hf_distill.selection.rules.Columns` that come from the pairs themselves."""

@@ -32,6 +32,7 @@ from hf_distill.teachers.base import (
 
 SCORE_COLUMNS, TEXT_COLUMN, EMBEDDING_COLUMN = ("teacher_score", "score"), "text", "embedding"
 
+_BLOCK = 1 << 16
 _SAME = 1e-6
 """How far apart two scores of one pair may be and still count as equal."""
 
@@ -65,8 +66,8 @@ class PrecomputedScores(PairTeacher):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PrecomputedEmbeddings(EmbeddingTeacher):
     """Embeddings of some texts. `keys` (n,) uint64, ascending, are the `text_number` of each, and
-    `rows` (n,) its row in `vectors` (m, dimension), memory-mapped float32. Prompts, if there were
-    any, are part of the embeddings.
+    `rows` (n,) int64 its row in `vectors` (n, dimension), float32; of equal keys the first one
+    counts. All are memory-mapped. Prompts, if there were any, are part of the embeddings.
     """
 
     name: str
@@ -214,11 +215,11 @@ class EmbeddingCopy:
 
 
 def _written_embeddings(tables: Iterable[Table], folder: Path, name: str) -> None:
-    """Write the embeddings of `tables` to `folder` as float32, row after row, and the number of
-    each text beside them.
+    """Write the embeddings of `tables` to `folder` as float32, row after row, the number of each
+    text, these in ascending order, and the first row of each.
     """
-    keys, dimension = array("Q"), 0
-    with (folder / "vectors").open("wb") as file:
+    dimension = 0
+    with (folder / "vectors").open("wb") as file, (folder / "numbers").open("wb") as numbers:
         for table in tables:
             for place, row in tqdm(table.read(), desc="Reading embeddings", delay=3, leave=False):
                 text, values = row.get(TEXT_COLUMN), row.get(EMBEDDING_COLUMN)
@@ -236,9 +237,18 @@ def _written_embeddings(tables: Iterable[Table], folder: Path, name: str) -> Non
                         f"--teacher {name}: {table.where(place)} has an embedding of {vector.size} "
                         f"dimensions, the first row one of {dimension}; all need the same"
                     )
-                keys.append(number)
+                numbers.write(np.uint64(number).tobytes())
                 file.write(vector.tobytes())
-    np.save(folder / "keys.npy", np.array(keys, dtype=np.uint64))
+    if not dimension:
+        raise InputError(f"--teacher {name} has no rows; look at the file")
+    every = np.memmap(folder / "numbers", dtype=np.uint64, mode="r")
+    keys = np.memmap(folder / "keys", dtype=np.uint64, mode="w+", shape=every.shape)
+    keys[:] = every
+    keys.sort()
+    rows = np.memmap(folder / "rows", dtype=np.int64, mode="w+", shape=every.shape)
+    for stop in range(len(every), 0, -_BLOCK):
+        places = np.arange(stop - 1, max(stop - _BLOCK, 0) - 1, -1)
+        rows[np.searchsorted(keys, every[places])] = places  # of equal ones the last counts
 
 
 def _embeddings_of(
@@ -255,12 +265,10 @@ def _embeddings_of(
             _written_embeddings(tables, folder, arguments.teacher)
         return EmbeddingCopy(key)
 
-    stage(kept.with_suffix(".json"), EmbeddingCopy, digests, make, [kept])
-    every = np.load(kept / "keys.npy")
-    if not len(every):
-        raise InputError(f"--teacher {arguments.teacher} has no rows; look at the file")
-    vectors = np.memmap(kept / "vectors", dtype=np.float32, mode="r").reshape(len(every), -1)
-    keys, rows = np.unique(every, return_index=True)
+    stage(kept.with_suffix(".json"), EmbeddingCopy, ["ascending", *digests], make, [kept])
+    keys = np.memmap(kept / "keys", dtype=np.uint64, mode="r")
+    rows = np.memmap(kept / "rows", dtype=np.int64, mode="r")
+    vectors = np.memmap(kept / "vectors", dtype=np.float32, mode="r").reshape(len(keys), -1)
     return PrecomputedEmbeddings(
         name=arguments.teacher,
         identity=("precomputed embeddings", digests, similarity),

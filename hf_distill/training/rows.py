@@ -355,16 +355,26 @@ def hard_negatives(
     Raises:
         InputError: A pair has neither.
     """
-    documents, scores = listed.documents, listed.scores
-    if ranking is not None:
-        documents = np.concatenate([documents, ranking.negatives[places]], axis=1)
-        scores = np.concatenate([scores, ranking.negative_scores[places]], axis=1)
-    repeats = np.tril(documents[:, :, None] == documents[:, None, :], k=-1).any(axis=2)
-    usable = (documents >= 0) & ~repeats
-    if new is not None:
-        usable &= ~new.answers(documents)
-    there = np.minimum(usable.sum(axis=1), number)
-    if (none := np.flatnonzero(there == 0)).size:
+    chosen = np.empty((len(places), number), dtype=np.int64)
+    chosen_scores = np.empty((len(places), number), dtype=np.float32)
+    empty = np.zeros(len(places), dtype=bool)
+    for start in range(0, len(places), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        documents, scores = listed.documents[some], listed.scores[some]
+        if ranking is not None:
+            documents = np.concatenate([documents, ranking.negatives[places[some]]], axis=1)
+            scores = np.concatenate([scores, ranking.negative_scores[places[some]]], axis=1)
+        repeats = np.tril(documents[:, :, None] == documents[:, None, :], k=-1).any(axis=2)
+        usable = (documents >= 0) & ~repeats
+        if new is not None:
+            usable &= ~new.answers(documents, some)
+        last = usable.sum(axis=1) - 1
+        best = np.argsort(~usable, axis=1, kind="stable")
+        at = np.take_along_axis(best, np.minimum(np.arange(number), last[:, None]), axis=1)
+        chosen[some] = np.take_along_axis(documents, at, axis=1)
+        chosen_scores[some] = np.take_along_axis(scores, at, axis=1)
+        empty[some] = last < 0
+    if (none := np.flatnonzero(empty)).size:
         raise InputError(
             f"--hard_negatives_per_pair {number}: {len(none):,} of {len(places):,} pairs, e.g. "
             f"training pair {places[none[0]]}, have no hard negative: the data lists none beside "
@@ -372,12 +382,7 @@ def hard_negatives(
             + ("this teacher embeds no texts" if ranking is None else "there is no other document")
             + " to find one; set it to 0"
         )
-    best = np.argsort(~usable, axis=1, kind="stable")
-    columns = np.take_along_axis(best, np.minimum(np.arange(number), there[:, None] - 1), axis=1)
-    return {
-        "negatives": np.take_along_axis(documents, columns, axis=1),
-        "negative_scores": np.take_along_axis(scores, columns, axis=1),
-    }
+    return {"negatives": chosen, "negative_scores": chosen_scores}
 
 
 def check_negatives(collection: Collection, teacher: Teacher, recipe: Recipe) -> None:
