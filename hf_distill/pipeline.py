@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.candidates.mine import NAMED
@@ -39,7 +38,7 @@ from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts import evaluate_texts
 from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
-from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.arguments import STAGES, Recipe, deciding
 from hf_distill.recipe.check import check_each_stage
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -51,7 +50,15 @@ from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report, write_texts_report
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.report.texts import texts_table
-from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
+from hf_distill.run.disk import (
+    Sizes,
+    check_files,
+    check_folders,
+    check_space,
+    plan,
+    written_folders,
+)
+from hf_distill.run.environment import describe_environment
 from hf_distill.run.folder import (
     RunFolder,
     open_run_folder,
@@ -59,6 +66,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
+from hf_distill.run.processes import check_same, check_shared, done, end_together, from_main
 from hf_distill.run.stage import key_of, listed, stage
 from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
@@ -73,7 +81,7 @@ from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.teachers.ranker import load_miner, load_ranker
-from hf_distill.training.rehearsal import check_training
+from hf_distill.training.rehearsal import check_strategy, check_training
 from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.stages import StageRecord, TrainingTask, check_batch
@@ -105,23 +113,32 @@ def with_precision(recipe: Recipe) -> Recipe:
 
     The student trains in bfloat16 where that is fast, and in float32 elsewhere: float16 needs a
     loss scale that suits the weights of the objective. A precision that `accelerate` was launched
-    with takes precedence.
+    with takes precedence over the hardware's, and one that the recipe names over both.
+
+    Raises:
+        InputError: `accelerate` was launched with fp8.
     """
-    decision = [fast_precision(device_type())]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(decision)
-    fast = decision[0]
+    fast, launched = from_main(
+        (fast_precision(device_type()), os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    )
     teacher, given = recipe.teacher, recipe.given
     if teacher.teacher_dtype == "auto":
         teacher = dataclasses.replace(teacher, teacher_dtype=_DTYPES[fast])
     if not given & {"bf16", "fp16"}:
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched == "fp8":
+            raise InputError(
+                "accelerate was launched with mixed_precision fp8, in which nothing trains here; "
+                "set it to bf16, fp16 or no"
+            )
         mixed = launched if launched in ("bf16", "fp16") else fast
         stages = [
             dataclasses.replace(stage, bf16=mixed == "bf16", fp16=mixed == launched == "fp16")
             for stage in recipe.stages
         ]
         recipe = dataclasses.replace(recipe, training=stages[0], further=tuple(stages[1:]))
+    for training in recipe.stages:
+        # Otherwise the Trainer takes it from the launcher, also against the recipe.
+        training.mixed_precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
 
 
@@ -149,9 +166,19 @@ class Run:
                 cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_each_stage(recipe, lambda stage: check_strategy(stage.training))
+        end_together()
         check_folders(recipe)
         check_files(recipe)
         recipe = with_precision(recipe)
+        check_same(
+            {
+                **deciding(recipe.keys()),
+                "device": device_type(),
+                **describe_environment()["packages"],
+            }
+        )
+        check_shared(written_folders(recipe))
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
@@ -203,6 +230,7 @@ class Run:
         """
         with held(self.folder):
             yield from self._stages()
+        done()
 
     def _stages(self) -> Iterator[str]:
         yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()

@@ -309,7 +309,6 @@ def tried(parts: Tiny, **keys: Any) -> None:
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "^--lr_scheduler_type .*min_lr"),
         ({"learning_rate_mapping": '{"nothing": 1.0}'}, "^--learning_rate_mapping nothing: "),
         ({"fp16": True}, "^--fp16 true: .*CPU"),
-        ({"fsdp": "full_shard"}, "^--fsdp"),
         (
             {"torch_compile": True, "torch_compile_backend": "nothing"},
             "^--torch_compile True: .*NOTHING",
