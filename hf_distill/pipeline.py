@@ -17,9 +17,16 @@ from typing import Any, Literal, cast
 import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_distill.candidates.mine import NAMED
-from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
+from hf_distill.compute.device import (
+    Precision,
+    device_type,
+    fast_precision,
+    loader_workers,
+    use_all_cores,
+)
 from hf_distill.data.collection import Collection
 from hf_distill.data.explain import explain
 from hf_distill.data.further_texts import FurtherTexts, check_pool_path, load_further_texts
@@ -136,10 +143,21 @@ def with_precision(recipe: Recipe) -> Recipe:
             for stage in recipe.stages
         ]
         recipe = dataclasses.replace(recipe, training=stages[0], further=tuple(stages[1:]))
-    for training in recipe.stages:
-        # Otherwise the Trainer takes it from the launcher, also against the recipe.
-        training.mixed_precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
+
+
+def with_workers(recipe: Recipe, device: str) -> Recipe:
+    """`recipe` with processes that tokenise beside a training on `device`, and copies to it that
+    nobody waits for, unless it says otherwise. A CPU has nothing to gain from either.
+    """
+    workers = loader_workers(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    for training in recipe.stages if workers else ():
+        if "accelerator_config" not in recipe.given and training.dataloader_pin_memory:
+            cast(AcceleratorConfig, training.accelerator_config).non_blocking = True
+        if "dataloader_num_workers" not in recipe.given:
+            training.dataloader_num_workers = workers
+            training.dataloader_persistent_workers = True
+    return recipe
 
 
 class Run:
@@ -170,14 +188,9 @@ class Run:
         end_together()
         check_folders(recipe)
         check_files(recipe)
-        recipe = with_precision(recipe)
-        check_same(
-            {
-                **deciding(recipe.keys()),
-                "device": device_type(),
-                **describe_environment()["packages"],
-            }
-        )
+        recipe = with_workers(with_precision(recipe), device_type())
+        versions = describe_environment()["packages"]
+        check_same({**deciding(recipe.keys()), "device": device_type(), **versions})
         check_shared(written_folders(recipe))
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
@@ -205,7 +218,7 @@ class Run:
         """A run of `recipe` in the same folder, which shares teacher, collection and scores with
         this one, and lists, if it has the same.
         """
-        recipe = with_precision(recipe)
+        recipe = with_workers(with_precision(recipe), device_type())
         if recipe.training.student_space == TEACHER:
             recipe = in_space(recipe, self.teacher)
         other = Run(recipe, self.folder)

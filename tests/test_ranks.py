@@ -107,8 +107,8 @@ def test_the_precision_that_trains_is_the_one_that_is_recorded(
     recipe = read_recipe(["quickstart", "--stages", "max_steps=3", *flags])
     assert len(recipe.stages) == 2
     for stage in with_precision(recipe).stages:
-        recorded = "bf16" if stage.bf16 else "fp16" if stage.fp16 else "no"
-        assert (stage.mixed_precision, recorded) == (precision, precision)
+        assert stage.precision.replace("fp32", "no") == precision
+        assert stage.copied().mixed_precision == precision
 
 
 def test_a_launcher_with_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

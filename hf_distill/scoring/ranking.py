@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_distill.compute.device import device_type
+from hf_distill.compute.device import exact_products, ranking_device
 from hf_distill.data.collection import Collection
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
@@ -91,7 +91,7 @@ class _Pool:
     """The pool's embeddings on the device, and the search in them."""
 
     def __init__(self, documents: np.ndarray, table: EmbeddingTable, measure: str) -> None:
-        self.device = device_type() if device_type() == "cuda" else "cpu"
+        self.device = ranking_device()
         self.measure = measure
         self.rows = torch.from_numpy(table.of_documents(documents)).to(self.device)
         self.place = np.full(len(table.documents), -1)
@@ -114,18 +114,19 @@ class _Pool:
         """
         left = torch.from_numpy(queries).to(self.device).float()
         scores = torch.from_numpy(own.scores).to(self.device).float()
-        places = self.place[own.documents]
+        asked, places = torch.from_numpy(own.queries).to(self.device), self.place[own.documents]
         above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
         best = torch.full((len(left), k), -torch.inf, device=self.device)
         best_places = torch.full((len(left), k), -1, dtype=torch.int64, device=self.device)
         for first in range(0, len(self.rows), _DOCUMENT_BLOCK):
             block = self.rows[first : first + _DOCUMENT_BLOCK].float()
             tile = similarity(self.measure, left, block)
-            here = (places >= first) & (places < first + len(block))
-            tile[own.queries[here], places[here] - first] = -torch.inf
+            here = np.flatnonzero((places >= first) & (places < first + len(block)))
+            cells = torch.from_numpy(np.stack([own.queries[here], places[here] - first]))
+            tile[tuple(cells.to(self.device))] = -torch.inf
             for start in range(0, len(scores), _QUERY_BLOCK):
                 some = slice(start, start + _QUERY_BLOCK)
-                above[some] += (tile[own.queries[some]] > scores[some, None]).sum(dim=1)
+                above[some] += (tile[asked[some]] > scores[some, None]).sum(dim=1)
             top, at = tile.topk(min(k, len(block)), dim=1)
             best, chosen = torch.cat([best, top], dim=1).topk(k, dim=1)
             best_places = torch.cat([best_places, at + first], dim=1).gather(1, chosen)
@@ -171,7 +172,8 @@ def rank_pairs(
             stop = min(start + _QUERY_BLOCK, len(rows))
             here = order[bounds[start] : bounds[stop]]
             own = RankedPairs(query[here] - start, pairs.documents[here], pairs.scores[here])
-            above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
+            with exact_products():
+                above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
             rank[here] = above + 1
             margin[here] = own.scores - best[own.queries, 0]
             negatives[here] = np.where(places < 0, -1, documents[places])[own.queries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import tempfile
@@ -152,7 +151,7 @@ def _start_reporting(name: str) -> None:
 
 def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
     """One step on two pairs, with the recipe's optimizer, schedule, precision and compiler."""
-    small = copy.copy(config)
+    small = config.copied()
     for name, value in _ALONE.items():
         setattr(small, name, value)
     count = 2 * small.world_size
