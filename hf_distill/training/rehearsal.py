@@ -67,16 +67,15 @@ def check_strategy(config: DistillationConfig) -> None:
     if flags:
         raise InputError(
             f"{flags[0]}: it cuts the model into parts, and a student that was trained so is not "
-            "saved here. A student is small, and every process trains a whole one (DDP): launch "
-            "with --multi_gpu and without it; for larger batches in the same memory there is "
-            "--grad_cache true"
+            "saved here. A student is small, and every process trains a whole one (DDP): leave it "
+            "out; for larger batches in the same memory there is --grad_cache true"
         )
     if config.n_gpu > 1:
         raise InputError(
             f"there are {config.n_gpu} GPUs and one process, so the Trainer would use "
             "DataParallel, in which each part of a batch sees its own negatives only. Start a "
-            f"process for each GPU (accelerate launch --multi_gpu --num_processes {config.n_gpu} "
-            "train.py ...), or show it one (CUDA_VISIBLE_DEVICES=0)"
+            f"process for each GPU (accelerate launch --num_processes {config.n_gpu} train.py "
+            "...), or show it one (CUDA_VISIBLE_DEVICES=0)"
         )
 
 

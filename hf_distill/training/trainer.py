@@ -328,6 +328,11 @@ class DistillationTrainer(SentenceTransformerTrainer):
         loss = values.sum()
         return (loss, {}) if return_outputs else loss
 
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does. It waits for the device anyway, so the losses are looked at, too."""
+        self._check_losses()
+        super().log(*args, **kwargs)
+
     def _check_losses(self, may_skip: bool = True) -> None:
         """Look at the losses since the last look. A step of the training is skipped where there is
         a loss scale (`may_skip`).
