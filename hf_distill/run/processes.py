@@ -19,11 +19,10 @@ import os
 import secrets
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +40,7 @@ its own, and nothing about the others.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """A host that does not answer for 35 seconds is gone."""
 
-_CONNECT_SECONDS, _SEE_SECONDS, _POLL_SECONDS = 60.0, 15.0, 0.2
+_CONNECT_SECONDS, _SEE_SECONDS, _LOST_SECONDS, _POLL_SECONDS = 60.0, 15.0, 2.0, 0.2
 _SHOWN = 200
 _BYE = "bye"
 
@@ -113,6 +112,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
         tokens = from_main(tokens)
         unseen = [flag for flag, path in folders.items() if not _reads(path, *tokens[flag])]
         every = of_all((socket.gethostname(), unseen))
+    of_all(None)  # nobody goes on while there is a token
     for rank, (host, flags) in enumerate(every):
         if flags:
             raise InputError(
@@ -123,16 +123,17 @@ def check_shared(folders: Mapping[str, Path]) -> None:
 
 
 @contextlib.contextmanager
-def _token_in(path: Path, token: str) -> Any:
+def _token_in(path: Path, token: str) -> Iterator[Path]:
     """Within the context, a file in `path` holds `token`. Folders that had to be made go again."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    # A name of the form that a killed call leaves, and the next one removes.
+    file = path / f".token.{secrets.token_hex(16)}.hf_distill-part"
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path, prefix=".hf_distill-token-") as file:
-            file.write(token)
-            file.flush()
-            yield Path(file.name)
+        file.write_text(token)
+        yield file
     finally:
+        file.unlink(missing_ok=True)
         for folder in made:
             with contextlib.suppress(OSError):  # somebody else uses it already
                 folder.rmdir()
@@ -162,6 +163,7 @@ class _Links:
         heard: What the main process has said, by name and number of the call.
         calls: How often this process has made or waited for each result.
         left: The ranks that have said that they are done.
+        lost: What to say of a process that has ended before.
     """
 
     rank: int
@@ -169,6 +171,7 @@ class _Links:
     heard: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     left: set[int] = field(default_factory=set)
+    lost: str | None = None
 
     def say(self, message: object) -> None:
         """Send a line to all. Who is gone does not get it: `listen` notices."""
@@ -192,14 +195,12 @@ class _Links:
                     self.heard[name, call] = inputs
         if rank in self.left:
             return
-        time.sleep(GRACE_SECONDS)
-        print(
-            f"hf_distill: error: process {rank} on {host} has ended before its work was done; what "
-            f"it said tells why. Process {self.rank} ends, too. What was complete is kept: run the "
-            "same command again",
-            file=sys.stderr,
-            flush=True,
+        self.lost = (
+            f"process {rank} on {host} has ended before its work was done; what it said tells why. "
+            f"Process {self.rank} ends, too. What was complete is kept: run the same command again"
         )
+        time.sleep(GRACE_SECONDS)
+        print(f"hf_distill: error: {self.lost}", file=sys.stderr, flush=True)
         os._exit(1)  # whatever the other threads wait in
 
 
@@ -298,6 +299,16 @@ def done() -> None:
     """Tell the others that this process has done its work, so that its end ends nobody."""
     if _links is not None:
         _links.say(_BYE)
+
+
+def lost() -> str | None:
+    """Why something failed, if another process has ended: what to say of it. A collective may fail
+    a moment before the connection is closed.
+    """
+    end = time.monotonic() + _LOST_SECONDS
+    while _links is not None and _links.lost is None and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    return None if _links is None else _links.lost
 
 
 @dataclass(frozen=True)

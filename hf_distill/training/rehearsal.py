@@ -19,6 +19,7 @@ from hf_distill.compute.device import device_type, give_back_freed_memory
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.processes import lost
 from hf_distill.training.checkpoints import FAULTS, check_checkpoint
 from hf_distill.training.terms import TERMS
 from hf_distill.training.trainer import DistillationTrainer
@@ -134,6 +135,8 @@ def _try(name: str, value: object, act: Callable[[], object]) -> None:
     except InputError:
         raise
     except FAULTS as error:
+        if other := lost():
+            raise InputError(other) from error
         says = " ".join(str(error).split()).removesuffix(".")
         if not isinstance(error, (ImportError, ValueError)):
             says = f"{type(error).__name__}: {says}"
