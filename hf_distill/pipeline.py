@@ -16,11 +16,17 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from sentence_transformers import SentenceTransformer
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_distill.candidates.mine import NAMED
-from hf_distill.compute.device import Precision, device_type, fast_precision, use_all_cores
+from hf_distill.compute.device import (
+    Precision,
+    device_type,
+    fast_precision,
+    loader_workers,
+    use_all_cores,
+)
 from hf_distill.data.collection import Collection
 from hf_distill.data.explain import explain
 from hf_distill.data.further_texts import FurtherTexts, check_pool_path, load_further_texts
@@ -39,7 +45,7 @@ from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts import evaluate_texts
 from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.evaluation.validation import point_measure, validation_evaluator, watched_measure
-from hf_distill.recipe.arguments import STAGES, Recipe
+from hf_distill.recipe.arguments import STAGES, Recipe, deciding
 from hf_distill.recipe.check import check_each_stage
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.recipe.read import read_recipe
@@ -51,7 +57,15 @@ from hf_distill.report.headline import results_table
 from hf_distill.report.page import write_report, write_texts_report
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.report.texts import texts_table
-from hf_distill.run.disk import Sizes, check_files, check_folders, check_space, plan
+from hf_distill.run.disk import (
+    Sizes,
+    check_files,
+    check_folders,
+    check_space,
+    plan,
+    written_folders,
+)
+from hf_distill.run.environment import describe_environment
 from hf_distill.run.folder import (
     RunFolder,
     open_run_folder,
@@ -59,6 +73,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
+from hf_distill.run.processes import check_same, check_shared, done, end_together, from_main
 from hf_distill.run.stage import key_of, listed, stage
 from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
@@ -73,7 +88,7 @@ from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.teachers.ranker import load_miner, load_ranker
-from hf_distill.training.rehearsal import check_training
+from hf_distill.training.rehearsal import check_strategy, check_training
 from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
 from hf_distill.training.stages import StageRecord, TrainingTask, check_batch
@@ -105,17 +120,23 @@ def with_precision(recipe: Recipe) -> Recipe:
 
     The student trains in bfloat16 where that is fast, and in float32 elsewhere: float16 needs a
     loss scale that suits the weights of the objective. A precision that `accelerate` was launched
-    with takes precedence.
+    with takes precedence over the hardware's, and one that the recipe names over both.
+
+    Raises:
+        InputError: `accelerate` was launched with fp8.
     """
-    decision = [fast_precision(device_type())]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(decision)
-    fast = decision[0]
+    fast, launched = from_main(
+        (fast_precision(device_type()), os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    )
     teacher, given = recipe.teacher, recipe.given
     if teacher.teacher_dtype == "auto":
         teacher = dataclasses.replace(teacher, teacher_dtype=_DTYPES[fast])
     if not given & {"bf16", "fp16"}:
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched == "fp8":
+            raise InputError(
+                "accelerate was launched with mixed_precision fp8, in which nothing trains here; "
+                "set it to bf16, fp16 or no"
+            )
         mixed = launched if launched in ("bf16", "fp16") else fast
         stages = [
             dataclasses.replace(stage, bf16=mixed == "bf16", fp16=mixed == launched == "fp16")
@@ -123,6 +144,20 @@ def with_precision(recipe: Recipe) -> Recipe:
         ]
         recipe = dataclasses.replace(recipe, training=stages[0], further=tuple(stages[1:]))
     return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
+
+
+def with_workers(recipe: Recipe, device: str) -> Recipe:
+    """`recipe` with processes that tokenise beside a training on `device`, and copies to it that
+    nobody waits for, unless it says otherwise. A CPU has nothing to gain from either.
+    """
+    workers = loader_workers(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    for training in recipe.stages if workers else ():
+        if "accelerator_config" not in recipe.given and training.dataloader_pin_memory:
+            cast(AcceleratorConfig, training.accelerator_config).non_blocking = True
+        if "dataloader_num_workers" not in recipe.given:
+            training.dataloader_num_workers = workers
+            training.dataloader_persistent_workers = True
+    return recipe
 
 
 class Run:
@@ -149,9 +184,14 @@ class Run:
                 cannot be built, or the objective needs something that the teacher does not have.
         """
         use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_each_stage(recipe, lambda stage: check_strategy(stage.training))
+        end_together()
         check_folders(recipe)
         check_files(recipe)
-        recipe = with_precision(recipe)
+        recipe = with_workers(with_precision(recipe), device_type())
+        versions = describe_environment()["packages"]
+        check_same({**deciding(recipe.keys()), "device": device_type(), **versions})
+        check_shared(written_folders(recipe))
         run = cls(recipe, open_run_folder(recipe))
         check_publishing(recipe)
         load_kind(recipe.data.dataset, SOURCES, "dataset")
@@ -178,7 +218,7 @@ class Run:
         """A run of `recipe` in the same folder, which shares teacher, collection and scores with
         this one, and lists, if it has the same.
         """
-        recipe = with_precision(recipe)
+        recipe = with_workers(with_precision(recipe), device_type())
         if recipe.training.student_space == TEACHER:
             recipe = in_space(recipe, self.teacher)
         other = Run(recipe, self.folder)
@@ -203,6 +243,7 @@ class Run:
         """
         with held(self.folder):
             yield from self._stages()
+        done()
 
     def _stages(self) -> Iterator[str]:
         yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()

@@ -17,6 +17,7 @@ from typing import Any
 import conversations as benchmark_of_conversations
 import datasets
 import frontier
+import gpu
 import list_scoring
 import multilingual
 import numpy as np
@@ -36,6 +37,7 @@ from quality_domains import Setting, load_domain, prepare_domain, recipe_of
 from quality_lists import PeerMiner
 from sentence_transformers import CrossEncoder
 
+from hf_distill.compute.device import device_type
 from hf_distill.compute.models import QUICKSTART_PACKAGE, packaged_quickstart_teacher
 from hf_distill.data.load import load_collection
 from hf_distill.errors import InputError
@@ -481,3 +483,20 @@ def test_no_damaged_file_is_used_without_a_word() -> None:
 def test_two_runs_at_once_do_not_disturb_each_other() -> None:
     figures = last_line("two_at_once", "--runs", 2, "--seed", 3)
     assert figures == {"runs": 2, "right": 2, "tracebacks": 0}
+
+
+def test_the_benchmark_of_a_gpu_goes_through_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the CPU, on next to nothing; and without a GPU it measures nothing."""
+    few = gpu.Sizes(
+        texts=60, compared=20, queries=20, documents=300, pairs=30, batch=4, steps=5,
+        shape=(2, 32, 2, 64),
+    )  # fmt: skip
+    figures = gpu.measure("cpu", few)
+    assert figures["search"]["equal"]
+    assert figures["ranking"]["equal_ranks"] == 1.0
+    assert figures["scoring"]["fp32"]["max_diff"] < 1e-6
+    assert figures["training"]["fp32"]["max_loss_diff"] < 1e-2
+    if device_type() == "cpu":
+        capsys.readouterr()
+        assert gpu.main([]) == 2
+        assert "there is no GPU here" in capsys.readouterr().err

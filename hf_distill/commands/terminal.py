@@ -20,6 +20,7 @@ from hf_distill.compute.device import keep_freed_memory
 from hf_distill.errors import InputError, WriteError, printable
 from hf_distill.release.publish import PublishingError
 from hf_distill.run.disk import why_not_written
+from hf_distill.run.processes import done, lost
 
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """Why the system does not take a path, whatever it is for."""
@@ -80,6 +81,7 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
     try:
         with contextlib.redirect_stdout(_Shown(sys.stdout)):
             act()
+        done()
     except InputError as error:
         print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
         return 2
@@ -92,6 +94,9 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
             path = _message(f"{error.filename}: {error.strerror}")
             print(f"{program}: error: {path}; name another path", file=sys.stderr)
             return 2
+        if why is None and (other := lost()):
+            print(f"{program}: error: {_message(other)}", file=sys.stderr)
+            return 1
         if why is None:
             raise
         named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_distill.compute.device import device_type
+from hf_distill.compute.device import device_type, exact_products
 from hf_distill.errors import InputError
 
 _QUERIES, _DOCUMENTS = 512, 8192
@@ -59,11 +59,9 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _longest(vectors: Tensor, what: str) -> float:
-    longest = float(vectors.norm(dim=1).max())
-    if not math.isfinite(longest):
+def _check_finite(vectors: Tensor, what: str) -> None:
+    if not math.isfinite(float(vectors.norm(dim=1).max())):
         raise InputError(f"an embedding among {what} is NaN or infinite, so it cannot be searched")
-    return longest
 
 
 def _top(found: Tensor, width: int, least: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +75,9 @@ def _top(found: Tensor, width: int, least: Tensor) -> tuple[Tensor, Tensor]:
     groups = m // _GROUP
     # Group j holds the columns j, j + groups, j + 2 * groups, ...; the last few belong to none.
     maxima = found[:, : groups * _GROUP].view(len(found), _GROUP, groups).amax(1)
-    wanted = min(width, int((maxima > least[:, None]).sum(1).max()))
+    wanted = min(width, groups)
+    if found.device.type == "cpu":  # an accelerator would wait for the number
+        wanted = min(width, int((maxima > least[:, None]).sum(1).max()))
     best = maxima.topk(wanted, sorted=False).indices
     members = [best + groups * i for i in range(_GROUP)]
     rest = torch.arange(groups * _GROUP, m, device=found.device).expand(len(found), -1)
@@ -93,17 +93,21 @@ def _candidates(
     """
     scores = torch.full((len(queries), width), -torch.inf, device=device)
     indices = torch.full((len(queries), width), -1, device=device)
-    longest, tile = 0.0, torch.empty(_QUERIES * _DOCUMENTS, device=device)
+    tile = torch.empty(_QUERIES * _DOCUMENTS, device=device)
+    longest, queries = torch.zeros((), device=device), queries.to(device)
     for block in _slices(len(documents), _DOCUMENTS):
         part = _rows(documents, block).to(device)
-        longest = max(longest, _longest(part, f"the documents from {block.start} on"))
+        longest = torch.maximum(longest, part.norm(dim=1).max())
         for rows in _slices(len(queries), _QUERIES):
-            found = _similarities(similarity, queries[rows].to(device), part, tile)
+            found = _similarities(similarity, queries[rows], part, tile)
             values, columns = _top(found, width, scores[rows, -1])
             numbers = torch.cat([indices[rows], columns + block.start], dim=1)
             scores[rows], taken = torch.cat([scores[rows], values], dim=1).topk(width)
             indices[rows] = numbers.gather(1, taken)
-    return scores.cpu(), indices.cpu(), longest
+    if not math.isfinite(length := float(longest)):
+        for block in _slices(len(documents), _DOCUMENTS):
+            _check_finite(_rows(documents, block), f"the documents from {block.start} on")
+    return scores.cpu(), indices.cpu(), length
 
 
 def _ranked(scores: Tensor, indices: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -161,10 +165,11 @@ def search(
     if not answer[0].numel():
         return answer[0].numpy(), answer[1].numpy()
     asked = _rows(queries, slice(None))
-    _longest(asked, "the queries")
-    scores, indices, longest = _candidates(
-        asked, documents, width, similarity, device or device_type()
-    )
+    _check_finite(asked, "the queries")
+    with exact_products():
+        scores, indices, longest = _candidates(
+            asked, documents, width, similarity, device or device_type()
+        )
     for rows in _slices(len(asked), max(1, _EXACT // width)):
         vectors = _rows(documents, indices[rows].flatten().numpy())
         exact = _exactly(similarity, asked[rows, None], vectors.view(-1, width, asked.shape[1]))

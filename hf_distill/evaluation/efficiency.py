@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
 from torch.profiler import ProfilerActivity, profile
 
+from hf_distill.compute.device import peak_bytes
 from hf_distill.evaluation.results import Cost, Efficiency
 
 _WEIGHTS = {
@@ -71,17 +71,18 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
     The interpreter, the libraries and the tokenizer take the same for every model and do not count.
     """
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        before = torch.cuda.memory_allocated(model.device)
+
+    def embed() -> None:
         model.encode_document(documents, batch_size=len(documents), show_progress_bar=False)
-        return (weights + torch.cuda.max_memory_allocated(model.device) - before) / 1e6
+
+    if (taken := peak_bytes(model.device, embed)) is not None:
+        return (weights + taken) / 1e6
     # The profiler reads this when it is first used. Above 5 it does not print when it starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
-        model.encode_document(documents, batch_size=len(documents), show_progress_bar=False)
+        embed()
     events = [
         event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
     ]

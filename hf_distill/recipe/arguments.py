@@ -24,7 +24,8 @@ CONVERSATION, UTTERANCE = "conversation", "utterance"
 
 _NO_EFFECT_ON_STUDENT = (
     "output_dir", "logging", "report_to", "push_to_hub", "hub_", "disable_tqdm", "run_name",
-    "local_rank", "resume_from", "save_total",
+    "local_rank", "resume_from", "save_total", "ddp_timeout",
+    "dataloader_num_workers", "dataloader_persistent", "dataloader_prefetch", "dataloader_pin",
 )  # fmt: skip
 
 _NO_EFFECT_ON_RESULTS = (

@@ -6,6 +6,7 @@ imports nothing of the training.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,3 +134,16 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "Stop after this many evaluations without a better validation loss. Needs eval_strategy, "
         "save_strategy and load_best_model_at_end.",
     )
+
+    @property
+    def precision(self) -> Literal["bf16", "fp16", "fp32"]:
+        """What `bf16` and `fp16` say."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    def copied(self) -> DistillationConfig:
+        """A copy that trains in `precision`. The Trainer would take the precision that `accelerate`
+        was launched with, also where both flags are false.
+        """
+        copied = copy.copy(self)
+        copied.mixed_precision = "no" if self.precision == "fp32" else self.precision
+        return copied

@@ -39,6 +39,7 @@ NO_EFFECT: Mapping[str, str] = {
         "the targets are the teacher's scores and embeddings; soften them with "
         "--teacher_temperature or --false_negative_margin"
     ),
+    "logging_nan_inf_filter": "a loss that is not finite ends the training; remove the flag",
     "bf16_full_eval": _PRECISION,
     "fp16_full_eval": _PRECISION,
     "use_liger_kernel": _NO_LIGER,

@@ -65,6 +65,7 @@ class _RecipeParser(HfArgumentParser):
 
 _OF_ARGUMENT = re.compile(r"argument --(\w+)(?:/--[\w-]+)*: (.*)")
 _SHOWN = 8
+_DDP_SECONDS = 24 * 60 * 60
 """Choices that a message lists, at most."""
 _VALUES = (
     re.compile(r"invalid (?P<what>choice): (?P<value>'.*?'|\S+) \(choose from (?P<choices>.*)\)"),
@@ -398,6 +399,10 @@ def _parsed(values: Given, name: str, parser: _RecipeParser, keys: Collection[st
     given, values = _keys_of(values, keys), dict(values)
     if "output_dir" not in given:
         values["output_dir"] = ["unused"]
+    if "ddp_timeout" not in given:
+        # While the main process works alone, the others wait in a collective. A process that is
+        # gone ends them much sooner (hf_distill/run/processes.py).
+        values["ddp_timeout"] = [str(_DDP_SECONDS)]
     if "use_cpu" not in given and not torch.cuda.is_available():
         # Without it, the processes of `torchrun` do not find each other on a CPU.
         values["use_cpu"] = [str(not torch.backends.mps.is_available())]

@@ -83,18 +83,23 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def written_folders(recipe: Recipe) -> dict[str, Path]:
+    """The folders that a run writes into: flag -> path."""
+    folders: dict[str, Path] = {"run_dir": recipe.run_dir}
+    if recipe.teacher.teacher_cache is not None:
+        folders["teacher_cache"] = Path(recipe.teacher.teacher_cache)
+    if "output_dir" in recipe.given:
+        folders["output_dir"] = Path(str(recipe.training.output_dir))
+    return folders
+
+
 def check_folders(recipe: Recipe) -> None:
     """Check that a run may write into its folders. Nothing is left there.
 
     Raises:
         InputError: A folder cannot be made or written to, with the flag that names it.
     """
-    folders: dict[str, Path] = {"run_dir": recipe.run_dir}
-    if recipe.teacher.teacher_cache is not None:
-        folders["teacher_cache"] = Path(recipe.teacher.teacher_cache)
-    if "output_dir" in recipe.given:
-        folders["output_dir"] = Path(str(recipe.training.output_dir))
-    for flag, path in folders.items():
+    for flag, path in written_folders(recipe).items():
         try:
             there = _existing(path)
             if not there.is_dir():

@@ -26,6 +26,7 @@ from accelerate import PartialState
 
 from hf_distill.errors import InputError
 from hf_distill.run.disk import naming
+from hf_distill.run.processes import check_same, expect, from_main
 
 _POLL_SECONDS = 0.3
 
@@ -126,17 +127,24 @@ def working_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def main_makes(path: Path, make: Callable[[], object], holds: Callable[[Path], bool]) -> None:
-    """Let the main process `make` the file at `path`, unless `holds(path)` is true already. The
-    other processes wait until it is.
+def main_makes(
+    path: Path, make: Callable[[], object], holds: Callable[[Path], bool], inputs: Sequence[Any]
+) -> None:
+    """Let the main process `make` the file at `path` from `inputs`, unless `holds(path)` is true
+    already. The other processes wait until it is.
 
-    A barrier would end the run after `ddp_timeout` (30 minutes by default). If the main process
-    fails, the launcher ends the others.
+    A barrier would end the run after `ddp_timeout`. If the main process ends, the others do, too
+    (`end_together`).
+
+    Raises:
+        InputError: In a process that would make it from other inputs than the main process.
     """
+    expected = expect(f"{path.parent.name}/{path.name}", inputs)
     while not holds(path):
         if PartialState().is_main_process:
             make()
         else:
+            expected.check()
             time.sleep(_POLL_SECONDS)
 
 
@@ -395,7 +403,9 @@ def stage(
             write_result(path, result, files, others)
         return result
 
-    if together and not is_current(path):
-        return replace()
-    main_makes(path, replace, is_current)
+    if together:
+        check_same({path.name: [kind.__name__, *inputs]})
+        if not from_main(is_current(path)):
+            return replace()
+    main_makes(path, replace, is_current, inputs)
     return read_result(path, kind)

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from hf_distill.compute.device import device_type
+from hf_distill.compute.device import exact_products, ranking_device
 from hf_distill.data.collection import Collection
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
@@ -97,7 +97,7 @@ class _Pool:
     """The pool's embeddings on the device, and the search in them."""
 
     def __init__(self, documents: np.ndarray, table: EmbeddingTable, measure: str) -> None:
-        self.device = device_type() if device_type() == "cuda" else "cpu"
+        self.device = ranking_device()
         self.measure = measure
         self.rows = torch.from_numpy(table.of_documents(documents)).to(self.device)
         self.place = np.full(len(table.documents), -1)
@@ -128,8 +128,9 @@ class _Pool:
         for first in range(0, len(self.rows), _DOCUMENT_BLOCK):
             block = self.rows[first : first + _DOCUMENT_BLOCK].float()
             tile = similarity(self.measure, left, block)
-            here = (places >= first) & (places < first + len(block))
-            tile[own.queries[here], places[here] - first] = -torch.inf
+            here = np.flatnonzero((places >= first) & (places < first + len(block)))
+            cells = torch.from_numpy(np.stack([own.queries[here], places[here] - first]))
+            tile[tuple(cells.to(self.device))] = -torch.inf
             groups = pad(tile, (0, -len(block) % _GROUP), value=-torch.inf)
             groups = groups.view(len(left), -1, _GROUP)
             highest = groups.amax(dim=2)
@@ -215,7 +216,8 @@ def rank_pairs(
             stop = min(start + _QUERY_BLOCK, len(rows))
             here = order[bounds[start] : bounds[stop]]
             own = RankedPairs(query[here] - start, pairs.documents[here], pairs.scores[here])
-            above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
+            with exact_products():
+                above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
             rank[here] = above + 1
             margin[here] = own.scores - best[own.queries, 0]
             negatives[here] = np.where(places < 0, -1, documents[places])[own.queries]

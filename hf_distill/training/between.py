@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_model
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+
+from hf_distill.run.processes import from_main
 
 AUTO = "auto"
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -118,9 +119,7 @@ def settle(
             here = measured(student)
             ranking.append(here.ranking)
             points.append(Point(number, {RANKING: float(here.ranking.mean()), **here.scores}))
-    decision = [chosen(points, np.stack(ranking)) if place == AUTO and points else None]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(decision)
-    settled = float(place) if decision[0] is None else decision[0]
+    decision = from_main(chosen(points, np.stack(ranking)) if place == AUTO and points else None)
+    settled = float(place) if decision is None else decision
     student.load_state_dict(between(start, after, settled))
     return settled, tuple(points)

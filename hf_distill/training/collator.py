@@ -15,11 +15,28 @@ from hf_distill.training.packing import Packer
 from hf_distill.training.rows import Examples, Lookup, examples
 from hf_distill.training.texts import pool_places
 
+_SPECIAL = 8
+"""About the characters of the tokens that a model adds to a text."""
+
 
 def _shared_zero() -> Tensor:
     zero = torch.zeros((), dtype=torch.int64)
     zero.share_memory_()  # type: ignore[no-untyped-call]  # torch gives it no types
     return zero
+
+
+def groups_of(lengths: list[int], most: int) -> list[int]:
+    """Cut texts of ascending `lengths` into groups: how many are in each. Padded to its longest
+    text, a group has no more than `most` characters (one text may have more), and a text is at
+    least half as long as the longest one beside it.
+    """
+    sizes, first = [], 0
+    for text, length in enumerate(lengths):
+        padded = (text + 1 - first) * length
+        if text > first and (padded > most or 2 * lengths[first] < length):
+            sizes.append(text - first)
+            first = text
+    return [*sizes, len(lengths) - first] if lengths else []
 
 
 @dataclass
@@ -34,6 +51,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     Attributes:
         query_prompt, document_prompt: Text before each query and document.
         group_size: Texts in a group.
+        group_characters: Instead, the most characters of a group, padding included: few groups for
+            a device that does much at once. None: groups of `group_size`.
         packer: How the texts of a group are packed; None: they are padded.
         lookup: Where the rows' numbers are looked up.
         texts_per_pair: Texts of the pool beside each pair whose row has a number.
@@ -50,6 +69,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     query_prompt: str = ""
     document_prompt: str = ""
     group_size: int = 16
+    group_characters: int | None = None
     packer: Packer | None = None
     lookup: Lookup = field(default_factory=Lookup)
     texts_per_pair: int = 0
@@ -80,8 +100,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
     def _tokenised(self, texts: list[str]) -> dict[str, Any]:
         """Model inputs by group, and where each text stands in them."""
         order = torch.tensor(sorted(range(len(texts)), key=lambda i: len(texts[i])))
+        sizes: int | list[int] = self.group_size
+        if self.group_characters is not None:
+            sizes = groups_of([_SPECIAL + len(texts[i]) for i in order], self.group_characters)
         batch: dict[str, Any] = {}
-        for number, group in enumerate(torch.split(order, self.group_size)):
+        for number, group in enumerate(torch.split(order, sizes)):
             tokens = self.preprocess_fn([texts[i] for i in group.tolist()])
             if self.packer is not None:
                 tokens, within = self.packer.pack(tokens)

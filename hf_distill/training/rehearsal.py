@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from hf_distill.compute.device import device_type, give_back_freed_memory
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.processes import lost
 from hf_distill.training.checkpoints import FAULTS, check_checkpoint
 from hf_distill.training.terms import TERMS
 from hf_distill.training.trainer import DistillationTrainer
@@ -36,10 +37,47 @@ _ALONE: dict[str, Any] = {
 """The settings of a rehearsal that are not the recipe's: everything but how a step is made."""
 
 _SUSPECTS = (
-    "deepspeed", "fsdp", "torch_compile", "activation_checkpointing", "fp16", "bf16",
+    "torch_compile", "activation_checkpointing", "fp16", "bf16",
     "dataloader_num_workers", "debug",
 )  # fmt: skip
 """What a message names if a step fails: the first of these that is set."""
+
+
+_LAUNCHED = {
+    "ACCELERATE_USE_FSDP": "fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm",
+}
+"""What `accelerate launch` sets -> the strategy that it means."""
+
+
+def check_strategy(config: DistillationConfig) -> None:
+    """Check, before anything is loaded, that each process trains a whole student.
+
+    Raises:
+        InputError: FSDP, DeepSpeed or another strategy that cuts it into parts, or several GPUs in
+            one process.
+    """
+    named = {name: getattr(config, name) for name in ("fsdp", "deepspeed", "parallelism_config")}
+    flags = [f"--{name} {value}" for name, value in named.items() if value]
+    flags += [
+        f"accelerate launch with {strategy}"
+        for variable, strategy in _LAUNCHED.items()
+        if os.environ.get(variable, "").lower() in ("true", "1")
+    ]
+    if flags:
+        raise InputError(
+            f"{flags[0]}: it cuts the model into parts, and a student that was trained so is not "
+            "saved here. A student is small, and every process trains a whole one (DDP): leave it "
+            "out; for larger batches in the same memory there is --grad_cache true"
+        )
+    if config.n_gpu > 1:
+        raise InputError(
+            f"there are {config.n_gpu} GPUs and one process, so the Trainer would use "
+            "DataParallel, in which each part of a batch sees its own negatives only. Start a "
+            f"process for each GPU (accelerate launch --num_processes {config.n_gpu} train.py "
+            "...), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
 
 
 def check_training(recipe: Recipe, student: SentenceTransformer) -> None:
@@ -97,6 +135,8 @@ def _try(name: str, value: object, act: Callable[[], object]) -> None:
     except InputError:
         raise
     except FAULTS as error:
+        if other := lost():
+            raise InputError(other) from error
         says = " ".join(str(error).split()).removesuffix(".")
         if not isinstance(error, (ImportError, ValueError)):
             says = f"{type(error).__name__}: {says}"
@@ -113,10 +153,10 @@ def _start_reporting(name: str) -> None:
 
 def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
     """One step on two pairs, with the recipe's optimizer, schedule, precision and compiler."""
-    small = copy.copy(config)
+    small = config.copied()
     for name, value in _ALONE.items():
         setattr(small, name, value)
-    count = 2 * small.world_size * max(1, small.n_gpu)
+    count = 2 * small.world_size
     rows = Dataset.from_dict(
         {
             "query": [f"query {i}" for i in range(count)],
@@ -132,8 +172,6 @@ def _rehearse(config: DistillationConfig, student: SentenceTransformer) -> None:
         _try(suspect, value, lambda: made.append(DistillationTrainer(student, small, rows)))
         trainer = made[0]
         trainer.remove_callback(PrinterCallback)
-        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-            return  # they set up the model once in a process
         _try("optim", getattr(config.optim, "value", config.optim), trainer.create_optimizer)
         schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
         kwargs = f" --lr_scheduler_kwargs {config.lr_scheduler_kwargs}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass
@@ -138,7 +137,7 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
         InputError: Fewer pairs than a batch, or an evaluation without validation pairs.
     """
     rows, student = task.rows, task.student
-    config = copy.copy(task.stages[number - 1])
+    config = task.stages[number - 1].copied()
     folder = task.checkpoints[number - 1]
     config.output_dir = str(folder)
     config.restore_callback_states_from_checkpoint = True  # early stopping goes on counting

@@ -45,15 +45,15 @@ def _divergence(student: Tensor, teacher: Tensor, weight: Tensor | None) -> Tens
     over cells that the teacher knows (not NaN). Rows with fewer than two of these are left out.
     """
     known = ~teacher.isnan()
-    rows = known.sum(dim=1) >= 2
-    known = known[rows]
+    rows = known.sum(dim=1, keepdim=True) >= 2
+    counts = known & rows
 
     def log_shares(scores: Tensor) -> Tensor:
-        return scores[rows].masked_fill(~known, -torch.inf).log_softmax(dim=1)
+        # Rows that are left out stay, without a share: to remove them, a GPU would have to wait.
+        return scores.masked_fill(~counts, -torch.inf).masked_fill(~rows, 0.0).log_softmax(dim=1)
 
     log_p, log_q = log_shares(teacher), log_shares(student)
-    divergence = log_p.exp() * (log_p - log_q).masked_fill(~known, 0.0)
-    weight = None if weight is None else weight[rows]
+    divergence = log_p.exp() * (log_p - log_q).masked_fill(~counts, 0.0)
     return _weighted(divergence, weight).sum() / rows.sum().clamp(min=1)
 
 

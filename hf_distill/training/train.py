@@ -317,7 +317,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         texts=0 if pool is None else len(pool),
         seconds=round(sum((record.seconds for record in records), seconds), 1),
         resumed_from=records[-1].resumed_from,
-        precision="bf16" if config.bf16 else "fp16" if config.fp16 else "fp32",
+        precision=config.precision,
         best_step=None if best is None else best + offsets[-2],
         layers=task.layers,
         log=tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -37,7 +38,20 @@ _PACKED_GROUP, _CACHED_GROUP, _PADDED_GROUP = 512, 64, 16
 many as it holds at a time. Padded: few, so that padding wastes little and they stay in the caches.
 """
 
+_GROUP_CHARACTERS = 57_344
+"""Of a group on an accelerator, padding included: some 16,384 tokens."""
+
 _GIVE_BACK_STEPS = 32
+
+LOSS_SCALE = 256.0
+"""What fp16 begins with. The default of torch, 65,536, times the weights of the recommended recipe
+(540 for the alignment) is beyond what float16 holds, and the first seven steps would be skipped.
+"""
+
+_CHECK_STEPS = 16
+"""On an accelerator, so many losses are fetched together: each fetch waits for the device. With a
+loss scale, so many steps that follow one another may be skipped.
+"""
 
 
 class _TellEpoch(TrainerCallback):
@@ -148,7 +162,13 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self._measure = scale.similarity if scale.similarity in SCALES else "cosine"
         self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self.plan = plan_of(train_dataset, args)
+        # A loss that is not finite ends the training. The parent would wait for the device to look
+        # at each term of each step.
+        args.logging_nan_inf_filter = False
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
+        self._losses: list[tuple[int, Tensor]] = []
+        self._skipped = 0
+        self._set_loss_scale()
         self._epochs: list[Tensor] = []
         if isinstance(self.data_collator, DistillationCollator):
             self._epochs.append(self.data_collator.epoch)
@@ -159,6 +179,12 @@ class DistillationTrainer(SentenceTransformerTrainer):
         # The loss is a mean over the batch: the Trainer must divide by the accumulation steps, not
         # by a token count.
         self.model_accepts_loss_kwargs = False
+
+    def _set_loss_scale(self) -> None:
+        """Let fp16 begin with `LOSS_SCALE`. Nothing else has a scale."""
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.is_enabled():
+            scaler.load_state_dict({**scaler.state_dict(), "scale": LOSS_SCALE})
 
     def get_default_loss(self, model: BaseModel) -> nn.Module:
         """The student, because the parent class looks here for parameters to optimise. The
@@ -176,13 +202,15 @@ class DistillationTrainer(SentenceTransformerTrainer):
             group_size = _CACHED_GROUP if args.grad_cache else _PACKED_GROUP
         elif on_cpu and isinstance(model[0], Transformer):
             group_size = _PADDED_GROUP
-        else:  # a GPU prefers few large groups, and a static student has no padding to waste
+        else:  # a static student has no padding to waste
             group_size = max(_PADDED_GROUP, args.train_batch_size)
+        pads = not on_cpu and isinstance(model[0], Transformer)
         return DistillationCollator(
             preprocess_fn=model.preprocess,
             query_prompt=model.prompts.get("query") or "",
             document_prompt=model.prompts.get("document") or "",
             group_size=group_size,
+            group_characters=_GROUP_CHARACTERS if pads else None,
             packer=packer,
             lookup=self.lookup,
             texts_per_pair=args.texts_per_pair,
@@ -216,6 +244,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """As the Trainer does, and seals it when every process has written its part. What an
         earlier call left of it is removed before, and on a full disk what was written of it.
         """
+        self._check_losses()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)
@@ -239,7 +268,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer does. The student's modules are the same before and after."""
         with self._fast():
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            self._check_losses()
+            return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer does."""
@@ -272,7 +303,9 @@ class DistillationTrainer(SentenceTransformerTrainer):
         """The hybrid objective on one batch; each weighted term is logged under its name.
 
         Raises:
-            FloatingPointError: A term is NaN or infinite, with its name and the step.
+            FloatingPointError: A term is NaN or infinite, with its name and the step. On an
+                accelerator it comes some steps later, but before anything is saved; with a loss
+                scale, if the scale cannot help.
         """
         groups, _ = self.collect_features(inputs)
         texts = torch.cat([self._embed(model, group) for group in groups])[inputs["place"]]
@@ -285,19 +318,50 @@ class DistillationTrainer(SentenceTransformerTrainer):
         if self.args.false_negative_margin is not None and batches[0].ignore.numel():
             logged["ignored_cells"] = batches[0].ignore.float().mean()
         self.track_loss_components(logged)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
+        values = torch.stack(list(terms.values()))
+        trains = torch.is_grad_enabled()
+        if not trains:
+            self._check_losses()
+        self._losses.append((self.state.global_step, values.detach()))
+        if values.device.type == "cpu" or not trains or len(self._losses) >= _CHECK_STEPS:
+            self._check_losses(may_skip=trains)
+        loss = values.sum()
+        return (loss, {}) if return_outputs else loss
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer does. It waits for the device anyway, so the losses are looked at, too."""
+        self._check_losses()
+        super().log(*args, **kwargs)
+
+    def _check_losses(self, may_skip: bool = True) -> None:
+        """Look at the losses since the last look. A step of the training is skipped where there is
+        a loss scale (`may_skip`).
+
+        Raises:
+            FloatingPointError: As `compute_loss`.
+        """
+        if not self._losses:
+            return
+        steps = [step for step, _ in self._losses]
+        every = torch.stack([values for _, values in self._losses]).cpu()
+        self._losses.clear()
+        for step, values in zip(steps, every, strict=True):
+            if torch.isfinite(values).all():
+                self._skipped = 0
+                continue
+            self._skipped += 1
+            scales = may_skip and self.accelerator.scaler is not None
+            if scales and self._skipped < _CHECK_STEPS:
+                continue  # it skips the step and lowers its scale
             broken = {
-                name: float(value.detach())
-                for name, value in terms.items()
-                if not torch.isfinite(value)
+                name: value
+                for name, value in zip(self.terms, values.tolist(), strict=True)
+                if not math.isfinite(value)
             }
             raise FloatingPointError(
-                f"step {self.state.global_step}: the objective is not finite ({broken}). The last "
-                "checkpoint is kept; try a lower --learning_rate, or float32 (--bf16 false --fp16 "
-                "false)"
+                f"step {step}: the objective is not finite ({broken}). The last checkpoint is "
+                "kept; try a lower --learning_rate, or float32 (--bf16 false --fp16 false)"
             )
-        return (loss, {}) if return_outputs else loss
 
 
 def check_rows(rows: object, terms: Collection[str]) -> None:

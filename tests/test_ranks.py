@@ -1,0 +1,144 @@
+"""Several processes: they agree, see the same folders, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, recipe_of
+
+from hf_distill.errors import InputError
+from hf_distill.pipeline import with_precision
+from hf_distill.recipe.read import read_recipe
+from hf_distill.run import processes
+from hf_distill.training.rehearsal import check_strategy
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.create_server(("localhost", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes were told, by rank; when each ended; and what they wrote to stderr."""
+    folder, tests = tmp_path_factory.mktemp("ranks"), Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(tests / "ranks_process.py"), str(folder), str(free_port())],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tests}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}
+    return {**read, "stderr": done.stderr}
+
+
+def test_processes_that_differ_are_told_which_and_in_what(ranks: dict[str, Any]) -> None:
+    for rank in "01":
+        assert not ranks[rank]["same"]
+        assert "process 1 on" in ranks[rank]["precision"]
+        assert "bf16 is false, and true in process 0" in ranks[rank]["precision"]
+        assert '"data of 1"' in ranks[rank]["together"]
+
+
+def test_a_host_with_a_folder_of_its_own_is_told_so(ranks: dict[str, Any]) -> None:
+    for rank in "01":
+        assert not ranks[rank]["shared"]
+        assert "--teacher_cache" in ranks[rank]["unshared"]
+        assert "process 1 on" in ranks[rank]["unshared"]
+    assert ranks["0"]["left"] == []
+
+
+def test_nobody_waits_for_a_result_that_is_made_from_other_data(ranks: dict[str, Any]) -> None:
+    assert ranks["0"]["makes"] == ranks["1"]["makes"]
+    assert not ranks["0"]["waits"]
+    assert '"data of 1" here, and from "data of 0" in process 0' in ranks["1"]["waits"]
+
+
+def test_a_killed_main_process_ends_the_one_that_waits_for_it(ranks: dict[str, Any]) -> None:
+    (killed, before), (ended, after) = ranks["ended"]["0"], ranks["ended"]["1"]
+    assert (killed, ended) == (-9, 1)
+    assert after - before < 10
+    assert "process 0 on localhost has ended before its work was done" in ranks["stderr"]
+
+
+def test_one_process_has_nobody_to_agree_with(tmp_path: Path) -> None:
+    processes.end_together()
+    processes.check_same({"a": 1})
+    processes.check_shared({"run_dir": tmp_path / "new"})
+    processes.done()
+    assert not list(tmp_path.iterdir())
+    assert (processes.of_all(3), processes.from_main(4)) == ([3], 4)
+
+
+def test_a_silent_host_is_noticed_within_a_minute() -> None:
+    keep = processes._KEEPALIVE
+    silent = keep["TCP_KEEPIDLE"] + keep["TCP_KEEPINTVL"] * keep["TCP_KEEPCNT"]
+    assert silent + processes.GRACE_SECONDS < 60
+    with (
+        socket.create_server(("localhost", 0)) as server,
+        socket.create_connection(server.getsockname()) as connection,
+    ):
+        processes._keep_alive(connection)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+@pytest.mark.parametrize(
+    ("launched", "flags", "precision"),
+    [
+        ("bf16", [], "bf16"),
+        ("fp16", [], "fp16"),
+        ("bf16", ["--bf16", "false"], "no"),
+        ("fp16", ["--bf16", "true"], "bf16"),
+    ],
+    ids=["the launcher's", "also fp16", "none against the launcher", "another one"],
+)
+def test_the_precision_that_trains_is_the_one_that_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, launched: str, flags: list[str], precision: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    recipe = read_recipe(["quickstart", "--stages", "max_steps=3", *flags])
+    assert len(recipe.stages) == 2
+    for stage in with_precision(recipe).stages:
+        assert stage.precision.replace("fp32", "no") == precision
+        assert stage.copied().mixed_precision == precision
+
+
+def test_a_launcher_with_fp8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(InputError, match="fp8"):
+        with_precision(read_recipe(["quickstart"]))
+
+
+@pytest.mark.parametrize(
+    "variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"]
+)
+def test_a_strategy_that_cuts_the_student_into_parts_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    training = recipe_of().training
+    check_strategy(training)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(InputError, match=r"accelerate launch with .*DDP"):
+        check_strategy(training)
+
+
+def test_several_gpus_in_one_process_are_refused() -> None:
+    training = recipe_of().training
+    training._n_gpu = 4
+    with pytest.raises(InputError, match=r"4 GPUs and one process.*--num_processes 4"):
+        check_strategy(training)
+
+
+def test_flags_that_cut_the_student_into_parts_are_refused() -> None:
+    training = recipe_of().training
+    training.fsdp = "full_shard"
+    with pytest.raises(InputError, match=r"^--fsdp full_shard: .*--grad_cache"):
+        check_strategy(training)
