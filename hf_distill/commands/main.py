@@ -17,6 +17,7 @@ from hf_distill.commands import (
     search,
     study,
     train,
+    verify,
 )
 from hf_distill.commands.terminal import exit_code, set_up
 from hf_distill.errors import InputError
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "dataset": dataset,
     "mine": mine,
     "export": export,
+    "verify": verify,
     "publish": publish,
     "search": search,
     "demo": demo,
