@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sentence_transformers import __version__
+
 from hf_distill.compute.models import load_sentence_transformer, locate_model
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task
@@ -23,6 +25,7 @@ from hf_distill.release.parity import (
     verify,
     write_parity,
 )
+from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.folder import RunFolder
@@ -121,14 +124,7 @@ def line_of(compared: Compared) -> str:
     )
 
 
-def _print(parity: Parity) -> None:
-    print(
-        f"Compared with sentence-transformers {parity.reference}: {parity.probes} texts as queries "
-        f"and as documents; recall@10 on {parity.of}."
-    )
-    print(f"{'runtime':<24}{'difference':>10}{'cosine':>11}{'recall':>8}")
-    for compared in parity.tried:
-        print(line_of(compared))
+def _not_tried(parity: Parity) -> None:
     for other in parity.not_tried:
         print(
             f"{other.runtime:<24}not tried: {other.why}" + (f" ({other.line})" * bool(other.line))
@@ -163,8 +159,17 @@ def run(arguments: argparse.Namespace) -> None:
             list((task.student_queries or task.queries).values()), list(task.documents.values())
         )  # fmt: skip
     training = results.training.key if results else None
-    parity = verify(student, texts_of(held_out), attempts, urls, arguments.model, training)
-    _print(parity)
+    texts = texts_of(held_out)
+    print(
+        f"Compared with sentence-transformers {__version__}: {len(PROBES)} texts as queries and as "
+        f"documents; recall@10 on {texts.of}."
+    )
+    print(f"{'runtime':<24}{'difference':>10}{'cosine':>11}{'recall':>8}")
+    parity = verify(
+        student, texts, attempts, urls, arguments.model, training,
+        lambda compared: print(line_of(compared), flush=True),
+    )  # fmt: skip
+    _not_tried(parity)
     if arguments.json:
         write_parity(arguments.json, parity)
     elif results is not None:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hf_distill.errors import InputError, printable
 from hf_distill.release.diagnosis import Sent, likely_reason, unit
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
-from hf_distill.release.served import connect
+from hf_distill.release.served import connect, name_of
 from hf_distill.report.results import CommonResults
 from hf_distill.run.stage import key_of, read_result, sha256_of, write_result
 
@@ -34,7 +34,7 @@ INT8_RECALL = 0.9
 """Least recall@10 of int8 embeddings that agree."""
 
 DEPTH = 10
-QUERIES, DOCUMENTS = 100, 1000
+QUERIES, DOCUMENTS = 100, 500
 """At most so many of the run's held-out texts are embedded, besides the probes."""
 
 _TIE = 1e-5
@@ -242,7 +242,7 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
     """Why a runtime cannot be tried; None if it can."""
     name, runtime = attempt.name, attempt.runtime
     if runtime.file and not (student.folder / runtime.file).is_file():
-        line = f"hf-distill export {student.folder.name}"
+        line = "hf-distill export STUDENT"
         return NotTried(name, f"the student has no {runtime.file}", line)
     if name == "transformers" and student.card is None:
         return NotTried(name, "there is no card of a run whose snippet could be executed", None)
@@ -366,6 +366,7 @@ def verify(
     urls: Sequence[str] = (),
     model: str | None = None,
     training: str | None = None,
+    show: Callable[[Compared], object] = lambda _: None,
 ) -> Parity:
     """Try the runtimes, and the servers at `urls`.
 
@@ -376,6 +377,7 @@ def verify(
         urls: Addresses of servers of the student.
         model: The student's name there.
         training: The key of the training that made it.
+        show: Gets each result when it is there: some take minutes.
 
     Raises:
         InputError: A runtime that is asked for cannot be tried, or a server cannot be asked; before
@@ -390,13 +392,17 @@ def verify(
     servers = [connect(url, model) for url in urls]
     usable = [a for a, obstacle in zip(attempts, obstacles, strict=True) if obstacle is None]
     expected = reference(student, texts)
-    tried = [_try(attempt, student, texts, expected) for attempt in usable]
+    tried = []
+    for attempt in usable:
+        tried.append(_try(attempt, student, texts, expected))
+        show(tried[-1])
     for server in servers:
         answered = server.embed(texts.queries, texts.documents, student.prompts)
         about = Compared(
-            f"a server's {server.route}", server.versions, "float32", refusal=answered.refusal
+            name_of(server.route), server.versions, "float32", refusal=answered.refusal
         )
         tried.append(compare(student, texts, expected, answered.embeddings, about))
+        show(tried[-1])
     names = {attempt.name for attempt in attempts}
     others = [
         NotTried(name, "not asked for", runtime.install)

@@ -25,6 +25,11 @@ _NOT_THERE = (404, 405)
 _NOT_ALLOWED = (401, 403)
 
 
+def name_of(route: str) -> str:
+    """What a server is called in a table: by the route that was asked. Its address is not shown."""
+    return f"a server's {route}"
+
+
 @dataclass(frozen=True)
 class Answered:
     """What a server answered.
@@ -158,7 +163,7 @@ def _get(client: OpenAI, address: str) -> Any:
     import openai  # noqa: PLC0415  (an extra)
 
     try:
-        return json.loads(client.get(address, cast_to=bytes))
+        return json.loads(client.with_options(max_retries=0).get(address, cast_to=bytes))
     except (openai.APIError, ValueError):
         return None
 

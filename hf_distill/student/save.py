@@ -2,7 +2,7 @@
 
 sentence-transformers >= 5.4 writes class paths and pooling settings that text-embeddings-inference
 and its own older versions cannot read. They do read the layout written here: 3.4, 5.1 and 6.2 load
-it with identical embeddings (`benchmarks/layouts.py`). Version 2.7 does not, because it reads a
+it with identical embeddings (`benchmarks/parity.py`). Version 2.7 does not, because it reads a
 Dense head from a pickle only, and a student has no pickles.
 """
 
