@@ -54,7 +54,7 @@ ENVIRONMENTS = {
     "fastembed": Environment(("fastembed",), ("fastembed", "fastembed-int8"), torch=False),
     "langchain": Environment(("langchain-huggingface", "sentence-transformers"), ("langchain",)),
     "llama-index": Environment(("llama-index-embeddings-huggingface",), ("llama-index",)),
-    "haystack": Environment(("haystack-ai", "sentence-transformers"), ("haystack",)),
+    "haystack": Environment(("haystack-ai", "sentence-transformers-haystack"), ("haystack",)),
     "transformers.js": Environment(
         ("@huggingface/transformers",), ("transformers.js", "transformers.js-int8")
     ),

@@ -41,6 +41,7 @@ from hf_distill.release.parity import (
 )
 from hf_distill.release.probes import KINDS, PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
+from hf_distill.release.served import connect
 from hf_distill.run.stage import read_result
 from hf_distill.student.save import save_student
 
@@ -90,6 +91,18 @@ def cut(student: Student, limit: int) -> np.ndarray:
         student.model.max_seq_length = own
 
 
+def endless(student: Student) -> np.ndarray:
+    """As transformers.js cuts: special tokens are added first."""
+    first, rows = student.model[0], []
+    for text in ["who " + text for text in FEW] + ["book of " + text for text in FEW]:
+        ids = first.tokenizer(text)["input_ids"][:24]
+        tokens = torch.tensor([ids])
+        state = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        with torch.inference_mode():
+            rows.append(student.model(state)["sentence_embedding"][0].numpy())
+    return np.stack(rows)
+
+
 MISTAKES: dict[str, Callable[[Student, Any, Any, Any], np.ndarray]] = {
     "the Dense head is missing": lambda s, first, mean, _: wrong(s, [first, mean, Normalize()]),
     "it pools the CLS token, not the mean": lambda s, first, _, head: wrong(
@@ -105,6 +118,9 @@ MISTAKES: dict[str, Callable[[Student, Any, Any, Any], np.ndarray]] = {
     "documents get the prompt of queries": lambda s, *_: wrong(s, list(s.model), ("who ", "who ")),
     "texts are cut at 16 tokens, not at 24": lambda s, *_: cut(s, 16),
     "texts are cut at 64 tokens, not at 24": lambda s, *_: cut(s, 64),
+    "the special token at the end of texts that are cut at 24 tokens is lost": lambda s, *_: (
+        endless(s)
+    ),
     "the Dense head is missing and the prompts are missing and embeddings are not normalised": (
         lambda s, first, mean, _: wrong(s, [first, mean], ("", ""))
     ),
@@ -198,7 +214,7 @@ def openai(embed: Embed) -> contextlib.AbstractContextManager[Endpoint]:
 
 
 def asked(student: Student, state: Endpoint, route: str = "", model: str | None = None) -> Compared:
-    (compared,) = verify(student, TEXTS, [], [state.url + route], model).tried
+    (compared,) = verify(student, TEXTS, [], [connect(state.url + route, model)]).tried
     return compared
 
 
@@ -264,7 +280,7 @@ def test_a_server_of_openais_route_is_found_out(student: Student) -> None:
             compared = asked(student, state, route, "student")
             assert compared.reason == "the Dense head is missing"
     with pytest.raises(InputError, match="is not an address"):
-        verify(student, TEXTS, [], ["somewhere"], None)
+        connect("somewhere", None)
 
 
 # --- runtimes in processes of their own ----------------------------------------------------------

@@ -27,6 +27,7 @@ from hf_distill.release.parity import (
 )
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES
+from hf_distill.release.served import connect
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.lock import held
@@ -142,6 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     attempts = attempts_of([] if urls and named is None else named)
     if arguments.model and not urls:
         raise InputError("--model names the student at a server; name that with --url")
+    servers = [connect(url, arguments.model) for url in urls]
     results = _results(arguments.run_or_model)
     if results is not None:
         folder = results.folder.student
@@ -166,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(f"{'runtime':<24}{'difference':>10}{'cosine':>11}{'recall':>8}")
     parity = verify(
-        student, texts, attempts, urls, arguments.model, training,
+        student, texts, attempts, servers, training,
         lambda compared: print(line_of(compared), flush=True),
     )  # fmt: skip
     _not_tried(parity)

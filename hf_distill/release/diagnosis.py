@@ -57,12 +57,20 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, 1e-12))
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """Where a text is cut, in tokens. `ended`: the special token at its end is kept."""
+
+    limit: int
+    ended: bool = True
+
+
 @dataclass
 class _Student:
     """A student that can be read wrongly. Token embeddings are kept: each costs a pass."""
 
     model: SentenceTransformer
-    tokens: dict[tuple[str, str, int], list[np.ndarray]] = field(default_factory=dict)
+    tokens: dict[tuple[str, str, _Cut], list[np.ndarray]] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:
@@ -72,20 +80,35 @@ class _Student:
     def pooling(self) -> str:
         return next(str(m.pooling_mode) for m in self.model if isinstance(m, Pooling))
 
-    def hidden(self, sent: Sent, prompts: tuple[str, str], limit: int) -> list[np.ndarray]:
+    def hidden(self, sent: Sent, prompts: tuple[str, str], cut: _Cut) -> list[np.ndarray]:
         """The token embeddings (T, h) of each text."""
-        key = (*prompts, limit)
+        key = (*prompts, cut)
         if key not in self.tokens:
-            own, self.model.max_seq_length = self.limit, limit
-            try:
-                rows = self.model.encode(
-                    sent.prompted(*prompts), output_value="token_embeddings", prompt="",
-                    show_progress_bar=False,
-                )  # fmt: skip
-            finally:
-                self.model.max_seq_length = own
-            self.tokens[key] = [row.float().cpu().numpy() for row in rows]
+            texts = sent.prompted(*prompts)
+            self.tokens[key] = self._up_to(texts, cut.limit) if cut.ended else self._endless(texts)
         return self.tokens[key]
+
+    def _up_to(self, texts: list[str], limit: int) -> list[np.ndarray]:
+        """As sentence-transformers reads them with this limit."""
+        own, self.model.max_seq_length = self.limit, limit
+        try:
+            rows = self.model.encode(
+                texts, output_value="token_embeddings", prompt="", show_progress_bar=False
+            )
+        finally:
+            self.model.max_seq_length = own
+        return [row.float().cpu().numpy() for row in rows]
+
+    def _endless(self, texts: list[str]) -> list[np.ndarray]:
+        """Cut at the student's limit after the special tokens were added: the last is lost."""
+        first, parts = self.model[0], []
+        for text in texts:
+            tokens = self.model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
+            ids = torch.tensor([tokens[: self.limit]])
+            with torch.inference_mode():
+                state = first({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            parts.append(state["token_embeddings"][0].float().numpy())
+        return parts
 
     def headed(self, pooled: np.ndarray) -> np.ndarray:
         """(N, h) through the linear layers."""
@@ -114,18 +137,19 @@ def _prompts(model: SentenceTransformer) -> dict[str, tuple[str, str]]:
     return variants
 
 
-def _limits(student: _Student) -> dict[str, int]:
-    """What is wrong -> the limit in tokens. The first is right."""
-    first = student.model[0]
+def _cuts(student: _Student) -> dict[str, _Cut]:
+    """What is wrong -> where texts are cut. The first is right."""
+    first, own = student.model[0], student.limit
     most = first.auto_model.config.max_position_embeddings if isinstance(first, Transformer) else 0
-    others = [n for n in sorted({*_LIMITS, most}) if n != student.limit and 0 < n <= most]
-    said = {n: f"texts are cut at {n} tokens, not at {student.limit}" for n in others}
-    return {"": student.limit} | {what: n for n, what in said.items()}
+    others = [n for n in sorted({*_LIMITS, most}) if n != own and 0 < n <= most]
+    said = {f"texts are cut at {n} tokens, not at {own}": _Cut(n) for n in others}
+    endless = f"the special token at the end of texts that are cut at {own} tokens is lost"
+    return {"": _Cut(own), endless: _Cut(own, ended=False)} | said
 
 
 def _mistakes(student: _Student, sent: Sent) -> Iterator[tuple[list[str], np.ndarray]]:
     """What is wrong -> unit embeddings, the fewest mistakes first."""
-    prompts, limits = _prompts(student.model), _limits(student)
+    prompts, cuts = _prompts(student.model), _cuts(student)
     heads = {"": True}
     if any(isinstance(module, Dense) for module in student.model):
         heads["the Dense head is missing"] = False
@@ -135,16 +159,16 @@ def _mistakes(student: _Student, sent: Sent) -> Iterator[tuple[list[str], np.nda
         for mode in _POOLINGS
         if mode != own
     }
-    ways = itertools.product(prompts, limits, poolings, heads)
+    ways = itertools.product(prompts, cuts, poolings, heads)
     for way in sorted(ways, key=lambda way: sum(map(bool, way))):
-        prompt, limit, pooling, head = way
+        prompt, cut, pooling, head = way
         pool = _POOLINGS.get(poolings[pooling])
         if pool is None:  # a pooling that is not imitated here
             continue
-        tokens = student.hidden(sent, prompts[prompt], limits[limit])
+        tokens = student.hidden(sent, prompts[prompt], cuts[cut])
         pooled = np.stack([pool(rows) for rows in tokens])
         rows = student.headed(pooled) if heads[head] else pooled
-        yield [what for what in (head, pooling, prompt, limit) if what], unit(rows)
+        yield [what for what in (head, pooling, prompt, cut) if what], unit(rows)
 
 
 def _of_tables(student: _Student, sent: Sent) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -156,16 +180,19 @@ def _of_tables(student: _Student, sent: Sent) -> Iterator[tuple[list[str], np.nd
 
 
 def _where(sent: Sent, wrong: np.ndarray) -> str:
-    """Which kinds of texts differ, if the others do not."""
+    """Which kinds of texts differ, if the others do not. A run's own texts are not quoted: a card
+    may show this.
+    """
     every = [*sent.queries, *sent.documents]
     kinds: Mapping[str, str] = {text: kind for kind, texts in KINDS.items() for text in texts}
     seen = {kinds.get(text, "the run's texts") for text in every}
-    bad = {kinds.get(every[i], "the run's texts") for i in np.flatnonzero(wrong)}
-    example = every[int(np.flatnonzero(wrong)[0])]
+    different = [every[i] for i in np.flatnonzero(wrong).tolist()]
+    bad = {kinds.get(text, "the run's texts") for text in different}
     only = f" (only {', '.join(sorted(bad))})" if bad < seen else ""
+    example = next((f", e.g. {text[:40]!r}" for text in different if text in kinds), "")
     return (
-        f"{int(wrong.sum())} of {len(every)} texts differ{only}, e.g. {example[:40]!r}; none of "
-        "the usual mistakes gives its embeddings"
+        f"{len(different)} of {len(every)} texts differ{only}{example}; none of the usual mistakes "
+        "gives its embeddings"
     )
 
 

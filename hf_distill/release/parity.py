@@ -23,7 +23,7 @@ from hf_distill.errors import InputError, printable
 from hf_distill.release.diagnosis import Sent, likely_reason, unit
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
-from hf_distill.release.served import connect, name_of
+from hf_distill.release.served import Server, name_of
 from hf_distill.report.results import CommonResults
 from hf_distill.run.stage import key_of, read_result, sha256_of, write_result
 
@@ -363,25 +363,23 @@ def verify(
     student: Student,
     texts: Texts,
     attempts: Sequence[Attempt],
-    urls: Sequence[str] = (),
-    model: str | None = None,
+    servers: Sequence[Server] = (),
     training: str | None = None,
     show: Callable[[Compared], object] = lambda _: None,
 ) -> Parity:
-    """Try the runtimes, and the servers at `urls`.
+    """Try the runtimes, and the servers.
 
     Args:
         student: The student.
         texts: What is embedded.
         attempts: What to try. One that is asked for by name and cannot be tried is an error.
-        urls: Addresses of servers of the student.
-        model: The student's name there.
+        servers: Servers of the student.
         training: The key of the training that made it.
         show: Gets each result when it is there: some take minutes.
 
     Raises:
-        InputError: A runtime that is asked for cannot be tried, or a server cannot be asked; before
-            anything is embedded.
+        InputError: A runtime that is asked for cannot be tried; before anything is embedded. Or a
+            server cannot be asked.
     """
     attempts = [_placed(attempt) for attempt in attempts]
     obstacles = [_obstacle(attempt, student) for attempt in attempts]
@@ -389,7 +387,6 @@ def verify(
         if obstacle and attempt.asked_for:
             line = f"; {obstacle.line}" if obstacle.line else ""
             raise InputError(f"--with {attempt.name}: {obstacle.why}{line}")
-    servers = [connect(url, model) for url in urls]
     usable = [a for a, obstacle in zip(attempts, obstacles, strict=True) if obstacle is None]
     expected = reference(student, texts)
     tried = []

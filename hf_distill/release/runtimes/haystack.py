@@ -1,15 +1,15 @@
-"""Haystack's embedders of texts and documents; `prefix` is the prompt."""
+"""Haystack's embedders of texts and of documents, of version 3 on. `prefix` is the prompt."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from haystack import Document
-from haystack.components.embedders import (
+from haystack.utils import ComponentDevice
+from haystack_integrations.components.embedders.sentence_transformers import (
     SentenceTransformersDocumentEmbedder,
     SentenceTransformersTextEmbedder,
 )
-from haystack.utils import ComponentDevice
 
 
 def embed(student: dict[str, Any], queries: list[str], documents: list[str]) -> tuple[Any, Any]:

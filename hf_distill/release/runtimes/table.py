@@ -62,7 +62,7 @@ RUNTIMES: dict[str, Runtime] = {
     "fastembed-int8": _pip("fastembed.py", ("fastembed",), _INT8),
     "langchain": _pip("langchain.py", ("langchain-huggingface", "sentence-transformers")),
     "llama-index": _pip("llama_index.py", ("llama-index-embeddings-huggingface",)),
-    "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers")),
+    "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers-haystack")),
     "transformers.js": _npm("transformers_js.mjs", "@huggingface/transformers", _FLOAT32),
     "transformers.js-int8": _npm("transformers_js.mjs", "@huggingface/transformers", _INT8),
 }
