@@ -61,6 +61,7 @@ def student(backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Stu
     modules = [Transformer(str(backbone_dir)), Pooling(32, pooling_mode="mean"), head, Normalize()]
     model = SentenceTransformer(modules=modules, device="cpu", prompts=PROMPTS)
     model.max_seq_length = 24
+    model.tokenizer.init_kwargs["max_length"] = 8  # as a teacher's tokenizer may say of its own
     save_student(model.eval(), folder)
     export_onnx(folder)
     return Student(folder, SentenceTransformer(str(folder), device="cpu"), None)
@@ -152,6 +153,16 @@ def test_the_probes_are_a_hundred_texts_of_every_kind() -> None:
     assert "" in KINDS["blank texts"]
     assert max(len(text.split()) for text in PROBES) > 1000
     assert len({ord(c) >> 8 for text in KINDS["other scripts"] for c in text}) > 15
+
+
+def test_every_file_tells_the_same_limit(student: Student) -> None:
+    files = ("tokenizer_config.json", "sentence_bert_config.json", "tokenizer.json")
+    settings, sentences, tokenizer = (
+        json.loads((student.folder / name).read_text(encoding="utf-8")) for name in files
+    )
+    assert (settings["model_max_length"], sentences["max_seq_length"]) == (24, 24)
+    assert "max_length" not in settings, "fastembed would cut there"
+    assert tokenizer["truncation"] is tokenizer["padding"] is None
 
 
 def test_recall_counts_the_first_ten_documents() -> None:
@@ -363,7 +374,7 @@ def test_a_runs_student_is_verified_and_its_card_says_with_what(
     said = call(line, main)
     assert said.code == 0, said.err
     assert said.out.count(" agrees ") == 2
-    assert "fastembed               not tried: not asked for" in said.out
+    assert "Not asked for, and not tried: onnxruntime, " in said.out
     parity = read_result(copied / "parity.json", Parity)
     assert parity == measured_parity(results)
     assert [one.runtime for one in parity.tried] == ["transformers", "sentence-transformers"]

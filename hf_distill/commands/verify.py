@@ -17,6 +17,7 @@ from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.finished_run import results_of
 from hf_distill.release.model_card import model_cards, write_model_card
 from hf_distill.release.parity import (
+    NOT_ASKED_FOR,
     Compared,
     Parity,
     Student,
@@ -127,9 +128,12 @@ def line_of(compared: Compared) -> str:
 
 def _not_tried(parity: Parity) -> None:
     for other in parity.not_tried:
-        print(
-            f"{other.runtime:<24}not tried: {other.why}" + (f" ({other.line})" * bool(other.line))
-        )
+        if other.why != NOT_ASKED_FOR:
+            line = f" ({other.line})" if other.line else ""
+            print(f"{other.runtime:<24}not tried: {other.why}{line}")
+    others = [other.runtime for other in parity.not_tried if other.why == NOT_ASKED_FOR]
+    if others:
+        print(f"Not asked for, and not tried: {', '.join(others)}.")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -37,6 +37,8 @@ DEPTH = 10
 QUERIES, DOCUMENTS = 100, 500
 """At most so many of the run's held-out texts are embedded, besides the probes."""
 
+NOT_ASKED_FOR = "not asked for"
+
 _TIE = 1e-5
 """Documents whose cosine is less below the tenth are as good."""
 
@@ -401,11 +403,7 @@ def verify(
         tried.append(compare(student, texts, expected, answered.embeddings, about))
         show(tried[-1])
     names = {attempt.name for attempt in attempts}
-    others = [
-        NotTried(name, "not asked for", runtime.install)
-        for name, runtime in RUNTIMES.items()
-        if name not in names
-    ]
+    others = [NotTried(name, NOT_ASKED_FOR, None) for name in RUNTIMES if name not in names]
     read = {a.runtime.file for a in usable if a.runtime.file} | {"modules.json"}
     read |= {path.relative_to(student.folder).as_posix()
              for path in student.folder.rglob("*.safetensors")}  # fmt: skip

@@ -64,6 +64,14 @@ def _make_portable(folder: Path, module: nn.Module) -> None:
     elif isinstance(module, Transformer):
         settings = {"max_seq_length": module.max_seq_length, "do_lower_case": False}
         _write_json(folder / "sentence_bert_config.json", settings)
+        # A tokenizer may hold the `max_length` of the model that it comes from. fastembed reads it,
+        # and would cut there.
+        path = folder / "tokenizer_config.json"
+        of_tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        of_tokenizer.pop("max_length", None)
+        if module.max_seq_length is not None:
+            of_tokenizer["model_max_length"] = module.max_seq_length
+        _write_json(path, of_tokenizer)
 
 
 def _forget_batch(tokenizer: Any) -> None:
