@@ -92,12 +92,12 @@ def place_of(environment: Environment, folder: Path) -> str:
 
 
 def row_of(compared: Compared) -> str:
-    """A line of the table, in Markdown."""
+    """A line of the table, in Markdown. What differs, and why, stands in the lines before it."""
     figures = ((compared.difference, "{:.0e}"), (compared.recall, "{:.3f}"))
     difference, recall = ("–" if v is None else shown.format(v) for v, shown in figures)
-    versions = ", ".join(f"{name} {version}" for name, version in compared.versions.items())
-    verdict = "agrees" if compared.agrees else compared.reason
-    return f"| `{compared.runtime}` | {versions} | {difference} | {recall} | {verdict} |"
+    version = compared.versions[RUNTIMES[compared.runtime].packages[0]]
+    verdict = "agrees" if compared.agrees else "differs"
+    return f"| `{compared.runtime}` | {version} | {difference} | {recall} | {verdict} |"
 
 
 def main() -> None:
@@ -125,7 +125,8 @@ def main() -> None:
         if not out.is_file():
             sys.exit(code)
         parity = read_result(out, Parity)
-    print(f"\n| runtime | versions | largest difference | recall@10 on {parity.of} | |")
+    print(f"\nrecall@10 on {parity.of}:\n")
+    print("| runtime | version | largest difference | recall@10 | |")
     print("|---|---|---:|---:|---|")
     for compared in parity.tried:
         print(row_of(compared))

@@ -110,6 +110,9 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
     of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help"} | {
         "split",
         "output",
+        "with",
+        "url",
+        "json",
     }
     of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}
     of_benchmarks = {"steps", "turns", "peers", "runs", "publish", "processes"}

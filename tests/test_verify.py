@@ -18,7 +18,7 @@ from conftest import call
 from embeddings_server import Endpoint, embeddings_body, running_server
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
 
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
@@ -153,6 +153,17 @@ def test_the_probes_are_a_hundred_texts_of_every_kind() -> None:
     assert "" in KINDS["blank texts"]
     assert max(len(text.split()) for text in PROBES) > 1000
     assert len({ord(c) >> 8 for text in KINDS["other scripts"] for c in text}) > 15
+
+
+def test_a_student_without_a_transformer_can_only_miss_its_prompts(student: Student) -> None:
+    torch.manual_seed(0)
+    table = StaticEmbedding(student.model.tokenizer, embedding_dim=8)
+    model = SentenceTransformer(modules=[table, Normalize()], device="cpu", prompts=PROMPTS)
+    right = model.encode(["who " + t for t in FEW] + ["book of " + t for t in FEW])
+    bare = Sent(FEW, FEW, model.encode([*FEW, *FEW]))
+    assert likely_reason(model, bare, right, 1e-4) == "the prompts are missing"
+    long = Sent(FEW, FEW, 2 * right)
+    assert likely_reason(model, long, right, 1e-4) == "embeddings are not normalised"
 
 
 def test_every_file_tells_the_same_limit(student: Student) -> None:

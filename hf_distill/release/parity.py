@@ -246,8 +246,8 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
     if runtime.file and not (student.folder / runtime.file).is_file():
         line = "hf-distill export STUDENT"
         return NotTried(name, f"the student has no {runtime.file}", line)
-    if name == "transformers" and student.card is None:
-        return NotTried(name, "there is no card of a run whose snippet could be executed", None)
+    if name == "transformers" and "AutoModel" not in (student.card or ""):
+        return NotTried(name, "no card of a run has a snippet with AutoModel to execute", None)
     if runtime.in_node and not attempt.place:
         return NotTried(name, f"neither @FOLDER nor {_NODE} names its folder", runtime.install)
     try:
@@ -293,7 +293,9 @@ def compare(
     if got.shape == expected.shape:
         off = np.abs(got - expected).max(axis=1)
         values["difference"] = float(off[usable].max())
-        values["cosine"] = float((unit(got) * unit(expected)).sum(axis=1)[usable].min())
+        cosines = (unit(got) * unit(expected)).sum(axis=1)
+        cosines[~(got.any(axis=1) | expected.any(axis=1))] = 1  # no token was read: zeros
+        values["cosine"] = float(cosines[usable].min())
     else:
         off = np.ones(len(got))
     same = values.get("difference", np.inf) <= TOLERANCE
