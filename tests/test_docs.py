@@ -111,6 +111,8 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         "split",
         "output",
         "noise",
+        "with",
+        "url",
         "json",
     }
     of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}

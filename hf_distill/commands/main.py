@@ -18,6 +18,7 @@ from hf_distill.commands import (
     search,
     study,
     train,
+    verify,
 )
 from hf_distill.commands.terminal import exit_code, set_up
 from hf_distill.errors import InputError
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "dataset": dataset,
     "mine": mine,
     "export": export,
+    "verify": verify,
     "publish": publish,
     "search": search,
     "demo": demo,

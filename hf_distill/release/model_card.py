@@ -35,6 +35,8 @@ from hf_distill.release.cards import (
     writer_of_queries,
 )
 from hf_distill.release.onnx import FILES, measured_onnx
+from hf_distill.release.parity import measured_parity
+from hf_distill.release.served import EMBED, name_of
 from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, texts_verdict
@@ -251,6 +253,8 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         processor=environment["hardware"]["processor"],
         onnx=measured_onnx(results),
         onnx_files=FILES,
+        parity=measured_parity(results),
+        server=name_of(EMBED),
         # How it was made.
         source=results.collection.source,
         queries_by=writer_of_queries(results.collection.source),

@@ -1,8 +1,9 @@
 """The student as ONNX, with pooling, head and normalisation inside the graph: `onnxruntime` and
 `tokenizers` are enough to serve it.
 
-The files are not called `model.onnx`: under that name, text-embeddings-inference and
-sentence-transformers expect a graph that returns token embeddings, and would pool a second time.
+The files have the names that transformers.js, fastembed and text-embeddings-inference look for. The
+only output is `sentence_embedding`, on purpose: there are no token embeddings that a runtime could
+pool itself, and so lose the head without a word.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from hf_distill.scoring.documents import documents_of_teacher
 
 OPSET = 18
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
-FILES = {"float32": "onnx/sentence_embedding.onnx", "int8": "onnx/sentence_embedding_int8.onnx"}
+FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
 """Precision -> path in the model's folder. int8: weights have 8 bits, and activations are quantised
 when they are computed (dynamic quantisation).
 """

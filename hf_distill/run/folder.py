@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "onnx.json"
 
     @property
+    def parity(self) -> Path:
+        """In which runtimes the student was tried, if it was."""
+        return self.path / "parity.json"
+
+    @property
     def router(self) -> Path:
         """A query encoder and its teacher as one model, if they were exported."""
         return self.path / "router"

@@ -2,7 +2,7 @@
 
 sentence-transformers >= 5.4 writes class paths and pooling settings that text-embeddings-inference
 and its own older versions cannot read. They do read the layout written here: 3.4, 5.1 and 6.2 load
-it with identical embeddings (`benchmarks/layouts.py`). Version 2.7 does not, because it reads a
+it with identical embeddings (`benchmarks/parity.py`). Version 2.7 does not, because it reads a
 Dense head from a pickle only, and a student has no pickles.
 """
 
@@ -64,6 +64,14 @@ def _make_portable(folder: Path, module: nn.Module) -> None:
     elif isinstance(module, Transformer):
         settings = {"max_seq_length": module.max_seq_length, "do_lower_case": False}
         _write_json(folder / "sentence_bert_config.json", settings)
+        # A tokenizer may hold the `max_length` of the model that it comes from. fastembed reads it,
+        # and would cut there.
+        path = folder / "tokenizer_config.json"
+        of_tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        of_tokenizer.pop("max_length", None)
+        if module.max_seq_length is not None:
+            of_tokenizer["model_max_length"] = module.max_seq_length
+        _write_json(path, of_tokenizer)
 
 
 def _forget_batch(tokenizer: Any) -> None:

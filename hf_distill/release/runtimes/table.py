@@ -1,0 +1,69 @@
+"""The runtimes that `hf-distill verify` can try. A further one is one file beside this one, and one
+line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A library that embeds texts with a student.
+
+    Attributes:
+        script: A file in this folder. A Python file has `embed(student, queries, documents)`, which
+            returns the embeddings of both; `harness.py` calls it. A JavaScript file does what
+            `harness.py` does.
+        packages: What must be installed. Their versions are reported.
+        install: The line that installs them.
+        file: The file in the student's folder that it reads, if that is not the saved model.
+    """
+
+    script: str
+    packages: tuple[str, ...]
+    install: str
+    file: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """`float32`, or `int8`, which is judged by what it retrieves."""
+        return "int8" if self.file == _INT8 else "float32"
+
+    @property
+    def in_node(self) -> bool:
+        """Whether it needs Node in place of Python."""
+        return self.script.endswith(".mjs")
+
+
+def _pip(script: str, packages: tuple[str, ...], file: str | None = None) -> Runtime:
+    return Runtime(script, packages, f"pip install {' '.join(packages)}", file)
+
+
+def _npm(script: str, package: str, file: str) -> Runtime:
+    return Runtime(script, (package,), f"npm install {package}", file)
+
+
+_SESSION = ("onnxruntime", "tokenizers")
+_OPENVINO = ("openvino", "tokenizers")
+
+RUNTIMES: dict[str, Runtime] = {
+    "sentence-transformers": _pip(
+        "sentence_transformers.py", ("sentence-transformers", "transformers")
+    ),
+    "transformers": _pip("transformers.py", ("transformers", "torch", "safetensors")),
+    "onnxruntime": _pip("onnxruntime.py", _SESSION, _FLOAT32),
+    "onnxruntime-int8": _pip("onnxruntime.py", _SESSION, _INT8),
+    "openvino": _pip("openvino.py", _OPENVINO, _FLOAT32),
+    "openvino-int8": _pip("openvino.py", _OPENVINO, _INT8),
+    "fastembed": _pip("fastembed.py", ("fastembed",), _FLOAT32),
+    "fastembed-int8": _pip("fastembed.py", ("fastembed",), _INT8),
+    "langchain": _pip("langchain.py", ("langchain-huggingface", "sentence-transformers")),
+    "llama-index": _pip("llama_index.py", ("llama-index-embeddings-huggingface",)),
+    "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers-haystack")),
+    "transformers.js": _npm("transformers_js.mjs", "@huggingface/transformers", _FLOAT32),
+    "transformers.js-int8": _npm("transformers_js.mjs", "@huggingface/transformers", _INT8),
+}
+"""Name -> runtime, in the order of the result."""
