@@ -13,6 +13,7 @@ from hf_distill.commands import (
     demo,
     export,
     mine,
+    page,
     publish,
     search,
     study,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "publish": publish,
     "search": search,
     "demo": demo,
+    "page": page,
 }
 """Name of each subcommand -> its module. `train` is not here: its options are those of a recipe."""
 

@@ -1,0 +1,48 @@
+"""`hf-distill page RUN OUT`: a search page that needs no server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_distill.compute.device import use_all_cores
+from hf_distill.finished_run import finished
+from hf_distill.run.lock import held
+from hf_distill.serving.javascript import CDN
+from hf_distill.serving.page import write_page
+
+HELP = (
+    "Write a search page over a run's documents that needs no server: a folder of static files, in "
+    "which the browser itself runs the student."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="Folder of a finished run.")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="The page's folder: a new one, or that of an earlier page, which is replaced.",
+    )
+    parser.add_argument(
+        "--cdn",
+        action="store_true",
+        help=f"Let browsers load onnxruntime and the tokenizer from {CDN}, with integrity hashes. "
+        "Default: they are downloaded from npm once, and are part of the page.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the page, and say how large it is.
+
+    Raises:
+        InputError: The run is not finished, or as `write_page`.
+    """
+    results = finished(arguments.run_dir)
+    use_all_cores(1)
+    with held(results.folder):
+        record = write_page(results, arguments.out, CDN if arguments.cdn else None)
+    print(f"{arguments.out}: {record.documents:,} documents, {record.bytes / 1e6:.1f} MB")
+    print(f"To see it: python -m http.server --directory {arguments.out}")
