@@ -110,9 +110,10 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
     of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help"} | {
         "split",
         "output",
+        "cdn",
     }
     of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}
-    of_benchmarks = {"steps", "turns", "peers", "runs", "publish", "processes"}
+    of_benchmarks = {"steps", "turns", "peers", "runs", "publish", "processes", "pictures"}
     flags = {flag for page in PAGES.values() for flag in re.findall(r"--([a-z]\w+)", page)}
     assert flags <= keys | of_commands | of_launchers | of_benchmarks
     for name in (*SOURCES, *FORMATS, *TEACHERS, *RULES):

@@ -166,8 +166,8 @@ def int8_rows(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (N, d) as codes (N, d) int8 and scales (N,) float32: an embedding is about its
     codes times its scale. The largest number of a row has the code 127 or -127.
     """
-    largest = np.abs(embeddings).max(axis=1)
-    scales = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+    least = np.finfo(np.float32).tiny
+    scales = np.maximum(np.abs(embeddings).max(axis=1) / 127, least).astype(np.float32)
     return np.rint(embeddings / scales[:, None]).astype(np.int8), scales
 
 
@@ -181,7 +181,7 @@ class _Written:
         """Write a file. Returns what the page has to know of it. Files are compressed here, because
         not every static host does it.
         """
-        content = gzip.compress(content, 9, mtime=0) if compress else content
+        content = gzip.compress(content, 6, mtime=0) if compress else content
         (self.folder / name).write_bytes(content)
         return {
             "url": name,
