@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import ir_measures
 import numpy as np
 import pytest
 from browser import Browser, browser, chromium, static_host
 from conftest import call, sentences
 from datasets import Dataset
+from hub_server import TOKEN, running_hub
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -415,6 +418,41 @@ def test_the_command_writes_a_page(results: RunResults, tmp_path: Path) -> None:
     (tmp_path / "page" / "mine").touch()
     said = call(["page", results.folder.path, tmp_path / "page", "--cdn"], main)
     assert (said.code, "mine" in said.err) == (2, True)
+
+
+# --- on the Hub ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # the client's own, of its HTTP library
+def test_a_page_is_published_as_one_commit_and_replaces_the_one_before(
+    results: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    out = tmp_path / "page"
+    with running_hub() as hub:
+        monkeypatch.setattr(
+            "hf_distill.commands.page.HfApi", lambda token: HfApi(hub.endpoint, TOKEN)
+        )
+        line = ["page", results.folder.path, out, "--cdn", "--push", "you/search"]
+        said = call(line, main)
+        assert said.code == 0, said.err
+        record = read_json(out / RECORD, PageRecord)
+        assert f"{len(record.files) + 2} files with equal SHA-256" in said.out
+        _, files = hub.files("spaces", "you/search") or ("", {})
+        sent = {name for name in files if name != ".gitattributes"}
+        assert sent == {*record.files, RECORD, "README.md"}
+        assert b"sdk: static" in files["README.md"]
+        assert all(files[name] == (out / name).read_bytes() for name in record.files)
+
+        monkeypatch.setattr(module, "TOP", 3)  # another page
+        assert call(line, main).code == 0
+        _, files = hub.files("spaces", "you/search") or ("", {})
+        assert len({name.partition("/")[0] for name in files if name.startswith("page-")}) == 1
+        assert hub.commits("spaces", "you/search") == 2
+        said = call([*line[:-1], "them/search"], main)
+        assert (said.code, "not a member of them" in said.err) == (2, True)
 
 
 # --- the JavaScript of others --------------------------------------------------------------------

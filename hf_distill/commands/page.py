@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from hf_distill.compute.device import use_all_cores
 from hf_distill.finished_run import finished
+from hf_distill.release.publish import Settings, check_access, publish
 from hf_distill.run.lock import held
 from hf_distill.serving.javascript import CDN
-from hf_distill.serving.page import write_page
+from hf_distill.serving.page import release_of, write_page
 
 HELP = (
     "Write a search page over a run's documents that needs no server: a folder of static files, in "
@@ -32,17 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"Let browsers load onnxruntime and the tokenizer from {CDN}, with integrity hashes. "
         "Default: they are downloaded from npm once, and are part of the page.",
     )
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="Also publish the page as this static Space."
+    )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="With --push: only you see the Space. Default: the recipe's hub_private_repo.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the page, and say how large it is.
+    """Write the page, say how large it is, and publish it if that is wanted.
 
     Raises:
-        InputError: The run is not finished, or as `write_page`.
+        InputError: The run is not finished, the token cannot write to the Space, or as
+            `write_page`.
+        PublishingError: The Hub does not accept the Space, or does not return what was sent.
     """
     results = finished(arguments.run_dir)
+    training = results.recipe.training
+    api = HfApi(token=training.hub_token)
+    if arguments.push:
+        check_access(api, [arguments.push])
     use_all_cores(1)
     with held(results.folder):
         record = write_page(results, arguments.out, CDN if arguments.cdn else None)
     print(f"{arguments.out}: {record.documents:,} documents, {record.bytes / 1e6:.1f} MB")
-    print(f"To see it: python -m http.server --directory {arguments.out}")
+    if not arguments.push:
+        print(f"To see it: python -m http.server -d {arguments.out}")
+        return
+    settings = Settings(private=arguments.private or training.hub_private_repo or None)
+    release = release_of(results, record, arguments.out, arguments.push)
+    for line in publish([release], settings, api):
+        print(line)

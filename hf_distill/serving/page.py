@@ -24,12 +24,14 @@ from typing import Any
 
 import ir_measures
 import numpy as np
+import yaml
 from tokenizers import Tokenizer
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
 from hf_distill.release.cards import public_name
 from hf_distill.release.onnx import FILES, OUTPUT, OnnxEncoder, export_onnx, load_onnx
+from hf_distill.release.remote import Release
 from hf_distill.report.page import TEMPLATES, environment
 from hf_distill.report.results import RunResults
 from hf_distill.run.stage import files_of, folder_written_whole, read_json, write_json
@@ -411,6 +413,23 @@ def write_page(results: RunResults, out: Path, cdn: str | None = None) -> PageRe
             f"{record.bytes / 1e6:.0f}",
         )
     return record
+
+
+def release_of(results: RunResults, record: PageRecord, out: Path, space: str) -> Release:
+    """The page in the folder `out` as a static Space."""
+    title = f"{results.recipe.name}: search"
+    student = results.recipe.training.hub_model_id
+    card = {
+        "title": title,
+        "sdk": "static",
+        "app_file": "index.html",
+        "pinned": False,
+        **({"models": [student]} if student else {}),
+    }
+    front = yaml.safe_dump(card, sort_keys=False, allow_unicode=True)
+    readme = f"---\n{front}---\n\n# {title}\n\nhf_distill made this page: hf-distill page\n"
+    own = frozenset({RECORD, *record.files})
+    return Release(space, "space", out, {"README.md": readme.encode()}, own, sdk="static")
 
 
 def _write(results: RunResults, new: Path, scratch: Path, cdn: str | None) -> PageRecord:
