@@ -10,6 +10,7 @@ import os
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -30,8 +31,8 @@ def chromium() -> str | None:
 class Browser:
     """One page of a browser. What the page logs as an error or warning is in `problems`."""
 
-    def __init__(self, to: int, back: int) -> None:
-        self._to, self._back = to, back
+    def __init__(self, to: int, back: int, group: int) -> None:
+        self._to, self._back, self._group = to, back, group
         self._number, self._buffer = 0, b""
         self.problems: list[str] = []
         self._session: str | None = None
@@ -118,6 +119,15 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
+    def seconds(self) -> float:
+        """Seconds of a core that all processes of the browser have used."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # a process may end meanwhile
+                fields = stat.read_text().rpartition(")")[2].split()
+                ticks += int(fields[2]) == self._group and int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def picture(self, path: Path) -> None:
         """Write what is seen as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
@@ -155,7 +165,7 @@ def browser() -> Iterator[Browser]:
         for end in (from_us, to_us, dead):
             os.close(end)
         try:
-            yield Browser(to, back)
+            yield Browser(to, back, process)
         finally:
             os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -172,12 +182,20 @@ class _Quiet(SimpleHTTPRequestHandler):
         super().end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that is gone is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def static_host(folder: Path) -> Iterator[str]:
     """Serve a folder on a free loopback port; yields its address."""
     handler = functools.partial(_Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

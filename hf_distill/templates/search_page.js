@@ -28,12 +28,13 @@ const loaded = {}; // what for -> bytes
 async function load(file, what) {
   const response = await fetch(at(file.url), { integrity: file.integrity });
   if (!response.ok) throw new Error(`${file.url} answers HTTP ${response.status}`);
-  const bytes = new Uint8Array(await response.arrayBuffer());
-  loaded[what] = (loaded[what] ?? 0) + bytes.length;
-  element("progress").value += bytes.length;
-  if (!file.gzip) return bytes;
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  const stream = file.gzip
+    ? response.body.pipeThrough(new DecompressionStream("gzip"))
+    : response.body;
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  loaded[what] = (loaded[what] ?? 0) + file.bytes;
+  element("progress").value += file.bytes;
+  return bytes;
 }
 
 const parsed = (bytes) => JSON.parse(new TextDecoder().decode(bytes));
