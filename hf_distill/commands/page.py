@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -12,7 +13,7 @@ from hf_distill.finished_run import finished
 from hf_distill.release.publish import Settings, check_access, publish
 from hf_distill.run.lock import held
 from hf_distill.serving.javascript import CDN
-from hf_distill.serving.page import release_of, write_page
+from hf_distill.serving.page import check_output, release_of, write_page
 
 HELP = (
     "Write a search page over a run's documents that needs no server: a folder of static files, in "
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
             `write_page`.
         PublishingError: The Hub does not accept the Space, or does not return what was sent.
     """
+    out = Path(os.path.realpath(arguments.out))  # `resolve` raises where links lead in a circle
+    check_output(out)
     results = finished(arguments.run_dir)
     training = results.recipe.training
     api = HfApi(token=training.hub_token)
@@ -60,12 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
         check_access(api, [arguments.push])
     use_all_cores(1)
     with held(results.folder):
-        record = write_page(results, arguments.out, CDN if arguments.cdn else None)
+        record = write_page(results, out, CDN if arguments.cdn else None)
     print(f"{arguments.out}: {record.documents:,} documents, {record.bytes / 1e6:.1f} MB")
     if not arguments.push:
         print(f"To see it: python -m http.server -d {arguments.out}")
         return
     settings = Settings(private=arguments.private or training.hub_private_repo or None)
-    release = release_of(results, record, arguments.out, arguments.push)
+    release = release_of(results, record, out, arguments.push)
     for line in publish([release], settings, api):
         print(line)

@@ -9,6 +9,7 @@ documents that it shows.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import itertools
@@ -102,10 +103,10 @@ def check_output(out: Path) -> None:
     Raises:
         InputError: It is a file, or holds something else than an earlier page.
     """
-    if not os.path.lexists(out):
+    if not os.path.exists(out):  # noqa: PTH110  (a name that is too long is refused later)
         return
-    if out.is_symlink() or not out.is_dir():
-        raise InputError(f"{out} is a {'link' if out.is_symlink() else 'file'}; name a folder")
+    if not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder")
     names = {str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir()}
     record = out / RECORD
     known = {RECORD, *read_json(record, PageRecord).files} if record.is_file() else set()
@@ -400,11 +401,13 @@ def write_page(results: RunResults, out: Path, cdn: str | None = None) -> PageRe
             f"{documents:,}",
             f"{MANY_DOCUMENTS:,}",
         )
-    try:
-        with folder_written_whole(out) as new, tempfile.TemporaryDirectory() as scratch:
-            record = _write(results, new, Path(scratch), cdn)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            new = stack.enter_context(folder_written_whole(out))
+        except OSError as error:
+            raise InputError(f"{out} cannot be written ({error}); name another folder") from error
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        record = _write(results, new, Path(scratch), cdn)
     if record.bytes > LARGE:
         _log.warning(
             "%s holds %s MB. Every visitor loads most of it, and browsers do not keep it for use "

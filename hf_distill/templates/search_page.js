@@ -138,7 +138,7 @@ async function answer(text) {
   show(shown, example);
   const times = [embedded - start, end - embedded].map((time) => time.toFixed(1));
   const said = [
-    `${hits.length} of ${count(rows)} ${example?.teacher ? "held-out " : ""}documents`,
+    `${hits.length} of ${count(rows)} ${rows < settings.documents ? "held-out " : ""}documents`,
     `question embedded in ${times[0]} ms, searched in ${times[1]} ms`,
   ];
   if (example?.teacher) {
