@@ -367,7 +367,11 @@ def test_a_space_is_one_commit_without_a_tag(hub: Hub, api: HfApi, tmp_path: Pat
     (tmp_path / "app.py").write_text("print()")
     said = publish([Release("you/demo", "space", tmp_path)], Settings(), api)
     held = hub.repos["spaces", "you/demo"]
-    assert said == [f"Published: {hub.endpoint}/spaces/you/demo/commit/{held.commits[-1][0]}"]
+    commit = held.commits[-1][0]
+    assert said == [
+        f"Loaded back you/demo at {commit[:10]}: 1 files with equal SHA-256",
+        f"Published: {hub.endpoint}/spaces/you/demo/commit/{commit}",
+    ]
     assert (hub.commits("spaces", "you/demo"), held.tags) == (1, {})
 
 

@@ -14,6 +14,7 @@ from hf_distill.commands import (
     doctor,
     export,
     mine,
+    page,
     publish,
     search,
     study,
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     "publish": publish,
     "search": search,
     "demo": demo,
+    "page": page,
 }
 """Name of each subcommand -> its module. `train` is not here: its options are those of a recipe."""
 

@@ -40,12 +40,14 @@ def main() -> None:
     ):
         return  # there is no point in loading damaged files
 
-    # These take seconds to import.
-    from datasets import get_dataset_config_names, load_dataset  # noqa: PLC0415
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-
     loaded: dict[str, Any] = {"embeddings": None, "rows": {}}
     for kind, repo, commit, _ in wanted["repos"]:
+        if kind == "space":
+            continue  # its files are all there is to compare
+        # These take seconds to import.
+        from datasets import get_dataset_config_names, load_dataset  # noqa: PLC0415
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
         if kind == "model":
             model = SentenceTransformer(repo, revision=commit, device="cpu")
             loaded["embeddings"] = model.encode(wanted["probes"], show_progress_bar=False).tolist()

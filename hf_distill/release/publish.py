@@ -68,7 +68,7 @@ def prepare(api: HfApi, release: Release, settings: Settings) -> None:
         repo,
         repo_type=kind,
         private=settings.private,
-        space_sdk="gradio" if kind == "space" else None,
+        space_sdk=release.sdk if kind == "space" else None,
         exist_ok=True,
     )
     info = patiently(f"looking at {repo}", api.repo_info, repo, repo_type=kind)
@@ -132,7 +132,7 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
     """Publish `releases`, each in one commit; load them back by commit and compare; then tag them.
 
     A tag therefore means that its commit was loaded back. Nothing is done if `main` already holds
-    the release and has the tag. A Space is neither loaded back nor tagged.
+    the release and has the tag. A Space is loaded back, and not tagged.
 
     Returns:
         What was done, a line each. The last ones are the addresses.
@@ -156,12 +156,13 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
             for c in commits
             if c.done
         ]
-        fresh = [c for c in commits if c.tag and not c.done]
+        fresh = [c for c in commits if not c.done]
         if fresh:
             pairs = [(c.release, c.commit) for c in fresh]
             lines += [f"Loaded back {line}" for line in load_back(api, pairs)]
         for committed in fresh:
-            _tag(api, committed)
+            if committed.tag:
+                _tag(api, committed)
         if settings.collection:
             url = _collect(api, releases, settings.collection, bool(settings.private))
             lines.append(f"Collection: {url}")
@@ -170,7 +171,7 @@ def publish(releases: Sequence[Release], settings: Settings, api: HfApi) -> list
             f"the Hub refuses: {shown(str(error), api)}\nRun it again to continue from here"
         ) from error
     for c in commits:
-        tag = f" ({c.tag})" if c in fresh else ""
+        tag = f" ({c.tag})" if c in fresh and c.tag else ""
         address = f"{api.endpoint}/{_PATHS[c.release.kind]}{c.release.repo}/commit/{c.commit}"
         lines.append(f"Published: {address}{tag}")
     return [shown(line, api) for line in lines]

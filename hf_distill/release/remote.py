@@ -25,7 +25,7 @@ from hf_distill.errors import InputError
 from hf_distill.release.access import HTTP_ERROR, PublishingError, patiently, shown
 
 _RESULTS = ".eval_results"
-_OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected)/")
+_OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected|page-[0-9a-f]{16})/")
 _OWN_FILES = re.compile(
     r"config\.json|sentence_bert_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
@@ -47,6 +47,7 @@ class Release:
         instead: Path in the repository -> content that replaces the file's own.
         own: The files of the folder that are published, as paths in the repository: those that the
             run wrote. None: all.
+        sdk: What runs a Space.
     """
 
     repo: str
@@ -54,6 +55,7 @@ class Release:
     folder: Path
     instead: Mapping[str, bytes] = field(default_factory=dict)
     own: frozenset[str] | None = None
+    sdk: Literal["gradio", "static"] = "gradio"
 
     def files(self) -> dict[str, Path | bytes]:
         """Path in the repository -> file, or content.

@@ -114,8 +114,7 @@ def _compare_dataset(release: Release, commit: str, rows: Mapping[str, int]) -> 
 
 
 def load_back(api: HfApi, commits: Sequence[tuple[Release, str]]) -> list[str]:
-    """Load published models and data sets by commit, in a fresh process with an empty cache, and
-    compare.
+    """Load what was published by commit, in a fresh process with an empty cache, and compare.
 
     Compared are the SHA-256 of every file, the embeddings of some texts (within `TOLERANCE`), and
     the rows of every config and split.
@@ -148,11 +147,10 @@ def load_back(api: HfApi, commits: Sequence[tuple[Release, str]]) -> list[str]:
         raise PublishingError(f"what was published can be downloaded, but not loaded:\n{failure}")
     lines = []
     for release, commit in commits:
-        equal = (
-            _compare_model(release, commit, loaded["embeddings"])
-            if release.kind == "model"
-            else _compare_dataset(release, commit, loaded["rows"])
-        )
-        files = f"{len(digests[release.repo])} files with equal SHA-256"
-        lines.append(f"{release.repo} at {commit[:10]}: {files}; {equal}")
+        equal = [f"{len(digests[release.repo])} files with equal SHA-256"]
+        if release.kind == "model":
+            equal.append(_compare_model(release, commit, loaded["embeddings"]))
+        elif release.kind == "dataset":
+            equal.append(_compare_dataset(release, commit, loaded["rows"]))
+        lines.append(f"{release.repo} at {commit[:10]}: {'; '.join(equal)}")
     return lines
