@@ -66,6 +66,7 @@ from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, score_collection, shards_of
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
+from hf_distill.serving.index import keep_index
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
 from hf_distill.student.lengths import TextLengths, text_lengths
@@ -236,6 +237,7 @@ class Run:
             yield self.training.summary()
         if self.wants("evaluate"):
             yield _timed(self._report)
+            yield from self._index()
             save_made_with(self.recipe, self.folder)
         if self.wants("release"):
             yield from self.release()
@@ -255,6 +257,12 @@ class Run:
         held_out = self.collection.record.texts
         number = 0 if held_out is None else held_out.test
         return f"Measured the student on {number:,} held-out texts"
+
+    def _index(self) -> Iterator[str]:
+        """Keep an index of the documents for the first search, where the student embeds them."""
+        results = self.results
+        if isinstance(results, RunResults) and results.recipe.training.student_space == "own":
+            yield _timed(lambda: keep_index(results))
 
     # --- the stages -------------------------------------------------------------------------------
 

@@ -13,13 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-import datasets
-import transformers
-
-from hf_distill.compute.device import keep_freed_memory
 from hf_distill.errors import InputError, WriteError, printable
-from hf_distill.release.publish import PublishingError
-from hf_distill.run.disk import why_not_written
 
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """Why the system does not take a path, whatever it is for."""
@@ -60,13 +54,24 @@ class _Shown:
         return getattr(self._stream, name)
 
 
-def set_up() -> None:
-    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
-    keep_freed_memory()
+def set_up_log() -> None:
+    """Show our own log on the terminal. No library is loaded for it."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
+
+
+def set_up() -> None:
+    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
+    # These take seconds to load, and a search of an exported student needs none of them.
+    import datasets  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    from hf_distill.compute.device import keep_freed_memory  # noqa: PLC0415
+
+    set_up_log()
+    keep_freed_memory()
     # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
@@ -83,10 +88,16 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
     except InputError as error:
         print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
         return 2
-    except (PublishingError, WriteError) as error:
+    except WriteError as error:
         print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
         return 1
     except Exception as error:  # a library's working file; all others are raised again
+        from hf_distill.release.access import PublishingError  # noqa: PLC0415  # as in set_up
+        from hf_distill.run.disk import why_not_written  # noqa: PLC0415
+
+        if isinstance(error, PublishingError):
+            print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
+            return 1
         why = why_not_written(error)
         if isinstance(error, OSError) and error.errno in _NO_PATH:
             path = _message(f"{error.filename}: {error.strerror}")

@@ -34,7 +34,8 @@ from hf_distill.release.cards import (
     render,
     writer_of_queries,
 )
-from hf_distill.release.onnx import FILES, measured_onnx
+from hf_distill.release.onnx import measured_onnx
+from hf_distill.release.onnx_encoder import FILES
 from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, texts_verdict

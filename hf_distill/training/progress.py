@@ -33,7 +33,10 @@ class TrainingBar(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.leave = False  # the stage's summary stands there afterwards
             self.training_bar.set_description("Training")
-            self.training_bar.unit = " steps"
+            self.training_bar.unit = "step"
+
+    def on_prediction_step(self, *arguments: Any, **named: Any) -> None:
+        """No second bar below the first: a validation is short beside what lies around it."""
 
     def on_log(
         self,
