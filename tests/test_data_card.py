@@ -154,7 +154,7 @@ def test_the_card_shows_them_and_what_each_rule_dropped(run: tuple[RunFolder, Hu
     folder, _ = run
     card = card_of(folder)
     for part in (
-        "## Where teacher and judgements disagree most", "Nobody judged them",
+        "## Where teacher and judgements disagree most", "Nobody judged them relevant",
         "<summary>Dropped by <code>percentile=30</code>: those nearest to the threshold</summary>",
         "![Histogram of teacher scores: 98 pairs kept, 42 dropped; percentile=30 at",
     ):  # fmt: skip

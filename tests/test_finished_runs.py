@@ -79,6 +79,9 @@ def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -
         done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
+        said = done.stdout + done.stderr
+        assert "{'" not in said, "what the trainer logs is not printed"
+        assert "profiler" not in said
         _, files = hub.files("models", "you/student") or ("", {})
         weights = copied / "student_model_sd" / "model.safetensors"
         assert files["model.safetensors"] == weights.read_bytes()
