@@ -563,11 +563,12 @@ class Run:
 
     def _written(self, results: RunResults | TextsResults) -> str:
         """Write the data set and the cards. Returns what was written, for a terminal."""
-        write_model_card(results)
         if not isinstance(results, RunResults):
+            write_model_card(results)
             return "Written  the student's card; without scored pairs there is no data set"
         lists = None if self.lists is None else self.lists.record
         write_dataset(results, self.scores, self.ranking, self.selection, lists)
+        write_model_card(results)
         return "Written  the data set and both cards"
 
     def conclusion(self) -> str:
