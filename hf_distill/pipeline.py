@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,7 @@ from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, score_collection, shards_of
 from hf_distill.selection.rules import Rule, parse_rules
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
+from hf_distill.serving.index import keep_index
 from hf_distill.student.build import backbone_identity, build_student
 from hf_distill.student.initialise import Initialisation, initialise
 from hf_distill.student.lengths import TextLengths, text_lengths
@@ -112,6 +114,13 @@ _SHARED = ("teacher", "collection", "scores")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
 _OF_LISTS = ("ranker", "miners", "lists", "ranking")
 """The same, if both mine the same lists."""
+
+
+def _timed(say: Callable[[], str]) -> str:
+    """What `say` returns, with the seconds that it took at the end of its first line."""
+    start = time.perf_counter()
+    first, *rest = say().split("\n", 1)
+    return "\n".join([f"{first}, {time.perf_counter() - start:,.1f} s", *rest])
 
 
 def with_precision(recipe: Recipe) -> Recipe:
@@ -246,7 +255,8 @@ class Run:
         done()
 
     def _stages(self) -> Iterator[str]:
-        yield explain(self.collection) if self.recipe.run.explain else self.collection.summary()
+        read = _timed(lambda: self.collection.summary())  # noqa: PLW0108  # the property makes it
+        yield explain(self.collection) if self.recipe.run.explain else read
         if PartialState().is_main_process:
             save_recipe(self.recipe, self.folder)
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
@@ -263,19 +273,37 @@ class Run:
         if self.wants("select") and self.lists is not None:
             yield self.lists.summary()
         if self.wants("select") and self.has_pairs:
-            yield self.selection.summary()
+            yield _timed(lambda: self.selection.summary())  # noqa: PLW0108  # the property makes it
         if self.wants("train"):
             yield self.training.summary()
         if self.wants("evaluate"):
-            if isinstance(self.results, RunResults):
-                write_report(self.results)
-            else:
-                write_texts_report(self.results)
+            yield _timed(self._report)
+            yield from self._index()
             save_made_with(self.recipe, self.folder)
         if self.wants("release"):
             yield from self.release()
         if self.wants("evaluate"):
             yield self.conclusion()
+
+    def _report(self) -> str:
+        """Evaluate, and write the report. Returns what was measured on, for a terminal."""
+        if isinstance(self.results, RunResults):
+            write_report(self.results)
+            retrieval = self.results.evaluation.retrieval
+            return (
+                f"Measured {len(retrieval.systems)} systems on {retrieval.num_queries:,} held-out "
+                "queries"
+            )
+        write_texts_report(self.results)
+        held_out = self.collection.record.texts
+        number = 0 if held_out is None else held_out.test
+        return f"Measured the student on {number:,} held-out texts"
+
+    def _index(self) -> Iterator[str]:
+        """Keep an index of the documents for the first search, where the student embeds them."""
+        results = self.results
+        if isinstance(results, RunResults) and results.recipe.training.student_space == "own":
+            yield _timed(lambda: keep_index(results))
 
     # --- the stages -------------------------------------------------------------------------------
 
@@ -568,18 +596,21 @@ class Run:
         return RunResults(**common, audit=self.selection.audit, evaluation=self.evaluation)
 
     def release(self) -> list[str]:
-        """Write the data set and both cards, and publish them if the recipe says so. Returns what
-        was published, a line each.
+        """Write the data set and both cards, and publish them if the recipe says so. Returns a
+        line for what was written, and for each repository that was published.
         """
         results = self.results
-        said = []
-        if isinstance(results, RunResults):
-            lists = None if self.lists is None else self.lists.record
-            write_dataset(results, self.scores, self.ranking, self.selection, lists)
-        else:
-            said = ["There are no scored pairs, so there is no data set to release."]
+        return [_timed(lambda: self._written(results)), *publish_run(results)]
+
+    def _written(self, results: RunResults | TextsResults) -> str:
+        """Write the data set and the cards. Returns what was written, for a terminal."""
+        if not isinstance(results, RunResults):
+            write_model_card(results)
+            return "Written  the student's card; without scored pairs there is no data set"
+        lists = None if self.lists is None else self.lists.record
+        write_dataset(results, self.scores, self.ranking, self.selection, lists)
         write_model_card(results)
-        return [*said, *publish_run(results)]
+        return "Written  the data set and both cards"
 
     def conclusion(self) -> str:
         """The headline figures, and where student and report are."""

@@ -275,7 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(
                 400 if errors else 200, {"errors": [{"message": e} for e in errors], "warnings": []}
             )
-        if self.command not in {"GET", "HEAD"} and role != "write":
+        asks = self.command in {"GET", "HEAD"} or "/paths-info/" in path
+        if not asks and role != "write":
             return self.answer(403, {"error": "no write access"}, X_Error_Message="no write access")
         if path == "/api/repos/create":
             return self.create(json.loads(body))
@@ -287,13 +288,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.large_files(json.loads(body))
         api = r"/api/(models|datasets|spaces)/([\w.-]+/[\w.-]+)"
         if found := re.fullmatch(
-            rf"{api}/(preupload|commit|revision|tree|tag)/([\w.-]+)/?(.*)", path
+            rf"{api}/(preupload|commit|revision|tree|tag|paths-info)/([\w.-]+)/?(.*)", path
         ):
-            return (
-                self.tree(*found.groups())
-                if found[3] == "tree"
-                else self.repository(*found.groups()[:4], body)
-            )
+            if found[3] == "tree":
+                return self.tree(*found.groups())
+            if found[3] == "paths-info":
+                return self.paths_info(found[1], found[2], found[4], body)
+            return self.repository(*found.groups()[:4], body)
         if found := re.fullmatch(rf"{api}/(refs|settings)", path):
             return self.repository(*found.groups(), "main", body)
         if found := re.fullmatch(api, path):
@@ -462,6 +463,20 @@ class _Handler(BaseHTTPRequestHandler):
             "true",
             "1",
         )
+        return self.answer(200, self.entries(below, start, recursive))
+
+    def paths_info(self, kind: str, repo: str, revision: str, body: bytes) -> None:
+        """The entries of the paths that the request names; a path that is not there has none."""
+        state = self.server.files(kind, repo, revision)
+        if state is None:
+            return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
+        entries = {entry["path"]: entry for entry in self.entries(state[1], "", recursive=True)}
+        wanted = parse_qs(body.decode()).get("paths", [])
+        return self.answer(200, [entries[path] for path in wanted if path in entries])
+
+    @staticmethod
+    def entries(below: dict[str, bytes], start: str, recursive: bool) -> list[dict[str, Any]]:
+        """What the API says of files whose paths begin with `start`, and of their folders."""
         entries: dict[str, dict[str, Any]] = {}
         for name, content in below.items():
             first, *rest = name.removeprefix(start).split("/")
@@ -483,7 +498,7 @@ class _Handler(BaseHTTPRequestHandler):
                     entry["lfs"] = {"oid": entry["oid"], "size": len(content), "pointerSize": 130}
                     entry["oid"] = hashlib.sha1(content).hexdigest()
                 entries[name] = entry
-        return self.answer(200, list(entries.values()))
+        return list(entries.values())
 
     @staticmethod
     def eval_results(files: dict[str, bytes]) -> list[Any]:
@@ -533,7 +548,12 @@ class _Handler(BaseHTTPRequestHandler):
         etag = digest_of(name, content)
         if self.server.corrupt and name.endswith(".safetensors"):
             content = content[:-1] + bytes([content[-1] ^ 1])
-        return self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=state[0])
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": state[0]}
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(part[1]), int(part[2] or len(content) - 1)
+            span = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(206, content[first : last + 1], **headers, Content_Range=span)
+        return self.answer(200, content, **headers)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,17 +23,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from hf_distill.commands import publish as publish_command
-from hf_distill.commands import search as search_command
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
+from hf_distill.release.onnx import OnnxRecord
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.lock import held
+from hf_distill.run.stage import read_result, write_result
 from hf_distill.serving import demo, demo_app
+from hf_distill.serving import index as index_module
 from hf_distill.serving.demo import local_demo, write_space
 from hf_distill.serving.index import Corpus, python_identity
+from hf_distill.serving.kept import KeptPlaces, kept_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -75,6 +79,9 @@ def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -
         done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
+        said = done.stdout + done.stderr
+        assert "{'" not in said, "what the trainer logs is not printed"
+        assert "profiler" not in said
         _, files = hub.files("models", "you/student") or ("", {})
         weights = copied / "student_model_sd" / "model.safetensors"
         assert files["model.safetensors"] == weights.read_bytes()
@@ -200,6 +207,8 @@ def test_every_snippet_of_the_card_runs_and_gives_the_same_embeddings(copied: Pa
 def test_searching_a_runs_documents(
     copied: Path, monkeypatch: pytest.MonkeyPatch, pairs_file: Path
 ) -> None:
+    index = {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()}
+    assert len(index) == 4, "the run has embedded its documents"
     first = run("search", copied, "a", "cat", "--top", "3")
     assert first.code == 0, first.err
     student = SentenceTransformer(str(copied / "student_model_sd"), device="cpu")
@@ -207,7 +216,6 @@ def test_searching_a_runs_documents(
     cosines = student.encode_document(documents) @ student.encode_query("a cat")
     assert documents[int(cosines.argmax())] in first.out.splitlines()[1]
     assert "3 of 200 documents" in first.err
-    index = {path: path.stat().st_mtime_ns for path in (copied / "search").iterdir()}
     monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\n\nthe moon\n"))
     again = run("search", copied, "--top", "3").out
     assert again.startswith(first.out), "asked again, it answers the same"
@@ -217,15 +225,54 @@ def test_searching_a_runs_documents(
     assert (said.code, "--top 0" in said.err) == (2, True)
 
 
+LIGHT = """
+import sys
+from hf_distill.commands.main import main
+code = main(sys.argv[1:])
+heavy = {"torch", "transformers", "datasets", "accelerate", "sentence_transformers", "scipy"}
+print(sorted(heavy & sys.modules.keys()))
+sys.exit(code)
+"""
+
+
+def test_an_exported_student_searches_without_torch(copied: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    places, folder = KeptPlaces(copied), RunFolder(copied)
+    assert (places.student, places.training) == (folder.student, folder.training)
+    assert (places.onnx, places.record.parent) == (folder.onnx, folder.search)
+    assert kept_index(copied) is None, "the student is not exported"
+    question = ("search", copied, "a", "cat", "--top", "3")
+    with_torch = run(*question).out
+    assert run("export", copied).code == 0
+
+    command = [sys.executable, "-c", LIGHT, *map(str, question)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{with_torch}[]\n"
+    assert "3 of 200 documents" in done.stderr
+
+    other = tmp_path / "other"
+    shutil.copytree(copied, other)
+    record = read_result(folder.onnx, OnnxRecord)
+    write_result(other / "onnx.json", dataclasses.replace(record, training="another"), [])
+    assert kept_index(other) is None, "the export is of another student"
+    for name in ("student_model_sd/model.safetensors", "search/student.npy"):
+        flip_a_bit(copied / name)
+        said = run(*question)
+        assert (said.code, Path(name).name in said.err) == (2, True), said.err
+        flip_a_bit(copied / name)
+
+
 def test_searching_python_with_a_model_alone(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts = ["Return a reader.", "escape \x1b[31m sequence"]
     few = Corpus(["csv.reader", "evil"], texts, python_identity())
-    monkeypatch.setattr(search_command, "corpus_of_python", lambda: few)
+    monkeypatch.setattr(index_module, "corpus_of_python", lambda: few)
     said = run("search", copied / "student_model_sd", "escape")
     assert "csv.reader" in said.out
+    assert run("search", copied, "escape", "--python").out == said.out, "a run searches it if asked"
     assert "\x1b" not in said.out, "a document does not command the terminal"
     assert list((tmp_path / "cache" / "hf_distill" / "search").iterdir())
 

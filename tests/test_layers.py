@@ -10,7 +10,7 @@ import hf_distill
 PACKAGE = Path(hf_distill.__file__).parent
 LAYERS = (
     "errors", "recipe", "run", "compute", "data", "teachers", "candidates", "scoring", "selection",
-    "student", "training", "evaluation", "report", "release", "pipeline", "finished_run", "serving",
+    "student", "training", "evaluation", "report", "release", "serving", "pipeline", "finished_run",
     "study", "commands", "__main__",
 )  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

@@ -16,14 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task
-from hf_distill.release.onnx import (
-    FILES,
-    OnnxRecord,
-    export_onnx,
-    load_onnx,
-    measure_onnx,
-    measured_onnx,
-)
+from hf_distill.release.onnx import OnnxRecord, export_onnx, measure_onnx, measured_onnx
+from hf_distill.release.onnx_encoder import FILES, load_onnx
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json

@@ -32,7 +32,8 @@ from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.finished_run import finished
-from hf_distill.release.onnx import export_onnx, load_onnx
+from hf_distill.release.onnx import export_onnx
+from hf_distill.release.onnx_encoder import load_onnx
 from hf_distill.report.results import RunResults
 from hf_distill.run.stage import read_json, write_result
 from hf_distill.serving import javascript

@@ -15,6 +15,7 @@ from hf_distill.data.collection import Collection, CollectionRecord, Source, Sou
 from hf_distill.errors import InputError, printable
 from hf_distill.run.stage import read_json
 from hf_distill.serving import index as module
+from hf_distill.serving import kept
 from hf_distill.serving.index import (
     Corpus,
     IndexRecord,
@@ -25,6 +26,7 @@ from hf_distill.serving.index import (
     load_student,
     student_of,
 )
+from hf_distill.serving.kept import nearest
 
 TEXTS = sentences(30)
 
@@ -76,7 +78,8 @@ def test_an_index_answers_as_the_model_does(
     hits = index.ask("a cat", 3)
     assert [hit.text for hit in hits] == [TEXTS[i] for i in np.argsort(-cosines)[:3]]
     assert [hit.id for hit in hits] == [f"document {i}" for i in np.argsort(-cosines)[:3]]
-    np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1][:3], atol=1e-5)
+    kept_as_float16 = [hit.score for hit in hits]
+    np.testing.assert_allclose(kept_as_float16, np.sort(cosines)[::-1][:3], atol=1e-3)
     assert len(index.ask("a cat", 100)) == 30
 
 
@@ -121,6 +124,16 @@ def test_an_interrupted_embedding_is_made_again(corpus: Corpus, tmp_path: Path) 
     np.testing.assert_array_equal(embedded(corpus, ["x"], embed, tmp_path / "a"), vectors)
     with pytest.raises(InputError, match="no document"):
         embedded(Corpus([], [], "empty"), ["x"], embed, tmp_path / "b")
+
+
+def test_the_nearest_rows_are_those_with_the_largest_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept, "_BLOCK", 4)
+    rows = np.array([[1, 0], [0, 1], [0.5, 0], [1, 0], [0, -1], [0.75, 0]], dtype=np.float16)
+    scores, places = nearest(np.array([1, 0.25], dtype=np.float32), rows, 4)
+    assert (places.tolist(), scores.tolist()) == ([0, 3, 5, 2], [1, 1, 0.75, 0.5])
+    assert len(nearest(np.ones(2, dtype=np.float32), rows, 99)[1]) == 6
 
 
 @pytest.fixture

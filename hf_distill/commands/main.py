@@ -5,23 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from importlib import import_module
+from typing import NoReturn, Protocol, cast
 
-from hf_distill.commands import (
-    compare,
-    dataset,
-    demo,
-    doctor,
-    export,
-    mine,
-    page,
-    publish,
-    search,
-    study,
-    train,
-    verify,
-)
-from hf_distill.commands.terminal import exit_code, set_up
+from hf_distill.commands.terminal import exit_code, set_up, set_up_log
 from hf_distill.errors import InputError
 
 
@@ -35,20 +22,17 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> None: ...
 
 
-COMMANDS: dict[str, Command] = {
-    "doctor": doctor,
-    "study": study,
-    "compare": compare,
-    "dataset": dataset,
-    "mine": mine,
-    "export": export,
-    "verify": verify,
-    "publish": publish,
-    "search": search,
-    "demo": demo,
-    "page": page,
-}
-"""Name of each subcommand -> its module. `train` is not here: its options are those of a recipe."""
+COMMANDS = (
+    "doctor", "study", "compare", "dataset", "mine", "export", "verify", "publish", "search",
+    "demo", "page",
+)  # fmt: skip
+"""Each is a module of this package, imported when it is asked for: most of them load torch, which
+takes seconds. `train` is not here: its options are those of a recipe.
+"""
+
+
+def _command(name: str) -> Command:
+    return cast(Command, import_module(f"hf_distill.commands.{name}"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,23 +44,29 @@ class _Parser(argparse.ArgumentParser):
 
 def _run(argv: Sequence[str]) -> None:
     if argv and argv[0] == "train":
-        train.run(argv[1:], "hf-distill train")
+        import_module("hf_distill.commands.train").run(argv[1:], "hf-distill train")
         return
     parser = _Parser(
         prog="hf-distill", description="Train students, and work with finished runs and models."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    subparsers.add_parser("train", help=train.HELP)
-    for name, command in COMMANDS.items():
+    asked = [name for name in COMMANDS if argv and argv[0] == name]
+    if not asked:  # the list of all
+        subparsers.add_parser("train", help=import_module("hf_distill.commands.train").HELP)
+    for name in asked or COMMANDS:
+        command = _command(name)
         command.add_arguments(
             subparsers.add_parser(name, help=command.HELP, description=command.HELP)
         )
     arguments = parser.parse_args(argv)
-    COMMANDS[arguments.command].run(arguments)
+    _command(arguments.command).run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `hf-distill`: its exit code."""
     line = sys.argv[1:] if argv is None else argv
-    set_up()
+    if line and line[0] == "search":
+        set_up_log()  # it sets up the rest only if it needs it
+    else:
+        set_up()
     return exit_code("hf-distill", lambda: _run(line))

@@ -6,29 +6,20 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from hf_distill.compute.device import use_all_cores
-from hf_distill.compute.models import digest_of_weights
+from hf_distill.commands.terminal import set_up
 from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError, printable
-from hf_distill.finished_run import finished
-from hf_distill.recipe.arguments import CONVERSATION
-from hf_distill.run.folder import RunFolder, recipe_says
-from hf_distill.serving.index import (
-    DEPTH,
-    Index,
-    corpus_of_python,
-    index_of,
-    index_of_run,
-    load_student,
-    user_cache,
-)
+from hf_distill.serving.kept import DEPTH, KeptIndex, kept_index
+
+if TYPE_CHECKING:
+    from hf_distill.serving.index import Index
 
 HELP = (
     "Search a run's documents with its student; a query encoder searches them as the teacher "
-    "embedded them. (With a model: search the Python documentation on this machine.)"
+    "embedded them. (With a model: search the Python documentation on this machine.) An exported "
+    "student (hf-distill export RUN) answers at once, without loading torch."
 )
 
 
@@ -47,38 +38,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a new conversation.",
     )
     parser.add_argument(
+        "--python",
+        action="store_true",
+        help="Search the documentation of all Python packages on this machine, not the documents "
+        "of the run. The first call reads and embeds it.",
+    )
+    parser.add_argument(
         "--top", type=int, default=DEPTH, metavar="K", help=f"How many documents. Default: {DEPTH}."
     )
 
 
-def open_index(run_or_model: str) -> Index:
-    """The index of a run or a model, from an earlier call or made now."""
+def open_index(run_or_model: str, python: bool = False) -> tuple[Index | KeptIndex, bool]:
+    """The index to search, from an earlier call or made now, and whether the student reads the
+    turns before a question.
+
+    Args:
+        run_or_model: A run, or a model.
+        python: Search the documentation of the installed packages, also if it is a run.
+    """
+    if not python and (kept := kept_index(Path(run_or_model))) is not None:
+        return kept
+    return _open_with_torch(run_or_model, python)
+
+
+def _open_with_torch(run_or_model: str, python: bool) -> tuple[Index, bool]:
+    # These take seconds to load.
+    import torch  # noqa: PLC0415
+
+    from hf_distill.compute.device import use_all_cores  # noqa: PLC0415
+    from hf_distill.compute.models import digest_of_weights  # noqa: PLC0415
+    from hf_distill.finished_run import finished  # noqa: PLC0415
+    from hf_distill.recipe.arguments import CONVERSATION  # noqa: PLC0415
+    from hf_distill.run.folder import RunFolder, recipe_says  # noqa: PLC0415
+    from hf_distill.serving.index import (  # noqa: PLC0415
+        corpus_of_python,
+        index_of,
+        index_of_run,
+        load_student,
+        user_cache,
+    )
+
+    set_up()
+    use_all_cores(1)
     folder = RunFolder(Path(run_or_model))
-    if folder.recipe.is_file() and (folder.student / "modules.json").is_file():
+    if not python and folder.recipe.is_file() and (folder.student / "modules.json").is_file():
         results = finished(folder.path)  # first: it names a file that is damaged
-        return index_of_run(results, load_student(run_or_model))
-    model = load_student(run_or_model)
-    path = user_cache() / digest_of_weights(model)[:16]
-    return index_of(model, corpus_of_python(), path)
-
-
-def reads_conversations(run_or_model: str) -> bool:
-    """Whether it is a run whose student reads the turns before a question."""
-    return bool(recipe_says(RunFolder(Path(run_or_model)), "student_query") == CONVERSATION)
+        index = index_of_run(results, load_student(run_or_model))
+    else:
+        model = load_student(run_or_model)
+        path = user_cache() / digest_of_weights(model)[:16]
+        index = index_of(model, corpus_of_python(), path)
+    # One question is so short that several threads would only wait for each other.
+    torch.set_num_threads(1)
+    return index, recipe_says(folder, "student_query") == CONVERSATION
 
 
 def _on_one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def answer(index: Index, question: str, top: int) -> None:
+def answer(index: Index | KeptIndex, question: str, top: int) -> None:
     """Print the nearest documents, and how long it took."""
     start = time.perf_counter()
     hits = index.ask(question, top)
     milliseconds = 1000 * (time.perf_counter() - start)
     for hit in hits:
         print(f"{hit.score:.3f}  {_on_one_line(hit.id)}\n       {_on_one_line(hit.text)}")
-    total = len(index.corpus.texts)
+    total = len(index.embeddings)
     print(f"{len(hits)} of {total:,} documents in {milliseconds:.0f} ms", file=sys.stderr)
 
 
@@ -90,18 +116,14 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top}: name at least 1")
-    use_all_cores(1)
     start = time.perf_counter()
-    index = open_index(arguments.run_or_model)
-    torch.set_num_threads(
-        1
-    )  # one question is so short that several threads would only wait for each other
+    index, conversations = open_index(arguments.run_or_model, arguments.python)
     index.ask("warm up", 1)  # the first call is slow
     print(f"Ready in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     if arguments.question:
         answer(index, " ".join(arguments.question), arguments.top)
         return
-    conversations, history = reads_conversations(arguments.run_or_model), list[str]()
+    history = list[str]()
     for line in map(str.strip, sys.stdin):
         if not line:
             history.clear()

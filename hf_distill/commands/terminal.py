@@ -13,13 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-import datasets
-import transformers
-
-from hf_distill.compute.device import keep_freed_memory
 from hf_distill.errors import InputError, WriteError, printable
-from hf_distill.release.publish import PublishingError
-from hf_distill.run.disk import why_not_written
 from hf_distill.run.processes import done, lost
 
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
@@ -61,47 +55,65 @@ class _Shown:
         return getattr(self._stream, name)
 
 
-def set_up() -> None:
-    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
-    keep_freed_memory()
+def set_up_log() -> None:
+    """Show our own log on the terminal. No library is loaded for it."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
+
+
+def set_up() -> None:
+    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
+    # These take seconds to load, and a search of an exported student needs none of them.
+    import datasets  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    from hf_distill.compute.device import keep_freed_memory  # noqa: PLC0415
+
+    set_up_log()
+    keep_freed_memory()
     # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped
 
 
+def _refusal(error: Exception) -> tuple[str, int] | None:
+    """What to say of an error, and the exit code; None if it is none that a user can mend."""
+    from hf_distill.release.access import PublishingError  # noqa: PLC0415  # as in set_up
+    from hf_distill.run.disk import why_not_written  # noqa: PLC0415
+
+    if isinstance(error, PublishingError):
+        return str(error), 1
+    if isinstance(error, OSError) and error.errno in _NO_PATH:
+        return f"{error.filename}: {error.strerror}; name another path", 2
+    why = why_not_written(error)  # a library's working file
+    if why is None:
+        other = lost()
+        return (other, 1) if other else None
+    named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return f"a file{named} cannot be written: {why}", 1
+
+
 def exit_code(program: str, act: Callable[[], None]) -> int:
-    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub or a full disk 1,
-    each with one message.
+    """Run `act` and return 0. For unusable input return 2, for a fault of the Hub, a full disk or a
+    process that has ended 1, each with one message.
     """
     try:
         with contextlib.redirect_stdout(_Shown(sys.stdout)):
             act()
         done()
     except InputError as error:
-        print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
-        return 2
-    except (PublishingError, WriteError) as error:
-        print(f"{program}: error: {_message(str(error))}", file=sys.stderr)
-        return 1
-    except Exception as error:  # a library's working file; all others are raised again
-        why = why_not_written(error)
-        if isinstance(error, OSError) and error.errno in _NO_PATH:
-            path = _message(f"{error.filename}: {error.strerror}")
-            print(f"{program}: error: {path}; name another path", file=sys.stderr)
-            return 2
-        if why is None and (other := lost()):
-            print(f"{program}: error: {_message(other)}", file=sys.stderr)
-            return 1
-        if why is None:
+        said, code = str(error), 2
+    except WriteError as error:
+        said, code = str(error), 1
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
             raise
-        named = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        print(
-            f"{program}: error: a file{_message(named)} cannot be written: {why}", file=sys.stderr
-        )
-        return 1
-    return 0
+        said, code = refusal
+    else:
+        return 0
+    print(f"{program}: error: {_message(said)}", file=sys.stderr)
+    return code

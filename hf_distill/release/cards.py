@@ -102,11 +102,17 @@ def shell(text: str) -> Markup:
     return Markup(shlex.quote(printable(" ".join(text.split()))))
 
 
+def sql(text: str) -> Markup:
+    """`text` as a string of SQL, on one line."""
+    flat = printable(" ".join(text.split()))
+    return Markup("'" + flat.replace("'", "''").replace("`", "") + "'")
+
+
 def render(template: str, **values: Any) -> str:
     """The card from `template`, filled with `values`."""
     jinja = environment()
     jinja.autoescape, jinja.finalize = True, _filled_in
-    for of_text in (code, link, hub_link, shell):
+    for of_text in (code, link, hub_link, shell, sql):
         jinja.filters[of_text.__name__] = of_text
     return jinja.get_template(template).render(placeholder=PLACEHOLDER, **values)
 

@@ -19,6 +19,7 @@ from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD
 from hf_distill.errors import printable
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import (
+    PLACEHOLDER,
     front_matter,
     hub_id,
     language_metadata,
@@ -31,7 +32,8 @@ from hf_distill.release.cards import (
     render,
     writer_of_queries,
 )
-from hf_distill.report.plots import save_selection_plot
+from hf_distill.release.disagreements import others_above, scored_lowest
+from hf_distill.report.plots import describe_selection, save_selection_plot
 from hf_distill.report.results import RunResults
 from hf_distill.run.environment import describe_environment
 from hf_distill.run.stage import folder_written_whole, listed, strangers, write_result
@@ -368,11 +370,15 @@ def write_dataset(
                 _write_split(batches, features[config], new / config, name)
                 sizes.append((config, name, sum(map(len, several))))
         metadata = _metadata(results, sizes)
+        repo = results.recipe.run.hub_dataset_id
+        shows_texts, training = results.recipe.run.card_examples, tables.training_pairs
         card = render(
             "dataset_card.md.j2",
             metadata=front_matter(metadata),
             title=metadata.pretty_name,
-            repo=results.recipe.run.hub_dataset_id,
+            repo=repo,
+            place=PLACEHOLDER if repo is None else f"hf://datasets/{repo}",
+            shows_texts=shows_texts,
             source=collection.source,
             queries_by=writer_of_queries(collection.source),
             license=licence_of_texts(results),
@@ -387,7 +393,10 @@ def write_dataset(
             list_scale=str(Scale.read(lists.scale)) if lists else "",
             record=collection.record,
             audit=results.audit,
-            examples=_examples(selected, scores) if results.recipe.run.card_examples else [],
+            plot=describe_selection(results.audit),
+            examples=_examples(selected, scores) if shows_texts else [],
+            lowest=scored_lowest(training, scores.of(training.rows)) if shows_texts else [],
+            above=others_above(training, ranking) if shows_texts and ranking else [],
             keys=_reproducing(results.recipe),
             environment=describe_environment(),
             jaccard=NEAR_DUPLICATE_JACCARD,

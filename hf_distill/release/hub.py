@@ -21,7 +21,8 @@ def linked_dataset_card(card: str, repo: str, model: str, license_id: str | None
     """A run's dataset card with its names on the Hub: its own repository, and that of the student
     trained on it.
     """
-    linked = DatasetCard(card.replace(json.dumps(PLACEHOLDER), json.dumps(repo)))
+    card = card.replace(json.dumps(PLACEHOLDER), json.dumps(repo))
+    linked = DatasetCard(card.replace(f"'{PLACEHOLDER}/", f"'hf://datasets/{repo}/"))
     for key, value in licence_metadata(license_id).items():
         linked.data[key] = value
     linked.text = (

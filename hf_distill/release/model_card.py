@@ -34,7 +34,8 @@ from hf_distill.release.cards import (
     render,
     writer_of_queries,
 )
-from hf_distill.release.onnx import FILES, measured_onnx
+from hf_distill.release.onnx import measured_onnx
+from hf_distill.release.onnx_encoder import FILES
 from hf_distill.release.parity import measured_parity
 from hf_distill.release.served import EMBED, name_of
 from hf_distill.report.headline import NDCG, verdict

@@ -8,21 +8,16 @@ pool itself, and so lose the head without a word.
 
 from __future__ import annotations
 
-import importlib
-import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from hf_distill.compute.search import search
@@ -31,6 +26,7 @@ from hf_distill.evaluation.intervals import estimate, mean
 from hf_distill.evaluation.results import Estimate
 from hf_distill.evaluation.retrieval import DEPTH
 from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.release.onnx_encoder import FILES, INPUTS, OUTPUT, load_onnx, require
 from hf_distill.report.results import CommonResults, RunResults
 from hf_distill.run.stage import (
     files_of,
@@ -43,15 +39,8 @@ from hf_distill.run.stage import (
 from hf_distill.scoring.documents import documents_of_teacher
 
 OPSET = 18
-INPUTS, OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
-FILES = {"float32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
-"""Precision -> path in the model's folder. int8: weights have 8 bits, and activations are quantised
-when they are computed (dynamic quantisation).
-"""
-
 TOLERANCE = 1e-5
 _CHECKED = ("a", "read a csv file", "Ünïcödé – 漢字 🙂", "one long text " * 100)
-_BATCH = 32
 
 
 class _Graph(nn.Module):
@@ -66,72 +55,6 @@ class _Graph(nn.Module):
             "sentence_embedding"
         ]
         return embedding
-
-
-@dataclass(frozen=True)
-class OnnxEncoder:
-    """An exported model, loaded with `onnxruntime` and `tokenizers` alone. `prompts` maps a kind of
-    text (`query`, `document`) to its prompt.
-    """
-
-    session: Any
-    tokenizer: Tokenizer
-    prompts: dict[str, str]
-
-    def encode(self, texts: Sequence[str], kind: str | None = None) -> np.ndarray:
-        """Embeddings (len(texts), d), float32, of unit length, in the order of `texts`. The prompt
-        of `kind` goes before each text.
-        """
-        prompt = self.prompts.get(kind or "", "")
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        parts = []
-        for start in range(0, len(order), _BATCH):
-            tokens = self.tokenizer.encode_batch(
-                [prompt + texts[i] for i in order[start : start + _BATCH]]
-            )
-            feed = {
-                "input_ids": np.array([t.ids for t in tokens], dtype=np.int64),
-                "attention_mask": np.array([t.attention_mask for t in tokens], dtype=np.int64),
-            }
-            parts.append(self.session.run([OUTPUT], feed)[0])
-        embeddings: np.ndarray = np.concatenate(parts)[np.argsort(order)]
-        return embeddings
-
-
-def load_onnx(model_dir: Path, precision: str = "float32") -> OnnxEncoder:
-    """Load what `export_onnx` wrote.
-
-    Raises:
-        InputError: There is no such file, or onnxruntime is not installed.
-    """
-    path = model_dir / FILES[precision]
-    if not path.is_file():
-        raise InputError(
-            f"there is no {path}; write it with: hf-distill export {model_dir} --format onnx"
-        )
-    runtime = _require("onnxruntime")
-    settings = json.loads((model_dir / "sentence_bert_config.json").read_text(encoding="utf-8"))
-    special = json.loads((model_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-    prompts = json.loads(
-        (model_dir / "config_sentence_transformers.json").read_text(encoding="utf-8")
-    ).get("prompts", {})
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    pad = special.get("pad_token") or "[PAD]"
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad) or 0, pad_token=pad)
-    tokenizer.enable_truncation(settings["max_seq_length"])
-    return OnnxEncoder(
-        runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), tokenizer, prompts
-    )
-
-
-def _require(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{name} is not installed, so nothing can be exported to ONNX: "
-            "pip install 'hf_distill[onnx]'"
-        ) from error
 
 
 def export_onnx(model_dir: Path) -> dict[str, Path]:
@@ -155,8 +78,8 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
             f"{model_dir} holds no saved student (no modules.json and tokenizer.json); name the "
             "folder of a run or of a student"
         )
-    _require("onnx")
-    quantization = _require("onnxruntime.quantization")
+    require("onnx")
+    quantization = require("onnxruntime.quantization")
     model = SentenceTransformer(
         str(model_dir), device="cpu", model_kwargs={"attn_implementation": "eager"}
     ).eval()

@@ -192,12 +192,10 @@ def plot_cost(evaluation: Evaluation) -> Picture:
         if cost is None:
             axes.axhline(values[0], color=GREY, linestyle="--", linewidth=1)
             axes.annotate(
-                f"{LABELS[name]} (not timed)",
-                (0.99, values[0]),
+                f"{LABELS[name]}\n(not timed)",
+                (1.02, values[0]),  # outside: inside it would lie on the label of a system
                 xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
+                va="center",
                 color=GREY,
             )
             story.append(f"{LABELS[name]} {estimate.value:.3f}, not timed")

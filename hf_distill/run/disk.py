@@ -226,6 +226,8 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     tensors = sizes.student if config.save_only_model else 3 * sizes.student
     checkpoints = sum(_checkpoints(stage, sizes.train) for stage in recipe.of_each_stage())
     hits = sizes.tested * _HIT
+    own = sizes.pairs and config.student_space == "own"
+    index = round(sizes.texts * (2 * recipe.student.student_dim + text)) if own else 0
     systems = _SYSTEMS + (_READINGS if recipe.data.student_query else 0)
     soft, shards = run / "soft_labels", Path(shared) if shared else None
     parts = [
@@ -246,6 +248,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
         ),
         Part("student", "train", run, sizes.student + sizes.tokenizer, sizes.student),
         Part("evaluation", "evaluate", run, systems * hits + _REPORT, hits),
+        Part("index", "evaluate", run, index, index),
         Part("data set", "release", run, labels + _DATASET if sizes.pairs else 0, labels // 2),
     ]  # fmt: skip
     last = STAGES.index(recipe.run.until)

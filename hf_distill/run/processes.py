@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_distill.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 GRACE_SECONDS = 5.0
 """How long a process goes on when another one has ended. If all end for the same reason, each says
@@ -47,10 +47,19 @@ _BYE = "bye"
 T = TypeVar("T")
 
 
+def _state() -> PartialState:
+    # Who only reads results is alone, and needs no torch, which takes seconds to load.
+    from accelerate import PartialState  # noqa: PLC0415
+
+    return PartialState()
+
+
 def of_all(value: T) -> list[T]:
     """`value` of every process, in order of rank. All processes call this together."""
-    if PartialState().num_processes == 1:
+    if _state().num_processes == 1:
         return [value]
+    from accelerate.utils import gather_object  # noqa: PLC0415
+
     gathered: list[T] = gather_object([value])
     return gathered
 
@@ -58,7 +67,9 @@ def of_all(value: T) -> list[T]:
 def from_main(value: T) -> T:
     """The main process's `value`. All processes call this together."""
     values = [value]
-    if PartialState().num_processes > 1:
+    if _state().num_processes > 1:
+        from accelerate.utils import broadcast_object_list  # noqa: PLC0415
+
         broadcast_object_list(values)
     return values[0]
 
@@ -73,7 +84,7 @@ def check_same(values: Mapping[str, object]) -> None:
     Raises:
         InputError: In all of them: which process has another value, and of what.
     """
-    if PartialState().num_processes == 1:
+    if _state().num_processes == 1:
         return
     own = {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
     every = of_all((socket.gethostname(), own))
@@ -100,7 +111,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
     Raises:
         InputError: In all of them: which process does not see which folder.
     """
-    state = PartialState()
+    state = _state()
     if state.num_processes == 1:
         return
     with contextlib.ExitStack() as stack:
@@ -215,7 +226,7 @@ def end_together() -> None:
         InputError: A process cannot connect to the main process.
     """
     global _links  # noqa: PLW0603  (a process has one set of connections)
-    state = PartialState()
+    state = _state()
     if state.num_processes == 1 or _links is not None:
         return
     main = os.environ.get("MASTER_ADDR", "localhost")
@@ -339,7 +350,7 @@ class Expected:
             (f"{len(self.inputs)} values", f"{len(theirs)} values"),
         )
         raise InputError(
-            f"process {PartialState().process_index} on {socket.gethostname()} differs from "
+            f"process {_state().process_index} on {socket.gethostname()} differs from "
             f"process 0: {self.name} is made from {_shown(first[0])} here, and from "
             f"{_shown(first[1])} in process 0, so this process would wait for it forever; start "
             "all with the same recipe, data, models and versions"
@@ -359,6 +370,6 @@ def expect(name: str, inputs: Sequence[Any]) -> Expected:
         return Expected(name, 0, texts)
     _links.calls[name] += 1
     expected = Expected(name, _links.calls[name], texts)
-    if PartialState().is_main_process:
+    if _state().is_main_process:
         _links.say(dataclasses.astuple(expected))
     return expected

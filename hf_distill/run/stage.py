@@ -22,15 +22,29 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
-from accelerate import PartialState
 
 from hf_distill.errors import InputError
-from hf_distill.run.disk import naming
 from hf_distill.run.processes import check_same, expect, from_main
 
 _POLL_SECONDS = 0.3
 
 _log = logging.getLogger(__name__)
+
+
+# What only reads results does without torch, which takes seconds to load: the two functions below
+# import it when something is made.
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState  # noqa: PLC0415
+
+    return bool(PartialState().is_main_process)
+
+
+def _naming(path: Path) -> contextlib.AbstractContextManager[None]:
+    from hf_distill.run.disk import naming  # noqa: PLC0415
+
+    return naming(path)
 
 
 class Result(Protocol):
@@ -76,7 +90,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = temporary_of(path)
     temporary.touch(exist_ok=False)
     try:
-        with naming(path):
+        with _naming(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -121,7 +135,7 @@ def working_folder(path: Path) -> Iterator[Path]:
     folder = temporary_of(path)
     folder.mkdir()
     try:
-        with naming(path):
+        with _naming(path):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,7 +155,7 @@ def main_makes(
     """
     expected = expect(f"{path.parent.name}/{path.name}", inputs)
     while not holds(path):
-        if PartialState().is_main_process:
+        if _is_main():
             make()
         else:
             expected.check()
@@ -301,6 +315,15 @@ def read_result(path: Path, kind: type[T]) -> T:
         ) from error
 
 
+def key_in(path: Path, name: str = "key") -> Any:
+    """One value of the result at `path`, of whatever kind it is: its key, or `name`.
+
+    Raises:
+        InputError: As `read_result`.
+    """
+    return _content(path).get(name)
+
+
 def files_of(path: Path, folder: Path) -> frozenset[str]:
     """The files in `folder` that belong to the result at `path`, as paths in it. All are what was
     written.
@@ -388,7 +411,7 @@ def stage(
         kill it does not stand beside new files; it is back if the input is refused, which happens
         before files are replaced.
         """
-        main = PartialState().is_main_process
+        main = _is_main()
         before = path.read_bytes() if main and path.is_file() else None
         others = strangers(path, files) if main else frozenset()
         if before is not None:

@@ -76,9 +76,11 @@ class Relabelled:
     @cached_property
     def _queries(self) -> np.ndarray:
         """(n,) int64, equal for pairs whose queries are the same text."""
-        return self.pairs.collection.first_of_text[self.pairs.queries]
+        queries: np.ndarray = self.pairs.collection.first_of_text[self.pairs.queries]
+        return queries
 
     @cached_property
     def _keys(self) -> np.ndarray:
         """Query and new document of each relabelled pair, in one number."""
-        return (self._queries << 32 | self.documents)[self.new]
+        keys: np.ndarray = (self._queries << 32 | self.documents)[self.new]
+        return keys

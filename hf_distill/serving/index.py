@@ -24,13 +24,12 @@ from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.data.sources.pydocs import harvest
 from hf_distill.errors import InputError
+from hf_distill.recipe.arguments import CONVERSATION
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import files_of, stage, written_whole
 from hf_distill.scoring.documents import documents_of_teacher
-
-DEPTH = 10
-"""Documents that a question gets by default."""
+from hf_distill.serving.kept import DEPTH, Hit, KeptPlaces, KeptRecord
 
 
 def student_of(run_or_model: str) -> str:
@@ -134,7 +133,7 @@ def corpus_of_python() -> Corpus:
 
 @dataclass(frozen=True)
 class IndexRecord:
-    """The embeddings of a corpus, (documents, dimension) float32 in a file beside this one."""
+    """The embeddings of a corpus, (documents, dimension) in a file beside this one."""
 
     key: str
     documents: int
@@ -147,7 +146,7 @@ def embedded(
     embed: Callable[[list[str], Advance], np.ndarray],
     path: Path,
 ) -> np.ndarray:
-    """The embeddings (N, d) float32 of a corpus, memory-mapped, as kept at `path` or made.
+    """The embeddings (N, d) of a corpus, memory-mapped, as kept at `path` or made.
 
     Args:
         corpus: The documents.
@@ -181,17 +180,10 @@ def embedded(
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A document: its cosine to the question, where it is from, its text."""
-
-    score: float
-    id: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Index:
-    """A corpus embedded by a model: `embeddings` (N, d) float32 of unit length."""
+    """A corpus embedded by a model: `embeddings` (N, d) of unit length, float16 where the model
+    itself has embedded them.
+    """
 
     model: SentenceTransformer
     corpus: Corpus
@@ -224,6 +216,25 @@ def index_of_run(results: RunResults, model: SentenceTransformer) -> Index:
     return Index(model, corpus, documents)
 
 
+def keep_index(results: RunResults) -> str:
+    """Embed a run's documents by its student and keep them, so that the first search is quick (see
+    `hf_distill.serving.kept`). Returns what was kept, for a terminal. The student embeds documents:
+    a query encoder searches the teacher's.
+    """
+    places, training = KeptPlaces(results.folder.path), results.training.key
+    conversation = results.recipe.data.student_query == CONVERSATION
+
+    def make(key: str) -> KeptRecord:
+        corpus = index_of_run(results, load_student(str(places.run))).corpus
+        with written_whole(places.documents) as temporary:
+            pq.write_table(pa.table({"id": corpus.ids, "text": corpus.texts}), temporary)
+        return KeptRecord(key, training, conversation, len(corpus.texts))
+
+    inputs = [training, results.collection.key, conversation]
+    kept = stage(places.record, KeptRecord, inputs, make, [places.documents, places.embeddings])
+    return f"Index    {kept.documents:,} documents, for hf-distill search"
+
+
 def index_of(model: SentenceTransformer, corpus: Corpus, path: Path) -> Index:
     """The index of `corpus` by `model`, as kept at `path` (see `embedded`) or made.
 
@@ -235,8 +246,8 @@ def index_of(model: SentenceTransformer, corpus: Corpus, path: Path) -> Index:
     def embed(texts: list[str], advance: Advance) -> np.ndarray:
         vectors = encode(model, [prompt + text for text in texts], advance=advance).numpy()
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+        unit: np.ndarray = (vectors / np.maximum(lengths, 1e-12)).astype(np.float16)
         return unit
 
-    identity = [digest_of_weights(model), dict(model.prompts), model.max_seq_length]
+    identity = [digest_of_weights(model), dict(model.prompts), model.max_seq_length, "float16"]
     return Index(model, corpus, embedded(corpus, identity, embed, path))

@@ -31,7 +31,8 @@ from tokenizers import Tokenizer
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
 from hf_distill.release.cards import public_name
-from hf_distill.release.onnx import FILES, OUTPUT, OnnxEncoder, export_onnx, load_onnx
+from hf_distill.release.onnx import export_onnx
+from hf_distill.release.onnx_encoder import FILES, OUTPUT, OnnxEncoder, load_onnx
 from hf_distill.release.remote import Release
 from hf_distill.report.page import TEMPLATES, environment
 from hf_distill.report.results import RunResults

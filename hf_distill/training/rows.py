@@ -69,6 +69,9 @@ from hf_distill.training.texts import (
     wanted_pool,
 )
 
+_BLOCK = 8192
+"""Pairs at a time."""
+
 NEEDED = ("query", "document", "teacher_score")
 """Columns of every training row."""
 

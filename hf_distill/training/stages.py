@@ -20,6 +20,7 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.teachers.base import Scale
 from hf_distill.training.between import Measure
 from hf_distill.training.checkpoints import wanted_checkpoint
+from hf_distill.training.progress import show_one_bar
 from hf_distill.training.rows import Rows, rows_of_stage
 from hf_distill.training.sources import drawn_of
 from hf_distill.training.trainer import DistillationTrainer
@@ -162,6 +163,7 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
         evaluator=evaluator,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
     )
+    show_one_bar(trainer)
     checkpoint = wanted_checkpoint(config, folder)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
