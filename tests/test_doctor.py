@@ -103,6 +103,7 @@ def test_every_planted_fault_is_counted(doctored: Doctored, data: Path) -> None:
     assert sum(planted) <= mismatched.count <= sum(planted) + 3
     assert diagnosis.mismatches.expected == pytest.approx(mismatched.count, abs=0.5)
     assert diagnosis.mismatches.pool == len({*texts["document"]})
+    assert max(diagnosis.mismatches.wrongly, diagnosis.mismatches.missed) < 1
     assert diagnosis.mismatches.first == len(train) - mismatched.count
     assert 0 < diagnosis.mismatches.far < mismatched.count
     low, high = diagnosis.mismatches.mixture.means

@@ -337,6 +337,12 @@ def test_relabelled_pairs_by_hand(tmp_path: Path) -> None:
     again = select(relabelled_inputs(), ["rank=1:relabel", "threshold=0.45"], tmp_path / "drops")
     np.testing.assert_array_equal(again.relabelled, result.relabelled)
 
+    given = relabelled_inputs()
+    given.ranking.rank[1] = 9
+    twice = select(given, ["rank=5:relabel", "rank=2:relabel"], tmp_path / "twice")
+    assert twice.relabelled.tolist() == [-1, 3, -1, -1, -1]
+    assert twice.dropped_by.tolist() == [1, -1, -1, -1, -1], "another rule gave it to the query"
+
     weighs = select(relabelled_inputs(), ["rank=1:relabel:weight_ranking=0"], tmp_path / "weighs")
     assert weighs.weight_ranking.tolist() == [1, 0, 1, 1, 1]
     assert weighs.weight is None

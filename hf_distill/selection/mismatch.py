@@ -28,9 +28,8 @@ doi:10.1086/117248).
 """
 
 LARGEST_SHARE = 0.6
-"""A lower component with more of the pairs is how the teacher scores ordinary ones: where most
-pairs are mismatched, or the teacher does not know what answers the queries, the margins cannot
-tell.
+"""A lower component with more of the pairs is how the teacher scores ordinary ones. Where most
+pairs are mismatched, or the teacher does not know what answers the queries, margins cannot tell.
 """
 
 _STEPS = 500
