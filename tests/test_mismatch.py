@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_distill.report.plots import plot_margins
+from hf_distill.selection.audit import Margins
 from hf_distill.selection.mismatch import (
     LEAST_FITTED,
     MOST_FITTED,
@@ -118,3 +120,19 @@ def test_the_probability_never_rises_with_the_margin(
         assert (probability >= 0.5).all() or (probability <= 0.5).all()
     else:
         assert mixture.probability(np.array([half]))[0] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_plot_shows_both_components_and_where_the_probability_is_one_half() -> None:
+    margin, _ = margins(0.2)
+    counts, edges = np.histogram(margin, 40)
+    detection = detect_mismatches(margin, 0)
+    picture = plot_margins(Margins(detection, tuple(edges), tuple(counts.tolist()), 0))
+    assert "4,000 margins" in picture.alt
+    assert "20.0% of the pairs look mismatched" in picture.alt
+    assert f"one half at {detection.half:.3f}" in picture.alt
+    nothing = detect_mismatches(margin[:50], 0)
+    assert "too few" in plot_margins(Margins(nothing, tuple(edges), tuple(counts.tolist()), 0)).alt
+    assert detection.mixture is not None
+    grid = np.linspace(-2, 2, 4001)
+    areas = [np.trapezoid(density, grid) for density in detection.mixture.densities(grid)]
+    assert areas == pytest.approx([detection.share, 1 - detection.share], abs=1e-6)
