@@ -154,12 +154,9 @@ def trained(parts: Tiny, folder: Path, rows: Any, **keys: Any) -> dict[str, Any]
         trainer.training_step = watched
         trainer.train()
         names = ("loss", "grad_norm", *trainer.terms)
-        logs[device.type] = [
-            {name: row[name] for name in names}
-            for row in trainer.state.log_history
-            if "loss" in row
-        ]
-    return {"logs": list(logs.values()), "steps": steps[len(steps) // 2 :]}
+        logged = [row for row in trainer.state.log_history if "loss" in row]
+        logs.append([{name: row[name] for name in names} for row in logged])
+    return {"logs": logs, "steps": steps[len(steps) // 2 :]}
 
 
 def forgotten(parts: Tiny, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import json
 import os
 import re
@@ -18,12 +19,15 @@ import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
 from tiny_training import Tiny, tiny
 from training_process import rows_by_number
 
 import hf_distill
 from hf_distill.compute import device
 from hf_distill.compute.device import exact_products
+from hf_distill.compute.models import in_dtype
 from hf_distill.compute.search import search
 from hf_distill.pipeline import with_workers
 from hf_distill.recipe.read import read_recipe
@@ -225,3 +229,13 @@ def test_workers_tokenise_for_an_accelerator_alone(monkeypatch: pytest.MonkeyPat
         assert training.accelerator_config.non_blocking == (on != "cpu")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert device.loader_workers(device._CUDA, 8) == 1
+
+
+def test_a_teacher_in_float16_normalises_zeros_to_zeros() -> None:
+    model = SentenceTransformer(modules=[Normalize()], device="cpu")
+    lengths = {}
+    for dtype in (torch.float32, torch.float16):
+        own = in_dtype(copy.deepcopy(model), dtype)
+        rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=dtype)
+        lengths[dtype] = own({"sentence_embedding": rows})["sentence_embedding"].norm(dim=1)
+    assert lengths[torch.float16].tolist() == lengths[torch.float32].tolist() == [0.0, 1.0]

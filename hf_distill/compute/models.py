@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Normalize, Transformer
 from torch import nn
 
 from hf_distill.compute.device import device_type, fast_precision
@@ -316,3 +316,20 @@ def chosen_dtype(name: str, device: str) -> torch.dtype:
         return _DTYPES[fast_precision(device)]
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def in_dtype(model: SentenceTransformer, dtype: torch.dtype) -> SentenceTransformer:
+    """`model`, moved to `dtype` in place. In float16 it still normalises in float32: the least
+    length that it divides by is 0 in float16, and an embedding of zeros (a text without known
+    tokens) would become NaN.
+    """
+
+    def widen(_: nn.Module, arguments: tuple[dict[str, Any], ...]) -> None:
+        features = arguments[0]
+        features["sentence_embedding"] = features["sentence_embedding"].float()
+
+    if dtype == torch.float16:
+        for module in model.modules():
+            if isinstance(module, Normalize):
+                module.register_forward_pre_hook(widen)
+    return model.to(dtype)

@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from hf_distill.compute.encode import PLAIN, Advance, Asked, encode
 from hf_distill.compute.models import (
     chosen_dtype,
+    in_dtype,
     load_sentence_transformer,
     model_identity,
     set_length,
@@ -124,7 +125,7 @@ def load_bi_encoder(recipe: Recipe) -> BiEncoderTeacher:
     similarity = arguments.teacher_similarity
     name = model.similarity_fn_name if similarity == "declared" else similarity
     return BiEncoderTeacher(
-        backbone=model.to(dtype),
+        backbone=in_dtype(model, dtype),
         name=arguments.teacher,
         # Prompts are not part of it: the key of a score covers the texts with their prompts.
         identity=(
