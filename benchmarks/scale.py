@@ -37,7 +37,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.scoring import embeddings, scores
 from hf_distill.training.rows import training_rows
 
-DIMENSION, PARTS = 32, 8
+DIMENSION, PART = 32, 10_000
 RULES = ["invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=1000"]
 PROCESSES: dict[str, Callable[[Run], object]] = {
     "teacher": lambda run: run.teacher,
@@ -79,12 +79,12 @@ def write_pairs(pairs: int, folder: Path) -> None:
     """Write the pairs and the embeddings of their texts as Parquet parts."""
     rng = np.random.default_rng(0)
     texts = synthetic_texts(pairs)
-    query, size = "", -(-pairs // PARTS)
+    query = ""
     for name in ("pairs", "teacher"):
         (folder / name).mkdir()
-    for part, start in enumerate(range(0, pairs, size)):
+    for part, start in enumerate(range(0, pairs, PART)):
         rows = []
-        for _ in range(min(size, pairs - start)):
+        for _ in range(min(PART, pairs - start)):
             own, document = next(texts)
             query = own or query
             rows.append((query, document))
