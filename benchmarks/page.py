@@ -10,6 +10,7 @@ pairs (of training pairs if there are none), which the page answers from all doc
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -112,7 +113,7 @@ def pictures(folder: Path, to: Path) -> None:
 
 
 def main() -> None:
-    """Measure, and print a line for each figure."""
+    """Measure, and print a line for each figure, and then all of them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", metavar="RUN", type=Path)
     parser.add_argument("--pictures", metavar="FOLDER", type=Path)
@@ -122,10 +123,12 @@ def main() -> None:
         folder = Path(temporary) / "a-sub-path"
         record = write_page(results, folder)
         print(f"documents: {record.documents:,}; page: {record.bytes / 1e6:.1f} MB")
-        for what, value in measure(results, folder).items():
+        figures = measure(results, folder)
+        for what, value in figures.items():
             print(f"{what}: {value}")
         if arguments.pictures:
             pictures(folder, arguments.pictures)
+        print(json.dumps({"documents": record.documents, "bytes": record.bytes, **figures}))
 
 
 if __name__ == "__main__":
