@@ -107,7 +107,7 @@ def test_every_subcommand_is_described_and_every_described_one_exists() -> None:
 
 def test_every_flag_and_key_that_a_page_names_exists() -> None:
     keys = {name for part in (*PARTS, DistillationConfig) for name in part.__dataclass_fields__}
-    of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help"} | {
+    of_commands = {"rules", "model", "dataset", "dry_run", "push", "task", "help", "python"} | {
         "split",
         "output",
         "noise",

@@ -245,12 +245,12 @@ def test_a_search_reads_the_teachers_documents_and_loads_it_once(
 ) -> None:
     folder, _ = encoder
     results = finished(folder)
-    index = open_index(str(folder))
+    index, _ = open_index(str(folder))
     teacher = SentenceTransformer(results.recipe.teacher.teacher, device="cpu")
     expected = teacher.encode_document(index.corpus.texts)
     np.testing.assert_allclose(index.embeddings, expected, atol=2e-3)
     monkeypatch.setattr("hf_distill.scoring.documents.load_teacher", None)
-    assert (open_index(str(folder)).embeddings == index.embeddings).all()
+    assert (open_index(str(folder))[0].embeddings == index.embeddings).all()
     assert len(index.ask("a cat", 3)) == 3
     _, (of_teacher, of_student), _, _ = local_demo(results)
     np.testing.assert_allclose(of_student.embeddings, of_teacher.embeddings, atol=2e-3)
