@@ -117,7 +117,16 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         "cdn",
     }
     of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}
-    of_benchmarks = {"steps", "turns", "peers", "runs", "publish", "processes", "pictures", "python"}
+    of_benchmarks = {
+        "steps",
+        "turns",
+        "peers",
+        "runs",
+        "publish",
+        "processes",
+        "pictures",
+        "python",
+    }
     flags = {flag for page in PAGES.values() for flag in re.findall(r"--([a-z]\w+)", page)}
     assert flags <= keys | of_commands | of_launchers | of_benchmarks
     for name in (*SOURCES, *FORMATS, *TEACHERS, *RULES):
