@@ -170,8 +170,9 @@ class Sources:
     @classmethod
     def of(cls, table: Dataset, rows: np.ndarray | None = None) -> Sources:
         """By the column `source` of `table`, of all its rows or of `rows` (n,)."""
-        column = table.select_columns(["source"]).with_format("arrow")
-        values = column[np.arange(len(table)) if rows is None else rows]["source"]
+        values = table.select_columns(["source"]).with_format("arrow")[:]["source"]
+        if rows is not None:  # `table[rows]` holds a kilobyte for each row meanwhile
+            values = values.take(pa.array(rows))
         values = values.cast(pa.string()).fill_null(NO_SOURCE).combine_chunks().dictionary_encode()
         found = np.array(values.dictionary.to_pylist(), dtype=object)
         names, places = np.unique(found, return_inverse=True)
