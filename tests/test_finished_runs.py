@@ -74,14 +74,19 @@ def card_of(folder: Path) -> str:
     return (folder / "student_model_sd" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_run_says_a_line_a_stage_with_its_time(finished_run: tuple[Path, str]) -> None:
+    said = finished_run[1]
+    assert "{'" not in said, "what the trainer logs is not printed"
+    for stage in ("Pairs", "Scores", "Selected", "Training", "Measured", "Index", "Written"):
+        assert re.search(rf"^{stage} .*\d s\b", said, re.MULTILINE), stage
+
+
 def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -> None:
     with running_hub() as hub:
         done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
-        said = done.stdout + done.stderr
-        assert "{'" not in said, "what the trainer logs is not printed"
-        assert "profiler" not in said
+        assert "profiler" not in done.stdout + done.stderr
         _, files = hub.files("models", "you/student") or ("", {})
         weights = copied / "student_model_sd" / "model.safetensors"
         assert files["model.safetensors"] == weights.read_bytes()
