@@ -82,8 +82,8 @@ class Mismatches:
 
     Attributes:
         detection: What the ranks say.
-        wrongly: How many of those called mismatched are expected to be fine.
-        missed: How many of the others are expected to be mismatched.
+        wrongly: How many of those called mismatched are expected to be fine, at least.
+        missed: How many of the others are expected to be mismatched, at most.
         first: How many documents the teacher ranks first of the pool for their query.
         far: How many it ranks below the best tenth of the pool.
     """
@@ -150,8 +150,8 @@ def _how_sure(said: Mismatches) -> str:
     if said.detection.nothing is not None:
         return f"none counts as mismatched: {said.detection.nothing}; {ranks}"
     return (
-        f"{said.detection}. Of those named about {said.wrongly:,.0f} are fine, and of the others "
-        f"about {said.missed:,.0f} are mismatched; {ranks}"
+        f"{said.detection}. Of the pairs named at least some {said.wrongly:,.0f} are fine, and of "
+        f"the others at most some {said.missed:,.0f} are mismatched; {ranks}"
     )
 
 
