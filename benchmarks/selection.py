@@ -77,7 +77,9 @@ def synthetic_texts(pairs: int, seed: int = 0) -> Iterator[tuple[str | None, str
 
 
 def synthetic(pairs: int, folder: Path) -> SelectionInputs:
-    """So many pairs, written to `folder`, with random scores, ranks and margins."""
+    """So many pairs, written to `folder`, with random scores, ranks and margins. A tenth
+    have the rank of a random document.
+    """
     numbers = range(pairs)
     queries = ({"text": q} for q, _ in synthetic_texts(pairs) if q is not None)
     documents = ({"text": d, "searched": False} for _, d in synthetic_texts(pairs))
@@ -97,7 +99,9 @@ def synthetic(pairs: int, folder: Path) -> SelectionInputs:
     rng = np.random.default_rng(1)
     ranking = Ranking(
         key="key",
-        rank=rng.integers(1, 100, pairs, dtype=np.int32),
+        rank=np.where(
+            np.arange(pairs) % 10, rng.integers(1, 100, pairs), rng.integers(1, pairs + 1, pairs)
+        ).astype(np.int32),
         margin=rng.uniform(-1, 1, pairs).astype(np.float32),
         negatives=rng.integers(pairs, size=(pairs, 4)),
         negative_scores=-np.sort(-rng.uniform(-1, 1, (pairs, 4)).astype(np.float32), axis=1),

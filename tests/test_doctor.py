@@ -100,15 +100,16 @@ def test_every_planted_fault_is_counted(doctored: Doctored, data: Path) -> None:
     (texts,) = train.batches("query", "document", size=len(train))
     wrong = {*sentences(MISMATCHED, 500)}
     planted = [query in wrong for query in texts["query"]]
-    assert sum(planted) <= mismatched.count <= sum(planted) + 3
-    assert diagnosis.mismatches.expected == pytest.approx(mismatched.count, abs=0.5)
-    assert diagnosis.mismatches.pool == len({*texts["document"]})
-    assert max(diagnosis.mismatches.wrongly, diagnosis.mismatches.missed) < 1
-    assert diagnosis.mismatches.first == len(train) - mismatched.count
-    assert 0 < diagnosis.mismatches.far < mismatched.count
-    low, high = diagnosis.mismatches.mixture.means
-    assert low < diagnosis.mismatches.half < high
-    assert all(example.query in wrong for example in mismatched.examples[:1])
+    said = diagnosis.mismatches
+    assert 0.75 * sum(planted) < mismatched.count <= sum(planted)
+    assert (said.detection.pairs, said.detection.nothing) == (len(train), None)
+    assert said.detection.low < sum(planted) / len(train) < said.detection.high
+    assert said.detection.pool == len({*texts["document"]})
+    assert said.wrongly + said.missed < 12
+    assert sum(planted) <= len(train) - said.first <= sum(planted) + 2
+    assert 0 < said.far <= mismatched.count
+    assert f"from rank {said.detection.half} of" in mismatched.because
+    assert all(example.query in wrong for example in mismatched.examples)
     best = f"the teacher's best: {mismatched.examples[0].query} the river"
     assert mismatched.examples[0].said == best, "its own document is another pair's"
     assert (diagnosis.pairs, diagnosis.held_out, diagnosis.beyond) == (len(train), 31, 0)

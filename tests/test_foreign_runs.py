@@ -108,6 +108,12 @@ def test_a_recipe_beside_artefacts_of_a_run_is_a_saved_one(tmp_path: Path) -> No
     assert not read(path).teacher.trust_remote_code
 
 
+def test_rules_of_this_package_are_no_code_of_ones_own(tmp_path: Path) -> None:
+    rules = ["echo:weight=0.5", "mismatched:relabel", "rank=2:weight_ranking=0"]
+    path = save(tmp_path / "run" / "recipe.yaml", selection=rules)
+    assert read(path).selection.selection == rules
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "", 7, None])
 def test_the_name_of_a_saved_recipe_is_no_path(tmp_path: Path, name: object) -> None:
     path = save(tmp_path / "run" / "recipe.yaml", environment={"recipe": name})

@@ -141,6 +141,7 @@ def test_a_mined_document_that_is_judged_not_relevant_keeps_its_grade(tmp_path: 
 def test_the_ranking_of_a_list_is_that_of_the_ranker() -> None:
     lists = lists_of([[0.2, 0.9, 0.5], [0.1]], own=[0.6, 0.95, NAN], of=[0, 0, 1])
     ranking = lists.ranking(2)
+    assert ranking.mined
     assert ranking.rank.tolist() == [2, 1, 2], "a pair without a score is the last"
     assert ranking.margin[:2].tolist() == pytest.approx([-0.3, 0.05], abs=1e-6)
     assert ranking.negatives.tolist() == [[1, 2], [1, 2], [0, -1]]

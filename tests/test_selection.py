@@ -362,27 +362,33 @@ def test_which_document_is_better() -> None:
     assert documents.tolist() == [4, 4, 4, -1, -1], "3 is judged not relevant to a"
     np.testing.assert_allclose(scores, [0.7, 0.7, 0.6, np.nan, np.nan])
     few = pairs.take(np.arange(4))  # 4 is then no training document
-    short = SimpleNamespace(**{k: v[:4] for k, v in vars(ranking).items()})
+    arrays = {k: v[:4] for k, v in vars(ranking).items() if isinstance(v, np.ndarray)}
+    short = SimpleNamespace(**arrays)
     assert better_documents(few, short)[0].tolist() == [3, 3, 0, -1]
     ranking.negatives[:, 1] = -1
     assert (better_documents(pairs, ranking)[0] == -1).all(), "no other negative would be left"
 
 
-def test_margins_of_two_kinds_are_in_the_audit(tmp_path: Path) -> None:
-    draw, rows = np.random.default_rng(0), [(f"query {i}", f"document {i}") for i in range(300)]
-    margin = np.where(np.arange(300) < 90, draw.normal(-0.5, 0.05, 300), draw.normal(0, 0.05, 300))
-    ranking = ranking_of(margin.tolist(), [[-1]] * 300, [[np.nan]] * 300, [1] * 300)
-    ranking.margin[299] = np.nan
-    result = select(inputs(pairs_of(rows), None, ranking), ["mismatched"], tmp_path)
-    assert result.kept.tolist() == list(range(90, 300))
-    margins = read_json(tmp_path / "selection.json", Audit).margins
-    assert margins == result.audit.margins
-    assert (sum(margins.counts), margins.unknown, margins.detection.fitted) == (299, 1, 299)
-    assert len(margins.edges) == len(margins.counts) + 1
-    assert "30.1% of the pairs look mismatched" in result.summary()
-    assert result.audit.rules[0].examples[0].value == pytest.approx(1, abs=0.01)
-    plain = select(inputs(pairs_of(rows), None, ranking), ["rank=1"], tmp_path)
-    assert plain.audit.margins is None
+def test_mismatched_pairs_are_in_the_audit(tmp_path: Path) -> None:
+    rows = [(f"query {i}", f"document {i}") for i in range(301)]
+    spread = np.linspace(1, 1000, 90).round().astype(int)  # of a pool of 1,000
+    ranking = ranking_of([0] * 301, [[-1]] * 301, [[np.nan]] * 301, [*spread, *[1] * 211])
+    scores = [0.5] * 300 + [np.nan]
+    result = select(inputs(pairs_of(rows), scores, ranking), ["mismatched"], tmp_path)
+    assert result.kept.tolist() == [0, *range(90, 300)], "its best ranks look right"
+    found = read_json(tmp_path / "selection.json", Audit).detection
+    assert found == result.audit.detection
+    assert (found.pairs, sum(found.counts)) == (300, 300), "the rank of the last one is unknown"
+    assert found.share == pytest.approx(0.3)
+    assert "up to 30.0% of the pairs (" in result.summary()
+    assert result.audit.rules[1].examples[0].value == pytest.approx(0.99, abs=0.01)
+    plain = select(inputs(pairs_of(rows), scores, ranking), ["rank=1"], tmp_path)
+    assert plain.audit.detection is None
+
+    ranking.mined = True
+    listed = select(inputs(pairs_of(rows), scores, ranking), ["mismatched"], tmp_path / "lists")
+    assert len(listed.kept) == 300
+    assert "lists hold no random documents" in listed.summary()
 
 
 @pytest.mark.parametrize(
@@ -426,8 +432,8 @@ def test_a_bad_rule_is_refused_with_its_text(rule: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("rank=2", "rank=2 needs a teacher that embeds"),
-        ("mismatched", "mismatched needs a teacher that embeds"),
+        ("rank=2", "rank=2 needs a teacher that embeds .* Mine lists with .* or remove the rule"),
+        ("mismatched", r"mismatched needs a teacher that embeds .* pairs\. Remove the rule"),
         ("threshold=0.2:relabel", "threshold=0.2:relabel needs a teacher that embeds"),
         ("stratified=0.5:on=margin", "embeds"),
         ("top_k=1:by=source", "by=source .* pairs have none; .*--source_column"),
@@ -580,6 +586,8 @@ def ranking_of(margin: list, negatives: list, scores: list, rank: list) -> Simpl
         negative_scores=np.array(scores, dtype=np.float32).reshape(
             len(margin), len(negatives[0]) if negatives else 2
         ),
+        pool=1000,
+        mined=False,
     )
 
 

@@ -19,9 +19,10 @@ from hf_distill.pipeline import Run
 from hf_distill.run.stage import read_json
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.audit import Audit
+from hf_distill.selection.mismatch import detect_mismatches
 from hf_distill.selection.rules import Columns
 from hf_distill.study.arms import FULL, ORACLE, clean, plan_arms
-from hf_distill.study.detection import detection, suspicions
+from hf_distill.study.detection import detection, picked, suspicions
 from hf_distill.study.noise import (
     Answers,
     Noise,
@@ -143,16 +144,22 @@ def test_detectors_suspect_low_scores_high_ranks_and_low_margins() -> None:
     is_noisy = np.array([True, True, False, False])
     nan = np.float32("nan")
     suspected = suspicions(
-        np.array([0.1, 0.6, 0.5, 0.9]), np.array([3, 9, 1, 2]), np.array([-0.1, -0.3, nan, -0.2]),
-        np.zeros(4),
+        np.array([0.1, 0.6, 0.5, 0.9]), np.array([3, 9, 1, 2]), np.array([-0.1, -0.3, nan, -0.2])
     )  # fmt: skip
     aucs = {one.detector: one.auc for one in detection(is_noisy, suspected, 0)}
     assert {name: auc.value for name, auc in aucs.items()} == {
-        "score": 0.75, "rank": 1.0, "margin": 0.75, "mixture": 0.5,
+        "score": 0.75, "rank": 1.0, "margin": 0.75,
     }  # fmt: skip
     (nothing,) = detection(np.zeros(4, dtype=bool), {"score": np.arange(4.0)}, 0)
     assert nothing.auc.value is None
     assert nothing.auc.undefined
+
+
+def test_what_the_rule_picks_of_noisy_and_clean_pairs() -> None:
+    rank = np.array([1] * 60 + [*range(1, 21)] * 2)  # from rank 2 on all count as mismatched
+    is_noisy = np.arange(100) >= 70
+    found = picked(is_noisy, rank, detect_mismatches(rank, 20))
+    assert (found.noisy, found.of_noisy, found.clean, found.of_clean) == (29, 30, 9, 70)
 
 
 def test_the_auc_is_scikit_learns_and_lies_in_its_interval() -> None:
@@ -214,8 +221,13 @@ def test_a_study_with_noise_has_an_oracle_and_says_how_well_it_is_detected(
     aucs = {one.detector: one.auc.value for one in study.detection}
     assert aucs["margin"] > 0.99
     assert aucs["score"] > 0.99
-    assert aucs["mixture"] > 0.99
-    text = (out / "study.md").read_text()
+    assert aucs["rank"] > 0.98
+    called, text = study.picked, (out / "study.md").read_text()
+    assert (called.of_noisy, called.of_clean) == (study.noise.changed, arms[ORACLE].pairs)
+    assert called.noisy > 0.8 * called.of_noisy
+    assert called.clean == 0
+    assert called.detection.low < 0.5 < called.detection.high
+    assert f"picks {called.noisy} of {called.of_noisy} noisy pairs and 0 of" in text
     assert f"`{ORACLE}`" in text
     assert f"{study.noise.changed} of {study.noise.pairs} training pairs have another" in text
     assert "| margin | " in text

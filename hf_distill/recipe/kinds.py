@@ -137,7 +137,7 @@ RULES: Mapping[str, Kind] = {
         "top_k": "all but the N highest scores (top_k=N[:by=group|source])",
         "rank": "the document is not among the teacher's K best of the pool (rank=K)",
         "margin": "the document is not M above the best other one of the pool (margin=M)",
-        "mismatched": "the margin is among those of mismatched pairs (mismatched[=PROBABILITY])",
+        "mismatched": "the rank is probably that of a random document (mismatched[=PROBABILITY])",
         "stratified": "all but a share F, drawn evenly over the scores (stratified=F[:on=margin])",
         "random": "all but a random share F (random=F)",
     }.items()

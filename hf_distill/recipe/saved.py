@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.errors import InputError, printable
-from hf_distill.recipe.kinds import PLUGIN, TEACHERS
+from hf_distill.recipe.kinds import PLUGIN, RULES, TEACHERS
 
 ENVIRONMENT_KEY = "environment"
 """The only key of a saved recipe that is not a flag: what the run was made with."""
@@ -24,6 +24,9 @@ _TRUSTED = ("trust_remote_code", "teacher_url", "chat_url", "hub_token", "push_t
 
 _CODE = ("dataset", "format", "teacher_kind", "selection", "terms", "ensemble", "ranker")
 """Keys whose values can name code: `package.module:name`."""
+
+_KINDS = {"selection": RULES, "ensemble": TEACHERS, "ranker": TEACHERS}
+"""Key -> what may stand before a colon there and is of this package, as in `echo:weight=0.5`."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def obeyed(
     for key in _CODE if runs else ():
         values = content.get(key) if key not in said else None
         for text in map(str, values if isinstance(values, list) else [values]):
-            of_package = key in ("ensemble", "ranker") and text.split(":")[0] in TEACHERS
+            of_package = text.split(":")[0] in _KINDS.get(key, {})
             if PLUGIN.match(text) and not of_package:
                 raise InputError(
                     f"--{key} {text}: {path} names code that is not of this package, and a saved "

@@ -71,7 +71,7 @@ def _own_terms(results: CommonResults) -> list[str]:
 
 def _pictures(results: RunResults) -> dict[str, plots.Picture]:
     evaluation = results.evaluation
-    own_terms, margins = _own_terms(results), results.audit.margins
+    own_terms, detection = _own_terms(results), results.audit.detection
     with mpl.rc_context(plots.STYLE):
         return {
             "cost": plots.plot_cost(evaluation),
@@ -80,7 +80,7 @@ def _pictures(results: RunResults) -> dict[str, plots.Picture]:
             "scatter": plots.plot_scatter(evaluation),
             "calibration": plots.plot_calibration(evaluation.fidelity.calibration),
             "selection": plots.plot_selection(results.audit),
-            **({"margins": plots.plot_margins(margins)} if margins else {}),
+            **({"ranks": plots.plot_ranks(detection)} if detection and detection.edges else {}),
             "losses": plots.plot_losses(results.training, own_terms),
             **({"points": plots.plot_points(results.training)} if results.training.points else {}),
         }

@@ -29,7 +29,8 @@ from hf_distill.evaluation.results import (
 from hf_distill.evaluation.texts import OVERLAP
 from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.report.headline import LABELS, NDCG, in_a_sentence, with_interval
-from hf_distill.selection.audit import Audit, Margins
+from hf_distill.selection.audit import Audit
+from hf_distill.selection.mismatch import Detection
 from hf_distill.training.between import (
     CLOSENESS,
     ERROR,
@@ -356,33 +357,37 @@ def save_selection_plot(audit: Audit, path: Path) -> None:
         _draw_selection(audit).savefig(path, dpi=140, bbox_inches="tight", facecolor="white")
 
 
-def plot_margins(margins: Margins) -> Picture:
-    """The margins of all pairs, and the two distributions that were fitted to them."""
-    edges, counts = np.array(margins.edges), np.array(margins.counts)
-    detection, mixture = margins.detection, margins.detection.mixture
+def plot_ranks(detection: Detection) -> Picture:
+    """How dense the ranks of all pairs are, and how dense those of the mismatched ones. `detection`
+    has bins.
+    """
+    edges, density = np.array(detection.edges), np.array(detection.density)
+    counted = np.array(detection.counts) / detection.pairs / (np.diff(edges) / detection.pool)
     plot, axes = _plot(5.4, 3.0)
-    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=GREY, alpha=0.4)
-    if mixture is not None:
-        grid = np.linspace(edges[0], edges[-1], 400)
-        names = ("mismatched", "others") if detection.nothing is None else ("lower", "upper")
-        of_bins = counts.sum() * float(np.diff(edges).mean())
-        for name, colour, density in zip(
-            names, (ORANGE, BLUE), mixture.densities(grid), strict=True
-        ):
-            axes.plot(grid, density * of_bins, color=colour, label=name)
-        if detection.half is not None:
-            axes.axvline(detection.half, color=GREY, linestyle=":", label="probability 1/2")
-        axes.legend(frameon=False, labelcolor=GREY)
-    axes.set_xlabel("margin")
-    axes.set_ylabel("training pairs")
-    half = (
-        "" if detection.half is None else f"; the probability is one half at {detection.half:.3f}"
+    axes.bar(
+        edges[:-1], counted, np.diff(edges), align="edge", color=GREY, alpha=0.4, label="counted"
     )
+    axes.stairs(density, edges, color=BLUE, linewidth=1.8, label="all pairs, never rising")
+    if detection.half is not None:
+        axes.axhline(detection.share, color=ORANGE, label="mismatched pairs")
+        axes.axvline(detection.half, color=GREY, linestyle=":", label="probability 1/2")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(1, edges[-1])
+    axes.set_ylim(bottom=min(0.5, *(counted[counted > 0] / 2)))
+    axes.set_xlabel(f"rank in the pool of {detection.pool:,} documents")
+    axes.set_ylabel("density (1: at random)")
+    axes.legend(frameon=False, labelcolor=GREY)
     return _picture(
         plot,
-        f"Histogram of {counts.sum():,} margins from {edges[0]:.3f} to {edges[-1]:.3f}: "
-        f"{detection}{half}",
-        "The score of each pair's document minus that of the best other one, before the rules.",
+        f"Density of {detection.pairs:,} ranks, {density[0]:.3g} at rank 1 and {density[-1]:.3g} "
+        f"at the last: {detection}",
+        "How dense the ranks of the pairs' own documents are, before the rules; both axes are "
+        "logarithmic. Ranks of mismatched pairs are as dense everywhere.",
     )
 
 

@@ -166,6 +166,7 @@ class ScoredLists:
             negatives=best[of],
             negative_scores=best_scores[of],
             pool=scores.shape[1] + 1,
+            mined=True,
         )
 
     def summary(self) -> str:

@@ -63,6 +63,7 @@ class Ranking:
         negatives: (n, k) int64: numbers of the best other documents, best first; -1: none.
         negative_scores: (n, k) float32: their scores; NaN: none.
         pool: Documents in the pool.
+        mined: Whether each query has a pool of its own, the list that was mined for it.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Ranking:
     negatives: np.ndarray
     negative_scores: np.ndarray
     pool: int
+    mined: bool = False
 
 
 @dataclass(frozen=True)

@@ -145,18 +145,6 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Margins:
-    """The margins of all pairs: counts (b,) between `edges` (b + 1,), and how many are `unknown`.
-    `detection` is what they say about mismatched pairs.
-    """
-
-    detection: Detection
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    unknown: int
-
-
-@dataclass(frozen=True)
 class Audit:
     """The content of `selection.json`. `pairs_in` is `kept` plus what each rule dropped.
 
@@ -173,7 +161,7 @@ class Audit:
         histogram: Scores of all scored pairs. A relabelled pair has the score of its own document.
         weight_ranking: The weights of the kept pairs in the terms that compare queries with
             documents, if a rule gives some for these alone.
-        margins: Those of all pairs, if a rule asks which pairs are mismatched.
+        detection: What the ranks of all pairs say about mismatched ones, if a rule asks for it.
     """
 
     key: str
@@ -187,7 +175,7 @@ class Audit:
     score: Scores
     histogram: Histogram
     weight_ranking: Weights | None = None
-    margins: Margins | None = None
+    detection: Detection | None = None
 
     @property
     def relabelled(self) -> int:
@@ -310,19 +298,6 @@ def _histogram(scores: np.ndarray, kept: np.ndarray) -> Histogram:
     )
 
 
-def _margins(columns: Columns) -> Margins | None:
-    if columns.detection is None:
-        return None
-    known = columns["margin"][np.isfinite(columns["margin"])].astype(np.float64)
-    counts, edges = np.histogram(known, _BINS)
-    return Margins(
-        columns.detection,
-        tuple(round(float(edge), 6) for edge in edges),
-        tuple(counts.tolist()),
-        len(columns) - len(known),
-    )
-
-
 def make_audit(
     columns: Columns, rules: Sequence[Rule], applied: Applied, seed: int, key: str
 ) -> Audit:
@@ -358,5 +333,5 @@ def make_audit(
         score=Scores(_score_range(scored), _score_range(left)),
         histogram=_histogram(scored, left),
         weight_ranking=_weights(applied.weight_ranking, kept) if ranking_weighted else None,
-        margins=_margins(columns),
+        detection=columns.detection,
     )

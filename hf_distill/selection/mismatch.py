@@ -1,215 +1,153 @@
-"""Which pairs are probably mismatched: two components of the teacher's margin.
+"""Which pairs are probably mismatched: two groups of pairs by the teacher's rank.
 
-The document of a mismatched pair does not answer its query, so the teacher scores other documents
-far above it. Where such pairs are more than a few, the margins have two modes. Two-component
-mixtures tell noisy training pairs from clean ones by their loss (Arazo et al. 2019,
-arXiv:1904.11238; Li et al. 2020, DivideMix, arXiv:2002.07394); here the teacher's margin stands in
-for the loss, so no student has to be trained.
+The document of a mismatched pair has nothing to do with its query. So it is one of the pool's
+documents like any other, and its rank among the m of them is uniform over 1 to m. The ranks of all
+pairs are a mixture of these and of the better ranks of the others: the two-groups model of Efron,
+Tibshirani, Storey and Tusher (2001, doi:10.1198/016214501753382129), with the uniform ranks as the
+null. It asks of the other pairs only that fewer of them have a rank, the worse it is.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.stats import norm
-from sklearn.mixture import GaussianMixture
+from scipy.stats import binomtest
+from sklearn.isotonic import IsotonicRegression
 
-MOST_FITTED = 100_000
-"""The mixture is fitted on at most so many margins, a seeded sample."""
+LEAST_PAIRS = 100
+"""Of fewer pairs the density of the ranks is not known well enough."""
 
-LEAST_FITTED = 100
-"""Below so many margins nothing is fitted."""
+LEAST_POOL = 20
+"""Among fewer documents a random one often ranks as well as the right one."""
 
-LEAST_SEPARATION = 2.0
-"""Ashman's D above which two normal distributions are clearly apart (Ashman, Bird and Zepf 1994,
-doi:10.1086/117248).
-"""
-
-LARGEST_SHARE = 0.6
-"""A lower component with more of the pairs is how the teacher scores ordinary ones. Where most
-pairs are mismatched, or the teacher does not know what answers the queries, margins cannot tell.
-"""
-
-_STEPS = 500
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Two normal distributions of the margin: first that of mismatched pairs, then of the others.
-
-    Attributes:
-        means, deviations: Of the two; the first mean is the lower one.
-        share: The part of the pairs that belongs to the first, between 0 and 1.
-    """
-
-    means: tuple[float, float]
-    deviations: tuple[float, float]
-    share: float
-
-    @property
-    def separation(self) -> float:
-        """Ashman's D: the distance of the means over the root mean square of the deviations."""
-        (low, high), (narrow, wide) = self.means, self.deviations
-        return (high - low) / math.sqrt((narrow**2 + wide**2) / 2)
-
-    def densities(self, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The densities (n,) of the two at each `margin` (n,), times their shares."""
-        first, second = (
-            share * norm.pdf(margin, mean, deviation)
-            for share, mean, deviation in zip(
-                (self.share, 1 - self.share), self.means, self.deviations, strict=True
-            )
-        )
-        return first, second
-
-    @property
-    def _polynomial(self) -> tuple[float, float, float]:
-        """a, b and c: the log odds of being mismatched are a m² + b m + c at the margin m."""
-        precisions = [deviation**-2 for deviation in self.deviations]
-        (low, high), (p, q) = self.means, precisions
-        odds = math.log(self.share / (1 - self.share))
-        return (
-            (q - p) / 2,
-            p * low - q * high,
-            odds + (math.log(p / q) + q * high**2 - p * low**2) / 2,
-        )
-
-    def _log_odds(self, margin: np.ndarray) -> np.ndarray:
-        """The log odds of being mismatched; they never rise with the margin.
-
-        Two distributions of different width make a parabola. Beyond its vertex the wider one would
-        take the far tail back, also on the side of the other. There the odds stay as at the vertex,
-        which does not lie between the means.
-        """
-        a, b, c = self._polynomial
-        if a:
-            vertex = -b / (2 * a)
-            margin = np.minimum(margin, vertex) if a > 0 else np.maximum(margin, vertex)
-        return a * margin**2 + b * margin + c
-
-    @property
-    def half(self) -> float | None:
-        """The margin at which the probability is one half; None if it is above, or below, one half
-        at every margin.
-        """
-        a, b, c = self._polynomial
-        roots = np.roots([a, b, c] if a else [b, c])
-        real = roots[np.isreal(roots)].real
-        # The odds fall where 2 a m + b < 0: of two roots one lies there.
-        falling = real[2 * a * real + b < 0]
-        return float(falling[0]) if len(falling) else None
-
-    def probability(self, margin: np.ndarray) -> np.ndarray:
-        """(n,) float32: how probably each pair with this `margin` (n,) is mismatched; it never
-        rises with the margin. It is 0 where the margin is NaN.
-        """
-        odds = np.clip(self._log_odds(np.asarray(margin, dtype=np.float64)), -80, 80)
-        found = 1 / (1 + np.exp(-odds))
-        return np.where(np.isnan(odds), 0.0, found).astype(np.float32)
+BINS = 40
+"""Bins of the rank, geometric ones: the density changes fastest among the first ranks."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What the margins say about mismatched pairs.
+    """What the ranks say about mismatched pairs.
+
+    The share is an upper estimate: pairs whose right document the teacher ranks no better than
+    random ones count, too.
 
     Attributes:
-        fitted: How many margins were looked at.
-        mixture: The two components; None if there are too few margins to fit any.
+        pairs: How many have a rank.
+        pool: Documents that each pair's own is ranked among.
         nothing: Why no pair counts as mismatched; None: some do.
+        share: The part of the pairs that is mismatched, between 0 and 1; 0 if nothing was detected.
+        low, high: Its 95% interval; (0, 1) if the ranks cannot say.
+        edges: Ranks at which the b bins begin, ascending, and one more than the pool has: (b + 1,).
+            Empty if the ranks cannot say.
+        counts: Pairs of each bin (b,).
+        density: Of the ranks of all pairs in each bin (b,), never rising; uniform ranks have 1.
     """
 
-    fitted: int
-    mixture: Mixture | None
+    pairs: int
+    pool: int
     nothing: str | None
+    share: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    edges: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    density: tuple[float, ...] = ()
+
+    @cached_property
+    def _of_bins(self) -> np.ndarray:
+        """(b,) float32: the probability in each bin, the local false discovery rate."""
+        return (self.share / np.maximum(self.density, self.share)).astype(np.float32)
 
     @property
-    def share(self) -> float:
-        """The part of the pairs that is mismatched; 0 if nothing was detected."""
-        return 0.0 if self.mixture is None or self.nothing is not None else self.mixture.share
+    def half(self) -> int | None:
+        """The first rank from which on the probability is at least one half; None if nothing was
+        detected.
+        """
+        if self.nothing is not None:
+            return None
+        return self.edges[int(np.argmax(self._of_bins >= 0.5))]
 
-    @property
-    def half(self) -> float | None:
-        """The margin at which the probability is one half; None: at no margin."""
-        return None if self.mixture is None or self.nothing is not None else self.mixture.half
+    def probability(self, rank: np.ndarray) -> np.ndarray:
+        """(n,) float32: how probably each pair with this `rank` (n,), from 1, is mismatched. It
+        never falls with the rank. It is 0 for all if nothing was detected.
+        """
+        if self.nothing is not None:
+            return np.zeros(len(rank), dtype=np.float32)
+        # A document that is not in the pool can be behind all of it.
+        place = np.minimum(np.searchsorted(self.edges, rank, side="right"), len(self.counts))
+        found: np.ndarray = self._of_bins[place - 1]
+        return found
 
     def __str__(self) -> str:
-        if self.nothing is not None or self.mixture is None:
+        if self.nothing is not None:
             return f"no mismatched pairs were detected: {self.nothing}"
-        low, high = self.mixture.means
         return (
-            f"{self.mixture.share:.1%} of the pairs look mismatched: margins around {low:+.3f}, "
-            f"those of the others around {high:+.3f}"
+            f"up to {self.share:.1%} of the pairs ({self.low:.1%} to {self.high:.1%}) look "
+            "mismatched, because the teacher ranks their documents no better than random ones; "
+            f"from rank {self.half:,} of {self.pool:,} on, that is at least as probable as not"
         )
 
-    def probability(self, margin: np.ndarray) -> np.ndarray:
-        """(n,) float32: how probably each pair with this `margin` (n,) is mismatched. It is 0 for
-        all if nothing was detected, and where the margin is NaN.
-        """
-        if self.mixture is None or self.nothing is not None:
-            return np.zeros(len(margin), dtype=np.float32)
-        return self.mixture.probability(margin)
 
+def detect_mismatches(rank: np.ndarray, pool: int, mined: bool = False) -> Detection:
+    """Tell mismatched pairs from others by the rank of their documents.
 
-def _fit(values: np.ndarray, components: int) -> GaussianMixture:
-    # The tolerance is that of the mean log likelihood.
-    return GaussianMixture(
-        components, random_state=0, max_iter=_STEPS, tol=1e-6, reg_covar=1e-8
-    ).fit(values)
+    The share of mismatched pairs is Storey's estimate (2002, doi:10.1111/1467-9868.00346, at one
+    half): the part of the pairs that are in the lower half of the pool, over the part of uniform
+    ranks that are. Its interval is Wilson's. The density of all ranks is the best one of those that
+    never rise (the Grenander estimator, here of binned ranks): an isotonic regression of the part
+    of each bin over its width, weighted by the width. Share over density is the probability.
 
-
-def _why_nothing(mixture: Mixture, one: float, two: float) -> str | None:
-    """Why two components are not mismatched and other pairs; None: they are."""
-    if two >= one:
-        return "a single normal distribution describes the margins as well as two (BIC)"
-    if mixture.separation <= LEAST_SEPARATION:
-        return (
-            f"the two components are {mixture.separation:.2f} standard deviations apart, and "
-            f"{LEAST_SEPARATION:g} are needed to tell them apart"
-        )
-    if mixture.means[0] >= 0:
-        return (
-            f"the lower component lies at a margin of {mixture.means[0]:+.3f}: its pairs' own "
-            "documents score above all others"
-        )
-    if mixture.share > LARGEST_SHARE:
-        return (
-            f"the lower component has {mixture.share:.0%} of the pairs, more than "
-            f"{LARGEST_SHARE:.0%}: that is how this teacher scores most pairs"
-        )
-    return None
-
-
-def detect_mismatches(margin: np.ndarray, seed: int) -> Detection:
-    """Fit two normal distributions to the margins of n pairs (scikit-learn's `GaussianMixture`).
-
-    Nothing counts as mismatched if the margins do not clearly have two components: if one describes
-    them as well by the Bayesian information criterion, if the two lie at most `LEAST_SEPARATION`
-    apart, if the lower one has more than `LARGEST_SHARE` of the pairs, or if its mean is not below
-    0.
+    A bin begins at the lower half. So the last rank has a probability of 1.
 
     Args:
-        margin: (n,), the teacher's score of each pair's document minus that of the best other one
-            of a pool; NaN: unknown, and left out.
-        seed: Draws the sample if there are more than `MOST_FITTED`.
+        rank: (n,) integers, from 1: one more than the documents that score above each pair's own.
+        pool: Documents that it is ranked among.
+        mined: Whether these were mined for its query and are no random ones.
     """
-    known = margin[np.isfinite(margin)].astype(np.float64)
-    if len(known) < LEAST_FITTED:
+    pairs = len(rank)
+    if mined:
         return Detection(
-            len(known), None, f"{len(known)} margins are too few; {LEAST_FITTED} are needed"
+            pairs,
+            pool,
+            "each document is ranked in a list that was mined for its query, and lists hold no "
+            "random documents to compare it with",
         )
-    if len(known) > MOST_FITTED:
-        known = np.random.default_rng(seed).choice(known, MOST_FITTED, replace=False)
-    if np.ptp(known) < 1e-6:
-        return Detection(len(known), None, "all margins are equal")
-    values = known[:, None]
-    one, two = _fit(values, 1), _fit(values, 2)
-    order = np.argsort(two.means_[:, 0])
-    low, high = (
-        (float(two.means_[i, 0]), float(np.sqrt(two.covariances_[i, 0, 0])), two.weights_[i])
-        for i in order
+    if pairs < LEAST_PAIRS:
+        return Detection(pairs, pool, f"{pairs} ranks are too few; {LEAST_PAIRS} are needed")
+    if pool < LEAST_POOL:
+        return Detection(
+            pairs, pool, f"a pool of {pool} documents is too small; {LEAST_POOL} are needed"
+        )
+    middle = pool // 2 + 1
+    below = int((rank >= middle).sum())
+    random = (pool + 1 - middle) / pool
+    interval = binomtest(below, pairs).proportion_ci(method="wilson")
+    share, low, high = (
+        min(1.0, float(part) / random) for part in (below / pairs, interval.low, interval.high)
     )
-    share = float(np.clip(low[2], 1e-6, 1 - 1e-6))
-    mixture = Mixture((low[0], high[0]), (low[1], high[1]), share)
-    return Detection(len(known), mixture, _why_nothing(mixture, one.bic(values), two.bic(values)))
+    geometric = np.round(np.geomspace(1, pool + 1, BINS + 1)).astype(np.int64)
+    edges = np.union1d(geometric, [middle])
+    counts, _ = np.histogram(rank, edges)  # the last bin takes a rank behind the whole pool, too
+    width = np.diff(edges) / pool
+    density = IsotonicRegression(increasing=False).fit_transform(
+        np.arange(len(counts)), counts / pairs / width, sample_weight=width
+    )
+    nothing = None
+    if low <= 0:
+        nothing = (
+            f"none of the {pairs:,} documents is in the lower half of the pool, where half of the "
+            f"mismatched ones would be; at most {high:.1%} of the pairs can be mismatched"
+        )
+    return Detection(
+        pairs=pairs,
+        pool=pool,
+        nothing=nothing,
+        share=share,
+        low=low,
+        high=high,
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+        density=tuple(density.tolist()),
+    )

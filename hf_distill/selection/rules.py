@@ -61,7 +61,7 @@ class Columns:
             `query`, `document` and `student_query`, what the student reads in place of the query
             (uint64): equal for texts that differ at most in case, punctuation and spacing;
             `family` (int64): equal for pairs that near-duplicates connect.
-        detection: Where `mismatch` comes from, if a rule needs it; then `margin` is among them.
+        detection: Where `mismatch` comes from, if a rule needs it.
     """
 
     pairs: Pairs
@@ -375,8 +375,7 @@ def margin(columns: Columns, rule: Rule) -> Outcome:
 def mismatched(columns: Columns, rule: Rule) -> Outcome:
     """Drop pairs whose probability of being mismatched is at least `value` (default: .5).
 
-    The probability comes from a mixture of two normal distributions of the margin. It is 0 for all
-    pairs if the margins do not show two.
+    The probability comes from the rank. It is 0 for all pairs if the ranks show no mismatched ones.
     """
     limit = 0.5 if rule.value is None else rule.value
     above = limit - columns["mismatch"].astype(np.float64)

@@ -106,20 +106,22 @@ class SelectionInputs:
 
     @cached_property
     def detection(self) -> Detection:
-        """What the margins say about mismatched pairs; only with a ranking."""
+        """What the ranks say about mismatched pairs; only with a ranking."""
         assert self.ranking is not None
-        return detect_mismatches(self.ranking.margin, seed=0)
+        known = ~np.isnan(self.scores)  # a pair without a score has no rank either
+        return detect_mismatches(self.ranking.rank[known], self.ranking.pool, self.ranking.mined)
 
     def _make(self, name: str, rule: Rule) -> np.ndarray:
         if name in RANKED:
             if self.ranking is None:
+                lists = name != "mismatch"  # they hold no random documents
+                do = "Mine lists with --candidates bm25, or remove" if lists else "Remove"
                 raise InputError(
                     f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
-                    "pair's document in a pool; this teacher only scores pairs. Mine lists "
-                    "with --candidates bm25, or remove the rule"
+                    f"pair's document in a pool; this teacher only scores pairs. {do} the rule"
                 )
             if name == "mismatch":
-                return self.detection.probability(self.ranking.margin)
+                return self.detection.probability(self.ranking.rank)
             if name in ("better", "better_score"):
                 better = better_documents(self.pairs, self.ranking)
                 self._columns.update(zip(("better", "better_score"), better, strict=True))
@@ -180,7 +182,7 @@ class Selection:
             on_score = rule.threshold is not None and rule.column == "score"
             at = f" (at {rule.threshold:.4f})" if on_score else ""
             said.append(f"{rule.rule} {what}{at}")
-        detection = "" if audit.margins is None else f"\n         {audit.margins.detection}"
+        detection = "" if audit.detection is None else f"\n         {audit.detection}"
         return (
             f"Selected {audit.kept:,} of {audit.pairs_in:,} training pairs: "
             f"{', '.join(said) or 'no rule'}{detection}"
@@ -203,8 +205,6 @@ def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> C
     }
     order = np.random.default_rng(seed).permutation(len(inputs.pairs))
     detection = inputs.detection if "mismatch" in needed else None
-    if detection is not None and inputs.ranking is not None:
-        needed["margin"] = inputs.ranking.margin
     scores = inputs.scores.astype(np.float64)
     return Columns(inputs.pairs, scores, order, needed, detection)
 

@@ -10,6 +10,7 @@ import numpy as np
 from hf_distill.evaluation.fidelity import roc_auc
 from hf_distill.evaluation.intervals import estimate, undefined
 from hf_distill.evaluation.results import Estimate
+from hf_distill.selection.mismatch import Detection
 
 SAMPLE = 10_000
 """Of more pairs than this, so many are drawn: the interval is narrow then."""
@@ -25,22 +26,41 @@ class DetectorAUC:
     auc: Estimate
 
 
-def suspicions(
-    score: np.ndarray, rank: np.ndarray, margin: np.ndarray, probability: np.ndarray
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Picked:
+    """What the rule `mismatched` picks of pairs of which some are noisy.
+
+    Attributes:
+        noisy, clean: How many of either kind it picks.
+        of_noisy, of_clean: Of how many.
+        detection: What it rests on.
+    """
+
+    noisy: int
+    of_noisy: int
+    clean: int
+    of_clean: int
+    detection: Detection
+
+
+def picked(is_noisy: np.ndarray, rank: np.ndarray, detection: Detection) -> Picked:
+    """What `mismatched` picks by `rank` (n,), where `is_noisy` (n,) bool says which are noisy."""
+    called = detection.probability(rank) >= 0.5
+    noisy, clean = called[is_noisy], called[~is_noisy]
+    return Picked(int(noisy.sum()), len(noisy), int(clean.sum()), len(clean), detection)
+
+
+def suspicions(score: np.ndarray, rank: np.ndarray, margin: np.ndarray) -> dict[str, np.ndarray]:
     """Detector -> how much it suspects each pair, (n,) float64. A pair without a margin, whose
     pool has no other document, is suspected least.
 
     Args:
         score, rank, margin: (n,), what the teacher says.
-        probability: (n,), how probably each pair is mismatched, by the mixture over the margins.
-            It falls with the margin, so it cannot detect more than the margin does.
     """
     return {
         "score": -score.astype(np.float64),
         "rank": rank.astype(np.float64),
         "margin": -np.nan_to_num(margin.astype(np.float64), nan=np.inf, posinf=np.inf),
-        "mixture": probability.astype(np.float64),
     }
 
 

@@ -19,7 +19,7 @@ from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.audit import shorten
-from hf_distill.selection.mismatch import Detection, Mixture
+from hf_distill.selection.mismatch import Detection
 from hf_distill.selection.rules import Columns, apply_rule, apply_rules, parse_rules
 from hf_distill.selection.select import rule_columns
 from hf_distill.student.lengths import teacher_lengths
@@ -81,22 +81,14 @@ class Mismatches:
     """How sure it is which pairs are mismatched.
 
     Attributes:
-        pool: Documents that the teacher ranked for each query.
-        mixture: The two components of the margin; None if there are too few margins.
-        nothing: Why no pair counts as mismatched; None: some do.
-        half: The margin at which a pair is as probably mismatched as not; None: at no margin.
-        expected: How many pairs are mismatched, the sum of their probabilities.
-        wrongly: How many of those called mismatched are expected to be fine.
-        missed: How many of the others are expected to be mismatched.
+        detection: What the ranks say.
+        wrongly: How many of those called mismatched are expected to be fine, at least.
+        missed: How many of the others are expected to be mismatched, at most.
         first: How many documents the teacher ranks first of the pool for their query.
         far: How many it ranks below the best tenth of the pool.
     """
 
-    pool: int
-    mixture: Mixture | None
-    nothing: str | None
-    half: float | None
-    expected: float
+    detection: Detection
     wrongly: float
     missed: float
     first: int
@@ -138,15 +130,11 @@ class Diagnosis:
     kept: int
 
 
-def _mismatches(found: Detection, ranking: Ranking) -> Mismatches:
-    probability = found.probability(ranking.margin)
+def _mismatches(detection: Detection, ranking: Ranking) -> Mismatches:
+    probability = detection.probability(ranking.rank)
     called = probability >= 0.5
     return Mismatches(
-        pool=ranking.pool,
-        mixture=found.mixture,
-        nothing=found.nothing,
-        half=found.half,
-        expected=round(float(probability.sum()), 1),
+        detection=detection,
         wrongly=round(float((1 - probability[called]).sum()), 1),
         missed=round(float(probability[~called].sum()), 1),
         first=int((ranking.rank == 1).sum()),
@@ -156,17 +144,14 @@ def _mismatches(found: Detection, ranking: Ranking) -> Mismatches:
 
 def _how_sure(said: Mismatches) -> str:
     ranks = (
-        f"the teacher ranks {said.first:,} of the documents first of {said.pool:,} for their "
-        f"query, and {said.far:,} below the best tenth"
+        f"the teacher ranks {said.first:,} of the documents first of {said.detection.pool:,} for "
+        f"their query, and {said.far:,} below the best tenth"
     )
-    if said.nothing is not None or said.mixture is None:
-        return f"none counts as mismatched: {said.nothing}; {ranks}"
-    (low, high), mixture = said.mixture.means, said.mixture
+    if said.detection.nothing is not None:
+        return f"none counts as mismatched: {said.detection.nothing}; {ranks}"
     return (
-        f"the teacher's margins have two components, {mixture.separation:.1f} standard deviations "
-        f"apart: {mixture.share:.1%} of the pairs around {low:+.3f}, the others around "
-        f"{high:+.3f}; about {said.wrongly:,.0f} of those named are fine, and {said.missed:,.0f} "
-        f"others are mismatched; {ranks}"
+        f"{said.detection}. Of the pairs named at least some {said.wrongly:,.0f} are fine, and of "
+        f"the others at most some {said.missed:,.0f} are mismatched; {ranks}"
     )
 
 
@@ -241,7 +226,7 @@ def _of_rules(columns: Columns, ranking: Ranking | None, said: Mismatches | None
             "another one", "keep one of each family",
         ),
     ]  # fmt: skip
-    what = "documents that probably do not answer their query"
+    what = "documents that the teacher probably ranks no better than random ones for their query"
     if ranking is None or said is None:
         why = "this teacher embeds no texts, so it ranks no pool of documents"
         nothing = Finding("mismatched", what, None, len(columns), "pairs", why, None, None)

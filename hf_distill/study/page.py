@@ -13,7 +13,7 @@ from hf_distill.evaluation.intervals import LEVEL
 from hf_distill.evaluation.results import Estimate
 from hf_distill.study.arms import FULL
 from hf_distill.study.compare import Difference, Row, verdict
-from hf_distill.study.detection import DetectorAUC
+from hf_distill.study.detection import DetectorAUC, Picked
 from hf_distill.study.noise import FARTHEST, NEAREST
 from hf_distill.study.noisy import NoiseRecord
 
@@ -39,6 +39,7 @@ class Study:
         arms: A row for each, the controls first.
         noise: What was injected into the training pairs; None: nothing.
         detection: How well the noisy pairs are told from the clean ones; empty without noise.
+        picked: What the rule `mismatched` picks of both; None without noise.
     """
 
     examples: int
@@ -50,6 +51,7 @@ class Study:
     arms: tuple[Row, ...]
     noise: NoiseRecord | None = None
     detection: tuple[DetectorAUC, ...] = ()
+    picked: Picked | None = None
 
 
 def _value(estimate: Estimate) -> str:
@@ -85,6 +87,16 @@ _NOISES = {
 }
 
 
+def _picked(picked: Picked | None) -> list[str]:
+    if picked is None:
+        return []
+    return [
+        "",
+        f"`mismatched` picks {picked.noisy:,} of {picked.of_noisy:,} noisy pairs and "
+        f"{picked.clean:,} of {picked.of_clean:,} clean ones: {picked.detection}.",
+    ]
+
+
 def _noise(study: Study) -> list[str]:
     """What was injected, and how well it is detected."""
     noise = study.noise
@@ -99,6 +111,7 @@ def _noise(study: Study) -> list[str]:
         "| detector of noisy pairs | AUC | pairs |",
         "|---|---|---:|",
         *(f"| {one.detector} | {_interval(one.auc)} | {one.auc.n:,} |" for one in study.detection),
+        *_picked(study.picked),
     ]
 
 

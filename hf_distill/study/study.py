@@ -35,7 +35,7 @@ from hf_distill.selection.rules import Rule
 from hf_distill.selection.select import rule_columns, select_pairs
 from hf_distill.study.arms import ORACLE, Arm, clean, matched_recipe, parse_selections, plan_arms
 from hf_distill.study.compare import ArmResult, compare
-from hf_distill.study.detection import DetectorAUC, detection, suspicions
+from hf_distill.study.detection import DetectorAUC, Picked, detection, picked, suspicions
 from hf_distill.study.measure import measure
 from hf_distill.study.noise import Noise, parse_noise
 from hf_distill.study.noisy import Noisy, check_noise, noisy_run
@@ -234,6 +234,7 @@ def _study(
         arms=compare(arms, results, teacher_scores, seed),
         noise=None if noisy is None else noisy.record,
         detection=() if noisy is None else _detection(noisy, columns.score),
+        picked=None if noisy is None else _picked(noisy),
     )
     if PartialState().is_main_process:
         _write(study, out)
@@ -245,6 +246,13 @@ def _detection(noisy: Noisy, scores: np.ndarray) -> tuple[DetectorAUC, ...]:
     ranking = noisy.run.ranking
     if ranking is None:
         return ()
-    probability = noisy.run.selection_inputs.detection.probability(ranking.margin)
-    suspected = suspicions(scores, ranking.rank, ranking.margin, probability)
+    suspected = suspicions(scores, ranking.rank, ranking.margin)
     return detection(noisy.is_noisy, suspected, noisy.record.seed)
+
+
+def _picked(noisy: Noisy) -> Picked | None:
+    """What `mismatched` picks of the noisy pairs and of the clean ones."""
+    ranking = noisy.run.ranking
+    if ranking is None:
+        return None
+    return picked(noisy.is_noisy, ranking.rank, noisy.run.selection_inputs.detection)
