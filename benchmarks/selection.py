@@ -3,7 +3,7 @@
 
 Each number of pairs has a process of its own, so that its peak memory is its own. The texts are in
 Arrow files, as in a run. A tenth of the pairs are near-copies of another, some are echoes, and a
-group has ten pairs. The last line is JSON.
+group has ten pairs. Documents have random embeddings. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from hf_distill.data.collection import (
     Source,
     write_table,
 )
+from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.rules import apply_rules, parse_rules
 from hf_distill.selection.select import SelectionInputs, make_selection, rule_columns
@@ -39,10 +40,11 @@ from hf_distill.selection.select import SelectionInputs, make_selection, rule_co
 RULES = [
     "invalid", "echo", "near_echo=0.8", "duplicate", "near_duplicate", "rank=50", "margin=-0.9",
     "threshold=-0.99", "percentile=10", "percentile=10:by=group", "percentile=10:by=source",
-    "top_k=9:by=group", "stratified=0.9", "stratified=0.9:on=margin", "random=0.9",
+    "top_k=9:by=group", "stratified=0.9", "stratified=0.9:on=margin", "coverage=0.9", "random=0.9",
     "percentile=50:weight=0.5", "mismatched:weight_ranking=0", "margin=-0.8:relabel",
 ]  # fmt: skip
 QUERY_WORDS, DOCUMENT_WORDS, VOCABULARY = 8, 30, 20_000
+DIMENSION, TOPICS = 384, 300
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,21 @@ def synthetic_texts(pairs: int, seed: int = 0) -> Iterator[tuple[str | None, str
         words = [f"w{word}" for word in drawn]
         query, document = " ".join(words[:QUERY_WORDS]), " ".join(words[QUERY_WORDS:])
         yield query, query if number % 100 == 50 else document
+
+
+def synthetic_embeddings(count: int, path: Path) -> EmbeddingTable:
+    """So many documents around topics of which a few are frequent, in a memory-mapped file."""
+    rng = np.random.default_rng(2)
+    topics = rng.normal(size=(TOPICS, DIMENSION))
+    values = np.lib.format.open_memmap(path, "w+", np.float16, (count, DIMENSION))
+    for start in range(0, count, 8192):
+        block = values[start : start + 8192]
+        chosen = (TOPICS * rng.random(len(block)) ** 3).astype(int)
+        block[:] = topics[chosen] + rng.normal(size=block.shape)
+    values.flush()
+    numbers = np.arange(count, dtype=np.uint32)
+    vectors = Vectors((np.load(path, mmap_mode="r"),), numbers, DIMENSION)
+    return EmbeddingTable(vectors, numbers, numbers)
 
 
 def synthetic(pairs: int, folder: Path) -> SelectionInputs:
@@ -108,7 +125,8 @@ def synthetic(pairs: int, folder: Path) -> SelectionInputs:
         pool=pairs,
     )
     scores = rng.uniform(-1, 1, pairs).astype(np.float32)
-    return SelectionInputs(collection.every_pair(), scores, ranking, "key")
+    table = synthetic_embeddings(pairs, folder / f"embeddings-{pairs}.npy")
+    return SelectionInputs(collection.every_pair(), scores, ranking, "key", table)
 
 
 def memory() -> int:

@@ -435,6 +435,7 @@ class Run:
             scores=self.scores.of(self.collection.rows("train")),
             ranking=self.ranking,
             key=self.ranking.key if self.ranking else self.scores.key,
+            embeddings=self.scores.embeddings,
         )
 
     @cached_property

@@ -25,6 +25,7 @@ from hf_distill.pipeline import Run
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.release.onnx import export_onnx
 from hf_distill.run.stage import read_json, write_result
+from hf_distill.selection.clusters import document_clusters
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -395,6 +396,19 @@ def test_results_of_different_calls_are_refused(tiny: Path, copied: Path) -> Non
     run_tiny(tiny, copied, "--until", "read")
     with pytest.raises(InputError, match=r"training\.json.*selection\.json"):
         finished(copied)
+
+
+def test_a_run_on_a_share_that_covers_all_clusters(tiny: Path, copied: Path) -> None:
+    run_tiny(tiny, copied, "--until", "train", "--selection", "coverage=0.25", "echo")
+    run = Run.open(recipe_of(tiny, run_dir=copied, selection=["coverage=0.25", "echo"]))
+    audit, pairs = run.selection.audit, run.collection.pairs("train")
+    assert audit.rules[0].pairs_in - audit.rules[0].dropped == round(0.25 * len(pairs))
+    assert run.training.pairs == audit.kept
+    clusters = document_clusters(pairs, run.scores.embeddings, 0)
+    kept = np.bincount(clusters[run.selection.dropped_by != 0], minlength=clusters.max() + 1)
+    left = kept < np.bincount(clusters)
+    assert 1 < len(kept) <= round(len(set(pairs.documents)) ** 0.5)
+    assert kept.max() - kept[left].min() <= 1, "even, but for clusters that gave all they have"
 
 
 def test_the_precision_is_decided_once_and_written_down(tiny: Path, tmp_path: Path) -> None:

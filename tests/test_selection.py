@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,9 @@ from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import RULES
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
+from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
 from hf_distill.selection.audit import Audit, Part
+from hf_distill.selection.clusters import document_clusters
 from hf_distill.selection.rules import (
     UNSCORED,
     Columns,
@@ -75,10 +78,25 @@ def pairs_of(rows: list[tuple[str, str]], **columns: list) -> Pairs:
 
 
 def inputs(
-    pairs: Pairs, scores: list[float] | None = None, ranking: SimpleNamespace | None = None
+    pairs: Pairs,
+    scores: list[float] | None = None,
+    ranking: SimpleNamespace | None = None,
+    embeddings: EmbeddingTable | None = None,
 ) -> SelectionInputs:
     values = np.array([0.5] * len(pairs) if scores is None else scores, dtype=np.float32)
-    return SelectionInputs(pairs, values, ranking, "scores")
+    return SelectionInputs(pairs, values, ranking, "scores", embeddings)
+
+
+def table_of(documents: np.ndarray) -> EmbeddingTable:
+    """The embeddings (n, dimension) of n documents."""
+    numbers = np.arange(len(documents), dtype=np.uint32)
+    vectors = Vectors((documents.astype(np.float16),), numbers, documents.shape[1])
+    return EmbeddingTable(vectors, numbers, numbers)
+
+
+def many(count: int) -> Pairs:
+    """Pairs of a document each, for rules that read no text."""
+    return pairs_of([("query", f"document {i}") for i in range(count)])
 
 
 def columns(scores: list[float], **needed: list) -> Columns:
@@ -186,6 +204,81 @@ def test_quotas_add_up_and_are_even(sizes: list[int], total: int) -> None:
     assert not unfilled or (
         max(given_to) - min(unfilled) <= 1 and max(unfilled) - min(unfilled) <= 1
     )
+
+
+def test_coverage_draws_evenly_from_clusters() -> None:
+    given = columns([0.5] * 100, cluster=[3] * 90 + [0] * 10)
+    assert kept("coverage=0.2", given) == [*range(80, 100)], "ten and ten, in the seeded order"
+    assert kept("coverage=0.3", given) == [*range(70, 100)], "the large one makes up for the small"
+    assert kept("coverage=0.01", given) == [89], "what is left over goes to the largest"
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    st.floats(0, 1),
+    st.randoms(use_true_random=False),
+)
+def test_coverage_keeps_the_share_whatever_the_order_of_the_pairs(
+    clusters: list[int], share: float, random: Random
+) -> None:
+    given = columns([0.5] * len(clusters), cluster=clusters)
+    rows = kept(f"coverage={share!r}", given)
+    assert len(rows) == round(share * len(clusters))
+    places = random.sample(range(len(clusters)), len(clusters))
+    moved = replace(
+        given, order=given.order[places], needed={"cluster": np.array(clusters)[places]}
+    )
+    assert sorted(places[i] for i in kept(f"coverage={share!r}", moved)) == rows
+
+
+def test_equal_embeddings_are_one_cluster() -> None:
+    """Fewer different embeddings than the square root of 100; only their direction counts."""
+    documents = np.repeat([[1.0, 0, 0], [0, 0, 2], [0, 0, 4]], [90, 5, 5], axis=0)
+    given = inputs(many(100), embeddings=table_of(documents))
+    rules = parse_rules(["coverage=0.2"])
+    for seed in (0, 1):
+        columns = rule_columns(given, rules, seed)
+        rows = apply_rules(columns, rules).kept
+        assert (rows < 90).sum() == (rows >= 90).sum() == 10
+        drawn = np.flatnonzero(np.arange(100) < 90)
+        first = drawn[np.argsort(columns.order[drawn])][:10]
+        assert set(first) == set(rows[rows < 90]), "the first of the seeded order"
+
+
+def test_clusters_hold_what_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], [800, 80, 20])
+    documents = np.eye(3, 8)[group] + draw.normal(0, 0.05, (900, 8))
+    pairs, table = many(900), table_of(documents)
+    clusters = document_clusters(pairs, table, 0)
+    assert len(set(clusters)) == 30, "the square root of 900"
+    assert len(set(zip(group, clusters, strict=True))) == 30, "no cluster reaches over two groups"
+    np.testing.assert_array_equal(document_clusters(pairs, table, 0), clusters)
+
+    places = draw.permutation(900)
+    moved = document_clusters(pairs.take(places), table, 0)
+    np.testing.assert_array_equal(moved, clusters[places])
+    twice = np.repeat(np.arange(900), 2)
+    np.testing.assert_array_equal(document_clusters(pairs.take(twice), table, 0), clusters[twice])
+
+    monkeypatch.setattr("hf_distill.selection.clusters._BLOCK", 7)
+    np.testing.assert_array_equal(document_clusters(pairs, table, 0), clusters)
+    monkeypatch.setattr("hf_distill.selection.clusters.MOST_FITTED", 100 * 8)
+    sampled = document_clusters(pairs, table, 0)
+    assert len(set(zip(group, sampled, strict=True))) == len(set(sampled)) <= 30
+    assert not np.array_equal(sampled, clusters)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0.0, -0.0, 1e-7, 6e-5, 1.0, 3.0, 65504.0]), max_size=60))
+def test_any_embeddings_have_clusters(values: list[float]) -> None:
+    """Zeros, tiny and huge ones, many of them equal: without a warning, and no more than asked."""
+    documents = np.array(values[: len(values) // 3 * 3]).reshape(-1, 3)
+    pairs = many(len(documents))
+    clusters = document_clusters(pairs, table_of(documents), 0)
+    assert (clusters.shape, clusters.dtype) == ((len(documents),), np.int64)
+    different = len(np.unique(documents, axis=0))
+    assert len(set(clusters)) <= min(round(len(documents) ** 0.5), different)
 
 
 def test_rules_on_texts_by_hand() -> None:
@@ -436,6 +529,7 @@ def test_a_bad_rule_is_refused_with_its_text(rule: str, says: str) -> None:
         ("mismatched", r"mismatched needs a teacher that embeds .* pairs\. Remove the rule"),
         ("threshold=0.2:relabel", "threshold=0.2:relabel needs a teacher that embeds"),
         ("stratified=0.5:on=margin", "embeds"),
+        ("coverage=0.5", "coverage=0.5 needs a teacher that embeds .* clusters"),
         ("top_k=1:by=source", "by=source .* pairs have none; .*--source_column"),
         ("top_k=1:by=group", "by=group .* pairs have none; .*--group_column"),
     ],
@@ -540,6 +634,7 @@ FORMS = {
     "rank": "=2",
     "margin": "=0.1",
     "stratified": "=0.5",
+    "coverage": "=0.5",
     "random": "=0.5",
 }
 every_rule = [name + FORMS.get(name, "") for name in RULES]
@@ -603,7 +698,8 @@ def inputs_of_all_kinds(rows: list) -> SelectionInputs:
     ranking = ranking_of(
         [row[4] for row in rows], others, scores.tolist(), [row[3] for row in rows]
     )
-    return inputs(pairs, [row[2] for row in rows], ranking)
+    documents = np.eye(len(pairs.collection.documents), 3)  # from the fourth on they are equal
+    return inputs(pairs, [row[2] for row in rows], ranking, table_of(documents))
 
 
 @settings(max_examples=80, deadline=None)

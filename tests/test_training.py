@@ -270,6 +270,11 @@ class Unbounded(Embedder):
         (Pairwise, {"student_layers": "search=3"}, "--student_layers search=3"),
         (Pairwise, {"selection": ["echo", "rank=2"]}, "--selection rank=2"),
         (Pairwise, {"selection": ["stratified=0.5:on=margin"]}, "--selection stratified"),
+        (
+            Pairwise,
+            {"selection": ["rank=2", "coverage=0.5"], "candidates": ["bm25"]},
+            r"--selection coverage=0\.5: it needs the teacher's embeddings",
+        ),
         (Unbounded, {}, r"--regression_weight 0\.1: the scores of embedder are dot"),
         (Embedder, {"texts_per_pair": 2}, "--texts_per_pair 2: .*--alignment_weight is 0"),
         (Given, {"texts_per_pair": 2, "alignment_weight": 1.0}, "--texts_per_pair 2: .* embedder"),

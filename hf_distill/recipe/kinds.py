@@ -139,6 +139,7 @@ RULES: Mapping[str, Kind] = {
         "margin": "the document is not M above the best other one of the pool (margin=M)",
         "mismatched": "the rank is probably that of a random document (mismatched[=PROBABILITY])",
         "stratified": "all but a share F, drawn evenly over the scores (stratified=F[:on=margin])",
+        "coverage": "all but a share F, drawn evenly over clusters of documents (coverage=F)",
         "random": "all but a random share F (random=F)",
     }.items()
 }

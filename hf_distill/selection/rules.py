@@ -34,7 +34,7 @@ BINS = 10
 
 COLUMNS = (
     "rank", "margin", "mismatch", "better", "better_score", "group", "source", "long_enough",
-    "overlap", "query", "document", "student_query", "family",
+    "overlap", "query", "document", "student_query", "family", "cluster",
 )  # fmt: skip
 """The columns that a rule can need besides the score. See `Columns`."""
 
@@ -60,7 +60,9 @@ class Columns:
             `overlap` (float32): the share of the document's word bigrams that the query also has;
             `query`, `document` and `student_query`, what the student reads in place of the query
             (uint64): equal for texts that differ at most in case, punctuation and spacing;
-            `family` (int64): equal for pairs that near-duplicates connect.
+            `family` (int64): equal for pairs that near-duplicates connect;
+            `cluster` (int64): equal for pairs whose documents the teacher embeds close to each
+            other, see `hf_distill.selection.clusters`.
         detection: Where `mismatch` comes from, if a rule needs it.
     """
 
@@ -401,6 +403,16 @@ def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
     return quota
 
 
+def _evenly(columns: Columns, bins: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool: whether a pair is in the `share` that is drawn evenly from `bins` (n,), numbers
+    from 0. Within a bin the seeded order decides.
+    """
+    sizes = np.bincount(bins)
+    most = quotas(sizes, round(share * len(columns)))
+    order = np.lexsort((columns.order, bins))
+    return _first(order, (np.cumsum(sizes) - sizes, sizes), most)
+
+
 @rule(low=0, high=1, options={"on": ("score", "margin")})
 def stratified(columns: Columns, rule: Rule) -> Outcome:
     """Keep a share `value` of the pairs, drawn evenly from ten bins of equal width of the score, or
@@ -416,10 +428,15 @@ def stratified(columns: Columns, rule: Rule) -> Outcome:
     if finite.any():
         edges = np.linspace(values[finite].min(), values[finite].max(), BINS + 1)[1:-1]
         bins[finite] = np.searchsorted(edges, values[finite], side="right")
-    sizes = np.bincount(bins, minlength=BINS + 1)
-    most = quotas(sizes, round(rule.number * len(values)))
-    order = np.lexsort((columns.order, bins))
-    return Outcome(_first(order, (np.cumsum(sizes) - sizes, sizes), most))
+    return Outcome(_evenly(columns, bins, rule.number))
+
+
+@rule(low=0, high=1, needs=("cluster",))
+def coverage(columns: Columns, rule: Rule) -> Outcome:
+    """Keep a share `value` of the pairs, drawn evenly from clusters of their documents: one pair a
+    cluster and round, in the seeded order, until there are enough.
+    """
+    return Outcome(_evenly(columns, columns["cluster"], rule.number))
 
 
 _ACTIONS = ("relabel", "weight", "weight_ranking")

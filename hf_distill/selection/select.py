@@ -20,6 +20,7 @@ from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection import texts
 from hf_distill.selection.audit import Audit, make_audit
+from hf_distill.selection.clusters import document_clusters
 from hf_distill.selection.mismatch import Detection, detect_mismatches
 from hf_distill.selection.rules import (
     UNSCORED,
@@ -31,11 +32,15 @@ from hf_distill.selection.rules import (
 )
 
 if TYPE_CHECKING:  # selecting needs no model
+    from hf_distill.scoring.embeddings import EmbeddingTable
     from hf_distill.scoring.ranking import Ranking
 
 
 RANKED = frozenset({"rank", "margin", "mismatch", "better", "better_score"})
 """Columns that need a ranking."""
+
+EMBEDDED = frozenset({"cluster"})
+"""Columns that need the teacher's embeddings."""
 
 _ARRAYS = ("dropped_by", "weight", "weight_ranking", "relabelled", "relabelled_score")
 _BLOCK = 65_536
@@ -83,12 +88,14 @@ class SelectionInputs:
         scores: (n,) float32, the teacher's; NaN where it has none.
         ranking: The ranking of the training pairs; None if the teacher embeds no texts.
         key: The fingerprint of all of these.
+        embeddings: The teacher's; None if it embeds no texts.
     """
 
     pairs: Pairs
     scores: np.ndarray
     ranking: Ranking | None
     key: str
+    embeddings: EmbeddingTable | None = None
     _columns: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -97,8 +104,8 @@ class SelectionInputs:
         """(n,) the column `name` of `hf_distill.selection.rules.COLUMNS`, which `rule` needs.
 
         Raises:
-            InputError: It needs a ranking, and this teacher has none, or a group or source that the
-                pairs do not have.
+            InputError: It needs a ranking or embeddings, and this teacher has none, or a group or
+                source that the pairs do not have.
         """
         if name not in self._columns:
             self._columns[name] = self._make(name, rule)
@@ -127,6 +134,16 @@ class SelectionInputs:
                 self._columns.update(zip(("better", "better_score"), better, strict=True))
                 return self._columns[name]
             return self.ranking.rank if name == "rank" else self.ranking.margin
+        if name == "cluster":
+            if self.embeddings is None:
+                raise InputError(
+                    f"the selection rule {rule} needs a teacher that embeds texts, to find "
+                    "clusters of documents; this teacher only scores pairs. Name one that embeds "
+                    "texts, or remove the rule"
+                )
+            # As for the mixture of margins, the seed is not the recipe's: the seeds of a study
+            # draw from the same clusters.
+            return document_clusters(self.pairs, self.embeddings, seed=0)
         if name in ("group", "source") and texts.is_empty(self.pairs, name):
             raise InputError(
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "

@@ -21,7 +21,7 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.disk import DEPTH, Sizes
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection.rules import Rule, needed_columns
-from hf_distill.selection.select import RANKED
+from hf_distill.selection.select import EMBEDDED, RANKED
 from hf_distill.student.layers import SEARCH
 from hf_distill.teachers.base import EmbeddingTeacher, Teacher
 from hf_distill.training.between import AUTO, Point, settle
@@ -206,6 +206,7 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
                 "--ranker, name a teacher that embeds texts, or weigh these pairs (:weight=W)"
             )
         ranked = [str(rule) for rule in rules if RANKED & needed_columns([rule])]
+        embedded = [str(rule) for rule in rules if EMBEDDED & needed_columns([rule])]
         needs: dict[str, dict[str, Any]] = {
             "the teacher's ranking of a pool": {
                 "selection": "" if mined else " ".join(ranked),
@@ -214,6 +215,7 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
                 else None,
             },
             "the teacher's embeddings": {
+                "selection": " ".join(embedded),
                 "texts_per_pair": config.texts_per_pair,
                 "alignment_weight": config.alignment_weight,
             },
