@@ -24,7 +24,7 @@ from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
 from hf_distill.release import model_card
-from hf_distill.release.diagnosis import Sent, likely_reason
+from hf_distill.release.mistakes import Sent, likely_reason
 from hf_distill.release.onnx import export_onnx
 from hf_distill.release.parity import (
     Attempt,

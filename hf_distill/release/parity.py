@@ -20,7 +20,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer, __version__
 
 from hf_distill.errors import InputError, printable
-from hf_distill.release.diagnosis import Sent, likely_reason, unit
+from hf_distill.release.mistakes import Sent, likely_reason, unit
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
 from hf_distill.release.served import Server, name_of
