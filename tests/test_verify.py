@@ -346,6 +346,13 @@ def test_what_is_not_installed_is_not_tried(
         verify(student, TEXTS, attempts_of([f"onnxruntime@{tmp_path}/bin/python"]))
 
 
+def test_a_folder_of_transformers_alone_is_verified(backbone_dir: Path) -> None:
+    model = SentenceTransformer(str(backbone_dir), device="cpu")
+    few = Texts(["a dog"], ["a cat"], "two texts", slice(None), slice(None))
+    parity = verify(Student(backbone_dir, model, None), few, [])
+    assert list(parity.files) == ["model.safetensors"]
+
+
 def test_a_runtime_that_fails_is_said_to_fail(
     student: Student, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -421,7 +428,8 @@ def test_a_runs_student_is_verified_and_its_card_says_with_what(
         (["nowhere/at/all"], "no such folder"),
         (["STUDENT", "--model", "x"], "--url"),
         (["STUDENT", "--with", "x"], "no such runtime"),
-        (["STUDENT", "--with", "transformers"], "README.md"),
+        (["STUDENT", "--with", "transformers"], "only a run's own card is executed"),
+        (["STUDENT", "--json", "no/such/folder/x.json"], "in a folder that exists"),
         (["STUDENT", "--url", "ftp://x"], "not an address"),
     ],
 )

@@ -247,7 +247,8 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
         line = "hf-distill export STUDENT"
         return NotTried(name, f"the student has no {runtime.file}", line)
     if name == "transformers" and "AutoModel" not in (student.card or ""):
-        return NotTried(name, "no card of a run has a snippet with AutoModel to execute", None)
+        why = "only a run's own card is executed, and none has a snippet with AutoModel"
+        return NotTried(name, why, None)
     if runtime.in_node and not attempt.place:
         return NotTried(name, f"neither @FOLDER nor {_NODE} names its folder", runtime.install)
     try:
@@ -406,9 +407,10 @@ def verify(
         show(tried[-1])
     names = {attempt.name for attempt in attempts}
     others = [NotTried(name, NOT_ASKED_FOR, None) for name in RUNTIMES if name not in names]
-    read = {a.runtime.file for a in usable if a.runtime.file} | {"modules.json"}
+    read = {a.runtime.file for a in usable if a.runtime.file}
     read |= {path.relative_to(student.folder).as_posix()
-             for path in student.folder.rglob("*.safetensors")}  # fmt: skip
+             for pattern in ("modules.json", "*.safetensors")
+             for path in student.folder.rglob(pattern)}  # fmt: skip
     files = {name: sha256_of(student.folder / name) for name in sorted(read)}
     return Parity(
         key=key_of(Parity, [files, texts.queries, texts.documents]),
@@ -424,7 +426,6 @@ def verify(
 
 def write_parity(path: Path, parity: Parity) -> None:
     """Write it to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_result(path, parity, [])
 
 
