@@ -238,6 +238,15 @@ def test_the_page_works_without_its_host_once_it_was_opened(
     with static_host(tmp_path) as host:
         chrome.open(f"{host}/page/")
         chrome.wait("document.documentElement.dataset.kept")
+        earlier, below = (
+            f"hf_distill {host}/page/{other}page-{'0' * 16}/" for other in ("", "other/")
+        )
+        for name in (earlier, below):
+            chrome.run(f"caches.open({name!r}).then(() => true)")
+        chrome.open(f"{host}/page/?q=")
+        chrome.wait("document.documentElement.dataset.kept")
+        assert chrome.run(f"caches.has({earlier!r})") is False
+        assert chrome.run(f"caches.has({below!r})") is True, "it is of another page"
         here = Opened(chrome, folder, f"{host}/page/")
         before = here.ask("a large old house")
     chrome.open(f"{here.address}?q=a+large+old+house")  # a permalink, and nobody answers
