@@ -33,6 +33,7 @@ from hf_distill.release.parity import (
     Student,
     Texts,
     attempts_of,
+    compare,
     measured_parity,
     recall_at_10,
     reference,
@@ -344,6 +345,15 @@ def test_what_is_not_installed_is_not_tried(
         attempts_of(["sklearn"])
     with pytest.raises(InputError, match="No such file"):
         verify(student, TEXTS, attempts_of([f"onnxruntime@{tmp_path}/bin/python"]))
+
+
+def test_a_server_that_refuses_every_query_does_not_agree(student: Student) -> None:
+    few = Texts(["a dog"], ["a cat"], "two texts", slice(None), slice(None))
+    answer = np.eye(2, 16, dtype=np.float32)
+    got = np.array([answer[0] * np.nan, answer[1]])
+    said = compare(student, few, answer, got, Compared("x", {}, "float32", refusal="too long"))
+    assert (said.agrees, said.refused, said.recall) == (False, 1, None)
+    assert said.reason == "it refuses all texts that would be searched"
 
 
 def test_a_folder_of_transformers_alone_is_verified(backbone_dir: Path) -> None:

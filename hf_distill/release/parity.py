@@ -290,6 +290,9 @@ def compare(
     values: dict[str, Any] = {"texts": int(usable.sum()), "refused": int(refused.sum())}
     if not np.isfinite(got[usable]).all():
         return _replaced(about, **values, reason="some of its embeddings are not numbers")
+    n = len(texts.queries)
+    if not (usable[:n][texts.searching].any() and usable[n:][texts.searched].any()):
+        return _replaced(about, **values, reason="it refuses all texts that would be searched")
     values["recall"] = recall_at_10(np.where(usable[:, None], got, 0), expected, texts, usable)
     if got.shape == expected.shape:
         off = np.abs(got - expected).max(axis=1)
@@ -306,7 +309,6 @@ def compare(
         and values["recall"] >= INT8_RECALL
     ):
         return _replaced(about, **values, agrees=True)
-    n = len(texts.queries)
     parts = []
     for of, start in ((texts.queries, 0), (texts.documents, n)):
         places = start + np.flatnonzero(usable[start : start + len(of)])
