@@ -1,5 +1,5 @@
 """Try a student in runtimes that are not installed here, each in an environment of its own, and
-print the table of docs/serving.md: `python benchmarks/parity.py STUDENT`.
+print the table of docs/serving.md: `python benchmarks/parity.py RUN`.
 
 An environment of Python with torch takes about 1 GB; `--keep FOLDER` keeps all for the next call.
 The comparison is that of `hf-distill verify`. The last line of the output is JSON.
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("student", help="Folder of a finished run, or of a saved student.")
+    parser.add_argument("run_dir", metavar="RUN", help="Folder of a finished run.")
     parser.add_argument("--only", nargs="+", choices=list(ENVIRONMENTS), default=DEFAULT)
     parser.add_argument("--keep", type=Path, help="Keep the environments in this folder.")
     line = parser.parse_args()
@@ -119,7 +119,7 @@ def main() -> None:
             attempts += [f"{runtime}{at}" for runtime in environment.runtimes]
         out = Path(scratch) / "parity.json"
         try:
-            code = hf_distill(["verify", line.student, "--with", *attempts, "--json", str(out)])
+            code = hf_distill(["verify", line.run_dir, "--with", *attempts, "--json", str(out)])
         except SystemExit as left:  # one does not agree: the table says which
             code = int(left.code or 0)
         if not out.is_file():

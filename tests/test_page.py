@@ -46,6 +46,7 @@ from hf_distill.serving.page import (
     check_output,
     check_student,
     int8_rows,
+    release_of,
     write_page,
 )
 
@@ -238,6 +239,15 @@ def test_the_page_works_without_its_host_once_it_was_opened(
     with static_host(tmp_path) as host:
         chrome.open(f"{host}/page/")
         chrome.wait("document.documentElement.dataset.kept")
+        earlier, below = (
+            f"hf_distill {host}/page/{other}page-{'0' * 16}/" for other in ("", "other/")
+        )
+        for name in (earlier, below):
+            chrome.run(f"caches.open({name!r}).then(() => true)")
+        chrome.open(f"{host}/page/?q=")
+        chrome.wait("document.documentElement.dataset.kept")
+        assert chrome.run(f"caches.has({earlier!r})") is False
+        assert chrome.run(f"caches.has({below!r})") is True, "it is of another page"
         here = Opened(chrome, folder, f"{host}/page/")
         before = here.ask("a large old house")
     chrome.open(f"{here.address}?q=a+large+old+house")  # a permalink, and nobody answers
@@ -348,8 +358,15 @@ def test_a_page_replaces_a_page_and_nothing_else(results: RunResults, tmp_path: 
     first = write_page(results, out, "http://127.0.0.1:1")
     again = write_page(results, out, "http://127.0.0.1:1")
     assert again == first, "the same run gives the same page"
+    named = dataclasses.replace(results, recipe=dataclasses.replace(results.recipe, name="<a>_*b"))
+    readme = release_of(named, first, out, "you/search").instead["README.md"]
+    assert rb"# &lt;a&gt;\_\*b: search" in readme
     (out / "mine.txt").write_text("x")
     with pytest.raises(InputError, match=r"holds 1 files that are not .*mine\.txt"):
+        check_output(out)
+    (out / "mine.txt").unlink()
+    (out / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"holds 1 files that are not .*link"):
         check_output(out)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):

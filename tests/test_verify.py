@@ -24,7 +24,7 @@ from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
 from hf_distill.release import model_card
-from hf_distill.release.diagnosis import Sent, likely_reason
+from hf_distill.release.mistakes import Sent, likely_reason
 from hf_distill.release.onnx import export_onnx
 from hf_distill.release.parity import (
     Attempt,
@@ -33,6 +33,7 @@ from hf_distill.release.parity import (
     Student,
     Texts,
     attempts_of,
+    compare,
     measured_parity,
     recall_at_10,
     reference,
@@ -346,6 +347,22 @@ def test_what_is_not_installed_is_not_tried(
         verify(student, TEXTS, attempts_of([f"onnxruntime@{tmp_path}/bin/python"]))
 
 
+def test_a_server_that_refuses_every_query_does_not_agree(student: Student) -> None:
+    few = Texts(["a dog"], ["a cat"], "two texts", slice(None), slice(None))
+    answer = np.eye(2, 16, dtype=np.float32)
+    got = np.array([answer[0] * np.nan, answer[1]])
+    said = compare(student, few, answer, got, Compared("x", {}, "float32", refusal="too long"))
+    assert (said.agrees, said.refused, said.recall) == (False, 1, None)
+    assert said.reason == "it refuses all texts that would be searched"
+
+
+def test_a_folder_of_transformers_alone_is_verified(backbone_dir: Path) -> None:
+    model = SentenceTransformer(str(backbone_dir), device="cpu")
+    few = Texts(["a dog"], ["a cat"], "two texts", slice(None), slice(None))
+    parity = verify(Student(backbone_dir, model, None), few, [])
+    assert list(parity.files) == ["model.safetensors"]
+
+
 def test_a_runtime_that_fails_is_said_to_fail(
     student: Student, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -421,7 +438,8 @@ def test_a_runs_student_is_verified_and_its_card_says_with_what(
         (["nowhere/at/all"], "no such folder"),
         (["STUDENT", "--model", "x"], "--url"),
         (["STUDENT", "--with", "x"], "no such runtime"),
-        (["STUDENT", "--with", "transformers"], "README.md"),
+        (["STUDENT", "--with", "transformers"], "only a run's own card is executed"),
+        (["STUDENT", "--json", "no/such/folder/x.json"], "in a folder that exists"),
         (["STUDENT", "--url", "ftp://x"], "not an address"),
     ],
 )

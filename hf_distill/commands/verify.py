@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from sentence_transformers import __version__
@@ -38,8 +37,6 @@ HELP = (
     "Embed the same texts with a student in every runtime that is installed, and compare with "
     "sentence-transformers: does one drop the head, the prompt, or the normalisation?"
 )
-
-_CARD = "README.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,19 +88,11 @@ def _results(run_or_model: str) -> RunResults | TextsResults | None:
     return None
 
 
-def _card_of(
-    results: RunResults | TextsResults | None, folder: Path, asked_for: Sequence[str]
-) -> str | None:
-    """The card whose snippet may be executed: a run's own. That of another folder may be anybody's
-    code, and is executed only if it is asked for.
+def _card_of(results: RunResults | TextsResults | None) -> str | None:
+    """The card whose snippet is executed: that of a run, as it is written now. The `README.md` of a
+    model may be anybody's code.
     """
-    if results is not None:
-        return model_cards(results)[_CARD].decode()
-    if "transformers" not in {name.partition("@")[0] for name in asked_for}:
-        return None
-    if not (folder / _CARD).is_file():
-        raise InputError(f"--with transformers: {folder} has no {_CARD} with a snippet to execute")
-    return (folder / _CARD).read_text(encoding="utf-8")
+    return None if results is None else model_cards(results)["README.md"].decode()
 
 
 def line_of(compared: Compared) -> str:
@@ -143,7 +132,9 @@ def run(arguments: argparse.Namespace) -> None:
         InputError: There is no such student, runtime or server, or a run is not finished.
         SystemExit: 1, a runtime that was tried does not agree.
     """
-    named, urls = arguments.runtimes, arguments.url
+    named, urls, out = arguments.runtimes, arguments.url, arguments.json
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--json {out}: name a file in a folder that exists")
     attempts = attempts_of([] if urls and named is None else named)
     if arguments.model and not urls:
         raise InputError("--model names the student at a server; name that with --url")
@@ -157,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
         except InputError as error:  # this command takes it without a flag
             raise InputError(str(error).removeprefix("--model ")) from error
     model = load_sentence_transformer(str(folder), "model").float().cpu()
-    student = Student(folder, model, _card_of(results, folder, named or ()))
+    student = Student(folder, model, _card_of(results))
     held_out = None
     if isinstance(results, RunResults):
         task = held_out_task(results.collection)
@@ -176,8 +167,8 @@ def run(arguments: argparse.Namespace) -> None:
         lambda compared: print(line_of(compared), flush=True),
     )  # fmt: skip
     _not_tried(parity)
-    if arguments.json:
-        write_parity(arguments.json, parity)
+    if out is not None:
+        write_parity(out, parity)
     elif results is not None:
         with held(results.folder):
             write_parity(results.folder.parity, parity)

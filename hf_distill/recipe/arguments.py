@@ -54,7 +54,10 @@ class RunArguments:
     student_license: str | None = option(
         None, "Licence of the student, for its model card, e.g. apache-2.0."
     )
-    card_examples: bool = option(True, "Show a few pairs as examples in the dataset card.")
+    card_examples: bool = option(
+        True,
+        "Show texts of pairs in the dataset card: examples, what rules dropped, disagreements.",
+    )
     hub_dataset_id: str | None = option(
         None,
         "With --push_to_hub: also publish the scored pairs, as this data set, e.g. you/pairs.",

@@ -20,7 +20,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer, __version__
 
 from hf_distill.errors import InputError, printable
-from hf_distill.release.diagnosis import Sent, likely_reason, unit
+from hf_distill.release.mistakes import Sent, likely_reason, unit
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
 from hf_distill.release.served import Server, name_of
@@ -247,7 +247,8 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
         line = "hf-distill export STUDENT"
         return NotTried(name, f"the student has no {runtime.file}", line)
     if name == "transformers" and "AutoModel" not in (student.card or ""):
-        return NotTried(name, "no card of a run has a snippet with AutoModel to execute", None)
+        why = "only a run's own card is executed, and none has a snippet with AutoModel"
+        return NotTried(name, why, None)
     if runtime.in_node and not attempt.place:
         return NotTried(name, f"neither @FOLDER nor {_NODE} names its folder", runtime.install)
     try:
@@ -289,6 +290,9 @@ def compare(
     values: dict[str, Any] = {"texts": int(usable.sum()), "refused": int(refused.sum())}
     if not np.isfinite(got[usable]).all():
         return _replaced(about, **values, reason="some of its embeddings are not numbers")
+    n = len(texts.queries)
+    if not (usable[:n][texts.searching].any() and usable[n:][texts.searched].any()):
+        return _replaced(about, **values, reason="it refuses all texts that would be searched")
     values["recall"] = recall_at_10(np.where(usable[:, None], got, 0), expected, texts, usable)
     if got.shape == expected.shape:
         off = np.abs(got - expected).max(axis=1)
@@ -305,7 +309,6 @@ def compare(
         and values["recall"] >= INT8_RECALL
     ):
         return _replaced(about, **values, agrees=True)
-    n = len(texts.queries)
     parts = []
     for of, start in ((texts.queries, 0), (texts.documents, n)):
         places = start + np.flatnonzero(usable[start : start + len(of)])
@@ -406,9 +409,10 @@ def verify(
         show(tried[-1])
     names = {attempt.name for attempt in attempts}
     others = [NotTried(name, NOT_ASKED_FOR, None) for name in RUNTIMES if name not in names]
-    read = {a.runtime.file for a in usable if a.runtime.file} | {"modules.json"}
+    read = {a.runtime.file for a in usable if a.runtime.file}
     read |= {path.relative_to(student.folder).as_posix()
-             for path in student.folder.rglob("*.safetensors")}  # fmt: skip
+             for pattern in ("modules.json", "*.safetensors")
+             for path in student.folder.rglob(pattern)}  # fmt: skip
     files = {name: sha256_of(student.folder / name) for name in sorted(read)}
     return Parity(
         key=key_of(Parity, [files, texts.queries, texts.documents]),
@@ -424,7 +428,6 @@ def verify(
 
 def write_parity(path: Path, parity: Parity) -> None:
     """Write it to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_result(path, parity, [])
 
 

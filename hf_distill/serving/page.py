@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import HeldOutTask, held_out_task
-from hf_distill.release.cards import public_name
+from hf_distill.release.cards import escape_markdown, public_name
 from hf_distill.release.onnx import export_onnx
 from hf_distill.release.onnx_encoder import FILES, OUTPUT, OnnxEncoder, load_onnx
 from hf_distill.release.remote import Release
@@ -108,7 +108,8 @@ def check_output(out: Path) -> None:
         return
     if not out.is_dir():
         raise InputError(f"{out} is a file; name a folder")
-    names = {str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir()}
+    names = {str(file.relative_to(out)) for file in out.rglob("*")
+             if file.is_symlink() or not file.is_dir()}  # fmt: skip
     record = out / RECORD
     known = {RECORD, *read_json(record, PageRecord).files} if record.is_file() else set()
     if strangers := sorted(names - known):
@@ -431,7 +432,8 @@ def release_of(results: RunResults, record: PageRecord, out: Path, space: str) -
         **({"models": [student]} if student else {}),
     }
     front = yaml.safe_dump(card, sort_keys=False, allow_unicode=True)
-    readme = f"---\n{front}---\n\n# {title}\n\nhf_distill made this page: hf-distill page\n"
+    head = f"---\n{front}---\n\n# {escape_markdown(title)}"
+    readme = f"{head}\n\nhf_distill made this page: hf-distill page\n"
     own = frozenset({RECORD, *record.files})
     return Release(space, "space", out, {"README.md": readme.encode()}, own, sdk="static")
 

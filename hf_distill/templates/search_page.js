@@ -332,8 +332,12 @@ async function keep() {
   const root = at("../");
   const name = `hf_distill ${at("./")}`;
   await navigator.serviceWorker.register(at("../offline.js"));
+  const earlier = (other) => {
+    const start = `hf_distill ${root}`; // a page below this one begins so, too
+    return other.startsWith(start) && /^page-[0-9a-f]{16}\/$/.test(other.slice(start.length));
+  };
   for (const other of await caches.keys()) {
-    if (other.startsWith(`hf_distill ${root}`) && other !== name) await caches.delete(other);
+    if (earlier(other) && other !== name) await caches.delete(other);
   }
   const { onnxruntime, tokenizers, wasm, model, tokenizer, vectors, texts } = settings;
   const files = [wasm, model, tokenizer, settings.examples, ...vectors, ...texts];
