@@ -1,6 +1,7 @@
 """What is bounded by the machine and not by the data gives what the plain way gives."""
 
 import itertools
+import os
 import tempfile
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]
     labels = connected_components(graph, directed=False)[1]
     first = np.unique(labels, return_index=True)[1]
     assert near_duplicate_families(pairs).tolist() == first[labels].tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_a_full_disk_is_noticed_before_the_bands_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_texts", lambda *_: iter(()))  # nothing is written to the file
+    with tempfile.TemporaryFile() as file:
+        bands = module._band_keys(pairs_of([("a query", "a document")] * 10_000), file)
+        assert os.fstat(file.fileno()).st_blocks * 512 >= bands.nbytes
 
 
 def test_groups_have_codes_by_their_hashes_and_no_group_is_none_called_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Literal
@@ -127,6 +128,8 @@ def _band_keys(pairs: Pairs, file: IO[bytes]) -> np.ndarray:
     """
     index = candidate_index()
     bands, rows = int(index.b), int(index.r)
+    if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process when it is filled
+        os.posix_fallocate(file.fileno(), 0, 8 * bands * len(pairs))
     keys = np.memmap(file, dtype=np.uint64, mode="w+", shape=(bands, len(pairs)))
     mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     place = 0
