@@ -1,6 +1,8 @@
 """Which of many 64-bit keys are equal: sorting and binary search, in a few bytes for each key.
 
-Keys stand for texts (hashes), so a table of texts of any size is compared by 8 bytes a text.
+Keys stand for texts (hashes), so a table of texts of any size is compared by 8 bytes a text. Two of
+n different texts have the same key with a probability of about n ** 2 / 2 ** 65 (3e-6 for 10 ** 7),
+and then count as one text.
 """
 
 from __future__ import annotations
