@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -65,8 +68,60 @@ def test_nobody_waits_for_a_result_that_is_made_from_other_data(ranks: dict[str,
 def test_a_killed_main_process_ends_the_one_that_waits_for_it(ranks: dict[str, Any]) -> None:
     (killed, before), (ended, after) = ranks["ended"]["0"], ranks["ended"]["1"]
     assert (killed, ended) == (-9, 1)
-    assert after - before < 10
+    assert after - before < 10  # the worker that process 0 leaves behind lives for 15 seconds
     assert "process 0 on localhost has ended before its work was done" in ranks["stderr"]
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> Queue[tuple[int, str, bool]]:
+    """Port and token that the main process tells the others, who have 0.3 s to say who they are."""
+    told: Queue[tuple[int, str, bool]] = Queue()
+    monkeypatch.setattr(processes, "from_main", told.put)
+    monkeypatch.setattr(processes, "_NAMED_SECONDS", 0.3)
+    return told
+
+
+def test_strangers_at_the_port_neither_end_the_run_nor_join_it(
+    announced: Queue[tuple[int, str, bool]],
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        accepted = pool.submit(processes._accept, "localhost", 2)
+        port, token, _ = announced.get(timeout=10)
+        strangers = [
+            b"GET / HTTP/1.1\n", b"hello\n", "\u00fc 1 host\n".encode(), b"\xff 1 host\n",
+            b"", b"x" * 2000, f"{token[:-1]} 1 host\n".encode(),
+        ]  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            for said in strangers:
+                stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                stranger.sendall(said)
+            own = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            own.sendall(f"{token} 1 a host\n".encode())
+            connections = accepted.result(timeout=10)
+        assert {rank: host for rank, (host, _) in connections.items()} == {1: "a host"}
+        connections[1][1].close()
+
+
+def test_a_process_that_does_not_connect_is_named(
+    monkeypatch: pytest.MonkeyPatch, announced: Queue[tuple[int, str, bool]]
+) -> None:
+    monkeypatch.setattr(processes, "_CONNECT_SECONDS", 0.1)
+    with pytest.raises(InputError, match=r"processes \[1, 2\] did not connect .* within 0.1 s"):
+        processes._accept("localhost", 3)
+    assert announced.qsize() == 1
+
+
+def test_a_process_that_ends_within_a_line_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    here, there = socket.socketpair()
+    with here, there:
+        links = processes._Links(0, {1: ("host", here)})
+        there.sendall(b'["a", 1, ["x"]]\n["b", 1, ["\xc3')
+        there.shutdown(socket.SHUT_WR)
+        links.listen(1)
+    assert (codes, links.heard) == ([1], {("a", 1): ["x"]})
 
 
 def test_one_process_has_nobody_to_agree_with(tmp_path: Path) -> None:

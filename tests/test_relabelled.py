@@ -20,7 +20,7 @@ from tiny_training import tiny as tiny_parts
 from hf_distill.data.load import open_collection
 from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
-from hf_distill.release.dataset_repo import write_dataset
+from hf_distill.release.dataset_repo import EXAMPLES, write_dataset
 from hf_distill.run.folder import RunFolder
 from hf_distill.selection.relabelled import Relabelled
 from hf_distill.training.in_batch import teacher_view
@@ -135,6 +135,7 @@ def test_the_data_set_holds_both_documents(folder: RunFolder) -> None:
     assert "the hard negatives and `weight_ranking` describe training pairs only" in card
     assert "no mismatched pairs were detected" in card
     assert "weighted | relabelled | pairs out" in card
+    assert "elabelled by <code>rank=4:relabel:weight_ranking=0</code>" in card
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,12 @@ def test_training_reads_the_new_documents_and_their_scores(run: Path, tiny: Path
 def test_report_and_cards_say_what_was_relabelled(run: Path) -> None:
     audit = json.loads((run / "selection.json").read_text())
     number = audit["rules"][0]["relabelled"]
+    selected = next((run / "dataset" / "selected").glob("train-*.parquet"))
+    card = (run / "dataset" / "README.md").read_text()
+    examples_shown = pq.read_table(selected).to_pylist()[:EXAMPLES]
+    assert any(row["relabelled_from"] for row in examples_shown)
+    for row in examples_shown:  # as they are trained on
+        assert f"{row['teacher_score']:.3f} | {row['query']} | {row['document']} |" in card
     html = (run / "report.html").read_text()
     assert '<th scope="col">relabelled</th>' in html
     assert "Before the rules, up to " in html

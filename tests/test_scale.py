@@ -1,6 +1,7 @@
 """What is bounded by the machine and not by the data gives what the plain way gives."""
 
 import itertools
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from test_selection import pairs_of
 
 from hf_distill.data.collection import text_number
-from hf_distill.data.keys import first_places, is_among, numbered
+from hf_distill.data.keys import first_places, in_file, is_among, numbered
 from hf_distill.data.load import _by_appearance
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD, jaccard, word_trigrams
 from hf_distill.data.sources.files import read_path
@@ -68,6 +69,14 @@ def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]
     labels = connected_components(graph, directed=False)[1]
     first = np.unique(labels, return_index=True)[1]
     assert near_duplicate_families(pairs).tolist() == first[labels].tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_an_array_in_a_file_has_its_place_before_it_is_written() -> None:
+    with tempfile.TemporaryFile() as file:
+        array = in_file(file, np.uint64, (3, 10_000))
+        assert not array.any()
+        assert os.fstat(file.fileno()).st_blocks * 512 >= array.nbytes == 240_000
 
 
 def test_groups_have_codes_by_their_hashes_and_no_group_is_none_called_none() -> None:

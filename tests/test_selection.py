@@ -458,6 +458,11 @@ def test_which_document_is_better() -> None:
     arrays = {k: v[:4] for k, v in vars(ranking).items() if isinstance(v, np.ndarray)}
     short = SimpleNamespace(**arrays)
     assert better_documents(few, short)[0].tolist() == [3, 3, 0, -1]
+    echoes = pairs_of([("a", "0"), ("a", "1"), ("b", "2"), ("c", "3"), ("d", "A!")])
+    documents, scores = better_documents(echoes, ranking)
+    assert documents.tolist() == [3, 3, 4, -1, -1], "4 repeats a"
+    ranking.negatives[:, 0], ranking.negatives[:, 1] = ranking.negatives[:, 1], [3, 3, 0, 1, -1]
+    assert better_documents(echoes, ranking)[0].tolist() == [3, 3, 0, -1, -1]
     ranking.negatives[:, 1] = -1
     assert (better_documents(pairs, ranking)[0] == -1).all(), "no other negative would be left"
 

@@ -184,9 +184,9 @@ class DataArguments:
     )
     held_out_queries: int | None = option(
         10_000,
-        "The most queries that test and validation hold each, where they are drawn: more make "
-        "intervals hardly narrower, and the evaluation and the search for leaks longer. none: the "
-        "shares alone decide.",
+        "The most queries that test and validation hold each, where they are drawn; the other "
+        "groups are trained on. More make intervals hardly narrower, and the evaluation and the "
+        "search for leaks longer. none: the shares alone decide.",
     )
 
     @property

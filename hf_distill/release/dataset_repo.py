@@ -325,14 +325,13 @@ def _metadata(results: RunResults, sizes: Sequence[tuple[str, str, int]]) -> Dat
     )
 
 
-def _examples(selected: Pairs, scores: Scores) -> list[dict[str, Any]]:
-    """The first pairs of `selected`, for the card."""
-    few = selected.take(np.arange(min(EXAMPLES, len(selected))))
+def _examples(batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs of `selected`, as they stand there, for the card."""
     return [
         {"score": score, "query": shorten(query), "document": shorten(document)}
-        for batch in few.batches("query", "document")
+        for batch in batches
         for query, document, score in zip(
-            batch["query"], batch["document"], scores.of(few.rows), strict=True
+            batch["query"], batch["document"], batch["teacher_score"], strict=True
         )
     ]
 
@@ -372,6 +371,9 @@ def write_dataset(
         metadata = _metadata(results, sizes)
         repo = results.recipe.run.hub_dataset_id
         shows_texts, training = results.recipe.run.card_examples, tables.training_pairs
+        few = tables.batches(
+            selected.take(np.arange(len(selected))[:EXAMPLES]), features["selected"]
+        )
         card = render(
             "dataset_card.md.j2",
             metadata=front_matter(metadata),
@@ -394,7 +396,7 @@ def write_dataset(
             record=collection.record,
             audit=results.audit,
             plot=describe_selection(results.audit),
-            examples=_examples(selected, scores) if shows_texts else [],
+            examples=_examples(few) if shows_texts else [],
             lowest=scored_lowest(training, scores.of(training.rows)) if shows_texts else [],
             above=others_above(training, ranking) if shows_texts and ranking else [],
             keys=_reproducing(results.recipe),

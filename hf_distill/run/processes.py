@@ -41,6 +41,8 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """A host that does not answer for 35 seconds is gone."""
 
 _CONNECT_SECONDS, _SEE_SECONDS, _LOST_SECONDS, _POLL_SECONDS = 60.0, 15.0, 2.0, 0.2
+_NAMED_SECONDS = 5.0
+"""How long a new connection has to say whose it is."""
 _SHOWN = 200
 _BYE = "bye"
 
@@ -196,7 +198,11 @@ class _Links:
         this process ends, too.
         """
         host, connection = self.to[rank]
-        with contextlib.suppress(OSError), connection.makefile(encoding="utf-8") as lines:
+        # A process that is killed while it speaks leaves a part of a line.
+        with (
+            contextlib.suppress(OSError, ValueError),
+            connection.makefile(encoding="utf-8") as lines,
+        ):
             for line in lines:
                 said = json.loads(line)
                 if said == _BYE:
@@ -241,6 +247,21 @@ def end_together() -> None:
     _links = links
 
 
+def _let_go() -> None:
+    """In a process that was forked off, as one that reads batches: close the connections. They
+    would otherwise outlive the process that they belong to.
+    """
+    global _links  # noqa: PLW0603  (as above)
+    if _links is not None:
+        for _, connection in _links.to.values():
+            os.close(connection.detach())
+        _links = None
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_let_go)
+
+
 def _accept(main: str, processes: int) -> dict[int, tuple[str, socket.socket]]:
     local = main in ("localhost", "127.0.0.1", "::1")
     both = socket.has_dualstack_ipv6() and not local
@@ -253,14 +274,11 @@ def _accept(main: str, processes: int) -> dict[int, tuple[str, socket.socket]]:
     with server:
         token = secrets.token_hex()
         from_main((server.getsockname()[1], token, local))
-        server.settimeout(_CONNECT_SECONDS)
+        end = time.monotonic() + _CONNECT_SECONDS
         while len(connections) < processes - 1:
             try:
+                server.settimeout(max(end - time.monotonic(), 0.001))
                 connection, _ = server.accept()
-                connection.settimeout(_CONNECT_SECONDS)
-                given, rank, host = _line(connection).split(" ", 2)
-            except ValueError:
-                continue  # somebody else knocked
             except OSError as error:
                 missing = sorted(set(range(1, processes)) - connections.keys())
                 raise InputError(
@@ -268,17 +286,40 @@ def _accept(main: str, processes: int) -> dict[int, tuple[str, socket.socket]]:
                     f"{_CONNECT_SECONDS:g} s ({error}); hosts of a run reach each other at any "
                     "port, as torch.distributed needs it, too"
                 ) from error
-            if secrets.compare_digest(given, token):
-                connections[int(rank)] = host, connection
-            else:
+            named = _named(connection, token)
+            if named is None:
                 connection.close()
+            else:
+                rank, host = named
+                connections[rank] = host, connection
     return connections
 
 
+def _named(connection: socket.socket, token: str) -> tuple[int, str] | None:
+    """Rank and host of the process at the other end of a new connection; None if it does not say
+    the token: somebody else knocked, a scanner of ports for instance.
+    """
+    try:
+        given, rank, host = _line(connection).split(" ", 2)
+    except (OSError, ValueError):
+        return None
+    # As bytes: what a stranger says may be no ASCII.
+    if not secrets.compare_digest(given.encode(), token.encode()):
+        return None
+    return int(rank), host
+
+
 def _line(connection: socket.socket) -> str:
-    """The first line that comes, without its end."""
-    read = b""
-    while not read.endswith(b"\n") and len(read) < 1024 and (byte := connection.recv(1)):
+    """The first line that comes, without its end.
+
+    Raises:
+        OSError: It does not come within `_NAMED_SECONDS`.
+    """
+    read, end = b"", time.monotonic() + _NAMED_SECONDS
+    while not read.endswith(b"\n") and len(read) < 1024:
+        connection.settimeout(max(end - time.monotonic(), 0.001))
+        if not (byte := connection.recv(1)):
+            break
         read += byte
     return read.decode(errors="replace").rstrip("\n")
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from hf_distill.data.collection import Pairs
+from hf_distill.data.keys import is_among
 from hf_distill.scoring.scores import Scores
 
 
@@ -70,7 +71,7 @@ class Relabelled:
         i is of the i-th of the pairs `rows`.
         """
         asked = self._queries[rows, None] << 32 | documents
-        found: np.ndarray = np.isin(asked, self._keys)
+        found = is_among(asked.ravel(), self._keys).reshape(asked.shape)
         return found & (documents >= 0)
 
     @cached_property
@@ -81,6 +82,5 @@ class Relabelled:
 
     @cached_property
     def _keys(self) -> np.ndarray:
-        """Query and new document of each relabelled pair, in one number."""
-        keys: np.ndarray = (self._queries << 32 | self.documents)[self.new]
-        return keys
+        """Query and new document of each relabelled pair, in one number; ascending."""
+        return np.unique((self._queries << 32 | self.documents)[self.new])

@@ -51,8 +51,9 @@ def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.nda
 
     A new positive is a document of the training pairs, because these alone were checked for leaks:
     none is relevant to a held-out query, or a near-duplicate of such a document. The ranking leaves
-    out what answers the query in the data. A pair keeps its document if its query had no other one
-    left to be a negative.
+    out what answers the query in the data. A document that repeats the query, but for case,
+    punctuation and spacing, is none either: a teacher scores echoes highest. A pair keeps its
+    document if its query had no other one left to be a negative.
 
     Args:
         pairs: The training pairs.
@@ -60,6 +61,9 @@ def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.nda
     """
     trained = np.zeros(len(pairs.collection.documents), dtype=bool)
     trained[pairs.documents] = True
+    query_keys = texts.text_keys(pairs, "query")
+    document_keys = np.zeros(len(trained), dtype=np.uint64)
+    document_keys[pairs.documents] = texts.text_keys(pairs, "document")
     number = np.full(len(pairs), -1, dtype=np.int64)
     score = np.full(len(pairs), np.nan, dtype=np.float32)
     for start in range(0, len(pairs), _BLOCK):
@@ -73,6 +77,7 @@ def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.nda
         own = scores[:, :1] + ranking.margin[some, None]  # NaN where it is unknown: not above
         usable = (scores > own) & (documents >= 0) & trained[documents] & ~np.isin(keys, refused)
         usable &= (documents >= 0).sum(axis=1, keepdims=True) > 1
+        usable &= document_keys[documents] != query_keys[some, None]
         best, has = usable.argmax(axis=1)[:, None], usable.any(axis=1)
         number[some] = np.where(has, np.take_along_axis(documents, best, axis=1)[:, 0], -1)
         score[some] = np.where(has, np.take_along_axis(scores, best, axis=1)[:, 0], np.nan)

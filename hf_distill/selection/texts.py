@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs, text_number
-from hf_distill.data.keys import numbered
+from hf_distill.data.keys import in_file, numbered
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
@@ -127,7 +127,7 @@ def _band_keys(pairs: Pairs, file: IO[bytes]) -> np.ndarray:
     """
     index = candidate_index()
     bands, rows = int(index.b), int(index.r)
-    keys = np.memmap(file, dtype=np.uint64, mode="w+", shape=(bands, len(pairs)))
+    keys = in_file(file, np.uint64, (bands, len(pairs)))
     mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     place = 0
     for batch in _texts(pairs, "Near-duplicates"):

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import pair_number, text_number
+from hf_distill.data.keys import in_file
 from hf_distill.data.sources.files import read_path
 from hf_distill.data.tables.open import open_tables
 from hf_distill.data.tables.table import Table, Tables
@@ -242,10 +243,12 @@ def _written_embeddings(tables: Iterable[Table], folder: Path, name: str) -> Non
     if not dimension:
         raise InputError(f"--teacher {name} has no rows; look at the file")
     every = np.memmap(folder / "numbers", dtype=np.uint64, mode="r")
-    keys = np.memmap(folder / "keys", dtype=np.uint64, mode="w+", shape=every.shape)
+    with (folder / "keys").open("w+b") as file:
+        keys = in_file(file, np.uint64, every.shape)
     keys[:] = every
     keys.sort()
-    rows = np.memmap(folder / "rows", dtype=np.int64, mode="w+", shape=every.shape)
+    with (folder / "rows").open("w+b") as file:
+        rows = in_file(file, np.int64, every.shape)
     for stop in range(len(every), 0, -_BLOCK):
         places = np.arange(stop - 1, max(stop - _BLOCK, 0) - 1, -1)
         rows[np.searchsorted(keys, every[places])] = places  # of equal ones the last counts
