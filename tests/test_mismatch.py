@@ -42,6 +42,8 @@ def test_share_and_probability_by_hand() -> None:
     assert (found.half, found.nothing, sum(found.counts)) == (2, None, 100)
     assert str(found).startswith("up to 40.0% of the pairs (26.7% to 57.8%) look mismatched")
     assert "from rank 2 of 20 on" in str(found)
+    odd = detect_mismatches(np.array([1] * 58 + [*range(1, 22)] * 2), 21)
+    assert odd.share == pytest.approx(0.42), "22 of 100 are among the last 11 of 21"
 
 
 def test_the_density_is_the_best_one_that_never_rises() -> None:
@@ -76,6 +78,7 @@ def test_mismatched_pairs_are_found(share: float) -> None:
     found = detect_mismatches(rank, POOL)
     assert found.low < share < found.high
     assert found.low < found.share < found.high < found.low + 0.06
+    assert POOL // 2 + 1 in found.edges
     called = found.probability(rank) >= 0.5
     assert called[mismatched].mean() > 0.95
     assert called[~mismatched].mean() < 0.02

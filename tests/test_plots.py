@@ -18,6 +18,7 @@ from hf_distill.report.plots import (
     plot_calibration,
     plot_cost,
     plot_losses,
+    plot_ranks,
     plot_retrieval,
     plot_scatter,
     plot_selection,
@@ -28,6 +29,7 @@ from hf_distill.report.plots import (
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.audit import Audit
+from hf_distill.selection.mismatch import detect_mismatches
 from hf_distill.selection.rules import parse_rules
 from hf_distill.selection.select import SelectionInputs, select_pairs
 
@@ -137,3 +139,11 @@ def test_thousands_of_points_are_drawn_as_an_image() -> None:
     scores = tuple(np.linspace(-1, 1, 2001).tolist())
     many = dataclasses.replace(usual_evaluation(), pairs=PairScores((), scores, scores[::-1]))
     assert len(plot_scatter(many).svg) < 5 * len(plot_scatter(usual_evaluation()).svg)
+
+
+def test_the_ranks_are_plotted_whether_or_not_mismatched_pairs_are_found() -> None:
+    first = np.ones(150, dtype=np.int32)
+    none = plot_ranks(detect_mismatches(first, 100))
+    some = plot_ranks(detect_mismatches(np.array([*first, *range(1, 101)]), 100))
+    assert "Density of 150 ranks, 100 at rank 1 and 0 at the last: no mismatched pairs" in none.alt
+    assert "Density of 250 ranks, 60.4 at rank 1 and 0.4 at the last: up to 40.0%" in some.alt

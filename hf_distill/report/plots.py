@@ -373,10 +373,10 @@ def plot_ranks(detection: Detection) -> Picture:
         axes.axvline(detection.half, color=GREY, linestyle=":", label="probability 1/2")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.xaxis.set_minor_formatter("")
+    # Plain numbers: powers of ten would be formulas, whose fonts are not everywhere.
+    for axis, form in ((axes.xaxis, "{x:,.0f}"), (axes.yaxis, "{x:g}")):
+        axis.set_major_formatter(form)
+        axis.set_minor_formatter("")
     axes.set_xlim(1, edges[-1])
     axes.set_ylim(bottom=min(0.5, *(counted[counted > 0] / 2)))
     axes.set_xlabel(f"rank in the pool of {detection.pool:,} documents")

@@ -63,7 +63,7 @@ class Ranking:
         negatives: (n, k) int64: numbers of the best other documents, best first; -1: none.
         negative_scores: (n, k) float32: their scores; NaN: none.
         pool: Documents in the pool.
-        mined: Whether each query has a pool of its own, the list that was mined for it.
+        mined: Whether the pool of each query is the list that was mined for it.
     """
 
     key: str

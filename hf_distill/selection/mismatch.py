@@ -4,7 +4,7 @@ The document of a mismatched pair has nothing to do with its query. So it is one
 documents like any other, and its rank among the m of them is uniform over 1 to m. The ranks of all
 pairs are a mixture of these and of the better ranks of the others: the two-groups model of Efron,
 Tibshirani, Storey and Tusher (2001, doi:10.1198/016214501753382129), with the uniform ranks as the
-null. It asks of the other pairs only that fewer of them have a rank, the worse it is.
+null. Of the other pairs it asks only that the worse a rank is, the fewer of them have it.
 """
 
 from __future__ import annotations
