@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,17 +112,38 @@ def test_a_process_that_does_not_connect_is_named(
     assert announced.qsize() == 1
 
 
-def test_a_process_that_ends_within_a_line_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "ended"),
+    [
+        (b'["b", 1, ["\xc3', True),
+        (b'"bye"\n', False),
+        (b'"bye"\n"back"\n', True),
+    ],
+    ids=["within a line", "its work is done", "in its second run"],
+)
+def test_who_ends_before_its_work_is_done_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch, said: bytes, ended: bool
+) -> None:
     codes: list[int] = []
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0)
     monkeypatch.setattr(os, "_exit", codes.append)
     here, there = socket.socketpair()
     with here, there:
         links = processes._Links(0, {1: ("host", here)})
-        there.sendall(b'["a", 1, ["x"]]\n["b", 1, ["\xc3')
+        there.sendall(b'["a", 1, ["x"]]\n' + said)
         there.shutdown(socket.SHUT_WR)
         links.listen(1)
-    assert (codes, links.heard) == ([1], {("a", 1): ["x"]})
+    assert (codes, links.heard) == ([1] if ended else [], {("a", 1): ["x"]})
+
+
+def test_a_second_run_of_the_same_processes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = socket.socketpair()
+    monkeypatch.setattr(processes, "_state", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(processes, "_links", processes._Links(0, {1: ("host", here)}))
+    with here, there, there.makefile() as lines:
+        processes.done()
+        processes.end_together()
+        assert [next(lines), next(lines)] == ['"bye"\n', '"back"\n']
 
 
 def test_one_process_has_nobody_to_agree_with(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ _CONNECT_SECONDS, _SEE_SECONDS, _LOST_SECONDS, _POLL_SECONDS = 60.0, 15.0, 2.0, 
 _NAMED_SECONDS = 5.0
 """How long a new connection has to say whose it is."""
 _SHOWN = 200
-_BYE = "bye"
+_BYE, _BACK = "bye", "back"
 
 T = TypeVar("T")
 
@@ -207,6 +207,8 @@ class _Links:
                 said = json.loads(line)
                 if said == _BYE:
                     self.left.add(rank)
+                elif said == _BACK:
+                    self.left.discard(rank)
                 else:
                     name, call, inputs = said
                     self.heard[name, call] = inputs
@@ -226,14 +228,17 @@ _links: _Links | None = None
 
 def end_together() -> None:
     """From here on, a process that ends before `done` ends all of them, within a minute and on any
-    host. All processes call this together; a further call does nothing.
+    host. All processes call this together, and again if they go on after `done`, with another run.
 
     Raises:
         InputError: A process cannot connect to the main process.
     """
     global _links  # noqa: PLW0603  (a process has one set of connections)
     state = _state()
-    if state.num_processes == 1 or _links is not None:
+    if state.num_processes == 1:
+        return
+    if _links is not None:
+        _links.say(_BACK)
         return
     main = os.environ.get("MASTER_ADDR", "localhost")
     if state.is_main_process:
