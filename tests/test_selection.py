@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_distill.data.collection import (
@@ -235,14 +235,14 @@ def test_equal_embeddings_are_one_cluster() -> None:
     """Fewer different embeddings than the square root of 100; only their direction counts."""
     documents = np.repeat([[1.0, 0, 0], [0, 0, 2], [0, 0, 4]], [90, 5, 5], axis=0)
     given = inputs(many(100), embeddings=table_of(documents))
-    rules = parse_rules(["coverage=0.2"])
+    rules = parse_rules(["coverage=0.06"])
     for seed in (0, 1):
         columns = rule_columns(given, rules, seed)
-        rows = apply_rules(columns, rules).kept
-        assert (rows < 90).sum() == (rows >= 90).sum() == 10
-        drawn = np.flatnonzero(np.arange(100) < 90)
-        first = drawn[np.argsort(columns.order[drawn])][:10]
-        assert set(first) == set(rows[rows < 90]), "the first of the seeded order"
+        first = [
+            part[np.argsort(columns.order[part])][:3] for part in np.split(np.arange(100), [90])
+        ]
+        expected = np.sort(np.concatenate(first))
+        np.testing.assert_array_equal(apply_rules(columns, rules).kept, expected)
 
 
 def test_clusters_hold_what_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +261,12 @@ def test_clusters_hold_what_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
     twice = np.repeat(np.arange(900), 2)
     np.testing.assert_array_equal(document_clusters(pairs.take(twice), table, 0), clusters[twice])
 
+    monkeypatch.setattr("hf_distill.selection.clusters.MOST_CLUSTERS", 12)
+    few, doubled = document_clusters(pairs, table, 0), table_of(np.repeat(documents, 2, axis=0))
+    assert len(set(few)) == 12
+    np.testing.assert_array_equal(document_clusters(many(1800), doubled, 0), np.repeat(few, 2))
+    monkeypatch.undo()
+
     monkeypatch.setattr("hf_distill.selection.clusters._BLOCK", 7)
     np.testing.assert_array_equal(document_clusters(pairs, table, 0), clusters)
     monkeypatch.setattr("hf_distill.selection.clusters.MOST_FITTED", 100 * 8)
@@ -269,7 +275,16 @@ def test_clusters_hold_what_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not np.array_equal(sampled, clusters)
 
 
+def test_a_single_document_far_from_all_others_is_a_cluster() -> None:
+    group = np.repeat(np.arange(10), [91, *[1] * 9])
+    pairs, table = many(100), table_of(np.eye(10)[group])
+    for seed in range(5):
+        clusters = document_clusters(pairs, table, seed)
+        assert len(set(clusters)) == len(set(zip(group, clusters, strict=True))) == 10
+
+
 @settings(max_examples=30, deadline=None)
+@example([0.0] * 30)
 @given(st.lists(st.sampled_from([0.0, -0.0, 1e-7, 6e-5, 1.0, 3.0, 65504.0]), max_size=60))
 def test_any_embeddings_have_clusters(values: list[float]) -> None:
     """Zeros, tiny and huge ones, many of them equal: without a warning, and no more than asked."""

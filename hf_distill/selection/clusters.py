@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
+from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs
 from hf_distill.data.keys import numbered
@@ -73,7 +74,9 @@ def document_clusters(pairs: Pairs, table: EmbeddingTable, seed: int) -> np.ndar
     means = MiniBatchKMeans(count, random_state=seed, reassignment_ratio=0.0, compute_labels=False)
     means.fit(points)
     clusters: np.ndarray = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        clusters[some] = means.predict(_directions(table, rows[some]))
+    with tqdm(total=len(rows), desc="Clusters", unit_scale=True, delay=3, leave=False) as bar:
+        for start in range(0, len(rows), _BLOCK):
+            some = rows[start : start + _BLOCK]
+            clusters[start : start + len(some)] = means.predict(_directions(table, some))
+            bar.update(len(some))
     return np.asarray(clusters[place])
