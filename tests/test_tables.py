@@ -239,6 +239,24 @@ def test_trec_qrels_are_cells(name: str, tmp_path: Path) -> None:
     assert [cells for _, cells in table.cells()] == [["19", "Q0", "7", "2"], ["19", "Q0", "8", "0"]]
 
 
+def test_folders_that_name_a_column_give_it_to_their_rows(tmp_path: Path) -> None:
+    """As Spark and Hive partition a table; the column is not in the files."""
+    data = tmp_path / "data"
+    folders = {"lang=en/kind=a": ("en", "a"), "lang=de%2Fat/kind=__HIVE_DEFAULT_PARTITION__":
+               ("de/at", None), "lang=fr/kind=c": ("fr", "own")}  # fmt: skip
+    for folder in folders:
+        (data / folder).mkdir(parents=True)
+        rows: dict[str, list[str]] = {"query": [f"{folder}?"], "document": ["yes"]}
+        if "kind=c" in folder:  # what is in the file stays
+            rows["kind"] = ["own"]
+        pq.write_table(pa.table(rows), data / folder / "part-00000.snappy.parquet")
+    tables = opened(data).tables
+    found = {row["query"]: (row["lang"], row["kind"]) for t in tables for row in t.head()}
+    assert found == {f"{folder}?": values for folder, values in folders.items()}
+    assert {table.config for table in tables} == {None}
+    assert all({"lang", "kind"} <= {*table.columns} for table in tables)
+
+
 def test_a_trec_run_and_a_text_with_tabs_are_told_apart(tmp_path: Path) -> None:
     run = only(written(tmp_path / "bm25.run", "1\tQ0\td 1\n".replace("d 1", "d1 1 2.5 tag")))
     assert run.columns == ("1", "Q0", "d1", "1", "2.5", "tag")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import yaml
@@ -26,19 +27,26 @@ _ROLES = {"corpus", "collection", "queries", "qrels", "triples"}
 """Words that tell what a file is for, wherever in its name they stand."""
 COMPRESSED = (".gz", ".zst", ".bz2")
 _PART = re.compile(r"[-._](part[-._]?)?\d+([-._]of[-._]\d+)?$")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SAVED = {"state.json", "dataset_info.json", "dataset_dict.json", "dataset_infos.json"}
 """What `save_to_disk` and old repositories write beside the data."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that may hold a table. The other attributes are those of a `Table`."""
+    """A file that may hold a table. The other attributes are those of a `Table`.
+
+    Attributes:
+        partition: Columns that its folders name, as Spark writes them (`lang=en/part-0.parquet`),
+            with the value of all its rows; None is a missing one.
+    """
 
     path: Path
     name: str
     stem: str
     config: str | None
     split: str | None
+    partition: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -74,6 +82,14 @@ def _extension(name: str) -> str:
     return "" if suffix[1:] in _SPLITS else suffix
 
 
+def _partition(folder: str) -> tuple[str, str | None] | None:
+    """Column and value of a folder of the form `column=value`, as Hive and Spark write it."""
+    column, equals, value = folder.partition("=")
+    if not equals or not column:
+        return None
+    return column, None if value == _NO_VALUE else unquote(value)
+
+
 def describe(path: Path, below: Path) -> File:
     """What the name of `path` says, where the data is in `below` (its folder, if it is alone)."""
     relative = PurePosixPath(path.relative_to(below).as_posix())
@@ -82,7 +98,8 @@ def describe(path: Path, below: Path) -> File:
     words = [word for word in re.split(r"[-._\s]+", whole) if word]
     above = [part for part in relative.parts[:-1] if part.lower() != "data"]
     inside = [part for part in above if part.lower() in _SPLITS]
-    folders = [part for part in above if part not in inside]
+    columns = [pair for part in above if (pair := _partition(part)) is not None]
+    folders = [part for part in above if part not in inside and _partition(part) is None]
     config = "/".join(folders) or None
     splits = {_SPLITS[word] for word in words if word in _SPLITS}
     if not splits:
@@ -93,7 +110,7 @@ def describe(path: Path, below: Path) -> File:
     roles = {word for word in words if word in _ROLES}
     rest = [word for word in words if word not in _SPLITS and not word.isdigit()]
     stem = roles.pop() if len(roles) == 1 else "-".join(rest) or (folders or [whole])[-1]
-    return File(path, str(relative), stem.lower(), config, split)
+    return File(path, str(relative), stem.lower(), config, split, tuple(columns))
 
 
 def walk(folder: Path) -> Iterator[Path]:

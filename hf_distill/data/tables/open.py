@@ -112,7 +112,7 @@ def _open_folder(path: Path, key: str, cache: Path) -> Tables:
         if table is None:
             others.append(file.name)
         else:
-            tables.append(table)
+            tables.append(table.with_columns(file.partition))
     if not tables:
         what = f"; it holds {', '.join(sorted(others)[:8])}" if others else "; it is empty"
         raise InputError(

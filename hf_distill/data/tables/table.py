@@ -7,8 +7,8 @@ formats of `hf_distill.data.sources` see only these.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,20 @@ class Table:
     def where(self, place: Place) -> str:
         """`pairs.jsonl, line 17`, for messages."""
         return f"{self.name}, {self.unit} {place}"
+
+    def with_columns(self, columns: Sequence[tuple[str, Any]]) -> Table:
+        """This table with further columns that have one value in all rows. A column that it has
+        already stays. Rows must have names, so delimited text stays as it is.
+        """
+        new = {name: value for name, value in columns if name not in self.columns}
+        if not new or self.cells is not None:
+            return self
+
+        def read() -> Iterator[tuple[Place, Row]]:
+            for place, row in self.read():
+                yield place, {**row, **new}
+
+        return replace(self, columns=(*self.columns, *new), read=read)
 
     def head(self, count: int = 20) -> list[Row]:
         """The first rows: enough to recognise a format by."""
