@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.recipe.arguments import DataArguments
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
+from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import SCALES
 from hf_distill.training.rows import listed_negatives
 
@@ -239,6 +241,7 @@ def test_the_best_scored_candidates_that_are_not_relevant_are_the_negatives(tmp_
         vectors, np.zeros(len(collection.queries), np.int64), np.arange(len(unit))
     )
     scores = SimpleNamespace(embeddings=table, scale=SCALES["cosine"])
+    scores.between = partial(Scores.between, scores)
     negatives = listed_negatives(everything, scores, 2)  # type: ignore[arg-type]
     texts = [
         [collection.document_texts(np.array([number]))[0] for number in row if number >= 0]

@@ -79,19 +79,22 @@ def rendered(card: str) -> list[tuple[str, dict[str, str | None]]]:
     return Tags(markdown.render(body)).found
 
 
+LINKS = ("https://huggingface.co/", "https://duckdb.org")
+
+
 def check(card: str) -> None:
     """Nothing but what the template itself writes."""
     for tag, attributes in rendered(card):
         if tag == "a":
             of_source = "https://evil.example/x%20"  # the address of the source is a link
-            assert str(attributes["href"]).startswith(("https://huggingface.co/", of_source))
+            assert str(attributes["href"]).startswith((*LINKS, of_source))
         elif tag == "img":
             assert attributes["src"] == "scores.png"
         else:
             assert tag in OWN_TAGS, (tag, attributes)
         assert set(attributes) <= {"class", "style", "href", "src", "alt"}, attributes
     outside_code = re.sub(r"^```.*?^```$", "", card.split("\n---\n", 1)[1], flags=re.M | re.S)
-    addresses = r"^    .*$|^Source: <http.*>$|\]\(https://huggingface.co/[^)]*\)"
+    addresses = r"^    .*$|^Source: <http.*>$|\]\(https://(?:huggingface.co/|duckdb.org)[^)]*\)"
     outside_code = re.sub(addresses, "", outside_code, flags=re.M)
     assert not re.search(r"(://|www\.|@)evil", re.sub(r"(`+).*?\1", "", outside_code))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", card)
