@@ -54,7 +54,7 @@ PAYLOADS = (
 
 OWN_TAGS = frozenset((
     "h1", "h2", "h3", "p", "code", "pre", "table", "thead", "tbody", "tr", "th", "td", "ul", "li",
-    "strong",
+    "strong", "details", "summary",
 ))  # fmt: skip
 
 
