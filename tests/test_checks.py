@@ -546,6 +546,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_a_run_writes(
         "checkpoints": [folder.path / "checkpoints"],
         "student": [folder.student],
         "evaluation": [folder.retrieval, folder.report, folder.evaluation],
+        "index": [folder.search],
         "data set": [folder.dataset],
     }
     assert needed.keys() == paths.keys()
@@ -564,7 +565,9 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_a_run_writes(
 
 
 def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
-    sizes = Sizes(student=1000, pairs=10, train=8, texts=20, text_bytes=400, dimension=4)
+    sizes = Sizes(
+        student=1000, pairs=10, train=8, texts=20, text_bytes=400, documents=9, dimension=4
+    )
     whats = {
         until: {part.what for part in plan(recipe_of("recommended", until=until), sizes)}
         for until in ("score", "train", "release")
@@ -572,7 +575,7 @@ def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
     assert whats["score"] == {"soft labels"}
     between = "students between stages"
     assert whats["train"] == {"soft labels", "checkpoints", between, "student"}
-    assert whats["release"] == whats["train"] | {"evaluation", "data set"}
+    assert whats["release"] == whats["train"] | {"evaluation", "index", "data set"}
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ class Sizes:
         train: Training pairs.
         texts: Unique queries and documents.
         text_bytes: Bytes of these texts.
+        documents: Unique documents.
+        document_bytes: Bytes of these.
         dimension: Of the teacher's embeddings; 0 if it does not embed.
         pool: Texts that are aligned beside the pairs.
         tested: Test queries times the documents that they search, at most `DEPTH` each.
@@ -162,6 +164,8 @@ class Sizes:
     train: int = 0
     texts: int = 0
     text_bytes: int = 0
+    documents: int = 0
+    document_bytes: int = 0
     dimension: int = 0
     pool: int = 0
     tested: int = 0
@@ -227,7 +231,8 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     checkpoints = sum(_checkpoints(stage, sizes.train) for stage in recipe.of_each_stage())
     hits = sizes.tested * _HIT
     own = sizes.pairs and config.student_space == "own"
-    index = round(sizes.texts * (2 * recipe.student.student_dim + text)) if own else 0
+    of_document = 2 * recipe.student.student_dim
+    index = sizes.documents * of_document + sizes.document_bytes if own else 0
     systems = _SYSTEMS + (_READINGS if recipe.data.student_query else 0)
     soft, shards = run / "soft_labels", Path(shared) if shared else None
     parts = [

@@ -168,6 +168,8 @@ def sizes_with(
         train=train,
         texts=sum(map(len, tables)),
         text_bytes=sum(table.data.nbytes for table in tables),
+        documents=len(collection.documents),
+        document_bytes=collection.documents.data.nbytes,
         dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
         pool=wanted_pool(train, stages),
         tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
