@@ -25,6 +25,7 @@ import pytest
 import quality
 import quality_cost
 import rankers
+import scale
 import scoring
 import selection
 import serving
@@ -109,8 +110,8 @@ def test_scoring(main: Main) -> None:
 
 
 def test_scale() -> None:
-    figures = last_line("scale", "--pairs", 300, 400)
-    assert figures["pairs"] == 400
+    figures = last_line("scale", "--pairs", 300)
+    assert figures["pairs"] == 300
     assert list(figures["stages"]) == [
         "teacher", "collection", "read", "leak check", "scores", "keys", "table", "soft labels",
         "ranking", "selection", "rows",
@@ -118,6 +119,13 @@ def test_scale() -> None:
     for stage in figures["stages"].values():
         assert set(stage) == {"seconds", "peak_mb"}
         assert stage["peak_mb"] > 0
+
+
+def test_growth_is_what_each_further_pair_takes() -> None:
+    of = scale.Figures
+    every = [{"read": of(1.0, 0.5, 10.0)}, {"read": of(9.0, 2.5, 12.0)}]
+    line = scale.growth([1000, 3000], every).splitlines()[1]
+    assert line.split() == ["read", "1000.0", f"{2 * 2**20 / 2000:.1f}"]
 
 
 def test_list_scoring(
@@ -192,7 +200,7 @@ def test_quality(
     conversations: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costs(arm: Any, make: Any, recipe: Any, key: str, turns: int) -> Cost:
-        steps = [0.5] * len(recipe.stages)
+        steps = [1.2] * len(recipe.stages)
         return Cost(key, 0.01, 0.001, 0, tuple(0.0 for _ in steps), tuple(steps))
 
     monkeypatch.setattr(quality, "time_arm", costs)
@@ -249,16 +257,16 @@ def test_rankers(
     for name in ("be_quiet", "keep_freed_memory"):
         monkeypatch.setattr(quality, name, lambda: None)
     ranker = f"cross-encoder:{cross_encoder_dir}"
-    names = ["MultipleNegativesRankingLoss", "lists, KL", rankers.MINED[1]]
+    names = ["lists, KL", rankers.MINED[1]]
     figures = main(
         rankers, "--ranker", ranker, "--domain", f"talk={conversations}", "--max_pairs", 120,
-        "--minutes", 0.05, "--turns", 1, "--seeds", 1, "--student", "texts_per_pair=2",
+        "--minutes", 0.02, "--turns", 1, "--seeds", 1, "--student", "texts_per_pair=2",
         "--arms", *names, "--out", tmp_path,
     )  # fmt: skip
-    rows = figures["talk, 0.05 min"]
+    rows = figures["talk, 0.02 min"]
     assert set(rows) == {"untrained", *names}
     assert len({row["Pearson"] for row in rows.values()}) == len(rows), "each is another student"
-    assert [name for name in names if lists_cost[name] > 0] == names[1:], "who asks the ranker pays"
+    assert all(lists_cost[name] > 0 for name in names), "who asks the ranker pays"
     setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=120)
     arms = rankers.list_arms(ranker, tmp_path).values()
     asks = {arm.name for arm in arms if recipe_of("talk", setting, arm.keys).lists.ranker}
@@ -468,7 +476,7 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
 
-@pytest.mark.parametrize(("runs", "processes"), [(4, 1), (2, 2)])
+@pytest.mark.parametrize(("runs", "processes"), [(2, 1), (1, 2)])
 def test_killed_runs_end_as_the_uninterrupted_one(runs: int, processes: int) -> None:
     figures = last_line("kills", "--runs", runs, "--seed", 4, "--processes", processes)
     assert figures["same"] == figures["runs"] == runs
@@ -482,8 +490,8 @@ def test_no_damaged_file_is_used_without_a_word() -> None:
 
 
 def test_two_runs_at_once_do_not_disturb_each_other() -> None:
-    figures = last_line("two_at_once", "--runs", 2, "--seed", 3)
-    assert figures == {"runs": 2, "right": 2, "tracebacks": 0}
+    figures = last_line("two_at_once", "--runs", 1, "--seed", 3)
+    assert figures == {"runs": 1, "right": 1, "tracebacks": 0}
 
 
 def test_the_benchmark_of_a_gpu_goes_through_its_stages(capsys: pytest.CaptureFixture[str]) -> None:

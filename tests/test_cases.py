@@ -4,7 +4,9 @@ brought, gives the right value or one message and exit code 2.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -53,11 +55,18 @@ def case(cases: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...,
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def make(script: Path) -> None:
+    """Run the script of a case in its folder, in this process, which has imported everything."""
+    with contextlib.chdir(script.parent), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script.name])
+        runpy.run_path(script.name, run_name="__main__")
+
+
 @pytest.fixture(scope="session")
 def models(cases: Path) -> Path:
     """The folder of the tiny models that the cases build."""
     for script in ("mkm.py", "mkce.py"):
-        subprocess.run([sys.executable, script], cwd=cases, check=True, capture_output=True)
+        make(cases / script)
     return cases / "m"
 
 
@@ -144,7 +153,7 @@ def library_scores(teacher: str, labels: list[dict[str, Any]]) -> np.ndarray:
 def test_05_25_a_teacher_scores_as_its_library_does(
     case: Callable[..., Said], cases: Path, name: str, teacher: str, line: tuple[str, ...]
 ) -> None:
-    subprocess.run([sys.executable, "make.py"], cwd=cases / name, check=True, capture_output=True)
+    make(cases / name / "make.py")
     ran(
         case(name, "--dataset_path", "../base.jsonl", "--teacher", teacher, "--until", "score",
              *line)
@@ -158,7 +167,7 @@ def test_06_prompts_of_other_names_are_said(
     case: Callable[..., Said], cases: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = cases / "06-prompt-names"
-    subprocess.run([sys.executable, "make.py"], cwd=folder, check=True, capture_output=True)
+    make(folder / "make.py")
     line = ("--dataset_path", "../base.jsonl", "--teacher", "s2p", "--until", "score")
     said = ran(case("06-prompt-names", *line))
     assert "prompts: none" in said.out

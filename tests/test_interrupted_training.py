@@ -82,8 +82,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 MOMENTS = [
-    ("on_step_end", 5), ("on_save", 1), ("on_save", 6), ("on_prediction_step", 7),
-    ("on_evaluate", 1), ("on_evaluate", 2), ("on_epoch_end", 1), ("on_train_end", 1),
+    ("on_step_end", 5), ("on_save", 1), ("on_prediction_step", 7), ("on_evaluate", 2),
+    ("on_train_end", 1),
 ]  # fmt: skip
 
 
@@ -116,4 +116,4 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         ours, theirs = again.model.state_dict(), whole.model.state_dict()
         assert all(ours[key].equal(value) for key, value in theirs.items()), moment
         shutil.rmtree(folder)
-    assert happened >= 3
+    assert happened >= 2
