@@ -244,8 +244,7 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
     """Why a runtime cannot be tried; None if it can."""
     name, runtime = attempt.name, attempt.runtime
     if runtime.file and not (student.folder / runtime.file).is_file():
-        line = "hf-distill export STUDENT"
-        return NotTried(name, f"the student has no {runtime.file}", line)
+        return NotTried(name, f"the student has no {runtime.file}", runtime.export)
     if name == "transformers" and "AutoModel" not in (student.card or ""):
         why = "only a run's own card is executed, and none has a snippet with AutoModel"
         return NotTried(name, why, None)

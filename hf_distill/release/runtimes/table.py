@@ -33,6 +33,12 @@ class Runtime:
         return "int8" if self.file == _INT8 else "float32"
 
     @property
+    def export(self) -> str | None:
+        """The line that writes `file`: the folder has the name of the format."""
+        form = self.file.partition("/")[0] if self.file else None
+        return f"hf-distill export STUDENT --format {form}" if form else None
+
+    @property
     def in_node(self) -> bool:
         """Whether it needs Node in place of Python."""
         return self.script.endswith(".mjs")
@@ -60,6 +66,7 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino-int8": _pip("openvino.py", _OPENVINO, _INT8),
     "fastembed": _pip("fastembed.py", ("fastembed",), _FLOAT32),
     "fastembed-int8": _pip("fastembed.py", ("fastembed",), _INT8),
+    "model2vec": _pip("model2vec.py", ("model2vec",), "model2vec/model.safetensors"),
     "langchain": _pip("langchain.py", ("langchain-huggingface", "sentence-transformers")),
     "llama-index": _pip("llama_index.py", ("llama-index-embeddings-huggingface",)),
     "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers-haystack")),
