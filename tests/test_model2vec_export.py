@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_tokenizer
+from conftest import WORDS, call, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_results import run_results
@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, S
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
+from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.efficiency import bytes_on_disk
 from hf_distill.release.model2vec import (
@@ -36,7 +37,7 @@ from hf_distill.release.parity import Student, attempts_of, texts_of, verify
 from hf_distill.release.runtimes.table import RUNTIMES
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, save_recipe
-from hf_distill.run.stage import read_json
+from hf_distill.run.stage import listed, read_json
 from hf_distill.student.save import save_student
 
 model2vec = pytest.importorskip("model2vec", reason="model2vec is not installed")
@@ -86,8 +87,12 @@ def test_the_mean_of_mapped_vectors_by_hand() -> None:
     assert (rows.dtype, normalised) == (np.float32, False)
 
 
+TEXT = st.lists(st.sampled_from([*WORDS, "漢", "xyz", " "]), max_size=11).map(" ".join)
+"""Not so long that model2vec would cut it by its characters."""
+
+
 @settings(max_examples=40, deadline=None)
-@given(texts=st.lists(st.lists(st.sampled_from([*WORDS, "漢", "xyz", " "])).map(" ".join)))
+@given(texts=st.lists(TEXT, max_size=5))
 def test_model2vec_embeds_as_the_student_does(exported: Path, texts: list[str]) -> None:
     static = model2vec.StaticModel.from_pretrained(exported / FOLDER)
     student = SentenceTransformer(str(exported), device="cpu")
@@ -185,8 +190,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     )
 
 
+def test_the_command_exports_and_says_what_it_costs(
+    run: RunResults, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = call(["export", exported, "--format", "model2vec"], main)
+    assert (said.code, said.out.split()[0]) == (0, "model2vec")
+    monkeypatch.setattr("hf_distill.commands.export.finished", lambda _: run)
+    monkeypatch.setattr("hf_distill.commands.export.student_of", lambda _: run.folder.student)
+    said = call(["export", run.folder.path, "--format", "model2vec"], main)
+    assert said.code == 0, said.err
+    assert "+0.0000 (+0.0000 to +0.0000)" in said.out
+    assert "In PyTorch, a query takes" in said.out
+    own = {run.folder.student / name for name in FILES}
+    assert listed(run.folder.model2vec) == own, "they go when another student is trained"
+
+
 def test_a_runs_student_is_measured_and_its_card_says_what_it_costs(run: RunResults) -> None:
     export_model2vec(run.folder.student)
+    run.folder.model2vec.unlink(missing_ok=True)
     assert measured_model2vec(run) is None
     assert model2vec_files(run) == frozenset()
     record = measure_model2vec(run)

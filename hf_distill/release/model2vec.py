@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 from torch import nn
 
 from hf_distill.errors import InputError
@@ -93,7 +94,7 @@ def export_model2vec(model_dir: Path) -> Path:
     static_model = require("model2vec", "model2vec").StaticModel
     model = SentenceTransformer(str(model_dir), device="cpu").eval()
     table, normalised = table_of(model)
-    tokenizer = model[0].tokenizer
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     if len(table) != tokenizer.get_vocab_size():
         raise _refused(
             f"it has {len(table):,} vectors, and its tokenizer {tokenizer.get_vocab_size():,} "
@@ -131,8 +132,7 @@ def _compare(model: SentenceTransformer, static: Any) -> None:
     wrong = [text for text, off in zip(texts, differences, strict=True) if not off <= TOLERANCE]
     if not wrong:
         return
-    tokenizer = model[0].tokenizer
-    reason = ""
+    reason, tokenizer = "", static.tokenizer
     if static.max_length is not None:
         characters = static.max_length * static.median_token_length
         if all(len(text) > characters for text in wrong):
