@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from torch import nn
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.efficiency import bytes_on_disk
+from hf_distill.release.cards import PLACEHOLDER
 from hf_distill.release.model2vec import (
     FILES,
     FOLDER,
@@ -222,5 +224,11 @@ def test_a_runs_student_is_measured_and_its_card_says_what_it_costs(run: RunResu
     card = model_cards(run)["README.md"].decode()
     assert "### model2vec" in card
     assert f"| `{WEIGHTS}` |" in card
+    block = card.partition("### model2vec")[2].split("```")[1].removeprefix("python\n")
+    values: dict[str, Any] = {}
+    exec(block.replace(PLACEHOLDER, str(run.folder.student)), values)
+    student = SentenceTransformer(str(run.folder.student), device="cpu")
+    expected = student.encode_query(["how do I read a csv file"])
+    np.testing.assert_allclose(values["queries"], expected, atol=1e-5)
     another = dataclasses.replace(run.training, key="another")
     assert measured_model2vec(dataclasses.replace(run, training=another)) is None
