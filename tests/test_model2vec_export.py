@@ -35,7 +35,7 @@ from hf_distill.release.model2vec import (
     table_of,
 )
 from hf_distill.release.model_card import model_cards
-from hf_distill.release.parity import Student, attempts_of, texts_of, verify
+from hf_distill.release.parity import Attempt, Student, attempts_of, texts_of, verify
 from hf_distill.release.runtimes.table import RUNTIMES
 from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder, save_recipe
@@ -174,7 +174,26 @@ def test_verify_tries_it(exported: Path) -> None:
     student = Student(exported, SentenceTransformer(str(exported), device="cpu"), None)
     (compared,) = verify(student, texts_of(None), attempts_of(["model2vec"])).tried
     assert compared.agrees, compared.reason
-    assert RUNTIMES["model2vec"].export == "hf-distill export STUDENT --format model2vec"
+
+
+def test_verify_says_what_could_be_written_for_it(backbone_dir: Path, tmp_path: Path) -> None:
+    save(tmp_path / "static", [Normalize()])
+    modules = [Transformer(str(backbone_dir)), Pooling(32, pooling_mode="mean"), Normalize()]
+    save_student(SentenceTransformer(modules=modules, device="cpu"), tmp_path / "deep")
+
+    def not_tried(folder: Path, name: str) -> tuple[str, str | None]:
+        student = Student(folder, SentenceTransformer(str(folder), device="cpu"), None)
+        attempts = [Attempt(name, RUNTIMES[name], asked_for=False)]
+        said = {one.runtime: one for one in verify(student, texts_of(None), attempts).not_tried}
+        return said[name].why, said[name].line
+
+    line = "hf-distill export STUDENT --format "
+    assert not_tried(tmp_path / "static", "model2vec") == (
+        f"the student has no {WEIGHTS}", f"{line}model2vec"
+    )  # fmt: skip
+    assert not_tried(tmp_path / "deep", "onnxruntime")[1] == f"{line}onnx"
+    assert not_tried(tmp_path / "static", "onnxruntime") == ("a static student has no graph", None)
+    assert not_tried(tmp_path / "deep", "model2vec") == ("it reads static students only", None)
 
 
 @pytest.fixture(scope="module")

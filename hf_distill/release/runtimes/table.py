@@ -33,10 +33,9 @@ class Runtime:
         return "int8" if self.file == _INT8 else "float32"
 
     @property
-    def export(self) -> str | None:
-        """The line that writes `file`: the folder has the name of the format."""
-        form = self.file.partition("/")[0] if self.file else None
-        return f"hf-distill export STUDENT --format {form}" if form else None
+    def form(self) -> str | None:
+        """The `--format` of `hf-distill export` that writes `file`: its folder has the name."""
+        return self.file.partition("/")[0] if self.file else None
 
     @property
     def in_node(self) -> bool:
