@@ -455,7 +455,8 @@ class Run:
         folder = self.folder
         own = listed(folder.training)
         if own is not None:  # what the run added to the student goes with it
-            own |= {folder.student / "README.md", *(listed(folder.onnx) or ())}
+            own |= {folder.student / "README.md"}
+            own = own.union(*(listed(path) or () for path in (folder.onnx, folder.model2vec)))
 
         def make(key: str) -> TrainingRecord:
             checkpoints = Path(str(self.recipe.training.output_dir))

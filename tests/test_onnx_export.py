@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
 from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.release.cost import TIMED, query_milliseconds
+from hf_distill.release.model_card import model_cards
 from hf_distill.release.onnx import OnnxRecord, export_onnx, measure_onnx, measured_onnx
 from hf_distill.release.onnx_encoder import FILES, load_onnx
 from hf_distill.report.results import RunResults
-from hf_distill.run.folder import RunFolder
-from hf_distill.run.stage import read_json
+from hf_distill.run.folder import RunFolder, save_recipe
+from hf_distill.run.stage import read_json, write_result
 from hf_distill.student.save import save_student
 
 TEXTS = ["a cat", "the river of the moon and the sun", "who", "x" * 500, "fly " * 100, ""]
@@ -108,6 +111,7 @@ def run(backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResu
     folder = RunFolder(tmp_path_factory.mktemp("run") / "run")
     results, *_ = run_results(folder)
     saved(backbone_dir, "mean", folder.student)
+    save_recipe(results.recipe, folder)
     return results
 
 
@@ -123,14 +127,63 @@ def test_both_precisions_are_measured_on_the_held_out_pairs(run: RunResults) -> 
     assert exact.ndcg.n == len(held_out_task(run.collection).queries)
     size = (run.folder.student / FILES["float32"]).stat().st_size
     assert exact.megabytes == round(size / 1e6, 1) > 0
+    assert record.processor
+    times = [record.query_ms, *(variant.query_ms for variant in record.variants.values())]
+    assert all(0 < ms < 1000 for ms in times if ms is not None)
+    assert None not in times
     assert measured_onnx(run) == record == read_json(run.folder.onnx, OnnxRecord)
+
+
+def test_a_query_is_timed_alone_and_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], []
+    monkeypatch.setattr("hf_distill.release.cost.time.perf_counter", lambda: now[0])
+
+    def encoder(name: str, seconds: dict[str, float]) -> Callable[[str], None]:
+        def encode(query: str) -> None:
+            asked.append((name, query))
+            now[0] += seconds[query] if len(asked) > 2 else 9  # the first call of each is slow
+
+        return encode
+
+    encoders = {
+        "fast": encoder("fast", {"a": 0.001, "b": 0.001, "c": 0.5}),
+        "slow": encoder("slow", {"a": 0.02, "b": 0.03, "c": 0.02}),
+    }
+    assert query_milliseconds(encoders, ["a", "b", "c"]) == {"fast": 1.0, "slow": 20.0}
+    assert asked[:6] == [
+        ("fast", "a"), ("slow", "a"), ("fast", "a"), ("slow", "a"), ("fast", "b"), ("slow", "b"),
+    ]  # fmt: skip
+    assert len(asked) == 2 * (1 + TIMED)
+
+
+def test_a_measurement_without_times_is_read(run: RunResults) -> None:
+    record = measure_onnx(run)
+    older = dataclasses.replace(
+        record,
+        query_ms=None,
+        processor=None,
+        variants={
+            name: dataclasses.replace(variant, query_ms=None)
+            for name, variant in record.variants.items()
+        },
+    )
+    card = model_cards(run)["README.md"].decode()
+    assert "| ms a query |" in card
+    assert f"in PyTorch it is {record.query_ms:.3g} ms" in card
+    files = [run.folder.student / name for name in FILES.values()]
+    write_result(run.folder.onnx, older, files)
+    try:
+        assert measured_onnx(run) == older
+        assert "ms a query" not in model_cards(run)["README.md"].decode()
+    finally:
+        write_result(run.folder.onnx, record, files)
 
 
 def test_a_measurement_is_reused_until_a_file_changes(
     run: RunResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = measure_onnx(run)
-    monkeypatch.setattr("hf_distill.release.onnx.held_out_task", lambda _: 1 / 0)
+    monkeypatch.setattr("hf_distill.release.cost.held_out_task", lambda _: 1 / 0)
     assert measure_onnx(run) == record
     with (run.folder.student / FILES["int8"]).open("ab") as file:
         file.write(b"\0")

@@ -18,6 +18,7 @@ from conftest import call, recipe_of, run_tiny, sentences
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
 
+from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.finished_run import finished
@@ -279,6 +280,10 @@ def test_a_static_student_runs_through(tiny: Path, tmp_path: Path) -> None:
     assert "no transformer" in (folder / "student_model_sd" / "README.md").read_text()
     with pytest.raises(InputError, match="StaticEmbedding"):
         export_onnx(folder / "student_model_sd")
+    pytest.importorskip("model2vec")
+    said = call(["export", folder, "--format", "model2vec"], main)
+    assert (said.code, "unknown token [UNK]" in said.err) == (2, True), said.err
+    assert not (folder / "student_model_sd" / "model2vec").exists()
 
 
 @pytest.fixture(scope="module")

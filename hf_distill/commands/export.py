@@ -1,5 +1,5 @@
-"""`hf-distill export RUN_OR_MODEL --format onnx|router`: the student for runtimes other than
-PyTorch, or a query encoder together with its teacher.
+"""`hf-distill export RUN_OR_MODEL --format onnx|model2vec|router`: the student for runtimes other
+than PyTorch, or a query encoder together with its teacher.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
+from hf_distill.release.cost import TIMED, Costs
+from hf_distill.release.model2vec import export_model2vec, measure_model2vec
 from hf_distill.release.onnx import export_onnx, measure_onnx
 from hf_distill.release.router import export_router
 from hf_distill.run.folder import RunFolder
@@ -16,13 +18,15 @@ from hf_distill.run.lock import held
 from hf_distill.serving.index import student_of
 
 HELP = (
-    "Write a student as ONNX (float32 and int8) into its folder; of a run, also measure what each "
-    "costs in nDCG@10. Or write a query encoder and its teacher as one model."
+    "Write a student as ONNX (float32 and int8) or, if it is static, for model2vec into its "
+    "folder; of a run, also measure what each costs in nDCG@10 and what a query takes. Or write a "
+    "query encoder and its teacher as one model."
 )
 
 _FORMATS = (
-    "onnx: the student as ONNX. router: a Router of sentence-transformers, RUN/router, with the "
-    "query encoder of a run for queries and a copy of its teacher for documents. Default: onnx."
+    "onnx: the student as ONNX. model2vec: a static student for model2vec. router: a Router of "
+    "sentence-transformers, RUN/router, with the query encoder of a run for queries and a copy of "
+    "its teacher for documents. Default: onnx."
 )
 
 
@@ -33,33 +37,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_OR_MODEL",
         help="Folder of a finished run, or of a saved student.",
     )
-    parser.add_argument("--format", choices=["onnx", "router"], default="onnx", help=_FORMATS)
+    parser.add_argument(
+        "--format", choices=["onnx", "model2vec", "router"], default="onnx", help=_FORMATS
+    )
 
 
-def _export(model: Path) -> None:
-    for precision, path in export_onnx(model).items():
-        print(f"{precision:<8} {path.stat().st_size / 1e6:7.1f} MB  {path}")
+def _export(model: Path, form: str) -> None:
+    written = {form: export_model2vec(model)} if form == "model2vec" else export_onnx(model)
+    for name, path in written.items():
+        print(f"{name:<9} {path.stat().st_size / 1e6:7.1f} MB  {path}")
+
+
+def _show(record: Costs) -> None:
+    print(
+        f"nDCG@10 over {record.num_queries:,} held-out queries, its difference to PyTorch in "
+        f"float32 (95% interval), and the time of a query alone (median of {TIMED}):"
+    )
+    for name, variant in record.variants.items():
+        minus = variant.minus_student
+        print(
+            f"{name:<9} {variant.ndcg.value:.4f}  {minus.value:+.4f} "
+            f"({minus.low:+.4f} to {minus.high:+.4f})  {variant.query_ms:.3g} ms"
+        )
+    print(
+        f"In PyTorch, a query takes {record.query_ms:.3g} ms. Times are of this machine "
+        f"({record.processor}); the models took turns."
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, and measure the files where there is held-out data.
 
     Raises:
-        InputError: There is no saved student, the run is not finished, onnx is not installed, or
-            there is no router of this student.
+        InputError: There is no saved student, the run is not finished, a package of the format's
+            extra is not installed, or the student cannot be written in this format.
     """
-    model = Path(student_of(arguments.run_or_model))
+    model, form = Path(student_of(arguments.run_or_model)), arguments.format
     folder = RunFolder(Path(arguments.run_or_model))
     if not folder.recipe.is_file():
-        if arguments.format == "router":
+        if form == "router":
             raise InputError(
                 f"--format router: {arguments.run_or_model} is no run, so its teacher is not "
                 "known; name the folder of a finished run"
             )
-        _export(model)
+        _export(model, form)
         return
     results = finished(folder.path)
-    if arguments.format == "router":
+    if form == "router":
         with held(folder):
             router = export_router(results)
         print(
@@ -68,15 +92,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
         return
     with held(folder):
-        _export(model)
-        record = measure_onnx(results)
-    print(
-        f"nDCG@10 over {record.num_queries:,} held-out queries, and its difference to PyTorch in "
-        "float32 (95% interval):"
-    )
-    for precision, variant in record.variants.items():
-        minus = variant.minus_student
-        print(
-            f"{precision:<8} {variant.ndcg.value:.4f}  {minus.value:+.4f} "
-            f"({minus.low:+.4f} to {minus.high:+.4f})"
-        )
+        _export(model, form)
+        record = measure_model2vec(results) if form == "model2vec" else measure_onnx(results)
+    _show(record)

@@ -51,7 +51,7 @@ def bytes_on_disk(folder: Path) -> int:
     return sum(
         file.stat().st_size
         for file in read
-        if not {"onnx", "openvino"} & set(file.relative_to(folder).parts[:-1])
+        if not {"onnx", "openvino", "model2vec"} & set(file.relative_to(folder).parts[:-1])
     )
 
 

@@ -10,6 +10,7 @@ from hf_distill.errors import InputError, printable
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import PLACEHOLDER, hub_link, licence_metadata
 from hf_distill.release.dataset_repo import DatasetRecord
+from hf_distill.release.model2vec import model2vec_files
 from hf_distill.release.model_card import model_cards
 from hf_distill.release.onnx import onnx_files
 from hf_distill.release.publish import Release, Settings, check_access, publish
@@ -42,7 +43,8 @@ def releases_of(results: RunResults | TextsResults) -> list[Release]:
     """
     recipe, folder = results.recipe, results.folder
     model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
-    own = files_of(folder.training, folder.student) | onnx_files(results)
+    own = files_of(folder.training, folder.student)
+    own |= onnx_files(results) | model2vec_files(results)
     student = Release(model, "model", folder.student, model_cards(results), own)
     if dataset is None or not isinstance(results, RunResults):
         return [student]

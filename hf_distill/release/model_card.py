@@ -34,6 +34,8 @@ from hf_distill.release.cards import (
     render,
     writer_of_queries,
 )
+from hf_distill.release.cost import TIMED
+from hf_distill.release.model2vec import WEIGHTS, measured_model2vec
 from hf_distill.release.onnx import measured_onnx
 from hf_distill.release.onnx_encoder import FILES
 from hf_distill.release.parity import measured_parity
@@ -254,6 +256,9 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         processor=environment["hardware"]["processor"],
         onnx=measured_onnx(results),
         onnx_files=FILES,
+        model2vec=measured_model2vec(results),
+        model2vec_file=WEIGHTS,
+        queries_timed=TIMED,
         parity=measured_parity(results),
         server=name_of(EMBED),
         # How it was made.

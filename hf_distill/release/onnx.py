@@ -20,23 +20,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
-from hf_distill.compute.search import search
 from hf_distill.errors import InputError
-from hf_distill.evaluation.intervals import estimate, mean
-from hf_distill.evaluation.results import Estimate
-from hf_distill.evaluation.retrieval import DEPTH
-from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.release.cost import Costs, measure, measured
 from hf_distill.release.onnx_encoder import FILES, INPUTS, OUTPUT, load_onnx, require
 from hf_distill.report.results import CommonResults, RunResults
-from hf_distill.run.stage import (
-    files_of,
-    is_under_way,
-    read_result,
-    sha256_of,
-    stage,
-    written_whole,
-)
-from hf_distill.scoring.documents import documents_of_teacher
+from hf_distill.run.stage import files_of, written_whole
+from hf_distill.student.save import check_saved
 
 OPSET = 18
 TOLERANCE = 1e-5
@@ -73,11 +62,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
         RuntimeError: The float32 file's embeddings differ from the model's by more than
             `TOLERANCE`. Both files are then removed.
     """
-    if not (model_dir / "modules.json").is_file() or not (model_dir / "tokenizer.json").is_file():
-        raise InputError(
-            f"{model_dir} holds no saved student (no modules.json and tokenizer.json); name the "
-            "folder of a run or of a student"
-        )
+    check_saved(model_dir)
     require("onnx")
     quantization = require("onnxruntime.quantization")
     model = SentenceTransformer(
@@ -86,7 +71,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     if not isinstance(model[0], Transformer):
         raise InputError(
             f"{model_dir} begins with a {type(model[0]).__name__}, a table of vectors: it has no "
-            "graph to export; load it with sentence-transformers"
+            "graph to export; use --format model2vec, or load it with sentence-transformers"
         )
     example = model.preprocess(["a text", "another text, which is longer"])
     paths = {precision: model_dir / name for precision, name in FILES.items()}
@@ -136,91 +121,24 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class OnnxVariant:
-    """One precision, measured.
-
-    Attributes:
-        ndcg: nDCG@10 on the run's held-out task.
-        minus_student: Its nDCG@10 minus that of the student in PyTorch and float32.
-        megabytes: Size of the file.
-    """
-
-    ndcg: Estimate
-    minus_student: Estimate
-    megabytes: float
-
-
-@dataclass(frozen=True)
-class OnnxRecord:
-    """The content of `onnx.json`.
-
-    Attributes:
-        key: The fingerprint of what it depends on.
-        training: The key of the training that made the student.
-        num_queries: Held-out queries.
-        variants: `float32` and `int8` -> what was measured.
-    """
-
-    key: str
-    training: str
-    num_queries: int
-    variants: dict[str, OnnxVariant]
+class OnnxRecord(Costs):
+    """The content of `onnx.json`. The variants are `float32` and `int8`."""
 
 
 def measure_onnx(results: RunResults) -> OnnxRecord:
     """Measure each exported precision on the run's held-out task. A stage: `onnx.json`."""
-    model_dir, seed = results.folder.student, results.recipe.seed
-    files = {precision: model_dir / name for precision, name in FILES.items()}
-
-    def make(key: str) -> OnnxRecord:
-        task = held_out_task(results.collection)
-        queries = list((task.student_queries or task.queries).values())
-        documents = list(task.documents.values())
-        student = SentenceTransformer(str(model_dir), device="cpu")
-        index: np.ndarray | None = None
-        if results.recipe.training.student_space == "teacher":  # it embeds queries only
-            every = documents_of_teacher(
-                results.recipe, results.folder, results.collection, results.soft_labels
-            )
-            index = every[task.document_numbers]
-        exact = task.ndcg(
-            search(
-                student.encode_query(queries, show_progress_bar=False),
-                student.encode_document(documents, show_progress_bar=False)
-                if index is None
-                else index,
-                DEPTH,
-            )
-        )
-
-        def variant(precision: str) -> OnnxVariant:
-            encoder = load_onnx(model_dir, precision)
-            searched = encoder.encode(documents, "document") if index is None else index
-            values = task.ndcg(search(encoder.encode(queries, "query"), searched, DEPTH))
-            return OnnxVariant(
-                ndcg=estimate(mean, [values], seed),
-                minus_student=estimate(mean, [values - exact], seed),
-                megabytes=round(files[precision].stat().st_size / 1e6, 1),
-            )
-
-        variants = {precision: variant(precision) for precision in files}
-        return OnnxRecord(key, results.training.key, len(queries), variants)
-
-    inputs = [results.training.key, results.collection.key, seed, *map(sha256_of, files.values())]
-    return stage(results.folder.onnx, OnnxRecord, inputs, make, list(files.values()))
+    folder = results.folder
+    files = {precision: folder.student / name for precision, name in FILES.items()}
+    return measure(
+        results, folder.onnx, OnnxRecord, files, lambda name: load_onnx(folder.student, name).encode
+    )
 
 
 def measured_onnx(results: CommonResults) -> OnnxRecord | None:
     """What was measured of this student's ONNX files; None if it has none, or if they were not
     measured.
     """
-    folder = results.folder
-    if not folder.onnx.is_file() or not all((folder.student / f).is_file() for f in FILES.values()):
-        return None
-    if is_under_way(folder.onnx):
-        return None
-    record = read_result(folder.onnx, OnnxRecord)
-    return record if record.training == results.training.key else None
+    return measured(results, results.folder.onnx, OnnxRecord, list(FILES.values()))
 
 
 def onnx_files(results: CommonResults) -> frozenset[str]:

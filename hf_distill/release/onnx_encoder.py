@@ -79,8 +79,8 @@ def load_onnx(model_dir: Path, precision: str = "float32") -> OnnxEncoder:
     )
 
 
-def require(name: str) -> Any:
-    """A package of the extra `onnx`.
+def require(name: str, extra: str = "onnx") -> Any:
+    """A package of an extra.
 
     Raises:
         InputError: It is not installed.
@@ -89,6 +89,5 @@ def require(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"{name} is not installed, so nothing can be exported to ONNX: "
-            "pip install 'hf_distill[onnx]'"
+            f"{name} is not installed, and this export needs it: pip install 'hf_distill[{extra}]'"
         ) from error

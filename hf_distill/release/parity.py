@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer, __version__
+from sentence_transformers.base.modules import Transformer
 
 from hf_distill.errors import InputError, printable
 from hf_distill.release.mistakes import Sent, likely_reason, unit
@@ -244,7 +245,11 @@ def _obstacle(attempt: Attempt, student: Student) -> NotTried | None:
     """Why a runtime cannot be tried; None if it can."""
     name, runtime = attempt.name, attempt.runtime
     if runtime.file and not (student.folder / runtime.file).is_file():
-        line = "hf-distill export STUDENT"
+        static = not isinstance(student.model[0], Transformer)
+        if static != (runtime.form == "model2vec"):
+            why = "a static student has no graph" if static else "it reads static students only"
+            return NotTried(name, why, None)
+        line = f"hf-distill export STUDENT --format {runtime.form}"
         return NotTried(name, f"the student has no {runtime.file}", line)
     if name == "transformers" and "AutoModel" not in (student.card or ""):
         why = "only a run's own card is executed, and none has a snippet with AutoModel"

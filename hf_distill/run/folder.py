@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "onnx.json"
 
     @property
+    def model2vec(self) -> Path:
+        """What a static student costs in model2vec, if it was exported."""
+        return self.path / "model2vec.json"
+
+    @property
     def parity(self) -> Path:
         """In which runtimes the student was tried, if it was."""
         return self.path / "parity.json"

@@ -19,6 +19,7 @@ from sentence_transformers.base.modules import Dense, Normalize, Router, Transfo
 from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, StaticEmbedding
 from torch import nn
 
+from hf_distill.errors import InputError
 from hf_distill.run.stage import folder_written_whole
 
 _POOLING_KEYS = {
@@ -131,6 +132,19 @@ def _write_modules(folder: Path, modules: Sequence[nn.Module], names: Sequence[s
             for i, (module, name) in enumerate(zip(modules, names, strict=True))
         ],
     )
+
+
+def check_saved(folder: Path) -> None:
+    """Check that `folder` holds a saved student.
+
+    Raises:
+        InputError: It does not.
+    """
+    if not (folder / "modules.json").is_file() or not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"{folder} holds no saved student (no modules.json and tokenizer.json); name the "
+            "folder of a run or of a student"
+        )
 
 
 def save_student(

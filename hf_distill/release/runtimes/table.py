@@ -33,6 +33,11 @@ class Runtime:
         return "int8" if self.file == _INT8 else "float32"
 
     @property
+    def form(self) -> str | None:
+        """The `--format` of `hf-distill export` that writes `file`: its folder has the name."""
+        return self.file.partition("/")[0] if self.file else None
+
+    @property
     def in_node(self) -> bool:
         """Whether it needs Node in place of Python."""
         return self.script.endswith(".mjs")
@@ -60,6 +65,7 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino-int8": _pip("openvino.py", _OPENVINO, _INT8),
     "fastembed": _pip("fastembed.py", ("fastembed",), _FLOAT32),
     "fastembed-int8": _pip("fastembed.py", ("fastembed",), _INT8),
+    "model2vec": _pip("model2vec.py", ("model2vec",), "model2vec/model.safetensors"),
     "langchain": _pip("langchain.py", ("langchain-huggingface", "sentence-transformers")),
     "llama-index": _pip("llama_index.py", ("llama-index-embeddings-huggingface",)),
     "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers-haystack")),
