@@ -200,7 +200,7 @@ def test_quality(
     conversations: Path, tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costs(arm: Any, make: Any, recipe: Any, key: str, turns: int) -> Cost:
-        steps = [1.2] * len(recipe.stages)
+        steps = [0.5] * len(recipe.stages)
         return Cost(key, 0.01, 0.001, 0, tuple(0.0 for _ in steps), tuple(steps))
 
     monkeypatch.setattr(quality, "time_arm", costs)

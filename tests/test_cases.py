@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def case(cases: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...,
 
 def make(script: Path) -> None:
     """Run the script of a case in its folder, in this process, which has imported everything."""
-    with contextlib.chdir(script.parent), pytest.MonkeyPatch.context() as patch:
+    with (
+        contextlib.chdir(script.parent),
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(action="ignore"),  # it leaves files open
+    ):
         patch.setattr(sys, "argv", [script.name])
         runpy.run_path(script.name, run_name="__main__")
 
@@ -168,6 +173,7 @@ def test_06_prompts_of_other_names_are_said(
 ) -> None:
     folder = cases / "06-prompt-names"
     make(folder / "make.py")
+    caplog.clear()
     line = ("--dataset_path", "../base.jsonl", "--teacher", "s2p", "--until", "score")
     said = ran(case("06-prompt-names", *line))
     assert "prompts: none" in said.out
