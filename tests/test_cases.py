@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import runpy
 import shutil
 import subprocess
@@ -65,6 +66,7 @@ def make(script: Path) -> None:
     ):
         patch.setattr(sys, "argv", [script.name])
         runpy.run_path(script.name, run_name="__main__")
+    logging.disable(logging.NOTSET)  # a script turns warnings off
 
 
 @pytest.fixture(scope="session")
