@@ -21,7 +21,8 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 
-from hf_distill.commands.terminal import exit_code, set_up
+from hf_distill.commands.libraries import set_up
+from hf_distill.commands.terminal import exit_code
 from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
 

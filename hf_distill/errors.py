@@ -1,4 +1,6 @@
-"""The exceptions that mean "your input" and "your disk", not our code; and what may be printed."""
+"""The exceptions that mean "your input", "your disk" and "the Hub", not our code; and what may be
+printed.
+"""
 
 import re
 
@@ -15,6 +17,12 @@ class WriteError(OSError):
     """A file cannot be written: the disk, a quota or a limit on the size of files is full.
 
     The message names the file. `train.py` prints it without a traceback and exits with code 1.
+    """
+
+
+class PublishingError(RuntimeError):
+    """The Hub does not accept the release, or does not return what was sent. The message never
+    contains the token. `train.py` prints it without a traceback and exits with code 1.
     """
 
 

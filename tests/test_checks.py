@@ -43,8 +43,9 @@ from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.no_effect import NO_EFFECT, OTHER_NAMES
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run import disk
-from hf_distill.run.disk import Sizes, check_folders, check_space, naming, plan, size_text
+from hf_distill.run.disk import Sizes, check_folders, check_space, plan, size_text
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.full_disk import naming
 from hf_distill.run.stage import read_json, write_json, written_whole
 from hf_distill.student.save import save_student
 from hf_distill.training.checkpoints import check_checkpoint, wanted_checkpoint

@@ -18,10 +18,10 @@ from hub_server import READ_TOKEN, SCOPED_TOKEN, TOKEN, Fault, Hub, running_hub
 from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.errors import InputError
+from hf_distill.errors import InputError, PublishingError
 from hf_distill.evaluation.results import STUDENT, Estimate, RetrievalResults
 from hf_distill.release import access
-from hf_distill.release.access import PublishingError, check_access
+from hf_distill.release.access import check_access
 from hf_distill.release.model_card import _eval_results
 from hf_distill.release.publish import Settings, dry_run, prepare, publish
 from hf_distill.release.remote import Release, commit_release

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
-from hf_distill.commands.terminal import exit_code, set_up, set_up_log
+from hf_distill.commands.terminal import exit_code, set_up_log
 from hf_distill.errors import InputError
 
 
@@ -68,5 +68,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if line and line[0] == "search":
         set_up_log()  # it sets up the rest only if it needs it
     else:
-        set_up()
+        import_module("hf_distill.commands.libraries").set_up()
     return exit_code("hf-distill", lambda: _run(line))

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_distill.commands.terminal import set_up
 from hf_distill.data.conversations import conversation_query
 from hf_distill.errors import InputError, printable
 from hf_distill.serving.kept import DEPTH, KeptIndex, kept_index
@@ -58,39 +57,9 @@ def open_index(run_or_model: str, python: bool = False) -> tuple[Index | KeptInd
     """
     if not python and (kept := kept_index(Path(run_or_model))) is not None:
         return kept
-    return _open_with_torch(run_or_model, python)
+    from hf_distill.commands.student_index import open_with_torch  # noqa: PLC0415  (seconds)
 
-
-def _open_with_torch(run_or_model: str, python: bool) -> tuple[Index, bool]:
-    # These take seconds to load.
-    import torch  # noqa: PLC0415
-
-    from hf_distill.compute.device import use_all_cores  # noqa: PLC0415
-    from hf_distill.compute.models import digest_of_weights  # noqa: PLC0415
-    from hf_distill.finished_run import finished  # noqa: PLC0415
-    from hf_distill.recipe.arguments import CONVERSATION  # noqa: PLC0415
-    from hf_distill.run.folder import RunFolder, recipe_says  # noqa: PLC0415
-    from hf_distill.serving.index import (  # noqa: PLC0415
-        corpus_of_python,
-        index_of,
-        index_of_run,
-        load_student,
-        user_cache,
-    )
-
-    set_up()
-    use_all_cores(1)
-    folder = RunFolder(Path(run_or_model))
-    if not python and folder.recipe.is_file() and (folder.student / "modules.json").is_file():
-        results = finished(folder.path)  # first: it names a file that is damaged
-        index = index_of_run(results, load_student(run_or_model))
-    else:
-        model = load_student(run_or_model)
-        path = user_cache() / digest_of_weights(model)[:16]
-        index = index_of(model, corpus_of_python(), path)
-    # One question is so short that several threads would only wait for each other.
-    torch.set_num_threads(1)
-    return index, recipe_says(folder, "student_query") == CONVERSATION
+    return open_with_torch(run_or_model, python)
 
 
 def _on_one_line(text: str) -> str:

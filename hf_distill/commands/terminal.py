@@ -9,11 +9,11 @@ import errno
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from hf_distill.errors import InputError, WriteError, printable
+from hf_distill.errors import InputError, PublishingError, WriteError, printable
+from hf_distill.run.full_disk import why_not_written
 from hf_distill.run.processes import done, lost
 
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
@@ -63,28 +63,11 @@ def set_up_log() -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it comes set to DEBUG
 
 
-def set_up() -> None:
-    """Show only our own lines and bars on the terminal, and keep freed memory for the next step."""
-    # These take seconds to load, and a search of an exported student needs none of them.
-    import datasets  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
-
-    from hf_distill.compute.device import keep_freed_memory  # noqa: PLC0415
-
-    set_up_log()
-    keep_freed_memory()
-    # torch warns once in each run if there is no accelerator.
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped
-
-
 def _refusal(error: Exception) -> tuple[str, int] | None:
     """What to say of an error, and the exit code; None if it is none that a user can mend."""
-    from hf_distill.release.access import PublishingError  # noqa: PLC0415  # as in set_up
-    from hf_distill.run.disk import why_not_written  # noqa: PLC0415
-
-    if isinstance(error, PublishingError):
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, WriteError | PublishingError):
         return str(error), 1
     if isinstance(error, OSError) and error.errno in _NO_PATH:
         return f"{error.filename}: {error.strerror}; name another path", 2
@@ -104,16 +87,11 @@ def exit_code(program: str, act: Callable[[], None]) -> int:
         with contextlib.redirect_stdout(_Shown(sys.stdout)):
             act()
         done()
-    except InputError as error:
-        said, code = str(error), 2
-    except WriteError as error:
-        said, code = str(error), 1
     except Exception as error:
         refusal = _refusal(error)
         if refusal is None:
             raise
         said, code = refusal
-    else:
-        return 0
-    print(f"{program}: error: {_message(said)}", file=sys.stderr)
-    return code
+        print(f"{program}: error: {_message(said)}", file=sys.stderr)
+        return code
+    return 0

@@ -41,12 +41,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class PublishingError(RuntimeError):
-    """The Hub does not accept the release, or does not return what was sent. The message never
-    contains the token.
-    """
-
-
 def patiently(what: str, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
     """`call(...)`, repeated after faults that may pass: broken connections, 429 (after
     `Retry-After`), 5xx, a commit by somebody else.

@@ -10,13 +10,8 @@ from typing import Literal
 
 from huggingface_hub import HfApi
 
-from hf_distill.release.access import (
-    HTTP_ERROR,
-    PublishingError,
-    check_access,
-    patiently,
-    shown,
-)
+from hf_distill.errors import PublishingError
+from hf_distill.release.access import HTTP_ERROR, check_access, patiently, shown
 from hf_distill.release.remote import (
     Release,
     Remote,
@@ -27,7 +22,7 @@ from hf_distill.release.remote import (
 )
 from hf_distill.release.verify import load_back
 
-__all__ = ["PublishingError", "Release", "Settings", "check_access", "dry_run", "publish"]
+__all__ = ["Release", "Settings", "check_access", "dry_run", "publish"]
 
 _PATHS = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 

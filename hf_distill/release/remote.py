@@ -21,8 +21,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from hf_distill.errors import InputError
-from hf_distill.release.access import HTTP_ERROR, PublishingError, patiently, shown
+from hf_distill.errors import InputError, PublishingError
+from hf_distill.release.access import HTTP_ERROR, patiently, shown
 
 _RESULTS = ".eval_results"
 _OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected|page-[0-9a-f]{16})/")

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, HfApi
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.release.access import PublishingError, shown, token_of
+from hf_distill.errors import PublishingError
+from hf_distill.release.access import shown, token_of
 from hf_distill.release.remote import Release, digest_of
 
 TOLERANCE = 1e-6

@@ -1,29 +1,24 @@
-"""Whether a run can write what it will write: folders are probed before any work, the space is
-estimated before the scoring, and a disk that fills anyway is one message with the file's name.
+"""Whether a run can write what it will write: folders are probed before any work, and the space is
+estimated before the scoring.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.trainer_utils import SaveStrategy
 
-from hf_distill.errors import InputError, WriteError
+from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import STAGES, Recipe
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_UNNAMED = ("PytorchStreamWriter failed", "iostream error")
-"""What torch says, without a reason."""
 
 _PAIR, _RANK, _HIT, _REPORT, _DATASET = 115, 64, 60, 350_000, 60_000
 """Bytes, as runs were measured: of a pair beside its texts, as JSON and in both tables of the data
@@ -33,44 +28,6 @@ _SYSTEMS, _READINGS, DEPTH, _SETTINGS = 4, 2, 100, 40_000
 """TREC runs of a run, further ones where the student reads another text than the teacher, their
 depth, and bytes of a checkpoint beside its tensors and tokenizer.
 """
-
-
-def why_not_written(error: BaseException) -> str | None:
-    """Why a file could not be written, if `error` or what caused it says that a disk or a limit is
-    full; None for any other error.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return os.strerror(seen.errno)
-        for code in _FULL:
-            if os.strerror(code) in str(seen) or f"os error {code})" in str(seen):
-                return os.strerror(code)
-        if any(text in str(seen) for text in _UNNAMED):
-            return "the disk is full, or files may not become so large"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Within the context, a full disk raises a WriteError that names `path`.
-
-    Raises:
-        WriteError: Nothing more can be written.
-    """
-    try:
-        yield
-    except WriteError:
-        raise
-    except Exception as error:  # each library has its own; all others are raised again
-        why = why_not_written(error)
-        if why is None:
-            raise
-        raise WriteError(
-            f"{path} cannot be written: {why}. What was complete before is kept; free some space "
-            "(df), or raise the limit (ulimit -f), and run the same command again"
-        ) from error
 
 
 def _existing(path: Path) -> Path:

@@ -49,20 +49,28 @@ _BYE, _BACK = "bye", "back"
 T = TypeVar("T")
 
 
-def _state() -> PartialState:
+def _accelerate() -> Any:
     # Who only reads results is alone, and needs no torch, which takes seconds to load.
-    from accelerate import PartialState  # noqa: PLC0415
+    import accelerate  # noqa: PLC0415
 
-    return PartialState()
+    return accelerate
+
+
+def _state() -> PartialState:
+    state: PartialState = _accelerate().PartialState()
+    return state
+
+
+def is_main() -> bool:
+    """Whether this is the main process."""
+    return bool(_state().is_main_process)
 
 
 def of_all(value: T) -> list[T]:
     """`value` of every process, in order of rank. All processes call this together."""
     if _state().num_processes == 1:
         return [value]
-    from accelerate.utils import gather_object  # noqa: PLC0415
-
-    gathered: list[T] = gather_object([value])
+    gathered: list[T] = _accelerate().utils.gather_object([value])
     return gathered
 
 
@@ -70,9 +78,7 @@ def from_main(value: T) -> T:
     """The main process's `value`. All processes call this together."""
     values = [value]
     if _state().num_processes > 1:
-        from accelerate.utils import broadcast_object_list  # noqa: PLC0415
-
-        broadcast_object_list(values)
+        _accelerate().utils.broadcast_object_list(values)
     return values[0]
 
 

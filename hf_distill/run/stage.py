@@ -24,27 +24,12 @@ import msgspec
 import numpy as np
 
 from hf_distill.errors import InputError
-from hf_distill.run.processes import check_same, expect, from_main
+from hf_distill.run.full_disk import naming
+from hf_distill.run.processes import check_same, expect, from_main, is_main
 
 _POLL_SECONDS = 0.3
 
 _log = logging.getLogger(__name__)
-
-
-# What only reads results does without torch, which takes seconds to load: the two functions below
-# import it when something is made.
-
-
-def _is_main() -> bool:
-    from accelerate import PartialState  # noqa: PLC0415
-
-    return bool(PartialState().is_main_process)
-
-
-def _naming(path: Path) -> contextlib.AbstractContextManager[None]:
-    from hf_distill.run.disk import naming  # noqa: PLC0415
-
-    return naming(path)
 
 
 class Result(Protocol):
@@ -90,7 +75,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = temporary_of(path)
     temporary.touch(exist_ok=False)
     try:
-        with _naming(path):
+        with naming(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -135,7 +120,7 @@ def working_folder(path: Path) -> Iterator[Path]:
     folder = temporary_of(path)
     folder.mkdir()
     try:
-        with _naming(path):
+        with naming(path):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +140,7 @@ def main_makes(
     """
     expected = expect(f"{path.parent.name}/{path.name}", inputs)
     while not holds(path):
-        if _is_main():
+        if is_main():
             make()
         else:
             expected.check()
@@ -411,7 +396,7 @@ def stage(
         kill it does not stand beside new files; it is back if the input is refused, which happens
         before files are replaced.
         """
-        main = _is_main()
+        main = is_main()
         before = path.read_bytes() if main and path.is_file() else None
         others = strangers(path, files) if main else frozenset()
         if before is not None:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.config import DistillationConfig
-from hf_distill.run.disk import naming
+from hf_distill.run.full_disk import naming
 from hf_distill.teachers.base import SCALES, Scale
 from hf_distill.training.checkpoints import seal
 from hf_distill.training.collator import DistillationCollator
