@@ -21,12 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests")]
-
-# ruff: noqa: E402  (conftest lies in tests/, and sets its threads before anything imports torch)
-from conftest import make_tokenizer, sentences
-
-# isort: split
 import numpy as np
 import torch
 from datasets import Dataset
@@ -35,6 +29,7 @@ from scoring import flops_of
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny_models import make_tokenizer, sentences
 from training import StepTimes, flops_of_step, own_rows
 from transformers import BertConfig, BertModel
 

@@ -18,13 +18,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-# ruff: noqa: E402  (conftest lies in tests/, and sets its threads before anything imports torch)
+# ruff: noqa: E402  (conftest lies in tests/; it keeps a run off the Hub and to one thread)
 import torch
 import yaml
-from conftest import TINY, make_tokenizer, sentences
+from conftest import TINY
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny_models import make_tokenizer, sentences
 from transformers import BertConfig, BertModel
 
 from hf_distill.commands.main import main

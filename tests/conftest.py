@@ -15,7 +15,6 @@ os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count() or 1))
 import contextlib
 import io
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,13 +27,8 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from tiny_models import make_tokenizer, sentences
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_distill.commands.train import main as train_main
@@ -46,18 +40,8 @@ from hf_distill.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
-
-WORDS = """
-a an the of in on and or to from with for is are was by at red green blue cat dog bird fish sun
-moon star tree leaf stone river lake sea hill road house door window table chair book page word line
-point circle square north south east west who what where when why how many first last best small
-large old new open close read write run walk swim fly
-""".split()  # noqa: SIM905  (a list of seventy strings reads worse)
-
-
-def sentences(count: int, offset: int = 0) -> list[str]:
-    """`count` random sentences of ten words, the same each time."""
-    return [" ".join(random.Random(i).choices(WORDS, k=10)) for i in range(offset, offset + count)]
+PROCESS_PATH = os.pathsep.join(str(ROOT / name) for name in ("", "tests", "benchmarks"))
+"""Where a script in tests/ finds what it imports, in a process of its own."""
 
 
 def recipe_of(recipe: object = "quickstart", **keys: Any) -> Recipe:
@@ -67,26 +51,6 @@ def recipe_of(recipe: object = "quickstart", **keys: Any) -> Recipe:
         values = value if isinstance(value, list) else [value]
         line += [f"--{name}", *("none" if v is None else str(v) for v in values or [None])]
     return read_recipe(line)
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {
-        token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-    }
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
 
 
 @pytest.fixture(autouse=True)

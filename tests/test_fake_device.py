@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PROCESS_PATH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -45,7 +45,7 @@ def results(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     done = subprocess.run(
         [sys.executable, str(tests / "fake_device_process.py"), str(teacher_dir), str(out)],
         capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tests}"},
+        env={**os.environ, "PYTHONPATH": PROCESS_PATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     read: dict[str, Any] = json.loads((out / "results.json").read_text())

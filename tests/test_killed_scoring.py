@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from conftest import sentences
+from conftest import PROCESS_PATH, sentences
 from scoring_process import score, write_collection
 
 SECONDS_PER_SHARD = 0.02
@@ -29,7 +29,7 @@ def context() -> Iterator[ForkServerContext]:
     context.set_forkserver_preload(["scoring_process"])
     with pytest.MonkeyPatch.context() as patch:
         # Python 3.11 ignores modules that it finds on the parent's sys.path alone.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", PROCESS_PATH, prepend=os.pathsep)
         yield context
 
 

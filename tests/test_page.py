@@ -525,3 +525,21 @@ def test_the_registry_is_npms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert javascript.registry() == "https://mirror.example/npm"
     monkeypatch.setenv("npm_config_registry", "https://other.example/")
     assert javascript.registry() == "https://other.example"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("page", "RUN", "OUT", "--private"), "--private says who sees a Space"),
+        (("demo", "RUN", "--private"), "--private is about a Space"),
+        (("demo", "RUN", "--model", "you/x"), "--model is about a Space"),
+    ],
+)
+def test_what_is_said_of_a_space_needs_a_space(
+    tmp_path: Path, line: tuple[str, ...], says: str
+) -> None:
+    said = call([str(tmp_path / part) if part.isupper() else part for part in line], main)
+    assert said.code == 2
+    assert says in said.err
+    assert "--push" in said.err
+    assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, recipe_of
+from conftest import PROCESS_PATH, recipe_of
 
 from hf_distill.errors import InputError
 from hf_distill.pipeline import with_precision
@@ -37,7 +37,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(tests / "ranks_process.py"), str(folder), str(free_port())],
         capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tests}"},
+        env={**os.environ, "PYTHONPATH": PROCESS_PATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     read = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}

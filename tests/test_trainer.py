@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import training_process
-from conftest import ROOT, sentences
+from conftest import PROCESS_PATH, sentences
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from tiny_training import Tiny, set_dropout, tiny
@@ -422,7 +422,7 @@ def test_two_processes_train_like_one_with_their_batches_together(
     line = [*launcher, str(tests / "training_process.py"), str(teacher_dir), "8"]
     done = subprocess.run(
         [sys.executable, *line, str(tmp_path / "two")], capture_output=True, text=True,
-        check=False, timeout=300, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tests}"},
+        check=False, timeout=300, env={**os.environ, "PYTHONPATH": PROCESS_PATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for form in training_process.FORMS:

@@ -52,6 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         InputError: Gradio is missing, the run is not finished, or a Space cannot show its models.
         PublishingError: The Hub does not accept the Space.
     """
+    unused = [key for key in ("private", "model") if getattr(arguments, key)]
+    if unused and not arguments.push:
+        raise InputError(f"--{unused[0]} is about a Space; name the Space with --push")
     if not arguments.push and importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is not installed: pip install 'hf_distill[demo]'")
     trust = ("--trust_remote_code", "true") if arguments.trust_remote_code else ()

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hf_distill.compute.device import use_all_cores
+from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
 from hf_distill.release.publish import Settings, check_access, publish
 from hf_distill.run.lock import held
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
             `write_page`.
         PublishingError: The Hub does not accept the Space, or does not return what was sent.
     """
+    if arguments.private and not arguments.push:
+        raise InputError("--private says who sees a Space; name the Space with --push")
     out = Path(os.path.realpath(arguments.out))  # `resolve` raises where links lead in a circle
     check_output(out)
     results = finished(arguments.run_dir)
