@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from hf_distill.commands import publish as publish_command
+from hf_distill.commands import student_index
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
@@ -232,6 +233,7 @@ def test_searching_a_runs_documents(
 
 LIGHT = """
 import sys
+from hf_distill.commands import student_index
 from hf_distill.commands.main import main
 code = main(sys.argv[1:])
 heavy = {"torch", "transformers", "datasets", "accelerate", "sentence_transformers", "scipy"}
@@ -268,13 +270,28 @@ def test_an_exported_student_searches_without_torch(copied: Path, tmp_path: Path
         flip_a_bit(copied / name)
 
 
+def test_many_documents_are_embedded_by_the_first_search(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied / "search")
+    results = finished(copied)
+    monkeypatch.setattr(index_module, "MOST_INDEXED", 199)
+    assert "the first hf-distill search embeds the 200 documents" in index_module.keep_index(
+        results
+    )
+    assert not (copied / "search").exists()
+    monkeypatch.setattr(index_module, "MOST_INDEXED", 200)
+    assert "200 documents, for hf-distill search" in index_module.keep_index(results)
+    assert (copied / "search" / "kept.json").is_file()
+
+
 def test_searching_python_with_a_model_alone(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     texts = ["Return a reader.", "escape \x1b[31m sequence"]
     few = Corpus(["csv.reader", "evil"], texts, python_identity())
-    monkeypatch.setattr(index_module, "corpus_of_python", lambda: few)
+    monkeypatch.setattr(student_index, "corpus_of_python", lambda: few)
     said = run("search", copied / "student_model_sd", "escape")
     assert "csv.reader" in said.out
     assert run("search", copied, "escape", "--python").out == said.out, "a run searches it if asked"

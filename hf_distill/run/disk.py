@@ -30,6 +30,12 @@ depth, and bytes of a checkpoint beside its tensors and tokenizer.
 """
 
 
+MOST_INDEXED = 50_000
+"""A run embeds its documents for the first search if there are at most so many: some minutes on two
+cores.
+"""
+
+
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     path = path.absolute()
@@ -187,9 +193,9 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     tensors = sizes.student if config.save_only_model else 3 * sizes.student
     checkpoints = sum(_checkpoints(stage, sizes.train) for stage in recipe.of_each_stage())
     hits = sizes.tested * _HIT
-    own = sizes.pairs and config.student_space == "own"
-    of_document = 2 * recipe.student.student_dim
-    index = sizes.documents * of_document + sizes.document_bytes if own else 0
+    indexed = sizes.pairs and config.student_space == "own" and sizes.documents <= MOST_INDEXED
+    vectors_kept = sizes.documents * 2 * recipe.student.student_dim
+    index = vectors_kept + sizes.document_bytes if indexed else 0
     systems = _SYSTEMS + (_READINGS if recipe.data.student_query else 0)
     soft, shards = run / "soft_labels", Path(shared) if shared else None
     parts = [

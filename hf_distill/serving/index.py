@@ -26,6 +26,7 @@ from hf_distill.data.sources.pydocs import harvest
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import CONVERSATION
 from hf_distill.report.results import RunResults
+from hf_distill.run.disk import MOST_INDEXED
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import files_of, stage, written_whole
 from hf_distill.scoring.documents import documents_of_teacher
@@ -218,9 +219,15 @@ def index_of_run(results: RunResults, model: SentenceTransformer) -> Index:
 
 def keep_index(results: RunResults) -> str:
     """Embed a run's documents by its student and keep them, so that the first search is quick (see
-    `hf_distill.serving.kept`). Returns what was kept, for a terminal. The student embeds documents:
-    a query encoder searches the teacher's.
+    `hf_distill.serving.kept`). More than `MOST_INDEXED` are left to that search. Returns what was
+    done, for a terminal. The student embeds documents: a query encoder searches the teacher's.
     """
+    number = len(results.collection.documents)
+    if number > MOST_INDEXED:
+        return (
+            f"Index    none yet: the first hf-distill search embeds the {number:,} documents, more "
+            f"than {MOST_INDEXED:,}"
+        )
     places, training = KeptPlaces(results.folder.path), results.training.key
     conversation = results.recipe.data.student_query == CONVERSATION
 

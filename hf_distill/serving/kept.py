@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_distill.release.onnx_encoder import FILES, OnnxEncoder, load_onnx
@@ -99,20 +100,22 @@ def nearest(query: np.ndarray, embeddings: np.ndarray, depth: int) -> tuple[np.n
 
 @dataclass(frozen=True)
 class KeptIndex:
-    """A run's documents: `ids`, `texts`, and `embeddings` (N, d) float16 of unit length."""
+    """A run's `documents`, a table with the columns `id` and `text`, and their `embeddings` (N, d)
+    float16 of unit length.
+    """
 
     encoder: OnnxEncoder
-    ids: list[str]
-    texts: list[str]
+    documents: pa.Table
     embeddings: np.ndarray
 
     def ask(self, question: str, depth: int = DEPTH) -> list[Hit]:
         """The `depth` documents nearest to `question`, best first."""
         query = self.encoder.encode([question], "query")[0]
         scores, rows = nearest(query, self.embeddings, depth)
+        found = self.documents.take(rows).to_pylist()
         return [
-            Hit(float(score), self.ids[row], self.texts[row])
-            for score, row in zip(scores, rows, strict=True)
+            Hit(float(score), row["id"], row["text"])
+            for score, row in zip(scores, found, strict=True)
         ]
 
 
@@ -134,11 +137,9 @@ def kept_index(run: Path) -> tuple[KeptIndex, bool] | None:
     record = read_result(places.record, KeptRecord)
     if not record.training == key_in(places.training) == key_in(places.onnx, "training"):
         return None
-    table = pq.read_table(places.documents)
     index = KeptIndex(
         load_onnx(places.student),
-        table["id"].to_pylist(),
-        table["text"].to_pylist(),
+        pq.read_table(places.documents),
         np.load(places.embeddings, mmap_mode="r"),
     )
     return index, record.conversation
