@@ -233,7 +233,6 @@ def test_searching_a_runs_documents(
 
 LIGHT = """
 import sys
-from hf_distill.commands import student_index
 from hf_distill.commands.main import main
 code = main(sys.argv[1:])
 heavy = {"torch", "transformers", "datasets", "accelerate", "sentence_transformers", "scipy"}
