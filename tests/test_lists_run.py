@@ -52,6 +52,13 @@ def lists_in(path: Path) -> ScoredLists:
     return lists
 
 
+def test_the_card_shows_keys_of_lists_where_there_are_some(
+    with_ranker: tuple[Path, str], finished_run: tuple[Path, str]
+) -> None:
+    cards = [run / "student_model_sd" / "README.md" for run, _ in (with_ranker, finished_run)]
+    assert ["`positive_cut`" in card.read_text() for card in cards] == [True, False]
+
+
 def test_lists_are_scored_by_the_ranker_as_its_library_does(
     with_ranker: tuple[Path, str], cross_encoder_dir: Path
 ) -> None:

@@ -56,6 +56,9 @@ _OBJECTIVE = (
 )  # fmt: skip
 """Keys of the objective. The card shows those that are set."""
 
+_OF_LISTS = {"ranker_temperature", "positive_cut"}
+"""Those of them that mean something where candidates are mined."""
+
 _OF_TEXTS = ("alignment_weight", "terms", "matryoshka_dims", "texts_per_pair")
 """Those of them that mean something where there are no pairs."""
 
@@ -117,7 +120,8 @@ def _eval_results(results: RunResults | TextsResults) -> str | None:
 
 def _objective(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:
     """Those of `keys` that are set, e.g. no weight of 0."""
-    values = {key: getattr(recipe.training, key) for key in keys}
+    read = [key for key in keys if key not in _OF_LISTS or recipe.lists.candidates]
+    values = {key: getattr(recipe.training, key) for key in read}
     return {key: value for key, value in values.items() if value}
 
 
