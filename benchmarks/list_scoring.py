@@ -23,10 +23,10 @@ from sentence_transformers import CrossEncoder
 from hf_distill.candidates.mine import by_words
 from hf_distill.compute.device import device_type, fast_precision, keep_freed_memory
 from hf_distill.evaluation.tasks import load_task
-from hf_distill.pipeline import with_precision
 from hf_distill.recipe.read import read_recipe
 from hf_distill.teachers.base import PairTeacher
 from hf_distill.teachers.load import load_teacher
+from hf_distill.training.hardware import with_precision
 
 BATCHES = (16, 32, 64, 128)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

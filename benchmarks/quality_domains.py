@@ -22,11 +22,12 @@ from hf_distill.evaluation.bm25 import bm25_run
 from hf_distill.evaluation.evaluate import embed_task
 from hf_distill.evaluation.retrieval import NDCG, per_query
 from hf_distill.evaluation.tasks import HeldOutTask, RetrievalTask, held_out_task, load_task
-from hf_distill.pipeline import Run, with_precision
+from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import fingerprint
+from hf_distill.training.hardware import with_precision
 from hf_distill.training.train import check_objective
 
 PYDOCS = "pydocs"

@@ -31,10 +31,11 @@ from selection import synthetic_texts
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.data import load
-from hf_distill.pipeline import Run, with_precision
+from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.scoring import embeddings, scores
+from hf_distill.training.hardware import with_precision
 from hf_distill.training.rows import training_rows
 
 DIMENSION, PART = 32, 10_000

@@ -6,28 +6,20 @@ its inputs are the same. `train.py`, the study, the benchmarks and the commands 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_distill.candidates.mine import NAMED
-from hf_distill.compute.device import (
-    Precision,
-    device_type,
-    fast_precision,
-    loader_workers,
-    use_all_cores,
-)
+from hf_distill.compute.device import device_type, use_all_cores
 from hf_distill.data.collection import Collection
 from hf_distill.data.explain import explain
 from hf_distill.data.further_texts import FurtherTexts, check_pool_path, load_further_texts
@@ -74,7 +66,7 @@ from hf_distill.run.folder import (
     save_recipe,
 )
 from hf_distill.run.lock import held
-from hf_distill.run.processes import check_same, check_shared, done, end_together, from_main
+from hf_distill.run.processes import check_same, check_shared, done, end_together
 from hf_distill.run.stage import key_of, listed, stage
 from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
@@ -90,6 +82,7 @@ from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.teachers.ranker import load_miner, load_ranker
+from hf_distill.training.hardware import on_this_machine
 from hf_distill.training.rehearsal import check_strategy, check_training
 from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
@@ -107,9 +100,6 @@ from hf_distill.training.train import (
     train_student,
 )
 
-_DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32"]] = {
-    "bf16": "bfloat16", "fp16": "float16", "fp32": "float32",
-}  # fmt: skip
 _SHARED = ("teacher", "collection", "scores")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
 _OF_LISTS = ("ranker", "miners", "lists", "ranking")
@@ -121,52 +111,6 @@ def _timed(say: Callable[[], str]) -> str:
     start = time.perf_counter()
     first, *rest = say().split("\n", 1)
     return "\n".join([f"{first}, {time.perf_counter() - start:,.1f} s", *rest])
-
-
-def with_precision(recipe: Recipe) -> Recipe:
-    """`recipe` with every precision decided. The main process decides those that the recipe leaves
-    open, by what the hardware supports, and all processes use its decision.
-
-    The student trains in bfloat16 where that is fast, and in float32 elsewhere: float16 needs a
-    loss scale that suits the weights of the objective. A precision that `accelerate` was launched
-    with takes precedence over the hardware's, and one that the recipe names over both.
-
-    Raises:
-        InputError: `accelerate` was launched with fp8.
-    """
-    fast, launched = from_main(
-        (fast_precision(device_type()), os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
-    )
-    teacher, given = recipe.teacher, recipe.given
-    if teacher.teacher_dtype == "auto":
-        teacher = dataclasses.replace(teacher, teacher_dtype=_DTYPES[fast])
-    if not given & {"bf16", "fp16"}:
-        if launched == "fp8":
-            raise InputError(
-                "accelerate was launched with mixed_precision fp8, in which nothing trains here; "
-                "set it to bf16, fp16 or no"
-            )
-        mixed = launched if launched in ("bf16", "fp16") else fast
-        stages = [
-            dataclasses.replace(stage, bf16=mixed == "bf16", fp16=mixed == launched == "fp16")
-            for stage in recipe.stages
-        ]
-        recipe = dataclasses.replace(recipe, training=stages[0], further=tuple(stages[1:]))
-    return dataclasses.replace(recipe, teacher=teacher, given=given | {"bf16", "fp16"})
-
-
-def with_workers(recipe: Recipe, device: str) -> Recipe:
-    """`recipe` with processes that tokenise beside a training on `device`, and copies to it that
-    nobody waits for, unless it says otherwise. A CPU has nothing to gain from either.
-    """
-    workers = loader_workers(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    for training in recipe.stages if workers else ():
-        if "accelerator_config" not in recipe.given and training.dataloader_pin_memory:
-            cast(AcceleratorConfig, training.accelerator_config).non_blocking = True
-        if "dataloader_num_workers" not in recipe.given:
-            training.dataloader_num_workers = workers
-            training.dataloader_persistent_workers = True
-    return recipe
 
 
 class Run:
@@ -197,7 +141,7 @@ class Run:
         end_together()
         check_folders(recipe)
         check_files(recipe)
-        recipe = with_workers(with_precision(recipe), device_type())
+        recipe = on_this_machine(recipe)
         versions = describe_environment()["packages"]
         check_same({**deciding(recipe.keys()), "device": device_type(), **versions})
         check_shared(written_folders(recipe))
@@ -227,7 +171,7 @@ class Run:
         """A run of `recipe` in the same folder, which shares teacher, collection and scores with
         this one, and lists, if it has the same.
         """
-        recipe = with_workers(with_precision(recipe), device_type())
+        recipe = on_this_machine(recipe)
         if recipe.training.student_space == TEACHER:
             recipe = in_space(recipe, self.teacher)
         other = Run(recipe, self.folder)

@@ -29,10 +29,10 @@ from hf_distill.compute import device
 from hf_distill.compute.device import exact_products
 from hf_distill.compute.models import in_dtype
 from hf_distill.compute.search import search
-from hf_distill.pipeline import with_workers
 from hf_distill.recipe.read import read_recipe
 from hf_distill.training import trainer as module
 from hf_distill.training.collator import groups_of
+from hf_distill.training.hardware import with_workers
 from hf_distill.training.trainer import LOSS_SCALE
 
 PACKAGE = Path(hf_distill.__file__).parent

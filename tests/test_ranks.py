@@ -18,9 +18,9 @@ import pytest
 from conftest import PROCESS_PATH, recipe_of
 
 from hf_distill.errors import InputError
-from hf_distill.pipeline import with_precision
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run import processes
+from hf_distill.training.hardware import with_precision
 from hf_distill.training.rehearsal import check_strategy
 
 
