@@ -577,6 +577,8 @@ def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
     between = "students between stages"
     assert whats["train"] == {"soft labels", "checkpoints", between, "student"}
     assert whats["release"] == whats["train"] | {"evaluation", "index", "data set"}
+    many = dataclasses.replace(sizes, documents=disk.MOST_INDEXED + 1)
+    assert "index" not in {part.what for part in plan(recipe_of("recommended"), many)}
 
 
 @pytest.mark.parametrize(

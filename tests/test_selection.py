@@ -441,7 +441,7 @@ def test_relabelled_pairs_by_hand(tmp_path: Path) -> None:
     assert (first.relabelled, first.dropped, first.weighted) == (2, 1, 0)
     assert (second.pairs_in, second.dropped) == (2, 0), "relabelled pairs have low scores no more"
     assert (result.audit.kept, result.audit.relabelled) == (4, 2)
-    assert "rank=1:relabel relabels 2, -1," in result.summary()
+    assert "rank=1:relabel relabels 2 and drops 1, threshold" in result.summary()
     again = select(relabelled_inputs(), ["rank=1:relabel", "threshold=0.45"], tmp_path / "drops")
     np.testing.assert_array_equal(again.relabelled, result.relabelled)
 

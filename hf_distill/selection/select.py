@@ -198,9 +198,9 @@ class Selection:
         """What each rule dropped, for a terminal."""
         audit, said = self.audit, []
         for rule in audit.rules:
-            what = f"weighs {rule.weighted:,}" if rule.weighted else f"-{rule.dropped:,}"
-            if rule.relabelled:
-                what = f"relabels {rule.relabelled:,}, {what}"
+            drops = "drops " if rule.relabelled else "-"
+            done = {"relabels ": rule.relabelled, "weighs ": rule.weighted, drops: rule.dropped}
+            what = " and ".join(f"{verb}{n:,}" for verb, n in done.items() if n) or "-0"
             on_score = rule.threshold is not None and rule.column == "score"
             at = f" (at {rule.threshold:.4f})" if on_score else ""
             said.append(f"{rule.rule} {what}{at}")
