@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, WORDS, call, recipe_of, run_tiny, sentences
+from conftest import TINY, call, recipe_of, run_tiny, sentences
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
+from tiny_models import WORDS
 from tiny_training import tiny
 
 import hf_distill

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORDS, Said, call, recipe_of, sentences
+from conftest import Said, call, recipe_of, sentences
+from tiny_models import WORDS
 
 from hf_distill.commands.main import main
 from hf_distill.pipeline import Run

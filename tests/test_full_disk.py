@@ -96,7 +96,7 @@ def test_a_disk_that_fills_in_a_stage(tiny: Path, copied: Path, name: str) -> No
 
 
 COMMANDS = {
-    "search": ("hf_distill.serving.index.index_of_run", ["search", "RUN", "a cat"]),
+    "search": ("hf_distill.commands.student_index.index_of_run", ["search", "RUN", "a cat"]),
     "dataset": ("hf_distill.commands.dataset.export_collection",
                 ["dataset", "RUN", "--format", "beir"]),
     "export": ("hf_distill.commands.export.export_onnx", ["export", "RUN"]),

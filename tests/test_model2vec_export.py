@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, call, make_tokenizer
+from conftest import call, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_results import run_results
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
+from tiny_models import WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS, recipe_of, run_tiny, sentences
+from conftest import recipe_of, run_tiny, sentences
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from tiny_models import WORDS
 from tiny_training import tiny_collection, vectors_of
 
 import hf_distill.training.texts as module

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_tokenizer, recipe_of, sentences
+from conftest import make_tokenizer, recipe_of, sentences
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
@@ -30,6 +30,7 @@ from sentence_transformers.sparse_encoder.modules import (
     SparseStaticEmbedding,
     SpladePooling,
 )
+from tiny_models import WORDS
 from torch import nn
 from transformers import (
     BertConfig,
