@@ -21,12 +21,16 @@ class ChatServer(Endpoint):
     Attributes:
         says: From the user's message and the names of the answer's properties to the answer.
         kill_after: The server refuses after so many requests; None: never.
+        declines: A text, and the fault of each request that holds it; None: there is none.
     """
 
     says: Callable[[str, list[str]], dict[str, Any]] = lambda _, __: {}
     kill_after: int | None = None
+    declines: tuple[str, Fault] | None = None
 
     def next_fault(self) -> Fault | None:
+        if self.declines is not None and self.declines[0] in self.users()[-1]:
+            return self.declines[1]
         if self.kill_after is not None and len(self.requests) > self.kill_after:
             return refuse(400, "not now")  # a status that is not asked again
         return super().next_fault()

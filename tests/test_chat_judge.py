@@ -157,8 +157,6 @@ UNUSABLE = {
     "nothing": (says(None), "was not JSON"),
     "empty": (says(""), "was not JSON"),
     "a list": (says("[1, 2]"), "a JSON list, not an object"),
-    "refusal": (says(None, refusal="I cannot do that"), "refused to answer.*I cannot do that"),
-    "filter": (says("", "content_filter"), "content filter stopped"),
     "cut": (says('{"document_1": 1', "length"), "was cut at its limit of tokens"),
     "too few": (says('{"document_1": 1}'), r"had no document_2 \(1 were missing\)"),
     "too many": (
@@ -185,6 +183,45 @@ def test_an_answer_that_stays_unusable_is_an_error(server: ChatServer, name: str
     said = str(caught.value)
     assert "asked 3 times about 2 documents of the query 'how deep is the sea'" in said
     assert "Finished shards are kept" in said
+
+
+DECLINES = {
+    "refusal": says(None, refusal="I cannot do that"),
+    "filter": says("", "content_filter"),
+    "request": refuse(400, json.dumps({"error": {"code": "content_filter", "message": "policy"}})),
+}
+
+
+@pytest.mark.parametrize("name", DECLINES)
+def test_a_document_that_the_judge_declines_has_no_score_and_the_others_have_theirs(
+    server: ChatServer, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    server.declines = "grade 0", DECLINES[name]
+    judge, told = load(server), []
+    with judge.working(np.full(5, 10), np.array([0, 0, 0, 1, 1])):
+        scores = judge.score(
+            [*graded(3, 0, 1), *graded(2, 1, query="r")], lambda items, _: told.append(items)
+        )
+    np.testing.assert_allclose(scores, [1, np.nan, 1 / 3, 2 / 3, 1 / 3], atol=1e-6)
+    assert sum(told) == 5, "progress counts each document once"
+    asked = [user.count("\n\ndocument_") for user in server.users()]
+    assert sorted(asked) == [1] * (2 + module.ATTEMPTS) + [2] + [3] * module.ATTEMPTS
+    assert "declined to grade 1 of 5 documents" in caplog.messages[-1]
+
+
+def test_a_model_that_refuses_temperature_0_is_asked_at_its_own(
+    server: ChatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults = [refuse(400, "'temperature' does not support 0 with this model")]
+    judge = load(server)
+    assert judge.score(graded(3)).tolist() == [1.0]
+    assert judge.score(graded(2, query="r")).tolist() == [np.float32(2 / 3)]
+    assert [request.get("temperature") for request in server.requests] == [0, None, None]
+    (said,) = [text for text in caplog.messages if "temperature" in text]
+    assert "does not take temperature 0" in said
+    server.faults = [refuse(400, "no temperature helps")] * 2
+    with pytest.raises(InputError, match="400: 'no temperature helps"):
+        judge.score(graded(1))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +265,7 @@ def test_the_key_is_never_shown(
     judge = load(server)
     assert "sk-very-secret" not in json.dumps(vars(judge), default=str)
     told = "you said sk-very-secret"
-    for fault in (refuse(401, told), says(told), say(told.encode()), says(None, refusal=told),
+    for fault in (refuse(401, told), says(told), say(told.encode()),
                   says(json.dumps({told: 1})), say(json.dumps({told: told}).encode())):  # fmt: skip
         server.faults = [fault] * module.ATTEMPTS
         with (

@@ -232,14 +232,13 @@ def test_passing_faults_are_asked_again(
     ("fault", "why"),
     [
         (says("Here are four queries: ..."), "not JSON.*'Here are four"),
-        (says(None, refusal="I would rather not"), "refused.*rather not"),
         (says('{"question_1": "who', "length"), "cut at its limit"),
         (says('{"question_1": "who"}'), r"no keywords_1 \(3 were missing\)"),
         (says(json.dumps(dict.fromkeys([*names_of(4), "poem_1"], "a"))), "unknown.*'poem_1'"),
         (says(json.dumps(dict.fromkeys(names_of(4), 7))), "question_1 was a int, not a text"),
         (refuse(401, "sk-very-secret is no key"), r"401: '\[key\] is no key'. Set OPENAI_API_KEY"),
     ],
-    ids=["prose", "refusal", "cut", "too few", "too many", "numbers", "401"],
+    ids=["prose", "cut", "too few", "too many", "numbers", "401"],
 )
 def test_a_fault_that_stays_is_an_error(
     server: ChatServer, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -255,6 +254,22 @@ def test_a_fault_that_stays_is_an_error(
     assert "Finished shards are kept; run again to continue" in said
     if "401" not in why:
         assert f"asked 3 times about the document {sentences(1)[0]!r}"[:60] in said
+
+
+def test_a_document_that_the_model_declines_is_counted_and_not_asked_about_again(
+    server: ChatServer, documents: Path, tmp_path: Path
+) -> None:
+    declined = sentences(100)[3]
+    server.declines = declined, says(None, refusal="I would rather not")
+    collection = load(server, documents, tmp_path / "run")
+    assert collection.record.read == {"queries found": 396, "kept": 396}
+    why = "documents that the model declined to write queries for"
+    assert collection.record.unused[why] == 1
+    assert declined not in {pair["document"] for pair in pairs_of(collection)}
+    assert len(server.requests) == 99 + chat.ATTEMPTS
+    server.declines = None
+    load(server, documents, tmp_path / "run")
+    assert len(server.requests) == 99 + chat.ATTEMPTS
 
 
 def test_a_server_that_is_silent_is_said(

@@ -31,6 +31,9 @@ ATTEMPTS = 3
 CHARACTERS_PER_TOKEN = 4
 """For estimates alone: about what English has."""
 
+_FILTERS = ("content_filter", "content_policy_violation", "invalid_prompt")
+"""Codes of an error 400 that is about the text of the request alone, at Azure and OpenAI."""
+
 _SHOWN = 300
 """Characters of an answer that a message shows."""
 
@@ -41,6 +44,17 @@ T = TypeVar("T")
 
 class AnswerError(Exception):
     """An answer that is not what was asked for. The message says why."""
+
+
+class _DeclinedError(AnswerError):
+    """The model refuses to answer, or a content filter stops it."""
+
+
+@dataclass(frozen=True)
+class Declined:
+    """What stands in place of an answer that the model refuses to give, or that a content filter
+    stops, each time it is asked. Another text may well be answered.
+    """
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,7 @@ class Chat:
         model: The model's name there.
         key: The recipe's key that names the address, for messages.
         spent: What was asked so far.
+        own_temperature: Set once the model has refused temperature 0.
     """
 
     client: OpenAI
@@ -113,12 +128,14 @@ class Chat:
     model: str
     key: str
     spent: Spent = field(default_factory=Spent)
+    own_temperature: threading.Event = field(default_factory=threading.Event)
 
     def ask(
         self, questions: Sequence[Question[T]], done: Callable[[int, int], None] | None = None
-    ) -> list[T]:
+    ) -> list[T | Declined]:
         """The answers to `questions`, in their order. Some are asked at the same time. After an
-        error no further one is asked.
+        error no further one is asked. A question that the model declines to answer in all of
+        `ATTEMPTS` is no error.
 
         Args:
             questions: What is asked.
@@ -129,7 +146,7 @@ class Chat:
             InputError: The endpoint refuses, cannot be reached after `RETRIES`, or gives no usable
                 answer in `ATTEMPTS`: which one, and to what.
         """
-        values = []
+        values: list[T | Declined] = []
         with ThreadPoolExecutor(CONCURRENCY) as pool:
             requests = [pool.submit(self._answer, question) for question in questions]
             try:
@@ -168,20 +185,23 @@ class Chat:
         finally:
             _log.warning("%s at %s has answered %s", self.model, self.url, self.spent)
 
-    def _answer(self, question: Question[T]) -> tuple[T, int]:
+    def _answer(self, question: Question[T]) -> tuple[T | Declined, int]:
         """The value of one question, and the tokens that it took."""
-        tokens, why, said = 0, "", ""
+        tokens, said = 0, ""
+        why = AnswerError()
         for attempt in range(ATTEMPTS):
-            body = self._post(question)
-            read, written = _tokens_in(body)
-            self.spent.add(read, written, again=attempt > 0)
-            tokens += read + written
-            message, finish = self._message_in(body)
-            said = str(message.get("refusal") or message.get("content") or "")
             try:
+                body = self._post(question)
+                read, written = _tokens_in(body)
+                self.spent.add(read, written, again=attempt > 0)
+                tokens += read + written
+                message, finish = self._message_in(body)
+                said = str(message.get("refusal") or message.get("content") or "")
                 return question.read(_object_in(message, finish)), tokens
             except AnswerError as error:
-                why = str(error)
+                why = error
+        if isinstance(why, _DeclinedError):
+            return Declined(), tokens
         raise self._error(
             f"was asked {ATTEMPTS} times about {question.about}, and {why}. It said: "
             f"{hidden(said)[:_SHOWN]!r}",
@@ -190,9 +210,14 @@ class Chat:
         )
 
     def _post(self, question: Question[T]) -> Any:
-        """The JSON that the endpoint answers."""
+        """The JSON that the endpoint answers.
+
+        Raises:
+            AnswerError: A content filter stops the request.
+        """
         import openai  # noqa: PLC0415  (an extra: imported only where an endpoint is used)
 
+        own_temperature = self.own_temperature.is_set()
         properties = dict(question.properties)
         schema = {
             "type": "object",
@@ -207,7 +232,7 @@ class Chat:
                     {"role": "system", "content": question.system},
                     {"role": "user", "content": question.user},
                 ],
-                temperature=0,
+                temperature=openai.omit if own_temperature else 0,
                 response_format={
                     "type": "json_schema",
                     "json_schema": {"name": "answer", "strict": True, "schema": schema},
@@ -225,6 +250,12 @@ class Chat:
                 f"Check --{self.key} and that the server runs",
             ) from error
         except openai.APIStatusError as error:
+            if error.status_code == 400 and error.code in _FILTERS:
+                raise _DeclinedError("its content filter stopped the request") from error
+            refuses = error.status_code in (400, 422) and "temperature" in error.response.text
+            if refuses and not own_temperature:
+                self._take_own_temperature()
+                return self._post(question)
             raise self._error(
                 f"answers {error.status_code}: {hidden(error.response.text)[:_SHOWN]!r}",
                 self._hint(error.status_code, question),
@@ -235,6 +266,16 @@ class Chat:
                 f"Is --{self.key} the base, e.g. ending in /v1?",
             ) from error
 
+    def _take_own_temperature(self) -> None:
+        if not self.own_temperature.is_set():
+            self.own_temperature.set()
+            _log.warning(
+                "%s at %s does not take temperature 0, and is asked at its own: the same question "
+                "may get another answer. What was answered is kept",
+                self.model,
+                self.url,
+            )
+
     def _hint(self, status: int, question: Question[T]) -> str:
         if status in (401, 403):
             return f"Set {KEY_VARIABLE}"
@@ -242,8 +283,8 @@ class Chat:
             return f"Is --{self.key} the base, e.g. ending in /v1, and does it serve this model?"
         characters = len(question.system) + len(question.user)
         return (
-            f"The request had {characters:,} characters, temperature 0 and response_format "
-            "json_schema, which the model has to support"
+            f"The request had {characters:,} characters and response_format json_schema, which the "
+            "model has to support"
         )
 
     def _message_in(self, body: Any) -> tuple[dict[str, Any], str]:
@@ -271,12 +312,13 @@ def _object_in(message: dict[str, Any], finish: str) -> dict[str, Any]:
     """The JSON object of a message.
 
     Raises:
-        AnswerError: It is a refusal, was stopped or cut, or is no JSON object.
+        AnswerError: It is a refusal or was stopped (`_DeclinedError`), was cut, or is no JSON
+            object.
     """
     if message.get("refusal"):
-        raise AnswerError("it refused to answer")
+        raise _DeclinedError("it refused to answer")
     if finish == "content_filter":
-        raise AnswerError("its content filter stopped the answer")
+        raise _DeclinedError("its content filter stopped the answer")
     if finish == "length":
         raise AnswerError("its answer was cut at its limit of tokens")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.compute.chat import AnswerError, Chat, Question, connect, expect
+from hf_distill.compute.chat import AnswerError, Chat, Declined, Question, connect, expect
 from hf_distill.compute.encode import Advance
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.teachers.base import JUDGE, PairTeacher, Scale, reads
@@ -62,11 +62,12 @@ class ChatJudge(PairTeacher):
     scale: Scale = SCALE
     shard_pairs: int | None = None
     by_query: bool = True
-    cut: Counter[str] = field(default_factory=Counter)
+    tally: Counter[str] = field(default_factory=Counter)
 
     def score(self, pairs: list[tuple[str, str]], advance: Advance | None = None) -> np.ndarray:
         """See :meth:`PairTeacher.score`. The documents of a query are graded together, up to
-        `DOCUMENTS` in a request.
+        `DOCUMENTS` in a request. If the judge declines, each of them is asked about alone, and
+        those that it declines then have no score.
 
         Raises:
             InputError: The endpoint refuses, cannot be reached, or gives no usable answer (see
@@ -80,40 +81,69 @@ class ChatJudge(PairTeacher):
             for places in of_query.values()
             for start in range(0, len(places), DOCUMENTS)
         ]
-        questions = [
-            _question(pairs[places[0]][0], [pairs[place][1] for place in places])
-            for places in requests
-        ]
+        scores = np.full(len(pairs), np.nan, dtype=np.float32)
+        declined = self._grade(pairs, requests, scores, advance)
+        alone = [[place] for places in declined if len(places) > 1 for place in places]
+        counted = advance and (lambda _, tokens: advance(0, tokens))
+        self._grade(pairs, alone, scores, counted)
+        self.tally["cut"] += sum(len(text) > DOCUMENT_CHARACTERS for _, text in pairs)
+        self.tally["declined"] += int(np.isnan(scores).sum())
+        self.tally["of"] += len(pairs)
+        return scores
+
+    def _grade(
+        self,
+        pairs: list[tuple[str, str]],
+        requests: list[list[int]],
+        scores: np.ndarray,
+        advance: Advance | None,
+    ) -> list[list[int]]:
+        """Ask about the documents at the places of each request, and put their scores into `scores`
+        (len(pairs),). Returns the requests that the judge declines.
+        """
 
         def done(number: int, tokens: int) -> None:
             if advance:
                 advance(len(requests[number]), tokens)
 
-        grades = self.chat.ask(questions, done)
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for places, of_request in zip(requests, grades, strict=True):
-            scores[places] = np.array(of_request, dtype=np.float32) / HIGHEST
-        self.cut["documents"] += sum(len(text) > DOCUMENT_CHARACTERS for _, text in pairs)
-        self.cut["of"] += len(pairs)
-        return scores
+        questions = [
+            _question(pairs[places[0]][0], [pairs[place][1] for place in places])
+            for places in requests
+        ]
+        declined = []
+        for places, grades in zip(requests, self.chat.ask(questions, done), strict=True):
+            if isinstance(grades, Declined):
+                declined.append(places)
+            else:
+                scores[places] = np.array(grades, dtype=np.float32) / HIGHEST
+        return declined
 
     @contextlib.contextmanager
     def working(self, lengths: np.ndarray, queries: np.ndarray) -> Iterator[None]:
         """See :meth:`PairTeacher.working`. It says what the requests will take and took, and how
-        many documents were cut.
+        many documents were cut or declined.
         """
         _, documents = np.unique(queries, return_counts=True)
         requests = int((-(-documents // DOCUMENTS)).sum())
         texts = int(np.minimum(lengths, DOCUMENT_CHARACTERS).sum())
         with self.chat.at_work(requests, texts + requests * len(SYSTEM), _WRITTEN * len(lengths)):
             yield
-        if self.cut["documents"]:
+        of = f"{self.tally['of']:,} documents"
+        if self.tally["cut"]:
             _log.warning(
-                "%s read the first %s characters of %s of %s documents, which are longer",
+                "%s read the first %s characters of %s of %s, which are longer",
                 self.name,
                 f"{DOCUMENT_CHARACTERS:,}",
-                f"{self.cut['documents']:,}",
-                f"{self.cut['of']:,}",
+                f"{self.tally['cut']:,}",
+                of,
+            )
+        if self.tally["declined"]:
+            _log.warning(
+                "%s declined to grade %s of %s (it refused, or its content filter stopped it): "
+                "they have no score, and are not asked about again",
+                self.name,
+                f"{self.tally['declined']:,}",
+                of,
             )
 
 

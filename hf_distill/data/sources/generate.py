@@ -22,7 +22,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from hf_distill.compute.chat import AnswerError, Chat, Question, connect, expect
+from hf_distill.compute.chat import AnswerError, Chat, Declined, Question, connect, expect
 from hf_distill.data.collection import (
     SourcePairs,
     TableWriter,
@@ -67,6 +67,9 @@ Answer with a JSON object that holds each query under its name, as in "question_
 EMPTY, ECHO = "empty", "same as its document"
 REPEATED, AMBIGUOUS = "repeated for its document", "same for several documents"
 """Why a query is left out."""
+
+_DECLINED = "{}"
+"""What is kept of a document that the model declines to write queries for."""
 
 _WRITTEN = 60
 """Characters that the model writes for a query, for the estimate."""
@@ -202,6 +205,12 @@ class _Written:
                     seen.add(key)
                     yield document, name.partition("_")[0], query, reason
 
+    @property
+    def declined(self) -> int:
+        """How many documents the model declined to write queries for."""
+        answers = self.answers.take(pa.array(self.places)) if len(self.places) else []
+        return sum(answer.as_py() == _DECLINED for answer in answers)
+
     @cached_property
     def ambiguous(self) -> frozenset[int]:
         """The number of each query that was written for several documents."""
@@ -236,7 +245,9 @@ def _write(recipe: Recipe, chat: Chat, documents: _Documents, names: list[str]) 
     def make(shard: np.ndarray) -> np.ndarray:
         some = documents.asked[order[np.searchsorted(keys, shard, sorter=order)]]
         questions = [_question(text, names) for text in documents.texts(some)]
-        return np.array(chat.ask(questions, done), dtype=object)
+        answers = chat.ask(questions, done)
+        kept = [_DECLINED if isinstance(said, Declined) else said for said in answers]
+        return np.array(kept, dtype=object)
 
     def done(*_: int) -> None:
         bar.update()
@@ -300,7 +311,9 @@ def read_generated(recipe: Recipe) -> SourcePairs:
             }
         counts.update(tally)
         before = {w: n for w, n in source.counts.items() if not w.endswith(" found")}
-        unused.update({**source.unused, **before, **documents.unused, **_cut(documents)})
+        declined = {"documents that the model declined to write queries for": written.declined}
+        cut = _cut(documents)
+        unused.update({**source.unused, **before, **documents.unused, **declined, **cut})
 
     kinds = ", ".join(dict.fromkeys(name.partition("_")[0] for name in names))
     about = dataclasses.replace(
