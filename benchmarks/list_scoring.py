@@ -6,6 +6,9 @@ Each query has the documents that BM25 ranks best. Prints pairs/s of `predict` w
 sizes, which are tried first), and of this project's cross-encoder as it scores in a run; and how
 far the scores are from those in float32. The variants take turns, and medians of `--rounds` count.
 The last line is JSON.
+
+`--profile` measures none of this: it prints which part of the processor's time each operation of
+the model takes in batches with little padding, and what tokenising takes, on one thread.
 """
 
 from __future__ import annotations
@@ -19,12 +22,21 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
 
 from hf_distill.candidates.mine import by_words
-from hf_distill.compute.device import device_type, fast_precision, keep_freed_memory
+from hf_distill.compute.bm25 import BM25, Words
+from hf_distill.compute.device import (
+    device_type,
+    encoding_batch_tokens,
+    fast_precision,
+    keep_freed_memory,
+)
+from hf_distill.compute.encode import batches_by_length
 from hf_distill.evaluation.tasks import load_task
 from hf_distill.recipe.read import read_recipe
-from hf_distill.teachers.base import PairTeacher
+from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.training.hardware import with_precision
 
@@ -40,7 +52,7 @@ def lists_of(data: str, queries: int, depth: int, seed: int) -> Pairs:
     documents = list(task.documents.values())
     drawn = np.random.default_rng(seed).permutation(len(task.queries))[:queries]
     texts = [list(task.queries.values())[i] for i in drawn]
-    rows = by_words(texts, documents, depth, "en")
+    rows = by_words(BM25(documents, Words.of(documents, "en")), texts, depth)
     return [
         (query, documents[i]) for query, row in zip(texts, rows, strict=True) for i in row if i >= 0
     ]
@@ -58,13 +70,36 @@ def predictor(model: CrossEncoder, batch: int) -> Callable[[Pairs], np.ndarray]:
     return predict
 
 
-def ours(name: str) -> PairTeacher:
+def ours(name: str) -> CrossEncoderTeacher:
     """The model as a teacher of a run, in the precision that a run takes."""
     line = ["quickstart", "--teacher", name, "--teacher_kind", "cross-encoder"]
     recipe = read_recipe([*line, "--teacher_activation", "identity"])
     teacher = load_teacher(with_precision(recipe))
-    assert isinstance(teacher, PairTeacher)
+    assert isinstance(teacher, CrossEncoderTeacher)
     return teacher
+
+
+def profile(teacher: CrossEncoderTeacher, pairs: Pairs) -> None:
+    """Print where the time of scoring goes."""
+    torch.set_num_threads(1)
+    model, tokenising, batches = teacher.model, 0.0, []
+    for rows in batches_by_length(pairs, encoding_batch_tokens(model.device.type)):
+        start = time.process_time()
+        batches.append(model.preprocess([pairs[i] for i in rows]))
+        tokenising += time.process_time() - start
+    with torch.inference_mode():
+        model(batches[0])  # the first call takes longer
+        with torch_profile(activities=[ProfilerActivity.CPU]) as watched:
+            for features in batches:
+                model(features)
+    took = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
+    whole = sum(took.values())
+    tokens = sum(int(features["attention_mask"].sum()) for features in batches)
+    print(f"{len(pairs):,} pairs, {tokens:,} tokens, {teacher.precision}, one thread")
+    print(f"tokenising: {tokenising / len(pairs) * 1e3:.2f} ms a pair")
+    print(f"the model:  {whole / len(pairs) / 1e3:.2f} ms a pair, of which")
+    for name in sorted(took, key=lambda name: -took[name])[:6]:
+        print(f"    {took[name] / whole:.1%} {name}")
 
 
 def seconds(score: Callable[[Pairs], np.ndarray], pairs: Pairs) -> tuple[float, np.ndarray]:
@@ -84,9 +119,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=64, help="Default: 64.")
     parser.add_argument("--depth", type=int, default=16, help="Documents of a list. Default: 16.")
     parser.add_argument("--rounds", type=int, default=3, help="Default: 3.")
+    parser.add_argument("--profile", action="store_true", help="Where the time goes.")
     line = parser.parse_args(argv)
     keep_freed_memory()
     pairs = lists_of(line.data, line.queries, line.depth, 0)
+    if line.profile:
+        profile(ours(line.model), pairs)
+        return
     dtype = DTYPES[fast_precision(device_type())]
     fast = CrossEncoder(line.model, model_kwargs={"torch_dtype": dtype})
     some = pairs[: max(64, len(pairs) // 4)]

@@ -7,6 +7,11 @@ memory as float32; reading the file into it counts as its set-up, and not as its
 runs in a process of its own. They take turns, and the median of `--rounds` counts. Memory is what a
 process holds beyond the libraries, without pages of mapped files. Agreement is the share of (query,
 place) where both name the same document. The last line is JSON. faiss is the extra `benchmarks`.
+
+`--approximate` adds faiss's inverted lists (a 32nd part of them is searched) and HNSW (32
+neighbours, a search of 128): what they take to be built, and which part of the exact answer they
+find. Random vectors have no neighbours to speak of, which is unfair to both: with `--intrinsic R`
+the vectors lie near a random subspace of R dimensions.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from hf_distill.compute.device import cpu_cores, use_all_cores
 from hf_distill.compute.search import search
 
 BLOCK = 1 << 16
-OURS, THEIRS = "this project", "faiss flat"
+OURS, THEIRS, LISTS, GRAPH = "this project", "faiss flat", "faiss IVF", "faiss HNSW"
 
 Answer = tuple[np.ndarray, np.ndarray]
 """Scores and document numbers of each query, (Q, depth) both."""
@@ -38,12 +43,21 @@ Side = Callable[[np.ndarray, np.ndarray, int], Callable[[], Answer]]
 """Sets up a search for queries (Q, d) among documents (N, d) at a depth, and returns it."""
 
 
-def write_vectors(path: Path, shape: tuple[int, int], dtype: str, seed: int) -> None:
-    """Write random unit vectors as a .npy file, a block at a time."""
+def write_vectors(
+    path: Path, shape: tuple[int, int], dtype: str, seed: int, intrinsic: int | None = None
+) -> None:
+    """Write random unit vectors as a .npy file, a block at a time. `intrinsic`: the dimensions of
+    the subspace near which they lie; a tenth of the length of each leads away from it.
+    """
     rng = np.random.default_rng(seed)
+    axes = np.random.default_rng(0).standard_normal((intrinsic or 1, shape[1]), dtype=np.float32)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     for start in range(0, shape[0], BLOCK):
-        rows = rng.standard_normal((min(BLOCK, shape[0] - start), shape[1]), dtype=np.float32)
+        count = min(BLOCK, shape[0] - start)
+        rows = rng.standard_normal((count, shape[1]), dtype=np.float32)
+        if intrinsic:
+            within = rng.standard_normal((count, intrinsic), dtype=np.float32) @ axes
+            rows = within / np.sqrt(intrinsic) + 0.1 * rows
         out[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     out.flush()
 
@@ -63,7 +77,38 @@ def theirs(queries: np.ndarray, documents: np.ndarray, depth: int) -> Callable[[
     return lambda: index.search(wanted, depth)
 
 
-SIDES: dict[str, Side] = {OURS: ours, THEIRS: theirs}
+def approximate(form: str, setting: Callable[[int], dict[str, int]]) -> Side:
+    """faiss's index of this form, with the settings of its search for so many lists."""
+
+    def side(queries: np.ndarray, documents: np.ndarray, depth: int) -> Callable[[], Answer]:
+        faiss.omp_set_num_threads(cpu_cores())
+        lists = 4 * round(len(documents) ** 0.5)
+        name = form.format(lists=lists)
+        index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(np.asarray(documents[: 64 * lists], dtype=np.float32))
+        for first in range(0, len(documents), BLOCK):
+            index.add(np.asarray(documents[first : first + BLOCK], dtype=np.float32))
+        for option, value in setting(lists).items():
+            faiss.ParameterSpace().set_index_parameter(index, option, value)
+        wanted = np.asarray(queries, dtype=np.float32)
+        return lambda: index.search(wanted, depth)
+
+    return side
+
+
+SIDES: dict[str, Side] = {
+    OURS: ours,
+    THEIRS: theirs,
+    LISTS: approximate("IVF{lists},Flat", lambda lists: {"nprobe": max(1, lists // 32)}),
+    GRAPH: approximate("HNSW32", lambda _: {"efSearch": 128}),
+}
+
+
+def recall(answer: Answer, exact: Answer) -> float:
+    """Which part of the documents of the exact answer another one holds."""
+    same = [np.isin(of, found).mean() for of, found in zip(exact[1], answer[1], strict=True)]
+    return float(np.mean(same))
 
 
 def serve(name: str, folder: Path, depth: int, pipe: Any) -> None:
@@ -96,11 +141,14 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["float16", "float32"], default="float16", help="Of the file."
     )
+    parser.add_argument("--intrinsic", type=int, help="Dimensions near which the vectors lie.")
+    parser.add_argument("--approximate", action="store_true", help="faiss's IVF and HNSW, too.")
     parser.add_argument("--rounds", type=int, default=5, help="Turns that each side takes.")
     line = parser.parse_args()
     use_all_cores(1)
+    sides = list(SIDES) if line.approximate else [OURS, THEIRS]
     context = multiprocessing.get_context("spawn")
-    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     set_ups: dict[str, float] = {}
     memory: dict[str, float] = {}
     answers: dict[str, Answer] = {}
@@ -109,9 +157,10 @@ def main() -> None:
         for seed, (name, rows) in enumerate(
             (("documents", line.documents), ("queries", line.queries))
         ):
-            write_vectors(folder / f"{name}.npy", (rows, line.dimension), line.dtype, seed)
+            shape = rows, line.dimension
+            write_vectors(folder / f"{name}.npy", shape, line.dtype, seed, line.intrinsic)
         running: dict[str, tuple[Any, Any]] = {}
-        for name in SIDES:
+        for name in sides:
             here, there = context.Pipe()
             process = context.Process(target=serve, args=(name, folder, line.depth, there))
             process.start()
@@ -132,12 +181,14 @@ def main() -> None:
         f"{line.queries:,} queries over {line.documents:,} documents, {line.dimension} dimensions, "
         f"{line.dtype} file, {flops / 1e12:.2f} TFLOP"
     )
-    print(f"{'':<14}{'seconds':>9}{'GFLOP/s':>9}{'of peak':>9}{'set-up, s':>11}{'memory, MB':>12}")
-    for name in SIDES:
+    heads = f"{'GFLOP/s':>9}{'of peak':>9}{'set-up, s':>11}{'memory, MB':>12}{'recall':>8}"
+    print(f"{'':<14}{'seconds':>9}{heads}")
+    for name in sides:
         speed = flops / median[name]
+        found = recall(answers[name], answers[OURS])
         print(
             f"{name:<14}{median[name]:>9.3f}{speed / 1e9:>9.0f}{speed / peak:>9.1%}"
-            f"{set_ups[name]:>11.2f}{memory[name]:>12.0f}"
+            f"{set_ups[name]:>11.2f}{memory[name]:>12.0f}{found:>8.3f}"
         )
     ratios = [there / here for here, there in zip(seconds[OURS], seconds[THEIRS], strict=True)]
     (our_scores, our_places), (their_scores, their_places) = answers[OURS], answers[THEIRS]
@@ -151,6 +202,9 @@ def main() -> None:
         "memory_mb_faiss": round(memory[THEIRS]),
         "agreement": round(float((our_places == their_places).mean()), 6),
         "score_diff": float(np.abs(our_scores - their_scores).max()),
+        "recall": {
+            name: round(recall(answers[name], answers[OURS]), 4) for name in sides if name != OURS
+        },
     }
     print(json.dumps(figures))
 

@@ -6,6 +6,7 @@ its inputs are the same. `train.py`, the study, the benchmarks and the commands 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -68,7 +69,13 @@ from hf_distill.run.folder import (
 from hf_distill.run.lock import held
 from hf_distill.run.processes import check_same, check_shared, done, end_together
 from hf_distill.run.stage import key_of, listed, stage
-from hf_distill.scoring.lists import ScoredLists, Sources, check_candidates, score_lists
+from hf_distill.scoring.lists import (
+    ScoredLists,
+    Sources,
+    check_candidates,
+    open_lists,
+    score_lists,
+)
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, score_collection, shards_of
 from hf_distill.selection.rules import Rule, parse_rules
@@ -83,10 +90,11 @@ from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.teachers.ranker import load_miner, load_ranker
 from hf_distill.training.hardware import on_this_machine
+from hf_distill.training.mined_again import mine_again
 from hf_distill.training.rehearsal import check_strategy, check_training
-from hf_distill.training.rows import Chosen, EveryText, check_negatives, training_rows
+from hf_distill.training.rows import Chosen, EveryText, Rows, check_negatives, training_rows
 from hf_distill.training.sources import check_mixing, check_sources
-from hf_distill.training.stages import StageRecord, TrainingTask, check_batch
+from hf_distill.training.stages import StageRecord, TrainingTask, check_batch, lists_again
 from hf_distill.training.terms import parse_terms
 from hf_distill.training.texts import wanted_pool
 from hf_distill.training.train import (
@@ -206,7 +214,8 @@ class Run:
         evaluates = STAGES.index(self.recipe.run.until) >= STAGES.index("evaluate")
         if self.wants("score"):
             recipe, teacher = self.recipe, self.teacher
-            sizes = sizes_with(self.sizes, self.collection, teacher, recipe.stages)
+            miners = self.miners.values()
+            sizes = sizes_with(self.sizes, self.collection, teacher, recipe, miners)
             yield check_space(recipe, plan(recipe, sizes))
             if self.wants("train") and self.further_texts is not None:
                 yield self.further_texts.summary()
@@ -220,6 +229,7 @@ class Run:
             yield _timed(lambda: self.selection.summary())  # noqa: PLW0108  # the property makes it
         if self.wants("train"):
             yield self.training.summary()
+            yield from self._mined_again()
         if self.wants("evaluate"):
             yield _timed(self._report)
             yield from self._index()
@@ -228,6 +238,15 @@ class Run:
             yield from self.release()
         if self.wants("evaluate"):
             yield self.conclusion()
+
+    def _mined_again(self) -> Iterator[str]:
+        """The lists that the student mined between the stages of its training."""
+        if not self.has_pairs:
+            return
+        for folder in self._stage_folders(self.selection, self._checkpoints):
+            lists = open_lists(lists_again(folder), self.collection)
+            if lists is not None:
+                yield lists.summary()
 
     def _report(self) -> str:
         """Evaluate, and write the report. Returns what was measured on, for a terminal."""
@@ -332,16 +351,20 @@ class Run:
         """The candidates of the training queries, scored; None if none are mined."""
         if not self.recipe.lists.candidates or not self.has_pairs:
             return None
-        return score_lists(
-            Sources(
-                recipe=self.recipe,
-                folder=self.folder,
-                collection=self.collection,
-                scores=self.scores,
-                teacher=self.teacher,
-                ranker=self.ranker,
-                miners=self.miners,
-            )
+        return score_lists(self._list_sources)
+
+    @property
+    def _list_sources(self) -> Sources:
+        return Sources(
+            recipe=self.recipe,
+            folder=self.folder,
+            collection=self.collection,
+            scores=self.scores,
+            teacher=self.teacher,
+            ranker=self.ranker,
+            miners=self.miners,
+            place=self.folder.candidates,
+            texts=self._shards,
         )
 
     @cached_property
@@ -403,8 +426,7 @@ class Run:
             own = own.union(*(listed(path) or () for path in (folder.onnx, folder.model2vec)))
 
         def make(key: str) -> TrainingRecord:
-            checkpoints = Path(str(self.recipe.training.output_dir))
-            student, record = self.student_on(selection, checkpoints, key)
+            student, record = self.student_on(selection, self._checkpoints, key)
             if PartialState().is_main_process:
                 save_student(student, self.folder.student, own)
                 remove_router(self.folder)
@@ -432,6 +454,17 @@ class Run:
             *([] if self.lists is None else [self.lists.key, recipe.lists.choose_candidates]),
         ]  # fmt: skip
 
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(str(self.recipe.training.output_dir))
+
+    def _stage_folders(self, selection: Chosen, checkpoints: Path) -> tuple[Path, ...]:
+        """The folder of each stage of a training in `checkpoints`. Its name says what it is of."""
+        return tuple(
+            checkpoints / key_of(StageRecord, self._stage_inputs(selection, number))
+            for number in range(1, len(self.recipe.stages) + 1)
+        )
+
     def student_on(
         self, selection: Chosen, checkpoints: Path, key: str
     ) -> tuple[SentenceTransformer, TrainingRecord]:
@@ -446,6 +479,12 @@ class Run:
         Returns:
             The trained student in evaluation mode, and how it was trained.
         """
+
+        def rows_again(student: SentenceTransformer, place: Path) -> Rows:
+            other = copy.copy(self)  # the same results, but for the lists
+            vars(other)["lists"] = mine_again(self._list_sources, student, place)
+            return training_rows(other, selection, student)
+
         student = self.untrained()
         rows = training_rows(self, selection, student)
         task = TrainingTask(
@@ -453,13 +492,11 @@ class Run:
             stages=self.recipe.stages,
             names=tuple(self.recipe.schedule.stages),
             rows=rows,
+            rows_again=rows_again,
             components=self.initialisation.components,
             scale=self.scores.scale,
             layers=self.initialisation.layers,
-            checkpoints=tuple(
-                checkpoints / key_of(StageRecord, self._stage_inputs(selection, number))
-                for number in range(1, len(self.recipe.stages) + 1)
-            ),
+            checkpoints=self._stage_folders(selection, checkpoints),
             evaluator=validation_evaluator(self.recipe, self.collection, self.scores),
             specialise=self.recipe.specialise,
             measured=point_measure(

@@ -536,7 +536,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_a_run_writes(
     teacher.embeds, teacher.dimension = True, 32
     sizes = sizes_with(
         student_sizes(student), open_collection(folder), teacher,  # type: ignore[arg-type]
-        recipe.stages,
+        recipe,
     )  # fmt: skip
     parts = plan(recipe, sizes)
     needed: dict[str, float] = {}
@@ -579,6 +579,29 @@ def test_a_stage_that_is_not_wanted_needs_nothing() -> None:
     assert whats["release"] == whats["train"] | {"evaluation", "index", "data set"}
     many = dataclasses.replace(sizes, documents=disk.MOST_INDEXED + 1)
     assert "index" not in {part.what for part in plan(recipe_of("recommended"), many)}
+
+
+def test_lists_are_counted() -> None:
+    """10 queries have 32 candidates, and 12 pairs; 20 texts are embedded by a miner, too."""
+    sizes = Sizes(texts=20, dimension=4, listed=10, listed_pairs=12, mined=2 * 6 + 8, tested=500)
+    keys = {"candidates": ["bm25"], "hard_negatives_per_pair": 2, "candidates_per_query": 32}
+
+    def size(parts: list[disk.Part], stage: str) -> int:
+        return sum(part.size for part in parts if (part.what, part.stage) == ("lists", stage))
+
+    ranker = recipe_of("recommended", ranker="cross-encoder:m", **keys)
+    parts = plan(ranker, sizes)
+    in_run, in_shards = 4 * 12 + 13 * 320, 12 * (320 + 12)
+    assert size(parts, "select") == in_run + in_shards + 20 * 20
+    assert size(parts, "evaluate") == 2 * 12 * 500, "what the ranker is measured on"
+    by_teacher = plan(recipe_of("recommended", **keys), sizes)
+    assert size(by_teacher, "select") == in_run + 20 * 20, "its embeddings say the scores"
+    stages = ["num_train_epochs=1", "mine_again=true, num_train_epochs=1"]
+    again = plan(recipe_of("recommended", ranker="cross-encoder:m", stages=stages, **keys), sizes)
+    of_student = 20 * (2 * 256 + 8)
+    assert size(again, "train") == of_student + in_run + 12 * 320
+    assert size(again, "select") == size(parts, "select")
+    assert not any(part.what == "lists" for part in plan(recipe_of("recommended"), Sizes(texts=9)))
 
 
 @pytest.mark.parametrize(

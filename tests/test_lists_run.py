@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ import pytest
 from conftest import call, run_tiny
 from datasets import load_dataset
 from scipy.stats import kendalltau
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_distill.commands.main import main as hf_distill
 from hf_distill.data.load import open_collection
 from hf_distill.evaluation.tasks import held_out_task
+from hf_distill.recipe.read import read_recipe
 from hf_distill.run import shards
+from hf_distill.run.disk import Sizes, plan
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.lists import ScoredLists, open_lists, pairs_of, with_lists
+from hf_distill.scoring.lists import ScoredLists, corpus_of, open_lists, pairs_of, with_lists
 from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
 from hf_distill.training import stages
+from hf_distill.training.train import sizes_with
 from hf_distill.training.trainer import DistillationTrainer
 
 LISTS = (
@@ -47,7 +51,7 @@ def with_ranker(
 
 def lists_in(path: Path) -> ScoredLists:
     folder = RunFolder(path)
-    lists = open_lists(folder, open_collection(folder))
+    lists = open_lists(folder.candidates, open_collection(folder))
     assert lists is not None
     return lists
 
@@ -81,6 +85,12 @@ def test_lists_are_scored_by_the_ranker_as_its_library_does(
         assert not np.isin(row, own).any()
     assert f"candidates of {len(lists.queries):,} queries among" in out
     assert "stand above their list" in out
+    assert f"list, the average one above {lists.record.auc:.1%} of its candidates" in out
+    above = [
+        (lists.own[i] > lists.scores[lists.mined.starts[q] : lists.mined.starts[q + 1]]).mean()
+        for i, q in enumerate(lists.of)
+    ]
+    assert lists.record.auc == pytest.approx(np.mean(above), abs=1e-6), "without ties"
 
 
 def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
@@ -98,6 +108,20 @@ def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
     card = (folder / "student_model_sd" / "README.md").read_text()
     assert "`cross-encoder` scored the lists that it was trained on" in card
     assert "the ranker, which reorders" in card
+
+
+def test_the_disk_that_lists_need_is_estimated(
+    with_ranker: tuple[Path, str],
+) -> None:
+    folder, out = with_ranker
+    recipe = read_recipe([str(folder / "recipe.yaml"), "--run_dir", str(folder)])
+    teacher: Any = SimpleNamespace(embeds=True, dimension=32)
+    sizes = sizes_with(Sizes(), open_collection(RunFolder(folder)), teacher, recipe)
+    needed = sum(part.size for part in plan(recipe, sizes) if part.what == "lists")
+    places = folder / "candidates", folder / "soft_labels" / "pairs"
+    actual = sum(file.stat().st_size for place in places for file in place.iterdir())
+    assert actual / 2 < needed < actual * 2
+    assert re.search(r"Disk .*, lists \d", out)
 
 
 def test_agreement_with_the_ranker_is_that_of_the_runs_and_its_librarys_scores(
@@ -208,6 +232,63 @@ def test_scoring_of_lists_that_is_stopped_goes_on_and_ends_with_the_same_bytes(
         assert (tmp_path / "run" / "candidates" / name).read_bytes() == whole
 
 
+def test_the_student_mines_again_and_a_training_that_is_stopped_ends_the_same(
+    tiny: Path, cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (
+        *LISTS, "--ranker", f"cross-encoder:{cross_encoder_dir}", "--until", "train",
+        "--num_train_epochs", 1, "--stages", "mine_again=true",
+    )  # fmt: skip
+    out = run_tiny(tiny, tmp_path / "whole", *line).out
+    (place,) = (tmp_path / "whole" / "checkpoints").glob("*/candidates")
+    collection = open_collection(RunFolder(tmp_path / "whole"))
+    again, first = open_lists(place, collection), lists_in(tmp_path / "whole")
+    assert again is not None
+    assert {*again.record.mined.by} == {"student", "bm25"}
+    assert again.summary() in out
+    student = SentenceTransformer(str(place / "student"), device="cpu")
+    corpus = corpus_of(collection)
+    texts = collection.query_texts(again.queries), collection.document_texts(corpus)
+    nearest = corpus[(student.encode(texts[0]) @ student.encode(texts[1]).T).argmax(axis=1)]
+    every = collection.query_numbers.tolist(), collection.document_numbers.tolist()
+    relevant = set(zip(*every, strict=True))
+    lists = np.split(again.mined.documents, again.mined.starts[1:-1])
+    missing = [
+        query
+        for query, best, row in zip(again.queries, nearest, lists, strict=True)
+        if best not in row and (query, best) not in relevant
+    ]
+    assert len(missing) < len(lists) / 20, "but for what bfloat16 or float16 turns round"
+    assert again.mined.documents.tolist() != first.mined.documents.tolist()
+
+    stop = {"at": 3}
+    step = DistillationTrainer.training_step
+
+    def stopped(self: DistillationTrainer, *args: Any, **kwargs: Any) -> object:
+        if self.args.mine_again:
+            stop["at"] -= 1
+            if not stop["at"]:
+                raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tiny, tmp_path / "run", *line)
+    monkeypatch.setattr(DistillationTrainer, "training_step", step)
+    kept = {
+        file: file.stat().st_mtime_ns
+        for file in (tmp_path / "run").glob("checkpoints/*/candidates/*.np*")
+    }
+    assert len(kept) == 2
+    run_tiny(tiny, tmp_path / "run", *line)
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}, "it mines once"
+    for name in (
+        "student_model_sd/model.safetensors",
+        *(f.relative_to(tmp_path / "run") for f in kept),
+    ):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_cross_encoder_alone_is_teacher_and_ranker(
     tiny: Path, cross_encoder_dir: Path, teacher_dir: Path, tmp_path: Path
 ) -> None:
@@ -266,6 +347,9 @@ def test_mined_lists_are_exported_with_the_scores_of_the_ranker(
         (["--candidates", "bm25"], "nothing uses the lists"),
         (["--candidates", "bm25", "--hard_negatives_per_pair", "40"], "a list has 32 candidates"),
         (["--list_kl_weight", "1"], "--hard_negatives_per_pair is 0"),
+        ([*MINED, "--mine_again", "true"], "there is no student to mine"),
+        (["--stages", "mine_again=true"], "this stage has none"),
+        ([*MINED, "--stages", "mine_again=true hard_negatives_per_pair=0"], "this stage has none"),
         (["--positive_cut", "1.5"], "at most 1"),
         (["--positive_cut", "0.9"], "it is about mined candidates"),
         (["--ranker_temperature", "0.1"], "only the terms over lists read it"),

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import recipe_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 from small_collections import read_run, row, text
 
-from hf_distill.candidates.mine import Mined, by_words, filled, joined, nearest
+from hf_distill.candidates.mine import Mined, by_words, filled, joined
+from hf_distill.compute.bm25 import BM25, Words
+from hf_distill.data.collection import Collection
+from hf_distill.errors import InputError
 from hf_distill.evaluation.ranker import agreement_on_list
-from hf_distill.scoring.lists import ScoredLists, _relevant, corpus_of, with_lists
+from hf_distill.run.folder import RunFolder
+from hf_distill.scoring import lists as scoring_lists
+from hf_distill.scoring.agreement import auc_of_lists
+from hf_distill.scoring.lists import (
+    ScoredLists,
+    Sources,
+    _relevant,
+    check_candidates,
+    corpus_of,
+    mine_lists,
+    with_lists,
+)
 from hf_distill.training.in_batch import cut_below
 from hf_distill.training.lists import Choice, choose
 
@@ -63,13 +80,10 @@ def test_a_list_has_each_document_once_and_none_that_is_relevant(
         assert len(row) >= min(least, 9 - len({*relevant}))
 
 
-def test_bm25_and_embeddings_find_the_nearest_documents() -> None:
+def test_bm25_finds_the_nearest_documents() -> None:
     documents = ["a red kettle", "a blue kettle sings", "rain on a roof"]
-    found = [row.tolist() for row in by_words(["blue kettle", "snow"], documents, 2, "en")]
-    assert found == [[1, 0], [-1, -1]]
-    vectors = np.eye(3, dtype=np.float32)
-    query = np.array([[0.1, 0.9, 0.5]], dtype=np.float32)
-    assert np.concatenate(list(nearest(query, vectors, 2, "dot"))).tolist() == [[1, 2]]
+    index = BM25(documents, Words.of(documents, "en"))
+    assert by_words(index, ["blue kettle", "snow"], 2).tolist() == [[1, 0], [-1, -1]]
 
 
 def test_what_is_relevant_to_a_query_in_any_split_is_no_candidate(tmp_path: Path) -> None:
@@ -214,3 +228,82 @@ def test_agreement_on_a_list() -> None:
     assert tau == pytest.approx(-1.0)
     assert ndcg == pytest.approx(worst / (1 + 0.5 / np.log2(3)))
     assert np.isnan(agreement_on_list(np.ones(3), np.arange(3.0))).all()
+
+
+def test_the_auc_of_lists_by_hand_and_by_scikit_learn() -> None:
+    starts, of = np.array([0, 3, 3, 5]), np.array([0, 0, 2, 1, 2])
+    scores = np.array([0.1, 0.5, np.nan, 0.3, 0.4])
+    own = np.array([0.5, 0.05, 0.35, 0.9, np.nan])
+    every = np.ones(5, dtype=bool)
+    value, pairs = auc_of_lists(own, of, starts, scores, every)
+    assert pairs == 3, "an empty list and an unknown score say nothing"
+    assert value == pytest.approx((0.75 + 0 + 0.5) / 3)
+    of_third = auc_of_lists(own, of, starts, scores, np.arange(5) == 3)
+    assert of_third == (1.0, 1)
+    assert auc_of_lists(own, of, starts, scores, ~every) == (None, 0)
+    draw = np.random.default_rng(0)
+    scores, own = draw.integers(0, 5, 40) / 4, np.array([0.5])
+    value, _ = auc_of_lists(own, np.array([0]), np.array([0, 40]), scores, np.ones(40, dtype=bool))
+    labels = np.concatenate([[1], np.zeros(40)])
+    assert value == pytest.approx(roc_auc_score(labels, np.concatenate([own, scores])))
+
+
+def sources_of(collection: Collection, folder: Path) -> Sources:
+    """What BM25 mines with."""
+    keys = {"candidates": ["bm25"], "hard_negatives_per_pair": 1}
+    run: Any = None  # BM25 needs no teacher, and nothing is scored
+    return Sources(
+        recipe=recipe_of("recommended", **keys),
+        folder=RunFolder(folder),
+        collection=collection,
+        scores=run,
+        teacher=run,
+        ranker=None,
+        miners={},
+        place=folder / "candidates",
+        texts=folder / "texts",
+    )
+
+
+def test_a_query_to_which_every_document_is_relevant_is_said(tmp_path: Path) -> None:
+    collection = read_run(tmp_path, [row(1, 1), row(1, 2), row(2, 1), row(5, 9, "test")])
+    says = "1 of 2 queries have no candidate, because all 2 documents are relevant to them"
+    with pytest.raises(InputError, match=says):
+        mine_lists(sources_of(collection, tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("*.npz")), "nothing half made"
+
+
+def test_blocks_of_queries_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"w{i % 7} w{i % 5} w{i % 3}" for i in range(30)]
+    rows = [row(i // 3, i) | {"document": f"{text} d{i}"} for i, text in enumerate(words)]
+    rows = [each | {"query": words[each_query]} for each_query, each in enumerate(rows)]
+    rows += [row(0, i) | {"query": words[0], "document": rows[i]["document"]} for i in range(9)]
+    collection = read_run(tmp_path, [*rows, row(99, 99, "test")])
+    whole = mine_lists(sources_of(collection, tmp_path / "whole"))
+    monkeypatch.setattr(scoring_lists, "_MINED", 2)
+    parts = mine_lists(sources_of(collection, tmp_path / "parts"))
+    assert whole[1].documents.tolist() == parts[1].documents.tolist()
+    assert whole[1].starts.tolist() == parts[1].starts.tolist()
+    assert whole[0].by == parts[0].by
+
+
+def test_a_corpus_of_one_document_is_said_before_the_scoring(tmp_path: Path) -> None:
+    collection = read_run(tmp_path, [row(1, 1), row(2, 1), row(5, 9, "test")])
+    sources = sources_of(collection, tmp_path / "run")
+    teacher: Any = SimpleNamespace(name="t", embeds=True, scores_pairs=False)
+    with pytest.raises(InputError, match=r"the data has 1 document, so no query has another one"):
+        check_candidates(collection, teacher, sources.recipe)
+
+
+def test_a_query_without_words_in_common_gets_random_documents_that_are_counted(
+    tmp_path: Path,
+) -> None:
+    rows = [row(1, 1), row(2, 2), row(3, 3), row(5, 9, "test")]
+    rows[0] |= {"query": "nothing shared here", "document": "an answer to that"}
+    rows[1] |= {"query": "alpha beta gamma", "document": "beta delta one"}
+    rows[2] |= {"query": "beta epsilon zeta", "document": "gamma eta two"}
+    collection = read_run(tmp_path, rows)
+    record, mined = mine_lists(sources_of(collection, tmp_path / "run"))
+    assert (record.queries, record.drawn, record.short) == (3, 1, 1)
+    assert np.diff(mined.starts).tolist() == [1, 1, 1], "no query is left out"
+    assert record.by == {"bm25": 2}

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_distill.compute.bm25 import BM25, Words
-from hf_distill.compute.search import search
+from hf_distill.compute.bm25 import BM25
 
 GIVEN, TEACHER, WORDS = "given", "teacher", "bm25"
 NAMED = (GIVEN, TEACHER, WORDS)
@@ -20,48 +19,18 @@ NAMED = (GIVEN, TEACHER, WORDS)
 name is a bi-encoder.
 """
 
-_QUERIES = 1024
-"""Queries that are searched at a time."""
 
-
-def nearest(
-    queries: np.ndarray, documents: np.ndarray, depth: int, similarity: str
-) -> Iterable[np.ndarray]:
-    """The documents whose embeddings are nearest, found exactly.
-
-    Args:
-        queries: (Q, d) floats, or anything that gives slices of them.
-        documents: (N, d) floats.
-        depth: At most this many for each query.
-        similarity: A key of `hf_distill.teachers.base.SCALES`.
-
-    Returns:
-        Blocks (q, min(depth, N)) int64, all queries in order.
+def by_words(index: BM25, queries: Iterable[str], depth: int) -> np.ndarray:
+    """The documents that BM25 finds: (Q, depth) int64, their places in the corpus of `index`, best
+    first; -1: it finds no more.
     """
-    for start in range(0, len(queries), _QUERIES):
-        yield search(queries[start : start + _QUERIES], documents, depth, similarity)[1]
-
-
-def by_words(
-    queries: Iterable[str], documents: Sequence[str], depth: int, language: str
-) -> Iterable[np.ndarray]:
-    """The documents that BM25 finds.
-
-    Args:
-        queries: Q texts.
-        documents: N texts.
-        depth: At most this many for each query.
-        language: Of the texts (ISO code).
-
-    Returns:
-        Q rows (depth,) int64; -1: BM25 finds no more.
-    """
-    index = BM25(documents, Words.of(documents, language))
+    rows = []
     for query in queries:
         _, places = index.search(query, depth)
         row = np.full(depth, -1, dtype=np.int64)
         row[: len(places)] = places
-        yield row
+        rows.append(row)
+    return np.stack(rows)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ _NO_EFFECT_ON_STUDENT = (
     "output_dir", "logging", "report_to", "push_to_hub", "hub_", "disable_tqdm", "run_name",
     "local_rank", "resume_from", "save_total", "ddp_timeout",
     "dataloader_num_workers", "dataloader_persistent", "dataloader_prefetch", "dataloader_pin",
+    "mine_again",
 )  # fmt: skip
+"""`mine_again` has none in the first stage, and those of the others are in the keys as texts."""
 
 _NO_EFFECT_ON_RESULTS = (
     *_NO_EFFECT_ON_STUDENT, "run_dir", "until", "explain", "card_examples", "student_license",
@@ -470,7 +472,8 @@ PARTS = (
 STAGE_KEYS = (
     "temperature", "teacher_temperature", "ranker_temperature", "regression_on",
     "false_negative_margin", "positive_cut",
-    "contrastive_symmetric", "texts_per_pair", "hard_negatives_per_pair", "grad_cache",
+    "contrastive_symmetric", "texts_per_pair", "hard_negatives_per_pair", "mine_again",
+    "grad_cache",
     "one_source_per_batch", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "weight_decay", "warmup_steps", "max_grad_norm",
     "max_steps", "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps",

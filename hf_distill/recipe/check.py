@@ -425,6 +425,26 @@ def _check_unused(stage: DistillationConfig, mined: bool) -> None:
         )
 
 
+def _check_mine_again(recipe: Recipe) -> None:
+    """Where the student cannot mine, or nothing uses what it mines."""
+    if recipe.training.mine_again:
+        raise InputError(
+            "--mine_again: before the first stage of the training there is no student to mine; "
+            'name it in a further one, e.g. --stages "mine_again=true, num_train_epochs=1"'
+        )
+    for stage in recipe.further:
+        if stage.mine_again and recipe.data.student_query:
+            raise InputError(
+                "--stages mine_again=true: the student would mine for the queries of the teacher, "
+                f"and learns to read {recipe.data.student_query}; leave one of them out"
+            )
+        if stage.mine_again and not (recipe.lists.candidates and stage.hard_negatives_per_pair):
+            raise InputError(
+                "--stages mine_again=true: it mines lists again, and this stage has none; set "
+                "--candidates, and --hard_negatives_per_pair above 0"
+            )
+
+
 def check_lists(recipe: Recipe) -> None:
     """Check the keys of mined lists against those that use them, in any stage of the training.
 
@@ -464,6 +484,7 @@ def check_lists(recipe: Recipe) -> None:
             f"--choose_candidates {lists.choose_candidates}: no candidate is taken, because "
             "--hard_negatives_per_pair is 0; set it above 0"
         )
+    _check_mine_again(recipe)
     for stage in recipe.stages:
         _check_unused(stage, bool(lists.candidates))
         for name in ("list_kl_weight", "list_margin_weight"):

@@ -107,6 +107,11 @@ class DistillationConfig(SentenceTransformerTrainingArguments):
         "if they are mined; else documents that the data lists beside its query, then the other "
         "documents that the teacher ranks best. Each takes the time of one more text.",
     )
+    mine_again: bool = option(
+        False,
+        "In a further stage of the training: the student so far mines the lists of this stage, in "
+        "place of the bi-encoders that mined them before, and what is new in them is scored.",
+    )
     texts_per_pair: int = option(
         0,
         "For each pair (or text, where there are no pairs), also align this many texts of the "

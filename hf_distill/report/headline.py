@@ -120,7 +120,7 @@ def beside_the_ranker(evaluation: Evaluation) -> str:
         return ""
     compared, own = ranker.student_minus_ranker, ranker.ndcg[STUDENT]
     p = compared.tests["randomisation"].p
-    difference = compared.difference.value
+    difference, student = compared.difference.value, evaluation.efficiency.systems[STUDENT]
     told = (
         "cannot be told apart from it"
         if p is None or p >= ALPHA or difference is None
@@ -132,7 +132,8 @@ def beside_the_ranker(evaluation: Evaluation) -> str:
         f"On {ranker.num_queries:,} held-out queries the ranker, which reorders "
         f"{in_a_sentence(ranker.first_stage)}'s best {ranker.depth} documents in "
         f"{ranker.milliseconds:,.0f} ms, reaches {NDCG} {with_interval(ranker.ndcg[RANKER])}; the "
-        f"student reaches {with_interval(own)} there, and {told}."
+        f"student, which embeds a query in {student.query_ms_p50:.1f} ms, reaches "
+        f"{with_interval(own)} there, and {told}."
     )
 
 

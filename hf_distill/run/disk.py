@@ -28,7 +28,10 @@ _SYSTEMS, _READINGS, DEPTH, _SETTINGS = 4, 2, 100, 40_000
 """TREC runs of a run, further ones where the student reads another text than the teacher, their
 depth, and bytes of a checkpoint beside its tensors and tokenizer.
 """
-
+KEY, _SCORE, _LISTED = 8, 4, 9
+"""Bytes of an item's key and of its score in a shard, and of a candidate of a list: its document's
+number, and whether it was drawn.
+"""
 
 MOST_INDEXED = 50_000
 """A run embeds its documents for the first search if there are at most so many: some minutes on two
@@ -119,6 +122,9 @@ class Sizes:
         dimension: Of the teacher's embeddings; 0 if it does not embed.
         pool: Texts that are aligned beside the pairs.
         tested: Test queries times the documents that they search, at most `DEPTH` each.
+        listed: Queries that a list is mined for.
+        listed_pairs: Pairs of these.
+        mined: Bytes of a text's embeddings by the bi-encoders that mine, beside the teacher.
     """
 
     student: int = 0
@@ -132,6 +138,9 @@ class Sizes:
     dimension: int = 0
     pool: int = 0
     tested: int = 0
+    listed: int = 0
+    listed_pairs: int = 0
+    mined: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     """
     run, config = recipe.run_dir, recipe.training
     shared = recipe.teacher.teacher_cache
-    vector = 2 * sizes.dimension + 8
+    vector = 2 * sizes.dimension + KEY
     text = sizes.text_bytes / max(1, sizes.texts)
     labels = round(sizes.pairs * (2 * text + _PAIR))
     vectors = sizes.texts * vector if sizes.dimension else 12 * sizes.pairs
@@ -198,9 +207,23 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
     index = vectors_kept + sizes.document_bytes if indexed else 0
     systems = _SYSTEMS + (_READINGS if recipe.data.student_query else 0)
     soft, shards = run / "soft_labels", Path(shared) if shared else None
+    candidates = sizes.listed * recipe.lists.candidates_per_query
+    reranked = min(recipe.lists.rerank_queries * DEPTH, sizes.tested) if candidates else 0
+    ranks = recipe.lists.ranker is not None or not sizes.dimension  # else embeddings say the scores
+    ranked = ranks * (KEY + _SCORE)
+    in_run = _SCORE * sizes.listed_pairs + (_SCORE + _LISTED) * candidates
+    again = sum(stage.mine_again for stage in recipe.further) if candidates else 0
+    by_student = sizes.texts * (2 * recipe.student.student_dim + KEY)
     parts = [
         Part("soft labels", "score", shards or soft, vectors, vectors),
         Part("soft labels", "score", run, labels + sizes.train * _RANK, labels),
+        Part(
+            "lists", "select", shards or soft,
+            sizes.texts * sizes.mined + ranked * (candidates + sizes.listed_pairs),
+            max(sizes.texts * sizes.mined, ranked * candidates),
+        ),
+        Part("lists", "select", run, in_run, _LISTED * candidates),
+        Part("lists", "evaluate", shards or soft, 2 * ranked * reranked, ranked * reranked),
         Part("pool", "train", shards or run / "pool", pool, pool),
         Part("pool", "train", run / "pool", pool_texts, pool_texts),
         Part(
@@ -212,7 +235,11 @@ def plan(recipe: Recipe, sizes: Sizes) -> list[Part]:
         ),
         Part(
             "students between stages", "train", Path(str(config.output_dir)),
-            len(recipe.further) * sizes.student, sizes.student if recipe.further else 0,
+            (len(recipe.further) + again) * sizes.student, sizes.student if recipe.further else 0,
+        ),
+        Part(
+            "lists", "train", Path(str(config.output_dir)),
+            again * (by_student + in_run + ranked * candidates), by_student if again else 0,
         ),
         Part("student", "train", run, sizes.student + sizes.tokenizer, sizes.student),
         Part("evaluation", "evaluate", run, systems * hits + _REPORT, hits),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,19 +26,22 @@ from hf_distill.candidates.mine import (
     by_words,
     filled,
     joined,
-    nearest,
 )
+from hf_distill.compute.bm25 import BM25, Words
+from hf_distill.compute.search import search
 from hf_distill.data.collection import CANDIDATE_FEATURES, Collection, Pairs, Split
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import fingerprint, read_result, stage, written_whole
+from hf_distill.scoring.agreement import auc_of_lists
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.scoring.scores import Scores, ScoreStatistics, score_pairs, shards_of
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Scale, Teacher
 
-_READ = 1000
+_MINED = 4096
+"""Queries that are mined for at a time."""
 _LISTED: tuple[Split, ...] = ("train", "validation")
 _BLOCK = 8192
 
@@ -83,6 +86,11 @@ class ListsRecord:
         positive: The same of the pairs' own documents.
         first: The share of pairs whose own document is scored above every candidate of its list.
         collection: The key of the collection.
+        auc: The probability that a pair's own document is scored above a candidate of its list (see
+            `hf_distill.scoring.agreement.auc_of_lists`).
+        auc_judged: The same, above a candidate that is judged not relevant; None if no list holds
+            one.
+        judged: Pairs whose list does.
     """
 
     key: str
@@ -97,6 +105,23 @@ class ListsRecord:
     positive: ScoreStatistics
     first: float
     collection: str
+    auc: float | None = None
+    auc_judged: float | None = None
+    judged: int = 0
+
+    def agreement(self) -> str:
+        """How far the ranker agrees with the judgements, to end a sentence about the pairs' own
+        documents.
+        """
+        said = ""
+        if self.auc is not None:
+            said += f", the average one above {self.auc:.1%} of its candidates"
+        if self.auc_judged is not None:
+            said += (
+                f", and above {self.auc_judged:.1%} of those that are judged not relevant "
+                f"({self.judged:,} pairs have some)"
+            )
+        return said
 
 
 @dataclass(frozen=True)
@@ -191,7 +216,7 @@ class ScoredLists:
             f"{record.seconds} s{speed}{unscored}\n"
             f"         candidates: mean {record.score.mean:.3f}, sd {record.score.sd:.3f}; pairs: "
             f"mean {record.positive.mean:.3f}, sd {record.positive.sd:.3f}, and "
-            f"{record.first:.1%} stand above their list"
+            f"{record.first:.1%} stand above their list{record.agreement()}"
         )
 
 
@@ -251,6 +276,8 @@ class Sources:
         teacher: It scores the lists if there is no ranker.
         ranker: It does if there is one.
         miners: Bi-encoders by the name that the recipe gives them.
+        place: Folder of the lists.
+        texts: Folder of the miners' embeddings.
     """
 
     recipe: Recipe
@@ -260,58 +287,51 @@ class Sources:
     teacher: Teacher
     ranker: PairTeacher | None
     miners: Mapping[str, EmbeddingTeacher]
-
-    def shards(self, item: str) -> Path:
-        """Where the scores or embeddings of every model are kept."""
-        return shards_of(self.folder, self.recipe.teacher.teacher_cache, item)
+    place: Path
+    texts: Path
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What a miner is asked for: the best `depth` documents of `corpus` (N,) for each of `queries`
-    (Q,), as numbers.
-    """
-
-    queries: np.ndarray
-    corpus: np.ndarray
-    depth: int
-
-    def texts(self, collection: Collection) -> Iterator[str]:
-        """The texts of the queries."""
-        for start in range(0, len(self.queries), _READ):
-            yield from collection.query_texts(self.queries[start : start + _READ])
+_Miner = Callable[[np.ndarray, int], np.ndarray]
+"""From numbers of queries (q,) and a depth to numbers of documents (q, k) int64, best first; -1: no
+more.
+"""
 
 
-def _nearest(search: _Search, table: EmbeddingTable, similarity: str) -> np.ndarray:
-    documents = table.of_documents(search.corpus)
-    blocks = nearest(table.of_queries(search.queries), documents, search.depth, similarity)
-    bar = tqdm(blocks, desc="Mining candidates", unit="k queries", delay=3, leave=False)
-    numbers: np.ndarray = search.corpus[np.concatenate(list(bar))]
-    return numbers
+def _nearest(table: EmbeddingTable, corpus: np.ndarray, similarity: str) -> _Miner:
+    documents = table.of_documents(corpus)
+
+    def mine(queries: np.ndarray, depth: int) -> np.ndarray:
+        places = search(table.of_queries(queries), documents, depth, similarity)[1]
+        numbers: np.ndarray = corpus[places]
+        return numbers
+
+    return mine
 
 
-def _by_words(search: _Search, collection: Collection, language: str) -> np.ndarray:
-    documents = collection.document_texts(search.corpus)
-    rows = by_words(search.texts(collection), documents, search.depth, language)
-    count = len(search.queries)
-    bar = tqdm(rows, "Mining candidates", count, unit=" queries", delay=3, leave=False)
-    places = np.stack(list(bar))
-    return np.where(places < 0, -1, search.corpus[places])
+def _by_words(collection: Collection, corpus: np.ndarray, language: str) -> _Miner:
+    documents = collection.document_texts(corpus)
+    index = BM25(documents, Words.of(documents, language))
+
+    def mine(queries: np.ndarray, depth: int) -> np.ndarray:
+        places = by_words(index, collection.query_texts(queries), depth)
+        return np.where(places < 0, -1, corpus[places])
+
+    return mine
 
 
-def _mine(name: str, search: _Search, sources: Sources) -> np.ndarray:
-    """The lists (Q, k) int64 of one miner; -1: no more."""
+def _miner(name: str, corpus: np.ndarray, sources: Sources) -> _Miner:
+    """The miner `name` over the documents `corpus` (N,)."""
     collection, scores = sources.collection, sources.scores
     if name == GIVEN:
-        return _given(collection, search.queries, search.depth)
+        return lambda queries, depth: _given(collection, queries, depth)
     if name == WORDS:
-        return _by_words(search, collection, sources.recipe.data.language)
+        return _by_words(collection, corpus, sources.recipe.data.language)
     if name == TEACHER:
         assert scores.embeddings is not None, "check_candidates refuses it"
-        return _nearest(search, scores.embeddings, scores.scale.similarity)
+        return _nearest(scores.embeddings, corpus, scores.scale.similarity)
     miner = sources.miners[name]
-    table = embed_collection(collection, miner, sources.shards("text"), sources.folder.cache)
-    return _nearest(search, table, miner.scale.similarity)
+    table = embed_collection(collection, miner, sources.texts, sources.folder.cache)
+    return _nearest(table, corpus, miner.scale.similarity)
 
 
 def _named(lists: np.ndarray, of: list[np.ndarray]) -> int:
@@ -357,12 +377,12 @@ def check_candidates(collection: Collection, teacher: Teacher, recipe: Recipe) -
 def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
     """The list of each query, in the order of their numbers.
 
-    It is kept in `candidates/mined.npz`. Several miners take turns. A list that is shorter than
+    It is kept in `mined.npz`. Several miners take turns. A list that is shorter than
     the hard negatives that a pair needs is filled up with random documents.
     """
-    collection, recipe, folder = sources.collection, sources.recipe, sources.folder
+    collection, recipe = sources.collection, sources.recipe
     options, pairs = recipe.lists, pairs_of(collection)
-    arrays = folder.candidates / "mined.npz"
+    arrays = sources.place / "mined.npz"
     least = max(1, *(of.hard_negatives_per_pair for of in recipe.stages))
 
     def make(key: str) -> MinedRecord:
@@ -370,10 +390,19 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         queries = np.unique(pairs.queries)
         positives = _relevant(collection, queries)
         corpus, depth = corpus_of(collection), options.candidates_per_query
-        # relevant documents are among those that a miner finds
-        search = _Search(queries, corpus, depth + max(map(len, positives)))
-        parts = {name: _mine(name, search, sources) for name in options.candidates}
-        together = joined(list(parts.values()), positives, depth)
+        miners = {name: _miner(name, corpus, sources) for name in options.candidates}
+        by = dict.fromkeys(miners, 0)
+        together: list[np.ndarray] = []
+        blocks = range(0, len(queries), _MINED)
+        for start in tqdm(blocks, desc="Mining candidates", unit=" blocks", delay=3, leave=False):
+            some = slice(start, start + _MINED)
+            # relevant documents are among those that a miner finds
+            most = depth + max(map(len, positives[some]))
+            parts = {name: mine(queries[some], most) for name, mine in miners.items()}
+            lists = joined(list(parts.values()), positives[some], depth)
+            together += lists
+            for name, part in parts.items():
+                by[name] += _named(part, lists)
         mined = filled(together, positives, corpus, least, recipe.seed)
         none = int((np.diff(mined.starts) == 0).sum())
         if none:
@@ -387,7 +416,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
             key=key,
             queries=len(queries),
             corpus=len(corpus),
-            by={name: _named(part, together) for name, part in parts.items()},
+            by=by,
             drawn=int(mined.drawn.sum()),
             short=sum(len(row) < least for row in together),
             seconds=round(time.perf_counter() - began, 1),
@@ -399,7 +428,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         identities, sources.scores.key if TEACHER in options.candidates else "",
         recipe.data.language,
     ]  # fmt: skip
-    record = stage(folder.candidates / "mined.json", MinedRecord, inputs, make, [arrays])
+    record = stage(sources.place / "mined.json", MinedRecord, inputs, make, [arrays])
     return record, _open_mined(arrays)
 
 
@@ -413,7 +442,7 @@ def _scored(sources: Sources, queries: np.ndarray, documents: np.ndarray) -> np.
     if sources.ranker is None and sources.scores.embeddings is not None:
         return sources.scores.between(queries, documents)
     ranker = sources.ranker or cast(PairTeacher, sources.teacher)
-    shards = sources.shards("pair")
+    shards = shards_of(sources.folder, sources.recipe.teacher.teacher_cache, "pair")
     return score_pairs(sources.collection, queries, documents, ranker, shards).values
 
 
@@ -429,7 +458,7 @@ def score_lists(sources: Sources) -> ScoredLists:
     pairs = pairs_of(sources.collection)
     queries, of = np.unique(pairs.queries, return_inverse=True)
     ranker = sources.ranker or sources.teacher
-    path, arrays = _files(sources.folder)
+    path, arrays = _files(sources.place)
     began = time.perf_counter()
     values: np.ndarray | None = None
 
@@ -447,6 +476,10 @@ def score_lists(sources: Sources) -> ScoredLists:
         if PartialState().is_main_process:
             with written_whole(arrays) as temporary:
                 np.save(temporary, values)
+        every = np.ones(len(scores), dtype=bool)
+        auc, _ = auc_of_lists(own, of, mined.starts, scores, every)
+        refused = _judged_not_relevant(sources.collection, queries, mined)
+        auc_judged, judged = auc_of_lists(own, of, mined.starts, scores, refused)
         lists = np.repeat(np.arange(len(queries)), np.diff(mined.starts))
         best = np.full(len(queries), -np.inf, dtype=np.float32)
         np.maximum.at(best, lists, np.nan_to_num(scores, nan=-np.inf))
@@ -463,6 +496,9 @@ def score_lists(sources: Sources) -> ScoredLists:
             positive=ScoreStatistics.of(own),
             first=float((own > best[of]).mean()),
             collection=sources.collection.key,
+            auc=auc,
+            auc_judged=auc_judged,
+            judged=judged,
         )
 
     prompts, scale = dataclasses.asdict(ranker.prompts), ranker.scale.record()
@@ -471,9 +507,18 @@ def score_lists(sources: Sources) -> ScoredLists:
     return _lists(record, sources.collection, mined, np.load(arrays) if values is None else values)
 
 
-def _files(folder: RunFolder) -> tuple[Path, Path]:
+def _judged_not_relevant(collection: Collection, queries: np.ndarray, mined: Mined) -> np.ndarray:
+    """(m,) bool: which candidates of the lists of `queries` (Q,) the data judges not relevant."""
+    given = collection.lists(queries)
+    rows = np.arange(len(queries))
+    refused = np.repeat(rows, np.diff(given.starts)) << 32 | given.documents
+    candidates = np.repeat(rows, np.diff(mined.starts)) << 32 | mined.documents
+    return np.isin(candidates, refused[given.grades == 0])
+
+
+def _files(place: Path) -> tuple[Path, Path]:
     """The record of the scored lists, and their scores."""
-    return folder.candidates / "manifest.json", folder.candidates / "scores.npy"
+    return place / "manifest.json", place / "scores.npy"
 
 
 def _lists(
@@ -484,19 +529,20 @@ def _lists(
     return ScoredLists(record, queries, mined, scores, own, of, len(collection.pairs("train")))
 
 
-def open_lists(folder: RunFolder, collection: Collection) -> ScoredLists | None:
-    """The lists that a run has scored; None if it has none, or has them of other pairs.
+def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
+    """The lists that were scored in the folder `place`; None if it has none, or has them of other
+    pairs.
 
     Raises:
         InputError: They are damaged.
     """
-    path, arrays = _files(folder)
+    path, arrays = _files(place)
     if not path.is_file():
         return None
     record = read_result(path, ListsRecord)
     if record.collection != collection.key:
         return None
-    return _lists(record, collection, _open_mined(folder.candidates / "mined.npz"), np.load(arrays))
+    return _lists(record, collection, _open_mined(place / "mined.npz"), np.load(arrays))
 
 
 def with_lists(collection: Collection, lists: ScoredLists) -> Collection:

@@ -110,8 +110,9 @@ class ChatJudge(PairTeacher):
             _question(pairs[places[0]][0], [pairs[place][1] for place in places])
             for places in requests
         ]
+        answers = self.chat.ask(questions, done)
         declined = []
-        for places, grades in zip(requests, self.chat.ask(questions, done), strict=True):
+        for places, grades in zip(requests, answers, strict=True):
             if isinstance(grades, Declined):
                 declined.append(places)
             else:

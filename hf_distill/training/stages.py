@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ class StageRecord:
     log: tuple[dict[str, float], ...]
 
 
+def lists_again(checkpoints: Path) -> Path:
+    """Folder of the lists that the student mined for a stage with these checkpoints."""
+    return checkpoints / "candidates"
+
+
 @dataclass(frozen=True)
 class TrainingTask:
     """A student, and what it is trained on.
@@ -67,6 +73,8 @@ class TrainingTask:
             student. Its `primary_metric` is the name, and greater is better.
         specialise: As in the recipe.
         measured: What a point between the last two stages is measured by, on held-out data.
+        rows_again: Of the student so far and a folder: what a stage is trained on whose lists the
+            student mines; they are kept in the folder.
     """
 
     student: SentenceTransformer
@@ -80,6 +88,14 @@ class TrainingTask:
     evaluator: BaseEvaluator | None = None
     specialise: str | None = None
     measured: Measure | None = None
+    rows_again: Callable[[SentenceTransformer, Path], Rows] | None = None
+
+    def rows_of(self, number: int) -> Rows:
+        """What a stage is trained on; 1 is the first. The student is as the one before left it."""
+        if not self.stages[number - 1].mine_again:
+            return self.rows
+        assert self.rows_again is not None, "check_lists refuses it"
+        return self.rows_again(self.student, lists_again(self.checkpoints[number - 1]))
 
     def weights(self, number: int) -> Path:
         """The student after a stage that something follows; 1 is the first."""
@@ -137,7 +153,7 @@ def train_stage(task: TrainingTask, number: int, key: str) -> StageRecord:
     Raises:
         InputError: Fewer pairs than a batch, or an evaluation without validation pairs.
     """
-    rows, student = task.rows, task.student
+    rows, student = task.rows_of(number), task.student
     config = task.stages[number - 1].copied()
     folder = task.checkpoints[number - 1]
     config.output_dir = str(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,8 +18,9 @@ from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
-from hf_distill.run.disk import DEPTH, Sizes
+from hf_distill.run.disk import DEPTH, KEY, Sizes
 from hf_distill.run.stage import stage, written_whole
+from hf_distill.scoring.lists import pairs_of
 from hf_distill.selection.rules import Rule, needed_columns
 from hf_distill.selection.select import EMBEDDED, RANKED
 from hf_distill.student.layers import SEARCH
@@ -156,10 +157,14 @@ def sizes_with(
     student: Sizes,
     collection: Collection,
     teacher: Teacher,
-    stages: Sequence[DistillationConfig],
+    recipe: Recipe,
+    miners: Iterable[EmbeddingTeacher] = (),
 ) -> Sizes:
-    """How much a run works on, once its pairs are read."""
+    """How much a run works on, once its pairs are read. `miners` are the bi-encoders that mine its
+    lists.
+    """
     split = collection.record.split
+    listed = pairs_of(collection) if recipe.lists.candidates else None
     tables = (collection.queries, collection.documents, collection.texts)
     train = collection.trained("train")
     return dataclasses.replace(
@@ -171,8 +176,11 @@ def sizes_with(
         documents=len(collection.documents),
         document_bytes=collection.documents.data.nbytes,
         dimension=cast(EmbeddingTeacher, teacher).dimension if teacher.embeds else 0,
-        pool=wanted_pool(train, stages),
+        pool=wanted_pool(train, recipe.stages),
         tested=split["test queries"] * min(DEPTH, split["corpus documents"]),
+        listed_pairs=0 if listed is None else len(listed),
+        listed=0 if listed is None else len(np.unique(listed.queries)),
+        mined=sum(2 * miner.dimension + KEY for miner in miners),
     )
 
 

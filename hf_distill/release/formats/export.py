@@ -118,7 +118,7 @@ def export_collection(
     check_output(output)
     licence = read_saved_recipe(folder).get("dataset_license")
     collection = open_collection(folder, licence)
-    lists = open_lists(folder, collection)
+    lists = open_lists(folder.candidates, collection)
     if lists is not None:
         collection = with_lists(collection, lists)
     pairs = {split: collection.pairs(split) for split in EXPORTED if split in (splits or EXPORTED)}
