@@ -14,6 +14,7 @@ from hf_distill.recipe.read import read_recipe
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.folder import RunFolder, check_made_with, read_saved_recipe
 from hf_distill.run.stage import read_result
+from hf_distill.scoring.lists import open_lists
 from hf_distill.scoring.scores import SoftLabels
 from hf_distill.selection.audit import Audit
 from hf_distill.student.lengths import TextLengths
@@ -84,10 +85,13 @@ def results_of(path: Path, *line: str) -> RunResults | TextsResults:
         results = TextsResults(**common, evaluation=measured)
         trained_on, chosen = "texts", results.soft_labels.key
     else:
+        mined = recipe.lists.candidates
+        lists = open_lists(folder.candidates, common["collection"]) if mined else None
         results = RunResults(
             **common,
             audit=read_result(folder.selection, Audit),
             evaluation=read_result(folder.evaluation, Evaluation),
+            lists=None if lists is None else lists.record,
         )
         trained_on, chosen = "pairs that this selection keeps", results.audit.key
     evaluation, training = results.evaluation, results.training

@@ -576,7 +576,12 @@ class Run:
         }
         if not self.has_pairs:
             return TextsResults(**common, evaluation=self.texts_evaluation)
-        return RunResults(**common, audit=self.selection.audit, evaluation=self.evaluation)
+        return RunResults(
+            **common,
+            audit=self.selection.audit,
+            evaluation=self.evaluation,
+            lists=None if self.lists is None else self.lists.record,
+        )
 
     def release(self) -> list[str]:
         """Write the data set and both cards, and publish them if the recipe says so. Returns a
@@ -590,8 +595,7 @@ class Run:
         if not isinstance(results, RunResults):
             write_model_card(results)
             return "Written  the student's card; without scored pairs there is no data set"
-        lists = None if self.lists is None else self.lists.record
-        write_dataset(results, self.scores, self.ranking, self.selection, lists)
+        write_dataset(results, self.scores, self.ranking, self.selection)
         write_model_card(results)
         return "Written  the data set and both cards"
 

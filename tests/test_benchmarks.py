@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,7 +130,11 @@ def test_growth_is_what_each_further_pair_takes() -> None:
 
 
 def test_list_scoring(
-    cross_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main
+    cross_encoder_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: Main,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "data"
     (data / "qrels").mkdir(parents=True)
@@ -143,6 +148,8 @@ def test_list_scoring(
     figures = main(list_scoring, cross_encoder_dir, "--data", data, "--queries", 8, "--depth", 5)
     assert figures["pairs"] == 40
     assert figures["than_best"] > 0
+    list_scoring.main([str(cross_encoder_dir), "--data", str(data), "--queries", "4", "--profile"])
+    assert re.search(r"the model: .* of which\n    \d+\.\d% aten::", capsys.readouterr().out)
 
 
 def test_search() -> None:
@@ -153,6 +160,19 @@ def test_search() -> None:
     assert {"x_faiss", "peak_share", "memory_mb", "memory_mb_faiss"} <= set(figures)
     assert figures["agreement"] == 1
     assert figures["score_diff"] < 1e-6
+    assert figures["recall"] == {"faiss flat": 1}
+
+
+def test_an_approximate_search_finds_a_part(tmp_path: Path) -> None:
+    module = pytest.importorskip("search", reason="faiss-cpu is not installed")
+    for name, rows in (("documents", 2000), ("queries", 20)):
+        module.write_vectors(tmp_path / f"{name}.npy", (rows, 16), "float32", rows, intrinsic=4)
+    queries, documents = (np.load(tmp_path / f"{name}.npy") for name in ("queries", "documents"))
+    answers = {name: side(queries, documents, 10)() for name, side in module.SIDES.items()}
+    exact = answers[module.OURS]
+    assert module.recall(answers[module.THEIRS], exact) == 1
+    assert 0.2 < module.recall(answers[module.LISTS], exact) < 1
+    assert module.recall(answers[module.GRAPH], exact) > 0.8
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ refuses.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -104,7 +105,9 @@ def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
     assert (ranker["first_stage"], ranker["num_queries"]) == ("teacher", 10)
     assert {*ranker["ndcg"]} == {"ranker", "teacher", "student", "student, reranked"}
     assert "On 10 held-out queries the ranker, which reorders the teacher's best 100" in out
-    assert "Beside the ranker" in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "Beside the ranker" in report
+    assert html.escape(lists_in(folder).record.described()) in report
     card = (folder / "student_model_sd" / "README.md").read_text()
     assert "`cross-encoder` scored the lists that it was trained on" in card
     assert "the ranker, which reorders" in card
@@ -152,6 +155,8 @@ def test_the_data_set_holds_the_lists_and_its_card_names_no_path(
     folder, _ = with_ranker
     card = (folder / "dataset" / "README.md").read_text()
     assert "## The lists" in card
+    described = lists_in(folder).record.described("`cross-encoder`")
+    assert described.replace("teacher", "`teacher`", 1).replace("bm25", "`bm25`") in card
     assert str(cross_encoder_dir) not in card
     rows = load_dataset(str(folder / "dataset"), "selected", split="train", cache_dir=str(folder))
     first = rows[0]

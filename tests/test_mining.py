@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from small_collections import read_run, row, text
 
-from hf_distill.candidates.mine import Mined, by_words, filled, joined
+from hf_distill.candidates.mine import Mined, by_words, filled, joined, with_best
 from hf_distill.compute.bm25 import BM25, Words
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
@@ -42,6 +43,34 @@ def test_miners_take_turns_and_name_no_relevant_document() -> None:
     other = np.array([[2, 4], [-1, -1]])
     lists = joined([one, other], [np.array([3]), np.array([8])], 3)
     assert [row.tolist() for row in lists] == [[1, 2, 4], [7]]
+
+
+def test_the_best_of_a_miner_are_left_out_wherever_they_are_found() -> None:
+    first, second = np.array([[7, 1, 2, 3, -1]]), np.array([[3, 2, 8, 1, 9]])
+    relevant = [np.array([7])]
+    refused = with_best(first, relevant, 2)
+    assert [part.tolist() for part in refused] == [[7, 1, 2]]
+    assert joined([first, second], refused, 9)[0].tolist() == [3, 8, 9]
+    assert with_best(np.array([[-1, -1]]), relevant, 2)[0].tolist() == [7]
+
+
+def test_candidates_begin_at_a_rank(tmp_path: Path) -> None:
+    rows = [row(i, i) | {"query": "one two three four", "document": "one two three four"[: 4 * i]}
+            for i in range(1, 5)]  # fmt: skip
+    rows[3] |= {"query": "one five", "document": "five six"}
+    collection = read_run(tmp_path, [*rows, row(99, 99, "test")])
+    sources = sources_of(collection, tmp_path / "run")
+    _, all_of_them = mine_lists(sources)
+    lists = replace(sources.recipe.lists, candidates_from_rank=2)
+    _, without = mine_lists(replace(sources, recipe=replace(sources.recipe, lists=lists)))
+    query = collection.queries["text"].index("one five")
+    row_of = np.unique(collection.pairs("train").queries).tolist().index(query)
+    whole, rest = (
+        of.documents[of.starts[row_of] : of.starts[row_of + 1]].tolist()
+        for of in (all_of_them, without)
+    )
+    assert len(whole) == 3
+    assert rest == whole[1:]
 
 
 def test_a_short_list_is_filled_with_random_documents_that_are_not_relevant() -> None:
@@ -307,3 +336,28 @@ def test_a_query_without_words_in_common_gets_random_documents_that_are_counted(
     assert (record.queries, record.drawn, record.short) == (3, 1, 1)
     assert np.diff(mined.starts).tolist() == [1, 1, 1], "no query is left out"
     assert record.by == {"bm25": 2}
+
+
+def test_mining_that_is_stopped_leaves_nothing_and_then_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(i, i) | {"query": f"w{i % 3} w{i % 5}", "document": f"w{i} w{i % 3} w{i % 4}"}
+            for i in range(12)]  # fmt: skip
+    collection = read_run(tmp_path, [*rows, row(99, 99, "test")])
+    mine_lists(sources_of(collection, tmp_path / "whole"))
+    monkeypatch.setattr(scoring_lists, "_MINED", 4)
+    blocks = []
+
+    def stopped(*args: Any) -> list[np.ndarray]:
+        blocks.append(args)
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return joined(*args)
+
+    monkeypatch.setattr(scoring_lists, "joined", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        mine_lists(sources_of(collection, tmp_path / "run"))
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    mine_lists(sources_of(collection, tmp_path / "run"))
+    whole, run = (tmp_path / name / "candidates" / "mined.npz" for name in ("whole", "run"))
+    assert run.read_bytes() == whole.read_bytes()

@@ -48,6 +48,21 @@ class Mined:
     drawn: np.ndarray
 
 
+def with_best(lists: np.ndarray, relevant: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """What is no candidate of each query: what is relevant, and the `count` best other documents
+    of a miner, which may be relevant, too.
+
+    Args:
+        lists: (Q, k) int64: the miner's documents, best first; -1: none.
+        relevant: Of each query, (p,) int64.
+        count: How many.
+    """
+    return [
+        np.concatenate([own, row[(row >= 0) & ~np.isin(row, own)][:count]])
+        for row, own in zip(lists, relevant, strict=True)
+    ]
+
+
 def joined(
     lists: Sequence[np.ndarray], positives: Sequence[np.ndarray], depth: int
 ) -> list[np.ndarray]:

@@ -282,6 +282,12 @@ class CandidateArguments:
     candidates_per_query: int = option(
         32, "Candidates in a list. Each one is a text that the ranker reads with the query."
     )
+    candidates_from_rank: int = option(
+        1,
+        "Candidates begin at this rank of what a miner finds; what the data calls relevant does "
+        "not count. 11 leaves out the ten best, which may be answers that nobody has judged, also "
+        "where another miner finds them.",
+    )
     ranker: str | None = option(
         None,
         "What scores the lists, KIND:MODEL, e.g. "

@@ -58,7 +58,7 @@ _RANGES: Mapping[str, Range] = {
     ),
     **dict.fromkeys(
         ("student_max_length", "teacher_max_length", "max_pairs", "per_device_train_batch_size",
-         "candidates_per_query", "held_out_queries",
+         "candidates_per_query", "candidates_from_rank", "held_out_queries",
          "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit",
          "early_stopping_patience", "ddp_timeout", "ddp_bucket_cap_mb", "torch_empty_cache_steps"),
         _POSITIVE,

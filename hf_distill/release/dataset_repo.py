@@ -13,6 +13,7 @@ import yaml
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import DatasetCardData
+from markupsafe import Markup
 
 from hf_distill.data.collection import Pairs
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD
@@ -20,6 +21,7 @@ from hf_distill.errors import printable
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.release.cards import (
     PLACEHOLDER,
+    code,
     front_matter,
     hub_id,
     language_metadata,
@@ -336,17 +338,22 @@ def _examples(batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _about_lists(lists: ListsRecord) -> Markup:
+    """How the lists were made, without local paths."""
+    miners = {code(public_miner(name)): number for name, number in lists.mined.by.items()}
+    return Markup(lists.described(code(public_name(lists.ranker)), miners))
+
+
 def write_dataset(
     results: RunResults,
     scores: Scores,
     ranking: Ranking | None,
     selection: Selection,
-    lists: ListsRecord | None = None,
 ) -> None:
     """Write `dataset/`, ready to push: Parquet in the configurations `all` and `selected`, the
     card, and its picture. It replaces an earlier one as a whole.
     """
-    collection, folder = results.collection, results.folder
+    collection, folder, lists = results.collection, results.folder, results.lists
     tables = _Tables(results, scores, ranking, lists, selection)
     selected = tables.training_pairs.take(selection.kept)
     held_out = {name: [collection.pairs(name)] for name in ("validation", "test")}
@@ -390,8 +397,7 @@ def write_dataset(
             teacher=public_teacher(results.recipe.teacher),
             scale=str(scores.scale),
             lists=lists,
-            ranker=public_name(lists.ranker) if lists else "",
-            miners={public_miner(name): n for name, n in lists.mined.by.items()} if lists else {},
+            about_lists=_about_lists(lists) if lists else "",
             list_scale=str(Scale.read(lists.scale)) if lists else "",
             record=collection.record,
             audit=results.audit,

@@ -93,6 +93,7 @@ def write_report(results: RunResults) -> None:
         results,
         "report.html.j2",
         audit=results.audit,
+        lists=results.lists,
         evaluation=evaluation,
         student=evaluation.efficiency.systems[STUDENT],
         teacher=evaluation.efficiency.systems.get(TEACHER),

@@ -9,6 +9,7 @@ from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts_results import TextsEvaluation
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.scoring.lists import ListsRecord
 from hf_distill.scoring.scores import SoftLabels
 from hf_distill.selection.audit import Audit
 from hf_distill.student.lengths import TextLengths
@@ -43,10 +44,12 @@ class RunResults(CommonResults):
     Attributes:
         audit: What the selection did.
         evaluation: What was measured on held-out data.
+        lists: How its lists were mined and scored; None: there are none.
     """
 
     audit: Audit
     evaluation: Evaluation
+    lists: ListsRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from hf_distill.candidates.mine import (
     by_words,
     filled,
     joined,
+    with_best,
 )
 from hf_distill.compute.bm25 import BM25, Words
 from hf_distill.compute.search import search
@@ -108,6 +109,30 @@ class ListsRecord:
     auc: float | None = None
     auc_judged: float | None = None
     judged: int = 0
+
+    def described(self, ranker: str | None = None, miners: Mapping[str, int] | None = None) -> str:
+        """How the lists were made, and what the ranker says of the pairs, in sentences.
+
+        Args:
+            ranker, miners: `ranker` and `mined.by`, with the names that are to be shown; None: as
+                they are.
+        """
+        mined, named = self.mined, self.mined.by if miners is None else miners
+        by = ", ".join(f"{name} ({count:,})" for name, count in named.items())
+        several = " Several of these may name the same one." if len(named) > 1 else ""
+        drawn = (
+            f" {mined.drawn:,} were drawn at random, because a list was too short."
+            if mined.drawn
+            else ""
+        )
+        unscored = f"; {self.unscored:,} candidates have no score" if self.unscored else ""
+        return (
+            "Each query of a training or validation pair has a list of candidates, "
+            f"{self.candidates:,} in all, mined among {mined.corpus:,} documents by {by}.{several}"
+            f"{drawn} The ranker is {ranker or self.ranker}, run in {self.precision}{unscored}. It "
+            f"scores {self.first:.1%} of the pairs' own documents above every candidate"
+            f"{self.agreement()}."
+        )
 
     def agreement(self) -> str:
         """How far the ranker agrees with the judgements, to end a sentence about the pairs' own
@@ -382,7 +407,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
     """
     collection, recipe = sources.collection, sources.recipe
     options, pairs = recipe.lists, pairs_of(collection)
-    arrays = sources.place / "mined.npz"
+    arrays, skipped = sources.place / "mined.npz", options.candidates_from_rank - 1
     least = max(1, *(of.hard_negatives_per_pair for of in recipe.stages))
 
     def make(key: str) -> MinedRecord:
@@ -393,22 +418,29 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
         miners = {name: _miner(name, corpus, sources) for name in options.candidates}
         by = dict.fromkeys(miners, 0)
         together: list[np.ndarray] = []
+        not_candidates: list[np.ndarray] = []
         blocks = range(0, len(queries), _MINED)
         for start in tqdm(blocks, desc="Mining candidates", unit=" blocks", delay=3, leave=False):
             some = slice(start, start + _MINED)
-            # relevant documents are among those that a miner finds
-            most = depth + max(map(len, positives[some]))
+            # what is no candidate is among what a miner finds
+            most = depth + skipped * len(miners) + max(map(len, positives[some]))
             parts = {name: mine(queries[some], most) for name, mine in miners.items()}
-            lists = joined(list(parts.values()), positives[some], depth)
+            refused = positives[some]
+            for name in miners.keys() - {GIVEN} if skipped else ():
+                best = with_best(parts[name], positives[some], skipped)
+                refused = [np.union1d(*both) for both in zip(refused, best, strict=True)]
+            not_candidates += refused
+            lists = joined(list(parts.values()), refused, depth)
             together += lists
             for name, part in parts.items():
                 by[name] += _named(part, lists)
-        mined = filled(together, positives, corpus, least, recipe.seed)
+        mined = filled(together, not_candidates, corpus, least, recipe.seed)
         none = int((np.diff(mined.starts) == 0).sum())
         if none:
+            or_skipped = ", or stand before --candidates_from_rank" if skipped else ""
             raise InputError(
                 f"--candidates: {none:,} of {len(queries):,} queries have no candidate, because "
-                f"all {len(corpus):,} documents are relevant to them; set it to none"
+                f"all {len(corpus):,} documents are relevant to them{or_skipped}; set it to none"
             )
         with written_whole(arrays) as temporary:
             np.savez(temporary, starts=mined.starts, documents=mined.documents, drawn=mined.drawn)
@@ -426,7 +458,7 @@ def mine_lists(sources: Sources) -> tuple[MinedRecord, Mined]:
     inputs = [
         collection.key, options.candidates, options.candidates_per_query, least, recipe.seed,
         identities, sources.scores.key if TEACHER in options.candidates else "",
-        recipe.data.language,
+        recipe.data.language, *([skipped] if skipped else []),
     ]  # fmt: skip
     record = stage(sources.place / "mined.json", MinedRecord, inputs, make, [arrays])
     return record, _open_mined(arrays)
