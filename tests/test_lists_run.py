@@ -4,7 +4,6 @@ refuses.
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import call, run_tiny
 from datasets import load_dataset
+from markupsafe import escape
 from scipy.stats import kendalltau
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -107,7 +107,7 @@ def test_the_student_learns_from_the_lists_and_the_ranker_has_its_row(
     assert "On 10 held-out queries the ranker, which reorders the teacher's best 100" in out
     report = (folder / "report.html").read_text()
     assert "Beside the ranker" in report
-    assert html.escape(lists_in(folder).record.described()) in report
+    assert escape(lists_in(folder).record.described()) in report
     card = (folder / "student_model_sd" / "README.md").read_text()
     assert "`cross-encoder` scored the lists that it was trained on" in card
     assert "the ranker, which reorders" in card

@@ -340,7 +340,7 @@ def _examples(batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _about_lists(lists: ListsRecord) -> Markup:
     """How the lists were made, without local paths."""
-    miners = {code(public_miner(name)): number for name, number in lists.mined.by.items()}
+    miners = {str(code(public_miner(name))): number for name, number in lists.mined.by.items()}
     return Markup(lists.described(code(public_name(lists.ranker)), miners))
 
 
