@@ -135,6 +135,16 @@ def test_what_is_relevant_to_a_query_in_any_split_is_no_candidate(tmp_path: Path
     assert {*corpus} == {text("document", number) for number in (1, 2, 3, 4)}
 
 
+def test_what_is_relevant_to_a_query_of_the_same_text_is_no_candidate() -> None:
+    collection: Any = SimpleNamespace(
+        first_of_text=np.array([0, 1, 0]),  # a question of two conversations, and another one
+        query_numbers=np.array([2, 1, 0, 0]),
+        document_numbers=np.array([7, 8, 5, 6]),
+    )
+    documents = [each.tolist() for each in _relevant(collection, np.array([0, 1, 2]))]
+    assert documents == [[7, 5, 6], [8], [7, 5, 6]]
+
+
 def lists_of(scores: list[list[float]], own: list[float], of: list[int]) -> ScoredLists:
     """Lists of documents 0, 1, ... with these scores, and pairs with these own scores."""
     starts = np.concatenate([[0], np.cumsum([len(row) for row in scores])])

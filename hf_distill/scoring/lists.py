@@ -263,13 +263,14 @@ def corpus_of(collection: Collection) -> np.ndarray:
 
 
 def _relevant(collection: Collection, queries: np.ndarray) -> list[np.ndarray]:
-    """The documents that are relevant to each of `queries` (Q,), ascending, in any split: also
-    those of pairs that were taken out of the training because of a leak.
+    """The documents that are relevant to each of `queries` (Q,), or to another one of the same
+    text, in any split: also those of pairs that were taken out of the training because of a leak.
     """
-    order = np.argsort(collection.query_numbers, kind="stable")
+    same = collection.first_of_text
+    judged = same[collection.query_numbers]
+    order = np.argsort(judged, kind="stable")
     first, last = (
-        np.searchsorted(collection.query_numbers[order], queries, side)
-        for side in ("left", "right")
+        np.searchsorted(judged[order], same[queries], side) for side in ("left", "right")
     )
     documents = collection.document_numbers[order]
     return [documents[start:stop] for start, stop in zip(first, last, strict=True)]
