@@ -289,7 +289,7 @@ def test_the_auc_of_lists_by_hand_and_by_scikit_learn() -> None:
 
 def sources_of(collection: Collection, folder: Path) -> Sources:
     """What BM25 mines with."""
-    keys = {"candidates": ["bm25"], "hard_negatives_per_pair": 1}
+    keys = {"candidates": ["bm25"], "hard_negatives_per_pair": 1, "candidates_per_query": 4}
     run: Any = None  # BM25 needs no teacher, and nothing is scored
     return Sources(
         recipe=recipe_of("recommended", **keys),
@@ -324,6 +324,8 @@ def test_blocks_of_queries_change_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert whole[1].documents.tolist() == parts[1].documents.tolist()
     assert whole[1].starts.tolist() == parts[1].starts.tolist()
     assert whole[0].by == parts[0].by
+    assert (np.diff(whole[1].starts) == 4).all(), "relevant documents take no place"
+    assert not whole[1].drawn.any()
 
 
 def test_a_corpus_of_one_document_is_said_before_the_scoring(tmp_path: Path) -> None:
