@@ -1,9 +1,9 @@
 """No damaged file is used without a word: `python benchmarks/damage.py`.
 
-Every kind of file of a finished run is cut, emptied, filled with zeros, or gets one flipped bit.
-Then the recipe runs again, and each command reads the run. Right is: the result is that of the
-undamaged run, or one message names the file. The last line is JSON: {"checks", "right",
-"tracebacks", "silent"}. Exit code 1 if a check is not right.
+Every kind of file of a finished run, with mined lists, a pool and a search page, is cut, emptied,
+filled with zeros, or gets one flipped bit. Then the recipe runs again, and each command reads the
+run. Right is: the result is that of the undamaged run, or one message names the file. The last line
+is JSON: {"checks", "right", "tracebacks", "silent"}. Exit code 1 if a check is not right.
 """
 
 from __future__ import annotations
@@ -43,19 +43,22 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "cut": _cut, "emptied": _emptied, "zeroed": _zeroed, "flipped": _flipped,
 }  # fmt: skip
 
-_READ_BY_NOBODY = re.compile(r".*/lock|.*\.lock|report\.html|.*\.md|.*\.svg|export/.*")
+_READ_BY_NOBODY = re.compile(
+    r".*/lock|.*\.lock|report\.html|.*\.md|.*\.svg|export/.*|page/(?!page\.json).*"
+)
 
 _READ_FOR = {
     "pool/": "training.json",
     "checkpoints/": "training.json",
     "cache/text_keys": "soft_labels/manifest.json",
     "soft_labels/texts/": "soft_labels/manifest.json",
+    "soft_labels/pairs/": "candidates/manifest.json",
     "study/selections/": "study/study.json",
     "study/results/": "study/study.json",
 }
 """Files that only a stage reads that has no result yet -> its result, which is gone then."""
 
-_SLOW = ("export", "study")
+_SLOW = ("export", "study", "mine", "page")
 """Checks of many seconds: each kind of file gets them with one damage."""
 
 
@@ -87,6 +90,8 @@ def checks(run: Path, recipe: Path) -> dict[str, tuple[list[str], bool]]:
         "dataset": (["dataset", str(run), "--format", "beir"], True),
         "compare": (["compare", str(run), teacher, "--task", str(run)], True),
         "export": (["export", str(run)], True),
+        "mine": (["mine", str(recipe), "--run_dir", str(run), "--format", "trec"], True),
+        "page": (["page", str(run), str(run / "page"), "--cdn"], True),
         "study": (["study", str(recipe), "--run_dir", str(run), *study], True),
     }
 
