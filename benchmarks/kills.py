@@ -4,9 +4,9 @@ A tiny run, with mined lists, a ranker and a pool, is killed with SIGKILL at see
 whole duration, started again until it ends, and compared with an uninterrupted one, artefact by
 artefact (times aside). With `--processes 2` one of the two may be killed alone; with `--hosts` each
 is on a host of its own, where no launcher ends it, and first both hosts are given a folder of their
-own, which has to be refused (and counts as a run). With `--pages`, the search pages of finished runs are
-written and killed meanwhile; with `--publish`, finished runs are published to a Hub on this
-machine, and what the Hub then holds is compared, too. The last line is JSON: {"runs", "kills",
+own, which has to be refused (and counts as a run). With `--pages`, the search pages of finished
+runs are written and killed meanwhile; with `--publish`, finished runs are published to a Hub on
+this machine, and what the Hub then holds is compared, too. The last line is JSON: {"runs", "kills",
 "same"}. Exit code 1 if a run ends otherwise.
 """
 

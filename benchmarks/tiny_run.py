@@ -186,7 +186,8 @@ def artefacts(run: Path) -> dict[str, object]:
             continue
         content = path.read_bytes()
         found[name] = content
-        if (path.suffix == ".json" and path.parent == run) or path.name == "manifest.json":
+        timed = path.parent == run or path.name in ("manifest.json", "mined.json")
+        if path.suffix == ".json" and timed:
             with contextlib.suppress(ValueError):  # it is damaged
                 found[name] = _untimed(json.loads(content))
     return found
