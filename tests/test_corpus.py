@@ -22,6 +22,9 @@ from hf_distill.run.shards import Part
 from hf_distill.scoring.corpus import CorpusTeacher
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher
 
+PATIENT = {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_register_timeout_seconds": "300"}
+"""Ray gives its own processes half a minute to start, which a busy machine does not keep."""
+
 
 @pytest.fixture(scope="module")
 def corpus(pairs_file: Path) -> dict[str, list[str]]:
@@ -129,7 +132,7 @@ def test_the_script_of_the_page_runs_on_two_workers_of_ray(
         pq.write_table(part, tmp_path / "corpus" / f"part-{number}.parquet")
     done = subprocess.run(
         [sys.executable, "embed_corpus.py"], capture_output=True, text=True, check=False,
-        timeout=600, cwd=tmp_path, env={**os.environ, "PYTHONPATH": PROCESS_PATH},
+        timeout=900, cwd=tmp_path, env={**os.environ, **PATIENT, "PYTHONPATH": PROCESS_PATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     written = pq.read_table(tmp_path / "embedded")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.data_loader import prepare_data_loader
 from datasets import IterableDataset, load_dataset
-from datasets.distributed import split_dataset_by_node
 from tiny_training import Tiny, tiny
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from hf_distill.errors import InputError
 from hf_distill.training.checkpoints import wanted_checkpoint
 
 
@@ -160,10 +161,24 @@ def test_rows_that_stream_are_the_same_after_an_interruption(
 
 
 def test_rows_that_stream_are_shared_by_the_processes(parquet: Path) -> None:
-    every = [row["query"] for row in stream(parquet)]
-    parts = [
-        [row["query"] for row in islice(split_dataset_by_node(stream(parquet), node, 2), 40)]
-        for node in range(2)
-    ]
-    assert sorted(parts[0] + parts[1]) == sorted(every)
-    assert len(parts[0]) == len(parts[1]) == 16
+    loaders = [
+        prepare_data_loader(
+            DataLoader(stream(parquet), batch_size=4, collate_fn=list),
+            num_processes=2, process_index=rank, put_on_device=False, dispatch_batches=False,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    parts = [[row["query"] for batch in loader for row in batch] for loader in loaders]
+    assert [len(part) for part in parts] == [16, 16]
+    assert {*parts[0], *parts[1]} == {row["query"] for row in stream(parquet)}
+
+
+def test_rows_that_stream_have_no_pool_and_no_shares(
+    parts: Tiny, parquet: Path, tmp_path: Path
+) -> None:
+    for settings, says in (
+        ({"lookup": parts.lookup}, "a stream, and there is a pool"),
+        ({"source_alpha": 0.5}, "or are a stream"),
+    ):
+        with pytest.raises(InputError, match=says):
+            parts.trainer(tmp_path, stream(parquet), max_steps=1, **settings)
