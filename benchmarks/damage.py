@@ -111,6 +111,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=0, help="Damaged files. Default: all kinds.")
     parser.add_argument("--seed", type=int, default=0, help="Of files and bits. Default: 0.")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="Kinds of files that match. Default: all."
+    )
     options = parser.parse_args()
     draw = random.Random(options.seed)
     counts = {"right": 0, "traceback": 0, "silent": 0}
@@ -125,7 +128,7 @@ def main() -> int:
         expected, answers = artefacts(whole), {}
         for name, (line, command) in checks(whole, recipe).items():
             answers[name] = _run(line, log, command)[1].replace(str(whole), "")
-        found = kinds(whole)
+        found = {name: p for name, p in kinds(whole).items() if re.search(options.only, name)}
         slow = {name: draw.choice([*DAMAGES]) for name in found}
         cases = [(name, damage) for name in found for damage in DAMAGES]
         draw.shuffle(cases)

@@ -131,6 +131,7 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         "publish",
         "processes",
         "hosts",
+        "only",
         "pages",
         "pictures",
         "python",
