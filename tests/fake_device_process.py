@@ -198,7 +198,9 @@ def use_fake_device() -> None:
     set_up = TrainingArguments.__dict__["_setup_devices"].func
 
     def device(arguments: TrainingArguments) -> torch.device:
-        set_up(arguments)
+        if "_is_set_up" not in vars(arguments):  # once, or the state of a training is lost
+            set_up(arguments)
+            vars(arguments)["_is_set_up"] = True
         PartialState().device = DEVICE  # `use_cpu` has set the CPU
         return DEVICE
 

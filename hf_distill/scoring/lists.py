@@ -488,7 +488,7 @@ def open_lists(folder: RunFolder, collection: Collection) -> ScoredLists | None:
     """The lists that a run has scored; None if it has none, or has them of other pairs.
 
     Raises:
-        InputError: They are damaged.
+        InputError: They are damaged, or a call was stopped while it made them again.
     """
     path, arrays = _files(folder)
     if not path.is_file():
@@ -496,7 +496,13 @@ def open_lists(folder: RunFolder, collection: Collection) -> ScoredLists | None:
     record = read_result(path, ListsRecord)
     if record.collection != collection.key:
         return None
-    return _lists(record, collection, _open_mined(folder.candidates / "mined.npz"), np.load(arrays))
+    mined = folder.candidates / "mined.json"
+    if read_result(mined, MinedRecord).key != record.mined.key:
+        raise InputError(
+            f"{mined} is of other lists than {path}, because a call was stopped between them; run "
+            "the recipe again"
+        )
+    return _lists(record, collection, _open_mined(mined.with_suffix(".npz")), np.load(arrays))
 
 
 def with_lists(collection: Collection, lists: ScoredLists) -> Collection:
