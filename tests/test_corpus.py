@@ -114,6 +114,7 @@ def test_what_a_pass_cannot_use_is_said(
 def test_the_script_of_the_page_runs_on_two_workers_of_ray(
     corpus: dict[str, list[str]],
     tiny: Path,
+    backbone_dir: Path,
     tmp_path: Path,
     finished_run: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -145,5 +146,6 @@ def test_the_script_of_the_page_runs_on_two_workers_of_ray(
     assert_a_run_embeds_nothing(
         tiny, tmp_path / "cache", tmp_path / "run", finished_run[0], monkeypatch
     )
-    precomputed = ["--teacher", tmp_path / "embedded", "--teacher_kind", "precomputed"]
-    run_tiny(tiny, tmp_path / "given", *precomputed, "--until", "score", "--texts_per_pair", 0)
+    given = ["--teacher", tmp_path / "embedded", "--teacher_kind", "precomputed"]
+    student = ["--student_backbone", backbone_dir, "--texts_per_pair", 0]
+    run_tiny(tiny, tmp_path / "given", *given, *student, "--until", "score")
