@@ -23,10 +23,10 @@ from hf_distill.scoring.corpus import CorpusTeacher
 from hf_distill.teachers.bi_encoder import BiEncoderTeacher
 
 PATIENT = {
-    "RAY_raylet_start_wait_time_s": "300", "RAY_worker_register_timeout_seconds": "300",
-    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "60", "RAY_worker_register_timeout_seconds": "300",
+    "RAY_worker_niceness": "0",
 }  # fmt: skip
-"""Ray gives its own processes half a minute to start, which a busy machine does not keep."""
+"""Ray's workers are nice and have a minute to start, which they do not make on a busy machine."""
 
 
 @pytest.fixture(scope="module")
