@@ -1,9 +1,9 @@
 """No damaged file is used without a word: `python benchmarks/damage.py`.
 
-Every kind of file of a finished run is cut, emptied, filled with zeros, or gets one flipped bit.
-Then the recipe runs again, and each command reads the run. Right is: the result is that of the
-undamaged run, or one message names the file. The last line is JSON: {"checks", "right",
-"tracebacks", "silent"}. Exit code 1 if a check is not right.
+Every kind of file of a finished run, with mined lists, a pool and a search page, is cut, emptied,
+filled with zeros, or gets one flipped bit. Then the recipe runs again, and each command reads the
+run. Right is: the result is that of the undamaged run, or one message names the file. The last line
+is JSON: {"checks", "right", "tracebacks", "silent"}. Exit code 1 if a check is not right.
 """
 
 from __future__ import annotations
@@ -43,19 +43,22 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "cut": _cut, "emptied": _emptied, "zeroed": _zeroed, "flipped": _flipped,
 }  # fmt: skip
 
-_READ_BY_NOBODY = re.compile(r".*/lock|.*\.lock|report\.html|.*\.md|.*\.svg|export/.*")
+_READ_BY_NOBODY = re.compile(
+    r".*/lock|.*\.lock|report\.html|.*\.md|.*\.svg|export/.*|page/(?!page\.json).*"
+)
 
 _READ_FOR = {
     "pool/": "training.json",
     "checkpoints/": "training.json",
     "cache/text_keys": "soft_labels/manifest.json",
     "soft_labels/texts/": "soft_labels/manifest.json",
+    "soft_labels/pairs/": "candidates/manifest.json",
     "study/selections/": "study/study.json",
     "study/results/": "study/study.json",
 }
 """Files that only a stage reads that has no result yet -> its result, which is gone then."""
 
-_SLOW = ("export", "study")
+_SLOW = ("export", "study", "mine", "page")
 """Checks of many seconds: each kind of file gets them with one damage."""
 
 
@@ -87,6 +90,8 @@ def checks(run: Path, recipe: Path) -> dict[str, tuple[list[str], bool]]:
         "dataset": (["dataset", str(run), "--format", "beir"], True),
         "compare": (["compare", str(run), teacher, "--task", str(run)], True),
         "export": (["export", str(run)], True),
+        "mine": (["mine", str(recipe), "--run_dir", str(run), "--format", "trec"], True),
+        "page": (["page", str(run), str(run / "page"), "--cdn"], True),
         "study": (["study", str(recipe), "--run_dir", str(run), *study], True),
     }
 
@@ -106,6 +111,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=0, help="Damaged files. Default: all kinds.")
     parser.add_argument("--seed", type=int, default=0, help="Of files and bits. Default: 0.")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="Kinds of files that match. Default: all."
+    )
     options = parser.parse_args()
     draw = random.Random(options.seed)
     counts = {"right": 0, "traceback": 0, "silent": 0}
@@ -120,7 +128,7 @@ def main() -> int:
         expected, answers = artefacts(whole), {}
         for name, (line, command) in checks(whole, recipe).items():
             answers[name] = _run(line, log, command)[1].replace(str(whole), "")
-        found = kinds(whole)
+        found = {name: p for name, p in kinds(whole).items() if re.search(options.only, name)}
         slow = {name: draw.choice([*DAMAGES]) for name in found}
         cases = [(name, damage) for name in found for damage in DAMAGES]
         draw.shuffle(cases)

@@ -1,10 +1,13 @@
 """Runs that are killed at any moment end as if nothing had happened: `python benchmarks/kills.py`.
 
-A tiny run is killed with SIGKILL at seeded moments over its whole duration, started again until it
-ends, and compared with an uninterrupted one, artefact by artefact (times aside). With `--publish`,
-finished runs are published to a Hub on this machine and killed meanwhile; what the Hub then holds
-is compared, too. The last line is JSON: {"runs", "kills", "same"}. Exit code 1 if a run ends
-otherwise.
+A tiny run, with mined lists, a ranker and a pool, is killed with SIGKILL at seeded moments over its
+whole duration, started again until it ends, and compared with an uninterrupted one, artefact by
+artefact (times aside). With `--processes 2` one of the two may be killed alone; with `--hosts` each
+is on a host of its own, where no launcher ends it, and first both hosts are given a folder of their
+own, which has to be refused (and counts as a run). With `--pages`, the search pages of finished
+runs are written and killed meanwhile; with `--publish`, finished runs are published to a Hub on
+this machine, and what the Hub then holds is compared, too. The last line is JSON: {"runs", "kills",
+"same"}. Exit code 1 if a run ends otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +104,33 @@ def _publishing(run: Path, hub: Hub) -> Callable[[Path], int]:
     return start
 
 
+def _paging(run: Path) -> Callable[[Path], int]:
+    """Writes the search page of a run."""
+    return lambda log: started(["page", str(run), str(run / "page"), "--cdn"], log, command=True)
+
+
+def apart(recipe: Path, folder: Path, log: Path) -> list[str]:
+    """What is wrong if the hosts of a run do not see each other's folder: they have to be told so,
+    and nothing is left there.
+    """
+    hosts = _hosts_in(folder)
+    process = started([str(recipe), "--run_dir", "own"], log, hosts=hosts)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    said = log.read_text(errors="replace")
+    wrong = [] if code == 2 else [f"two folders: exit code {code}"]
+    if said.count("name a folder that all hosts share") != 2 or "Traceback" in said:
+        wrong.append(f"two folders: {said[-500:]!r}")
+    return wrong + [str(path) for host in hosts for path in host.iterdir()]
+
+
+def _hosts_in(folder: Path) -> list[Path]:
+    """The working folder of each of two hosts."""
+    hosts = [folder / f"host{rank}" for rank in range(2)]
+    for host in hosts:
+        host.mkdir(parents=True, exist_ok=True)
+    return hosts
+
+
 def _published(hub: Hub) -> dict[str, object]:
     """What a Hub holds: each file of each repository, and the tags that name its last state."""
     held: dict[str, object] = {}
@@ -137,9 +167,13 @@ class Campaign:
             others = [name for name in names if ours.get(name) != expected.get(name)]
         except RuntimeError as error:
             others = [str(error)]
+        self.count(name, others, "the same")
+
+    def count(self, name: str, wrong: Sequence[str], right: str) -> None:
+        """One more run, and what is wrong with it."""
         self.runs += 1
-        self.same += not others
-        print(f"{name}: {', '.join(others) or 'the same'}", flush=True)
+        self.same += not wrong
+        print(f"{name}: {', '.join(wrong) or right}", flush=True)
 
 
 def _timed(start: Callable[[Path], int], log: Path) -> float:
@@ -156,6 +190,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="Of the moments. Default: 0.")
     parser.add_argument("--processes", type=int, default=1, help="Of each run. Default: 1.")
     parser.add_argument(
+        "--hosts", action="store_true", help="Two processes, each on a host of its own."
+    )
+    parser.add_argument(
+        "--pages",
+        type=int,
+        default=0,
+        help="The pages of so many finished runs are written afterwards, and killed meanwhile. "
+        "Default: 0.",
+    )
+    parser.add_argument(
         "--publish", type=int, default=0,
         help="So many finished runs are published afterwards, and killed meanwhile. Default: 0.",
     )  # fmt: skip
@@ -167,14 +211,26 @@ def main() -> int:
 
         def training(run: Path) -> Callable[[Path], int]:
             line = [str(recipe), "--run_dir", str(run)]
-            return lambda log: started(line, log, processes=options.processes)
+            hosts = _hosts_in(folder / "hosts") if options.hosts else []
+            return lambda log: started(line, log, processes=options.processes, hosts=hosts)
 
         duration, expected = _timed(training(whole), log), artefacts(whole)
+        if options.hosts:
+            campaign.count("two folders", apart(recipe, folder / "hosts", log), "refused")
         for number in range(options.runs):
             run = folder / f"run-{number}"
             made = partial(artefacts, run)
             campaign.compare(f"run {number}", training(run), log, duration, made, expected)
             shutil.rmtree(run, ignore_errors=True)
+        if options.pages:
+            shutil.copytree(whole, folder / "paged")
+            duration, expected = _timed(_paging(folder / "paged"), log), artefacts(folder / "paged")
+        for number in range(options.pages):
+            run = folder / f"paged-{number}"
+            shutil.copytree(whole, run)
+            made = partial(artefacts, run)
+            campaign.compare(f"page {number}", _paging(run), log, duration, made, expected)
+            shutil.rmtree(run)
         if options.publish:
             with running_hub() as hub:
                 shutil.copytree(whole, folder / "published")

@@ -1,5 +1,6 @@
-"""A whole run of seconds for the campaigns of kills and damage: its inputs are built here, and it
-runs in a forked process, which has imported everything already.
+"""A whole run of seconds for the campaigns of kills and damage, with mined lists, a ranker, and a
+pool with texts of its own: its inputs are built here, and it runs in a forked process, which has
+imported everything already.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny_models import make_tokenizer, sentences
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from hf_distill.commands.main import main
 from hf_distill.commands.train import main as train
 
-_LONGEST = 100
-"""Seconds after which a run hangs; it takes three."""
+_LONGEST = 500
+"""Seconds after which a run hangs; alone on a core it takes six."""
 
 _TIMED = re.compile(
     r"seconds|resumed_from|efficiency|sealed|runtime|per_second|train_loss|total_flos|environment"
@@ -40,14 +42,15 @@ _TIMED = re.compile(
 """Keys of JSON that say how long something took, or what is told by others."""
 
 _OF_THE_CALL = re.compile(
-    r"(cache|checkpoints|search|export|study)/.*|report\.html|recipe\.yaml|text_lengths\.json"
+    r"(cache|checkpoints|search|export|study|host\d)/.*|report\.html|recipe\.yaml|text_lengths\.json"
     r"|student_model_sd/README\.md|.*\.lock"
 )
 """Files that hold times, or that nothing is read from."""
 
 
 def prepare(folder: Path) -> Path:
-    """A teacher, pairs, and a recipe with checkpoints inside epochs. Returns the recipe.
+    """A teacher, a ranker, pairs, further texts, and a recipe with checkpoints inside epochs.
+    Returns the recipe.
 
     They are made in a process of their own: a process that has computed holds threads, which are
     not there in those that it forks, and may be waited for.
@@ -75,20 +78,40 @@ def _prepare(folder: Path) -> None:
     teacher = SentenceTransformer(modules=modules, device="cpu")
     teacher.max_seq_length = 32
     teacher.save_pretrained(str(folder / "teacher"), create_model_card=False)
+    config.num_labels, config.num_hidden_layers = 1, 2
+    BertForSequenceClassification(config).save_pretrained(folder / "ranker")
+    tokenizer.save_pretrained(folder / "ranker")
+    further = [{"text": f"{text} {text}"} for text in sentences(40, 3000)]
+    (folder / "further.jsonl").write_text("".join(json.dumps(line) + "\n" for line in further))
     rows = zip(sentences(200), sentences(200, 1000), strict=True)
     lines = [{"query": q, "document": d, "topic": i // 4} for i, (q, d) in enumerate(rows)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     keys = {
         **TINY, "dataset_path": str(folder / "pairs.jsonl"), "teacher": str(folder / "teacher"),
         "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4,
-        "texts_per_pair": 1, "logging_steps": 3,
+        "texts_per_pair": 1, "logging_steps": 3, "pool_path": str(folder / "further.jsonl"),
+        "candidates": ["teacher", "bm25"], "candidates_per_query": 6, "hard_negatives_per_pair": 2,
+        "list_kl_weight": 1.0, "ranker": f"cross-encoder:{folder / 'ranker'}", "rerank_queries": 10,
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(keys))
 
 
-def started(line: list[str], log: Path, command: bool = False, processes: int = 1) -> int:
+def started(
+    line: list[str],
+    log: Path,
+    command: bool = False,
+    processes: int = 1,
+    hosts: Sequence[Path] = (),
+) -> int:
     """Run a command line of `hf-distill` (or of `train.py`, on several processes) in a process of
     its own. What it says goes to `log`. Returns its process, which leads a group.
+
+    Args:
+        line: The command line.
+        log: A file.
+        command: Whether it is one of `hf-distill`.
+        processes: How many a launcher starts, if there are no hosts.
+        hosts: The working folder of each host, each with one process and a launcher of its own.
     """
     process = os.fork()
     if process:
@@ -97,7 +120,8 @@ def started(line: list[str], log: Path, command: bool = False, processes: int = 
     with log.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-        os._exit(_launched(line, processes) if processes > 1 else _work(line, command))
+        several = processes > 1 or hosts
+        os._exit(_launched(line, processes, hosts) if several else _work(line, command))
 
 
 def _work(line: list[str], command: bool) -> int:
@@ -114,30 +138,35 @@ def _work(line: list[str], command: bool) -> int:
     return code
 
 
-def _launched(line: list[str], processes: int) -> int:
-    """As a launcher does: several processes work on one run, and if one fails the others are
-    killed. Returns the exit code.
+def _launched(line: list[str], processes: int, hosts: Sequence[Path]) -> int:
+    """As launchers do: several processes work on one run. If one fails, the others on its host are
+    killed; on another host nobody kills them. Returns the exit code of the first that fails.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    count = len(hosts) or processes
     workers = []
-    for rank in range(processes):
+    for rank in range(count):
         workers.append(os.fork())
         if not workers[-1]:
-            of_rank = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
-            of_all = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            of_rank = {"RANK": rank, "LOCAL_RANK": 0 if hosts else rank, "MASTER_PORT": port}
+            of_all = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": 1 if hosts else count}
             os.environ.update({name: str(value) for name, value in (of_rank | of_all).items()})
             os.environ["MASTER_ADDR"] = "127.0.0.1"
+            if hosts:
+                os.chdir(hosts[rank])
             os._exit(_work(line, command=False))
+    first = 0
     while workers:
         ended, status = os.wait()
         workers.remove(ended)
-        if code := os.waitstatus_to_exitcode(status):
+        first = first or os.waitstatus_to_exitcode(status) % 256
+        if first and not hosts:
             for worker in workers:
                 os.kill(worker, signal.SIGKILL)
-            return code % 256
-    return 0
+            return first
+    return first
 
 
 def _untimed(value: Any) -> Any:
@@ -157,7 +186,8 @@ def artefacts(run: Path) -> dict[str, object]:
             continue
         content = path.read_bytes()
         found[name] = content
-        if (path.suffix == ".json" and path.parent == run) or path.name == "manifest.json":
+        timed = path.parent == run or path.name in ("manifest.json", "mined.json")
+        if path.suffix == ".json" and timed:
             with contextlib.suppress(ValueError):  # it is damaged
                 found[name] = _untimed(json.loads(content))
     return found

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+import transformers.pytorch_utils
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -209,6 +211,17 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         lambda x: OnDevice(x) if isinstance(x, Tensor) and not isinstance(x, OnDevice) else x,
         result,
     )
+
+
+def let_libraries_compare_memory() -> None:
+    """Let safetensors and transformers ask where the values of a tensor are, which tells them what
+    is stored twice: a wrapper has no memory of its own.
+    """
+    for module in (safetensors.torch, transformers.pytorch_utils):
+        for name in ("storage_ptr", "storage_size"):
+            own = vars(module).get(name)
+            if own is not None:
+                vars(module)[name] = lambda tensor, own=own: own(getattr(tensor, "held", tensor))
 
 
 class FakeDevice(TorchDispatchMode):

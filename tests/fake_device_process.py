@@ -1,5 +1,6 @@
-"""The tensor code of the hot paths on the fake device and on the CPU: `fake_device_process.py
-TEACHER OUT`. What both gave, and what was counted, goes to `OUT/results.json`.
+"""The tensor code of the hot paths on the fake device and on the CPU, and a whole run on both:
+`fake_device_process.py TEACHER OUT RECIPE...`. What both gave, and what was counted, goes to
+`OUT/results.json`; the runs are `OUT/cpu` and `OUT/fake`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,29 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+
+def _no_grad(mode: Any = True) -> Any:
+    """In place of `torch.inference_mode`, whose tensors take no views of wrappers."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else torch.enable_grad()
+
+
+vars(torch)["inference_mode"] = _no_grad
+
+# ruff: noqa: E402  (libraries decorate their functions with it when they are imported)
+import numpy as np
 from accelerate import PartialState
 from conftest import sentences
-from fake_device import DEVICE, TRAFFIC, FakeDevice
+from fake_device import DEVICE, NAME, TRAFFIC, FakeDevice, let_libraries_compare_memory
 from tiny_training import Tiny, tiny, vectors_of
 from torch import Tensor
 from training_process import rows_by_number, rows_of_texts_alone
+from transformers import TrainingArguments
 
+from hf_distill.commands.train import main as train
 from hf_distill.compute import encode as encoding
 from hf_distill.compute.search import search
 from hf_distill.recipe.config import DistillationConfig
@@ -104,7 +119,6 @@ def ranked() -> dict[str, Any]:
 def encoded(parts: Tiny) -> dict[str, Any]:
     """200 texts in batches of 256 tokens."""
     vars(encoding)["ThreadPoolExecutor"] = Inline
-    vars(torch)["inference_mode"] = torch.no_grad  # such tensors take no views of wrappers
     texts = sentences(200)
     model = copy.deepcopy(parts.teacher)
     on_cpu = encoding.encode(model, texts, 256)
@@ -175,7 +189,26 @@ def forgotten(parts: Tiny, folder: Path) -> str:
     return ""
 
 
-def main(teacher: Path, out: Path) -> None:
+def use_fake_device() -> None:
+    """From here on the package and the Trainer find the fake device, where they would a GPU."""
+    answers = {"device_type": NAME, "ranking_device": str(DEVICE), "loader_workers": 0}
+    for module in [m for name, m in sys.modules.items() if name.startswith("hf_distill.")]:
+        for name in answers.keys() & vars(module).keys():
+            vars(module)[name] = lambda *_, answer=answers[name]: answer
+    set_up = TrainingArguments.__dict__["_setup_devices"].func
+
+    def device(arguments: TrainingArguments) -> torch.device:
+        if "_is_set_up" not in vars(arguments):  # once, or the state of a training is lost
+            set_up(arguments)
+            vars(arguments)["_is_set_up"] = True
+        PartialState().device = DEVICE  # `use_cpu` has set the CPU
+        return DEVICE
+
+    of_class: Any = TrainingArguments
+    of_class._setup_devices = property(device)
+
+
+def main(teacher: Path, out: Path, line: list[str]) -> None:
     """Everything, one after the other."""
     parts = tiny(teacher, pairs=64, pool=512)
     for model in (parts.teacher, parts.student):  # fused attention rounds by device
@@ -188,8 +221,15 @@ def main(teacher: Path, out: Path) -> None:
         results["every term"] = trained(parts, out, rows_by_number(parts), **EVERY)
         results["texts alone"] = trained(parts, out, rows_of_texts_alone(parts), **ALONE)
         results["forgotten"] = forgotten(parts, out)
+    codes = [train([*line, "--run_dir", str(out / "cpu")])]
+    use_fake_device()
+    let_libraries_compare_memory()
+    counted()
+    with FakeDevice():
+        codes.append(train([*line, "--run_dir", str(out / "fake")]))
+    results["whole run"] = {"codes": codes, **counted()}
     (out / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

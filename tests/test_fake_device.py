@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROCESS_PATH
+from conftest import PROCESS_PATH, sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -36,14 +36,30 @@ from hf_distill.training.hardware import with_workers
 from hf_distill.training.trainer import LOSS_SCALE
 
 PACKAGE = Path(hf_distill.__file__).parent
+WHOLE = {
+    "candidates_per_query": 6, "hard_negatives_per_pair": 2, "list_kl_weight": 1,
+    "rerank_queries": 5, "texts_per_pair": 1, "num_train_epochs": 1, "eval_strategy": "no",
+    "save_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": "none",
+}  # fmt: skip
+"""A run with mined lists, a ranker and a pool. A checkpoint would pickle tensors of the device."""
 
 
 @pytest.fixture(scope="module")
-def results(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `fake_device_process.py` writes."""
+    return tmp_path_factory.mktemp("fake")
+
+
+@pytest.fixture(scope="module")
+def results(teacher_dir: Path, tiny: Path, cross_encoder_dir: Path, out: Path) -> dict[str, Any]:
     """What `fake_device_process.py` found out, in a process of its own."""
-    out, tests = tmp_path_factory.mktemp("fake"), Path(__file__).parent
+    line = [
+        tiny, "--ranker", f"cross-encoder:{cross_encoder_dir}", "--candidates", "teacher", "bm25",
+        *(f"--{name}={value}" for name, value in WHOLE.items()),
+    ]  # fmt: skip
+    script = Path(__file__).parent / "fake_device_process.py"
     done = subprocess.run(
-        [sys.executable, str(tests / "fake_device_process.py"), str(teacher_dir), str(out)],
+        [sys.executable, *map(str, (script, teacher_dir, out, *line))],
         capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "PYTHONPATH": PROCESS_PATH},
     )  # fmt: skip
@@ -100,6 +116,31 @@ def test_a_forgotten_move_fails_with_its_line(results: dict[str, Any]) -> None:
     assert found, results["forgotten"]
     line = (PACKAGE / "training" / found[1]).read_text().splitlines()[int(found[2]) - 1]
     assert "components" in line
+
+
+def test_a_whole_run_on_the_device_is_the_cpus(results: dict[str, Any], out: Path) -> None:
+    """From reading to the report; the CPU packs its texts, the device pads them."""
+    assert results["whole run"]["codes"] == [0, 0]
+    assert total(results["whole run"], "copies") > 100, "it was there"
+    runs = [out / name for name in ("cpu", "fake")]
+    labels, losses, kept = [], [], []
+    for run in runs:
+        rows = json.loads((run / "teacher_soft_labels.json").read_text())
+        labels.append([row["teacher_score"] for row in rows])
+        log = json.loads((run / "training.json").read_text())["log"]
+        losses.append([row["loss"] for row in log if "loss" in row])
+        kept.append(json.loads((run / "selection.json").read_text())["kept"])
+        assert (run / "report.html").is_file()
+    np.testing.assert_allclose(*labels, atol=1e-3)
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    assert kept[0] == kept[1]
+    lists = [np.load(run / "candidates" / "scores.npy") for run in runs]
+    np.testing.assert_allclose(*lists, atol=1e-4)
+    students = [
+        SentenceTransformer(str(run / "student_model_sd"), device="cpu").encode(sentences(20))
+        for run in runs
+    ]
+    assert (students[0] * students[1]).sum(axis=1).min() > 0.999
 
 
 # --- what needs no fake device --------------------------------------------------------------------

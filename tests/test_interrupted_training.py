@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.data_loader import prepare_data_loader
+from datasets import IterableDataset, load_dataset
 from tiny_training import Tiny, tiny
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from hf_distill.errors import InputError
 from hf_distill.training.checkpoints import wanted_checkpoint
 
 
@@ -117,3 +122,68 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         assert all(ours[key].equal(value) for key, value in theirs.items()), moment
         shutil.rmtree(folder)
     assert happened >= 2
+
+
+@pytest.fixture(scope="module")
+def parquet(parts: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 32 pairs in four files."""
+    folder = tmp_path_factory.mktemp("rows")
+    for number in range(4):
+        parts.texts.shard(4, number).to_parquet(folder / f"part-{number}.parquet")
+    return folder
+
+
+def stream(parquet: Path) -> IterableDataset:
+    rows = load_dataset(
+        "parquet", data_files=f"{parquet}/*.parquet", split="train", streaming=True
+    )  # fmt: skip
+    return rows.shuffle(seed=3, buffer_size=16).with_format("numpy")
+
+
+@pytest.mark.parametrize("saved", [3, 5], ids=["in the first pass", "in the second"])
+def test_rows_that_stream_are_the_same_after_an_interruption(
+    parts: Tiny, parquet: Path, tmp_path: Path, saved: int
+) -> None:
+    settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": saved}
+    whole = parts.trainer(tmp_path / "whole", stream(parquet), **settings)
+    whole.train()
+    folder = tmp_path / "killed"
+    killer = Killer("on_step_end", saved + 1)
+    with pytest.raises(KilledError):
+        parts.trainer(folder, stream(parquet), callbacks=[killer], **settings).train()
+    again = parts.trainer(folder, stream(parquet), **settings)
+    again.train(resume_from_checkpoint=str(folder / f"checkpoint-{saved}"))
+    assert untimed(again.state.log_history) == untimed(whole.state.log_history)
+    ours, theirs = again.model.state_dict(), whole.model.state_dict()
+    assert all(ours[key].equal(value) for key, value in theirs.items())
+    other = parts.trainer(tmp_path / "other", stream(parquet).shuffle(seed=4), **settings)
+    other.train()
+    assert untimed(other.state.log_history) != untimed(whole.state.log_history)
+
+
+def test_rows_that_stream_are_shared_by_the_processes(
+    parts: Tiny, parquet: Path, tmp_path: Path
+) -> None:
+    """As accelerate deals out what the trainer gives it."""
+    rows = parts.trainer(tmp_path, stream(parquet), max_steps=1).train_dataset
+    loaders = [
+        prepare_data_loader(
+            DataLoader(rows, batch_size=4, collate_fn=list),
+            num_processes=2, process_index=rank, put_on_device=False, dispatch_batches=False,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    passes = [[row["query"] for batch in islice(each, 8) for row in batch] for each in loaders]
+    assert all(own[:16] == own[16:] for own in passes), "the second pass is as the first"
+    assert len({*passes[0], *passes[1]}) == 32
+
+
+def test_rows_that_stream_have_no_pool_and_no_shares(
+    parts: Tiny, parquet: Path, tmp_path: Path
+) -> None:
+    for settings, says in (
+        ({"lookup": parts.lookup}, "a stream, and there is a pool"),
+        ({"source_alpha": 0.5}, "or are a stream"),
+    ):
+        with pytest.raises(InputError, match=says):
+            parts.trainer(tmp_path, stream(parquet), max_steps=1, **settings)

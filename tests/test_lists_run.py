@@ -4,8 +4,10 @@ refuses.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +22,21 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from hf_distill.commands.main import main as hf_distill
 from hf_distill.data.load import open_collection
+from hf_distill.errors import InputError
 from hf_distill.evaluation.tasks import held_out_task
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run import shards
 from hf_distill.run.disk import Sizes, plan
 from hf_distill.run.folder import RunFolder
-from hf_distill.scoring.lists import ScoredLists, corpus_of, open_lists, pairs_of, with_lists
+from hf_distill.run.stage import read_result, write_result
+from hf_distill.scoring.lists import (
+    MinedRecord,
+    ScoredLists,
+    corpus_of,
+    open_lists,
+    pairs_of,
+    with_lists,
+)
 from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
 from hf_distill.training import stages
 from hf_distill.training.train import sizes_with
@@ -163,6 +174,27 @@ def test_the_data_set_holds_the_lists_and_its_card_names_no_path(
     assert len(first["candidates"]) == len(first["candidate_scores"]) == 4
     assert first["candidate_scores"] == sorted(first["candidate_scores"], reverse=True)
     assert first["document"] not in first["candidates"]
+
+
+@pytest.mark.parametrize("name", ["mined.npz", "mined.json", "scores.npy", "manifest.json"])
+def test_damaged_lists_are_named(with_ranker: tuple[Path, str], tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(with_ranker[0], tmp_path / "run"))
+    damaged = run / "candidates" / name
+    damaged.write_bytes(bytes(len(damaged.read_bytes())))
+    with pytest.raises(InputError, match=rf"candidates/{name} is damaged"):
+        lists_in(run)
+
+
+def test_lists_that_a_stopped_call_has_mined_again_are_not_mixed_with_old_scores(
+    with_ranker: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(with_ranker[0], tmp_path / "run"))
+    candidates = run / "candidates"
+    record = read_result(candidates / "mined.json", MinedRecord)
+    other = dataclasses.replace(record, key="another")
+    write_result(candidates / "mined.json", other, [candidates / "mined.npz"])
+    with pytest.raises(InputError, match=r"mined\.json is of other lists than"):
+        lists_in(run)
 
 
 def test_a_stage_without_hard_negatives_is_validated_without_them(

@@ -167,6 +167,12 @@ def test_a_silent_host_is_noticed_within_a_minute() -> None:
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def test_a_collective_may_take_a_day_unless_the_recipe_says_less() -> None:
+    for stage in read_recipe(["quickstart", "--stages", "max_steps=3"]).stages:
+        assert stage.ddp_timeout == 24 * 3600
+    assert read_recipe(["quickstart", "--ddp_timeout", "60"]).training.ddp_timeout == 60
+
+
 @pytest.mark.parametrize(
     ("launched", "flags", "precision"),
     [

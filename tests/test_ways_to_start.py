@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from conftest import ROOT
 
 import hf_distill
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 HF_DISTILL = "import sys; from hf_distill.commands.main import main; sys.exit(main())"
 WAYS = {
     "train.py": (sys.executable, str(ROOT / "train.py")),
@@ -71,18 +69,6 @@ def test_a_run_can_be_started_from_python(tiny: Path, tmp_path: Path) -> None:
     )
     assert results.training.steps == 2
     assert (results.folder.student / "modules.json").is_file()
-
-
-def test_two_processes_run_through(
-    tiny: Path, tmp_path: Path, finished_run: tuple[Path, str]
-) -> None:
-    folder = tmp_path / "two"
-    batch = ("--per_device_train_batch_size", "8")
-    start(sys.executable, *TORCHRUN, ROOT / "train.py", tiny, "--run_dir", folder, *batch)
-    assert json.loads((folder / "training.json").read_text())["processes"] == 2
-    assert (folder / "report.html").is_file()
-    labels = [(f / "teacher_soft_labels.json").read_bytes() for f in (folder, finished_run[0])]
-    assert labels[0] == labels[1], "shards dealt out to two ranks give the scores of one"
 
 
 def test_python_asks_for_results_where_there_are_some(tiny: Path, tmp_path: Path) -> None:

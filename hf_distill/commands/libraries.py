@@ -17,5 +17,7 @@ def set_up() -> None:
     keep_freed_memory()
     # torch warns once in each run if there is no accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # accelerate passes it to torch, which has renamed it.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     datasets.utils.logging.disable_progress_bar()  # each stage has a bar of its own
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped

@@ -17,7 +17,7 @@ from datasets import Dataset
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection
 from hf_distill.errors import InputError
-from hf_distill.run.shards import Shards
+from hf_distill.run.shards import Shards, locate
 from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.items import Items, work_once
 from hf_distill.teachers.base import EmbeddingTeacher, TextKind
@@ -266,3 +266,25 @@ def embed_texts(texts: Dataset, teacher: EmbeddingTeacher, folder: Path) -> Vect
     items = Items(len(texts), read, "text")
     vectors, rows, _ = _stored(items, _keys(items, teacher), teacher, folder)
     return dataclasses.replace(vectors, places=vectors.places[rows])
+
+
+def embed_batch(asked: list[Asked], teacher: EmbeddingTeacher, shards: Shards) -> np.ndarray:
+    """The teacher's embeddings (n, dimension) float16 of `asked` (n), in that order. What `shards`
+    do not hold is embedded, and kept as one more shard.
+
+    Raises:
+        InputError: As `embed_collection`.
+    """
+    items = Items(len(asked), lambda places: [asked[place] for place in places], "text")
+    unique, first, inverse = np.unique(
+        _keys(items, teacher), return_index=True, return_inverse=True
+    )
+
+    def work(keys: np.ndarray) -> np.ndarray:
+        batch = items.read(first[np.searchsorted(unique, keys)])
+        return _embed(teacher, batch, lambda *_: None)
+
+    shards.complete(unique, len(unique), work)
+    parts, places = locate(shards.parts(), unique)
+    vectors = Vectors(tuple(part.values for part in parts), places, teacher.dimension)
+    return vectors[inverse]

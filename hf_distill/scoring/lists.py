@@ -567,7 +567,7 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     pairs.
 
     Raises:
-        InputError: They are damaged.
+        InputError: They are damaged, or a call was stopped while it made them again.
     """
     path, arrays = _files(place)
     if not path.is_file():
@@ -575,7 +575,13 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     record = read_result(path, ListsRecord)
     if record.collection != collection.key:
         return None
-    return _lists(record, collection, _open_mined(place / "mined.npz"), np.load(arrays))
+    mined = place / "mined.json"
+    if read_result(mined, MinedRecord).key != record.mined.key:
+        raise InputError(
+            f"{mined} is of other lists than {path}, because a call was stopped between them; run "
+            "the recipe again"
+        )
+    return _lists(record, collection, _open_mined(mined.with_suffix(".npz")), np.load(arrays))
 
 
 def with_lists(collection: Collection, lists: ScoredLists) -> Collection:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
@@ -169,17 +168,30 @@ class Sides:
         return 0 if self.negative_key is None else self.negative_key.shape[1]
 
 
+class _Gather(torch.autograd.Function):
+    """`gather`. A tensor's gradient is the sum of what every process finds for it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        every = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(every)
+        return every.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather(tensor: Tensor) -> Tensor:
     """`tensor` (B, ...) of every process, in order of rank. If it carries a gradient, each process
     gets its share of it.
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1) or not len(tensor):
         return tensor
-    if tensor.requires_grad:
-        return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]  # untyped
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]  # untyped
+    return gathered
 
 
 def truncate(embeddings: Tensor, dimension: int) -> Tensor:

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers.base.sampler import BatchSamplers
 from torch.utils.data import BatchSampler
 
@@ -322,17 +322,18 @@ class Plan:
         return dict(zip(self.sources.names, counts.tolist(), strict=True))
 
 
-def plan_of(rows: Dataset | None, config: DistillationConfig) -> Plan | None:
+def plan_of(rows: Dataset | IterableDataset | None, config: DistillationConfig) -> Plan | None:
     """The plan of a training on `rows`; None if it takes all pairs as they come.
 
     Raises:
-        InputError: The rows have no column `source`, or as `shares_of`.
+        InputError: The rows have no column `source` or are a stream, or as `shares_of`.
     """
     if rows is None or not is_mixed(config):
         return None
     if not isinstance(rows, Dataset) or "source" not in rows.column_names:
         raise InputError(
-            f"{_flags(config)}: the training rows have no column source; name the column that says "
+            f"{_flags(config)}: the training rows have no column source (or are a stream, of which "
+            "nobody knows how many rows a source has); name the column that says "
             "where a pair comes from (--source_column), or leave this out"
         )
     return Plan.of(Sources.of(rows), config)

@@ -7,17 +7,18 @@ import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.compute.device import give_back_freed_memory
@@ -117,7 +118,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
     Args:
         model: The student, trained in place.
         args: The objective, and how it is trained.
-        train_dataset: The rows.
+        train_dataset: The rows, or a stream of them (with `max_steps`), which the processes share
+            and repeat in the same order.
         components: (student dimension, teacher dimension) orthonormal rows: the alignment's targets
             are the teacher's embeddings in these coordinates. None: the embeddings as they are.
         scale: What the teacher's scores mean. Regression is refused if a cosine cannot take their
@@ -128,7 +130,8 @@ class DistillationTrainer(SentenceTransformerTrainer):
 
     Raises:
         InputError: `args` is not a `DistillationConfig`, a term cannot be read, the scores lie
-            outside the scale, or the rows do not have the sources that `args` speaks of.
+            outside the scale, the rows do not have the sources that `args` speaks of, or they are a
+            stream and there is a pool.
     """
 
     data_collator_class = DistillationCollator
@@ -139,7 +142,7 @@ class DistillationTrainer(SentenceTransformerTrainer):
         self,
         model: SentenceTransformer | None = None,
         args: DistillationConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         components: Tensor | np.ndarray | None = None,
         scale: Scale = SCALES["cosine"],
         lookup: Lookup | None = None,
@@ -158,13 +161,24 @@ class DistillationTrainer(SentenceTransformerTrainer):
                 scores = np.asarray(rows.with_format("numpy")["teacher_score"])
                 scale.check(scores, "teacher_score of the training rows")
         self.lookup = lookup or Lookup()
+        if isinstance(train_dataset, IterableDataset) and self.lookup.pool is not None:
+            raise InputError(
+                "the training rows are a stream, and there is a pool of texts: nobody knows how "
+                "many rows the texts are dealt out to; leave out the pool, or load the rows"
+            )
         self.components = None if components is None else torch.as_tensor(components)
+        if isinstance(train_dataset, IterableDataset):
+            # One pass without end: nobody knows where a pass ends, and a training that resumes
+            # would count its batches from the beginning of the one before.
+            train_dataset = train_dataset.repeat(None)
         self._measure = scale.similarity if scale.similarity in SCALES else "cosine"
         self._pairs = len(train_dataset) if isinstance(train_dataset, Dataset) else 0
         self.plan = plan_of(train_dataset, args)
         # A loss that is not finite ends the training. The parent would wait for the device to look
         # at each term of each step.
         args.logging_nan_inf_filter = False
+        # Rows that stream: accelerate would cut a batch into slices, but it is no table of rows.
+        cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer)
         self._losses: list[tuple[int, Tensor]] = []
         self._skipped = 0
