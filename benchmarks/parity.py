@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from hf_distill.commands.main import main as hf_distill
-from hf_distill.release.parity import Compared, Parity
 from hf_distill.release.runtimes.table import RUNTIMES
+from hf_distill.report.parity import Compared, Parity
 from hf_distill.run.stage import read_result
 
 

@@ -28,13 +28,10 @@ from hf_distill.release.mistakes import Sent, likely_reason
 from hf_distill.release.onnx import export_onnx
 from hf_distill.release.parity import (
     Attempt,
-    Compared,
-    Parity,
     Student,
     Texts,
     attempts_of,
     compare,
-    measured_parity,
     recall_at_10,
     reference,
     texts_of,
@@ -43,6 +40,8 @@ from hf_distill.release.parity import (
 from hf_distill.release.probes import KINDS, PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
 from hf_distill.release.served import connect
+from hf_distill.report.page import write_report
+from hf_distill.report.parity import Compared, Parity, measured_parity
 from hf_distill.run.stage import read_result
 from hf_distill.student.save import save_student
 
@@ -410,6 +409,9 @@ def test_a_runs_student_is_verified_and_its_card_says_with_what(
     card = (copied / "student_model_sd/README.md").read_text()
     assert "| `transformers` | transformers " in card
     assert "Warning" not in card
+    report = (copied / "report.html").read_text()
+    assert '<th scope="row">sentence-transformers</th><td>float32</td>' in report
+    assert "Do not read" not in report
 
     right = model_card.model_cards
     mean, first = b"(hidden * mask).sum(1) / mask.sum(1)", b"hidden[:, 0]"
@@ -426,6 +428,12 @@ def test_a_runs_student_is_verified_and_its_card_says_with_what(
     assert compared.reason == "it pools the CLS token, not the mean"
     out.replace(copied / "parity.json")
     assert "do not read this model with `transformers`" in right(results)["README.md"].decode()
+    write_report(results)
+    report = " ".join((copied / "report.html").read_text().split())
+    assert (
+        "Do not read this student with <code>transformers</code> as it was tried:</b> it pools the "
+        "CLS token, not the mean.</p>" in report
+    )
 
     weights = copied / "student_model_sd/model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")

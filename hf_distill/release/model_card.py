@@ -38,9 +38,9 @@ from hf_distill.release.cost import TIMED
 from hf_distill.release.model2vec import WEIGHTS, measured_model2vec
 from hf_distill.release.onnx import measured_onnx
 from hf_distill.release.onnx_encoder import FILES
-from hf_distill.release.parity import measured_parity
 from hf_distill.release.served import EMBED, name_of
 from hf_distill.report.headline import NDCG, verdict
+from hf_distill.report.parity import measured_parity
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, texts_verdict
 from hf_distill.run.folder import read_saved_recipe
