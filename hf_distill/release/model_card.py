@@ -38,6 +38,8 @@ from hf_distill.release.cost import TIMED
 from hf_distill.release.model2vec import WEIGHTS, measured_model2vec
 from hf_distill.release.onnx import measured_onnx
 from hf_distill.release.onnx_encoder import FILES
+from hf_distill.release.openvino import GRAPH, INT8, measured_openvino
+from hf_distill.release.openvino import WEIGHTS as OPENVINO_WEIGHTS
 from hf_distill.release.served import EMBED, name_of
 from hf_distill.report.headline import NDCG, verdict
 from hf_distill.report.parity import measured_parity
@@ -260,6 +262,9 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         processor=environment["hardware"]["processor"],
         onnx=measured_onnx(results),
         onnx_files=FILES,
+        openvino=measured_openvino(results),
+        openvino_graph=GRAPH,
+        openvino_files={INT8: OPENVINO_WEIGHTS},
         model2vec=measured_model2vec(results),
         model2vec_file=WEIGHTS,
         queries_timed=TIMED,

@@ -124,7 +124,7 @@ def _run(attempt: Attempt, request: dict[str, Any]) -> dict[str, Any]:
     runtime, place = attempt.runtime, attempt.place
     script = str(_SCRIPTS / runtime.script)
     if runtime.in_node:
-        command = ["node", script]
+        command = ["node", str(_SCRIPTS / "harness.mjs")]
     else:
         # -P, and for another Python -I: names beside the script must not hide the libraries.
         harness = str(_SCRIPTS / "harness.py")
