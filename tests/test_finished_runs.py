@@ -62,6 +62,9 @@ def train(tiny: Path, folder: Path, env: dict[str, str]) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+COMMAND = "import sys; from hf_distill.commands.main import main; sys.exit(main(sys.argv[1:]))"
+
+
 def run(*line: object) -> Said:
     return call(line, main)
 
@@ -106,7 +109,7 @@ def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -
         hub.faults.append(Fault(r"POST .*spaces/you/search/commit/", after=True))
         line = ["page", str(copied), str(tmp_path / "page"), "--cdn", "--push", "you/search"]
         env = {**os.environ, **hub_environment(hub, tmp_path / "home")}
-        command = [sys.executable, "-m", "hf_distill.commands.main", *line]
+        command = [sys.executable, "-c", COMMAND, *line]
         page = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert page.returncode == 0, page.stderr[-3000:]
         assert "Loaded back you/search at " in page.stdout
