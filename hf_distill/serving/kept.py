@@ -130,7 +130,7 @@ def _exported(places: KeptPlaces) -> bool:
         return False
     if importlib.util.find_spec("onnxruntime") is None:
         return False
-    return key_in(places.onnx, "training") == key_in(places.training)
+    return bool(key_in(places.onnx, "training") == key_in(places.training))
 
 
 def kept_index(run: Path) -> tuple[KeptIndex, bool] | None:
