@@ -62,16 +62,13 @@ class Side:
 
 
 STYLE = """<style>
-.answers {
-  --line: var(--border-color-primary, #dfe3e8); --soft: var(--body-text-color-subdued, #555f6d);
-}
 .answers h2 { font-size: 1rem; margin: .4rem 0 0; }
 .answers ol { list-style: none; margin: .6rem 0 0; padding: 0; counter-reset: rank; }
 .answers li {
-  border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .9rem; margin: 0 0 .6rem;
-  counter-increment: rank;
+  border: 1px solid color-mix(in srgb, currentColor 20%, transparent); border-radius: .5rem;
+  padding: .6rem .9rem; margin: 0 0 .6rem; counter-increment: rank;
 }
-.answers .head { margin: 0; color: var(--soft); font-size: .85rem; }
+.answers .head { margin: 0; opacity: .75; font-size: .85rem; }
 .answers li .head::before { content: counter(rank) ". "; }
 .answers code { overflow-wrap: anywhere; }
 .answers .text { margin: .2rem 0 0; overflow-wrap: anywhere; white-space: pre-line; }
