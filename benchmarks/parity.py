@@ -2,6 +2,7 @@
 print the table of docs/serving.md: `python benchmarks/parity.py RUN`.
 
 An environment of Python with torch takes about 1 GB; `--keep FOLDER` keeps all for the next call.
+The student must have been exported: `hf-distill export RUN`, and with `--format openvino`.
 The comparison is that of `hf-distill verify`. The last line of the output is JSON.
 """
 
@@ -19,8 +20,8 @@ from pathlib import Path
 import torch
 
 from hf_distill.commands.main import main as hf_distill
-from hf_distill.release.parity import Compared, Parity
 from hf_distill.release.runtimes.table import RUNTIMES
+from hf_distill.report.parity import Compared, Parity
 from hf_distill.run.stage import read_result
 
 
@@ -52,11 +53,14 @@ ENVIRONMENTS = {
     ),
     "openvino": Environment(("openvino", "tokenizers"), ("openvino", "openvino-int8"), torch=False),
     "fastembed": Environment(("fastembed",), ("fastembed", "fastembed-int8"), torch=False),
+    "infinity": Environment(("infinity-emb[torch]",), ("infinity",)),
     "langchain": Environment(("langchain-huggingface", "sentence-transformers"), ("langchain",)),
     "llama-index": Environment(("llama-index-embeddings-huggingface",), ("llama-index",)),
     "haystack": Environment(("haystack-ai", "sentence-transformers-haystack"), ("haystack",)),
     "transformers.js": Environment(
-        ("@huggingface/transformers",), ("transformers.js", "transformers.js-int8")
+        ("@huggingface/transformers",),
+        ("transformers.js", "transformers.js-int8", "transformers.js-chromium",
+         "transformers.js-chromium-int8"),
     ),
 }  # fmt: skip
 """Name -> what is installed, and tried there. `here` installs nothing. Version 2 cannot read a head

@@ -423,7 +423,8 @@ class Run:
         own = listed(folder.training)
         if own is not None:  # what the run added to the student goes with it
             own |= {folder.student / "README.md"}
-            own = own.union(*(listed(path) or () for path in (folder.onnx, folder.model2vec)))
+            exports = (folder.onnx, folder.openvino, folder.model2vec)
+            own = own.union(*(listed(path) or () for path in exports))
 
         def make(key: str) -> TrainingRecord:
             student, record = self.student_on(selection, self._checkpoints, key)

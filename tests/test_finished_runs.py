@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Said, call, run_tiny
-from hub_server import TOKEN, Hub, card_errors, running_hub
+from hub_server import TOKEN, Fault, Hub, card_errors, running_hub
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -38,6 +38,7 @@ from hf_distill.serving import index as index_module
 from hf_distill.serving.demo import local_demo, write_space
 from hf_distill.serving.index import Corpus, python_identity
 from hf_distill.serving.kept import KeptPlaces, kept_index
+from hf_distill.serving.without_torch import BertEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -59,6 +60,9 @@ def train(tiny: Path, folder: Path, env: dict[str, str]) -> subprocess.Completed
     command = [sys.executable, "-m", "hf_distill", str(tiny), "--run_dir", str(folder), *PUSH]
     environment = {**os.environ, **env}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+COMMAND = "import sys; from hf_distill.commands.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(*line: object) -> Said:
@@ -83,7 +87,12 @@ def test_a_run_says_a_line_a_stage_with_its_time(finished_run: tuple[Path, str])
 
 
 def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -> None:
+    """Student, data and page, each from a fresh process, and loaded by commit in another."""
     with running_hub() as hub:
+        hub.faults += [
+            Fault(r"POST .*datasets/you/pairs/commit/", 503),
+            Fault("PUT /storage/", 500),
+        ]
         done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
@@ -97,8 +106,25 @@ def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -
             assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
             card = (hub.files(kind, repo) or ("", {}))[1]["README.md"].decode()
             assert not card_errors(card, kind[:-1])
+        hub.faults.append(Fault(r"POST .*spaces/you/search/commit/", after=True))
+        line = ["page", str(copied), str(tmp_path / "page"), "--cdn", "--push", "you/search"]
+        env = {**os.environ, **hub_environment(hub, tmp_path / "home")}
+        command = [sys.executable, "-c", COMMAND, *line]
+        page = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert page.returncode == 0, page.stderr[-3000:]
+        assert "Loaded back you/search at " in page.stdout
+        assert all(fault.times == 0 for fault in hub.faults), "each fault has happened"
+        assert hub.commits("spaces", "you/search") == 1
+        space = hub.repos["spaces", "you/search"].commits[-1][0]
         commit = hub.repos["models", "you/student"].tags["v1"]
         code = (
+            "import hashlib, json, pathlib\n"
+            "from huggingface_hub import snapshot_download\n"
+            f"page = snapshot_download('you/search', repo_type='space', revision='{space}')\n"
+            "for name, digest in json.loads(pathlib.Path(page, 'page.json').read_text())"
+            "['files'].items():\n"
+            "    content = pathlib.Path(page, name).read_bytes()\n"
+            "    assert hashlib.sha256(content).hexdigest() == digest, name\n"
             "from sentence_transformers import SentenceTransformer\n"
             "from datasets import load_dataset\n"
             f"for revision in (None, 'v1', '{commit}'):\n"
@@ -241,27 +267,32 @@ sys.exit(code)
 """
 
 
-def test_an_exported_student_searches_without_torch(copied: Path, tmp_path: Path) -> None:
+def test_a_student_searches_without_torch(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnxruntime")
     places, folder = KeptPlaces(copied), RunFolder(copied)
     assert (places.student, places.training) == (folder.student, folder.training)
     assert (places.onnx, places.record.parent) == (folder.onnx, folder.search)
-    assert kept_index(copied) is None, "the student is not exported"
     question = ("search", copied, "a", "cat", "--top", "3")
-    with_torch = run(*question).out
-    assert run("export", copied).code == 0
-
     command = [sys.executable, "-c", LIGHT, *map(str, question)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{with_torch}[]\n"
     assert "3 of 200 documents" in done.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_distill.serving.kept.load_bert", lambda _: None)
+        assert kept_index(copied) is None, "the student is not exported"
+        with_torch = run(*question).out
+        assert done.stdout == f"{with_torch}[]\n", "numpy finds what torch finds"
+        assert run("export", copied).code == 0
+        assert run(*question).out == with_torch
 
     other = tmp_path / "other"
     shutil.copytree(copied, other)
     record = read_result(folder.onnx, OnnxRecord)
     write_result(other / "onnx.json", dataclasses.replace(record, training="another"), [])
-    assert kept_index(other) is None, "the export is of another student"
+    index, _ = kept_index(other) or pytest.fail("there is an index")
+    assert isinstance(index.encoder, BertEncoder), "the export is of another student"
     for name in ("student_model_sd/model.safetensors", "search/student.npy"):
         flip_a_bit(copied / name)
         said = run(*question)

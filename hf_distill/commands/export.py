@@ -1,33 +1,48 @@
-"""`hf-distill export RUN_OR_MODEL --format onnx|model2vec|router`: the student for runtimes other
-than PyTorch, or a query encoder together with its teacher.
+"""`hf-distill export RUN_OR_MODEL --format F`: the student for runtimes other than PyTorch, or a
+query encoder together with its teacher.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
 from hf_distill.release.cost import TIMED, Costs
+from hf_distill.release.gguf import refuse_gguf
 from hf_distill.release.model2vec import export_model2vec, measure_model2vec
 from hf_distill.release.onnx import export_onnx, measure_onnx
+from hf_distill.release.openvino import export_openvino, measure_openvino
 from hf_distill.release.router import export_router
+from hf_distill.report.results import RunResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.lock import held
 from hf_distill.serving.index import student_of
 
 HELP = (
-    "Write a student as ONNX (float32 and int8) or, if it is static, for model2vec into its "
-    "folder; of a run, also measure what each costs in nDCG@10 and what a query takes. Or write a "
-    "query encoder and its teacher as one model."
+    "Write a student as ONNX (float32 and int8), for OpenVINO (int8) or, if it is static, for "
+    "model2vec into its folder; of a run, also measure what each costs in nDCG@10 and what a query "
+    "takes. Or write a query encoder and its teacher as one model."
 )
 
 _FORMATS = (
-    "onnx: the student as ONNX. model2vec: a static student for model2vec. router: a Router of "
-    "sentence-transformers, RUN/router, with the query encoder of a run for queries and a copy of "
-    "its teacher for documents. Default: onnx."
+    "onnx: the student as ONNX. openvino: for OpenVINO, in int8. model2vec: a static student for "
+    "model2vec. router: a Router of sentence-transformers, RUN/router, with the query encoder of a "
+    "run for queries and a copy of its teacher for documents. gguf: says why llama.cpp cannot read "
+    "the student. Default: onnx."
 )
+
+_ONE_FILE: dict[str, Callable[[Path], Path]] = {
+    "openvino": export_openvino,
+    "model2vec": export_model2vec,
+}
+_MEASURE: dict[str, Callable[[RunResults], Costs]] = {
+    "onnx": measure_onnx,
+    "openvino": measure_openvino,
+    "model2vec": measure_model2vec,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Folder of a finished run, or of a saved student.",
     )
     parser.add_argument(
-        "--format", choices=["onnx", "model2vec", "router"], default="onnx", help=_FORMATS
+        "--format",
+        choices=["onnx", "openvino", "model2vec", "router", "gguf"],
+        default="onnx",
+        help=_FORMATS,
     )
 
 
 def _export(model: Path, form: str) -> None:
-    written = {form: export_model2vec(model)} if form == "model2vec" else export_onnx(model)
+    if form == "gguf":
+        refuse_gguf(model)
+    elif form == "onnx":
+        written = export_onnx(model)
+    else:
+        written = {form: _ONE_FILE[form](model)}
     for name, path in written.items():
         print(f"{name:<9} {path.stat().st_size / 1e6:7.1f} MB  {path}")
 
@@ -93,5 +116,5 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with held(folder):
         _export(model, form)
-        record = measure_model2vec(results) if form == "model2vec" else measure_onnx(results)
+        record = _MEASURE[form](results)
     _show(record)

@@ -17,17 +17,16 @@ from hf_distill.finished_run import results_of
 from hf_distill.release.model_card import model_cards, write_model_card
 from hf_distill.release.parity import (
     NOT_ASKED_FOR,
-    Compared,
-    Parity,
     Student,
     attempts_of,
     texts_of,
     verify,
-    write_parity,
 )
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES
 from hf_distill.release.served import connect
+from hf_distill.report.page import write_report, write_texts_report
+from hf_distill.report.parity import Compared, Parity, write_parity
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.lock import held
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run_or_model",
         metavar="STUDENT",
         help="Folder of a finished run, or a model: a folder or a Hub id. Of a run, its held-out "
-        "queries are searched, too, and its card shows the result.",
+        "queries are searched, too, and its report and card show the result.",
     )
     parser.add_argument(
         "--with",
@@ -173,5 +172,9 @@ def run(arguments: argparse.Namespace) -> None:
         with held(results.folder):
             write_parity(results.folder.parity, parity)
             write_model_card(results)
+            if isinstance(results, RunResults):
+                write_report(results)
+            else:
+                write_texts_report(results)
     if not all(compared.agrees for compared in parity.tried):
         sys.exit(1)

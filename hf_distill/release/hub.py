@@ -13,6 +13,7 @@ from hf_distill.release.dataset_repo import DatasetRecord
 from hf_distill.release.model2vec import model2vec_files
 from hf_distill.release.model_card import model_cards
 from hf_distill.release.onnx import onnx_files
+from hf_distill.release.openvino import openvino_files
 from hf_distill.release.publish import Release, Settings, check_access, publish
 from hf_distill.report.results import RunResults, TextsResults
 from hf_distill.run.stage import files_of, read_result
@@ -44,7 +45,7 @@ def releases_of(results: RunResults | TextsResults) -> list[Release]:
     recipe, folder = results.recipe, results.folder
     model, dataset = str(recipe.training.hub_model_id), recipe.run.hub_dataset_id
     own = files_of(folder.training, folder.student)
-    own |= onnx_files(results) | model2vec_files(results)
+    own |= onnx_files(results) | openvino_files(results) | model2vec_files(results)
     student = Release(model, "model", folder.student, model_cards(results), own)
     if dataset is None or not isinstance(results, RunResults):
         return [student]

@@ -38,9 +38,11 @@ from hf_distill.release.cost import TIMED
 from hf_distill.release.model2vec import WEIGHTS, measured_model2vec
 from hf_distill.release.onnx import measured_onnx
 from hf_distill.release.onnx_encoder import FILES
-from hf_distill.release.parity import measured_parity
+from hf_distill.release.openvino import GRAPH, INT8, measured_openvino
+from hf_distill.release.openvino import WEIGHTS as OPENVINO_WEIGHTS
 from hf_distill.release.served import EMBED, name_of
 from hf_distill.report.headline import NDCG, verdict
+from hf_distill.report.parity import measured_parity
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, texts_verdict
 from hf_distill.run.folder import read_saved_recipe
@@ -260,6 +262,9 @@ def model_cards(results: RunResults | TextsResults) -> dict[str, bytes]:
         processor=environment["hardware"]["processor"],
         onnx=measured_onnx(results),
         onnx_files=FILES,
+        openvino=measured_openvino(results),
+        openvino_graph=GRAPH,
+        openvino_files={INT8: OPENVINO_WEIGHTS},
         model2vec=measured_model2vec(results),
         model2vec_file=WEIGHTS,
         queries_timed=TIMED,

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 from hf_distill.errors import InputError
 from hf_distill.release.cost import Costs, measure, measured
-from hf_distill.release.onnx_encoder import FILES, INPUTS, OUTPUT, load_onnx, require
+from hf_distill.release.onnx_encoder import (
+    FILES,
+    INPUTS,
+    OUTPUT,
+    OnnxEncoder,
+    load_onnx,
+    require,
+)
 from hf_distill.report.results import CommonResults, RunResults
 from hf_distill.run.stage import files_of, written_whole
 from hf_distill.student.save import check_saved
@@ -46,12 +53,63 @@ class _Graph(nn.Module):
         return embedding
 
 
+def loaded_for_graph(model_dir: Path, instead: str) -> SentenceTransformer:
+    """A saved student whose graph is to be written, on the CPU.
+
+    Raises:
+        InputError: The folder holds no model, or one without a graph; `instead` is what to do then.
+    """
+    check_saved(model_dir)
+    model = SentenceTransformer(
+        str(model_dir), device="cpu", model_kwargs={"attn_implementation": "eager"}
+    ).eval()
+    if not isinstance(model[0], Transformer):
+        raise InputError(
+            f"{model_dir} begins with a {type(model[0]).__name__}, a table of vectors: it has no "
+            f"graph to export; {instead}"
+        )
+    return model
+
+
+INSTEAD = "use --format model2vec, or load it with sentence-transformers"
+
+
+def write_graph(model: SentenceTransformer, path: Path) -> None:
+    """Write the whole model as ONNX in float32.
+
+    We use torch's tracing exporter: the newer one needs another package, and no branch of the model
+    depends on the data.
+    """
+    example = model.preprocess(["a text", "another text, which is longer"])
+    with warnings.catch_warnings(), torch.inference_mode():
+        # Tracing warns about constants. A comparison at other shapes would show them.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Graph(model),
+            tuple(example[name] for name in INPUTS),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in INPUTS}
+            | {OUTPUT: {0: "batch"}},
+        )
+
+
+def difference_of(encoder: OnnxEncoder, model: SentenceTransformer) -> float:
+    """The largest difference, in any dimension, between a graph's embeddings and the model's, on
+    texts of several lengths.
+    """
+    expected = model.encode(list(_CHECKED), show_progress_bar=False)
+    return float(np.abs(encoder.encode(_CHECKED) - expected).max())
+
+
 def export_onnx(model_dir: Path) -> dict[str, Path]:
     """Write `FILES` into the folder of a saved student, and compare the float32 file with it.
 
-    We use torch's tracing exporter: the newer one needs another package, and no branch of the model
-    depends on the data. int8 has a scale for each channel, since one scale for a whole matrix
-    lowers nDCG, and uses 7 of its 8 bits, because CPUs without VNNI overflow otherwise.
+    int8 has a scale for each channel, since one scale for a whole matrix lowers nDCG, and uses 7 of
+    its 8 bits, because CPUs without VNNI overflow otherwise.
 
     Returns:
         Precision -> file.
@@ -65,35 +123,14 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
     check_saved(model_dir)
     require("onnx")
     quantization = require("onnxruntime.quantization")
-    model = SentenceTransformer(
-        str(model_dir), device="cpu", model_kwargs={"attn_implementation": "eager"}
-    ).eval()
-    if not isinstance(model[0], Transformer):
-        raise InputError(
-            f"{model_dir} begins with a {type(model[0]).__name__}, a table of vectors: it has no "
-            "graph to export; use --format model2vec, or load it with sentence-transformers"
-        )
-    example = model.preprocess(["a text", "another text, which is longer"])
+    model = loaded_for_graph(model_dir, INSTEAD)
     paths = {precision: model_dir / name for precision, name in FILES.items()}
     with (
         written_whole(paths["float32"]) as exact,
         written_whole(paths["int8"]) as small,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        with warnings.catch_warnings(), torch.inference_mode():
-            # Tracing warns about constants. The comparison below, at other shapes, would show them.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Graph(model),
-                tuple(example[name] for name in INPUTS),
-                str(exact),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_axes={name: {0: "batch", 1: "tokens"} for name in INPUTS}
-                | {OUTPUT: {0: "batch"}},
-            )
+        write_graph(model, exact)
         level = logging.root.level
         # It recommends a preprocessing that only static quantisation needs.
         logging.root.setLevel(logging.ERROR)
@@ -108,8 +145,7 @@ def export_onnx(model_dir: Path) -> dict[str, Path]:
         finally:
             logging.root.setLevel(level)
         small.write_bytes((Path(scratch) / "int8.onnx").read_bytes())
-    expected = model.encode(list(_CHECKED), show_progress_bar=False)
-    difference = float(np.abs(load_onnx(model_dir).encode(_CHECKED) - expected).max())
+    difference = difference_of(load_onnx(model_dir), model)
     if not difference <= TOLERANCE:
         for path in paths.values():
             path.unlink()

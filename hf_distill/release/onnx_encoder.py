@@ -25,8 +25,9 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class OnnxEncoder:
-    """An exported model, loaded with `onnxruntime` and `tokenizers` alone. `prompts` maps a kind of
-    text (`query`, `document`) to its prompt.
+    """An exported model, loaded with `onnxruntime` and `tokenizers` alone. `session` is one of
+    onnxruntime, or is called like it. `prompts` maps a kind of text (`query`, `document`) to its
+    prompt.
     """
 
     session: Any
@@ -65,18 +66,32 @@ def load_onnx(model_dir: Path, precision: str = "float32") -> OnnxEncoder:
             f"there is no {path}; write it with: hf-distill export {model_dir} --format onnx"
         )
     runtime = require("onnxruntime")
-    settings = json.loads((model_dir / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return encoder_of(model_dir, session)
+
+
+def encoder_of(model_dir: Path, session: Any) -> OnnxEncoder:
+    """The student in `model_dir`, whose graph is `session`."""
     special = json.loads((model_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-    prompts = json.loads(
-        (model_dir / "config_sentence_transformers.json").read_text(encoding="utf-8")
-    ).get("prompts", {})
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    tokenizer = tokenizer_of(model_dir)
     pad = special.get("pad_token") or "[PAD]"
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad) or 0, pad_token=pad)
+    return OnnxEncoder(session, tokenizer, prompts_of(model_dir))
+
+
+def tokenizer_of(model_dir: Path) -> Tokenizer:
+    """A student's tokenizer, which cuts texts where the student does."""
+    settings = json.loads((model_dir / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     tokenizer.enable_truncation(settings["max_seq_length"])
-    return OnnxEncoder(
-        runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]), tokenizer, prompts
-    )
+    return tokenizer
+
+
+def prompts_of(model_dir: Path) -> dict[str, str]:
+    """Kind of text (`query`, `document`) -> prompt."""
+    path = model_dir / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return {kind: prompt or "" for kind, prompt in settings.get("prompts", {}).items()}
 
 
 def require(name: str, extra: str = "onnx") -> Any:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from hf_distill.release.mistakes import Sent, likely_reason, unit
 from hf_distill.release.probes import PROBES
 from hf_distill.release.runtimes.table import RUNTIMES, Runtime
 from hf_distill.release.served import Server, name_of
-from hf_distill.report.results import CommonResults
-from hf_distill.run.stage import key_of, read_result, sha256_of, write_result
+from hf_distill.report.parity import Compared, NotTried, Parity
+from hf_distill.run.stage import key_of, sha256_of
 
 TOLERANCE = 1e-4
 """Largest difference, in any dimension, of float32 embeddings that agree."""
@@ -111,71 +111,6 @@ class Attempt:
     asked_for: bool = True
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A runtime that was tried.
-
-    Attributes:
-        runtime: Its name.
-        versions: Package -> version.
-        precision: `float32` or `int8`.
-        texts: How many texts were compared, those of the run included.
-        refused, refusal: How many more it refused, and its words for the first.
-        difference: Largest absolute difference in any dimension. None: it has other dimensions, or
-            failed.
-        cosine: The smallest cosine to the embedding of sentence-transformers.
-        recall: How many of its first ten documents are among those of sentence-transformers.
-        agrees: Whether it can be used in place of sentence-transformers.
-        reason: Why not, if not.
-    """
-
-    runtime: str
-    versions: dict[str, str]
-    precision: str
-    texts: int = 0
-    refused: int = 0
-    refusal: str | None = None
-    difference: float | None = None
-    cosine: float | None = None
-    recall: float | None = None
-    agrees: bool = False
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class NotTried:
-    """A runtime that was not tried, why, and the line that makes it possible."""
-
-    runtime: str
-    why: str
-    line: str | None
-
-
-@dataclass(frozen=True)
-class Parity:
-    """The content of `parity.json`.
-
-    Attributes:
-        key: The fingerprint of what it depends on.
-        training: The key of the training that made the student; None: it is of no run.
-        reference: The version of sentence-transformers that all are compared with.
-        probes: How many fixed texts were embedded, as queries and as documents.
-        of: What recall@10 is measured on.
-        tried: The runtimes that were tried.
-        not_tried: Those that were not.
-        files: File in the student's folder -> SHA-256, of those that were read.
-    """
-
-    key: str
-    training: str | None
-    reference: str
-    probes: int
-    of: str
-    tried: tuple[Compared, ...]
-    not_tried: tuple[NotTried, ...]
-    files: dict[str, str] = field(default_factory=dict)
-
-
 class _FailedError(Exception):
     """A runtime does not embed. The message is what it says."""
 
@@ -189,7 +124,7 @@ def _run(attempt: Attempt, request: dict[str, Any]) -> dict[str, Any]:
     runtime, place = attempt.runtime, attempt.place
     script = str(_SCRIPTS / runtime.script)
     if runtime.in_node:
-        command = ["node", script]
+        command = ["node", str(_SCRIPTS / "harness.mjs")]
     else:
         # -P, and for another Python -I: names beside the script must not hide the libraries.
         harness = str(_SCRIPTS / "harness.py")
@@ -429,22 +364,3 @@ def verify(
         not_tried=(*(o for o in obstacles if o), *others),
         files=files,
     )
-
-
-def write_parity(path: Path, parity: Parity) -> None:
-    """Write it to `path`, whole or not at all."""
-    write_result(path, parity, [])
-
-
-def measured_parity(results: CommonResults) -> Parity | None:
-    """What was tried with this run's student as it is; None if nothing was, or only an earlier
-    student or an earlier export.
-    """
-    folder = results.folder
-    if not folder.parity.is_file():
-        return None
-    parity = read_result(folder.parity, Parity)
-    files = {name: folder.student / name for name in parity.files}
-    current = all(path.is_file() and sha256_of(path) == parity.files[name]
-                  for name, path in files.items())  # fmt: skip
-    return parity if current and parity.training == results.training.key else None

@@ -25,7 +25,9 @@ from hf_distill.errors import InputError, PublishingError
 from hf_distill.release.access import HTTP_ERROR, patiently, shown
 
 _RESULTS = ".eval_results"
-_OWN_FOLDERS = re.compile(r"(\d_[A-Z]\w*|onnx|\.eval_results|all|selected|page-[0-9a-f]{16})/")
+_OWN_FOLDERS = re.compile(
+    r"(\d_[A-Z]\w*|onnx|openvino|model2vec|\.eval_results|all|selected|page-[0-9a-f]{16})/"
+)
 _OWN_FILES = re.compile(
     r"config\.json|sentence_bert_config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"

@@ -24,6 +24,7 @@ from hf_distill.report.headline import (
     which_documents,
     with_interval,
 )
+from hf_distill.report.parity import measured_parity
 from hf_distill.report.results import CommonResults, RunResults, TextsResults
 from hf_distill.report.texts import SHOWN, is_it_like_its_teacher, texts_verdict
 from hf_distill.run.stage import written_whole
@@ -135,6 +136,7 @@ def _write(results: CommonResults, template: str, **values: Any) -> None:
             soft_labels=results.soft_labels,
             training=results.training,
             lengths=results.lengths,
+            parity=measured_parity(results),
             **values,
         )
     )

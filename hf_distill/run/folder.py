@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "onnx.json"
 
     @property
+    def openvino(self) -> Path:
+        """What the student costs in OpenVINO, if it was exported."""
+        return self.path / "openvino.json"
+
+    @property
     def model2vec(self) -> Path:
         """What a static student costs in model2vec, if it was exported."""
         return self.path / "model2vec.json"

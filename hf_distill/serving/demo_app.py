@@ -61,6 +61,21 @@ class Side:
     conversation: bool = False
 
 
+STYLE = """<style>
+.answers h2 { font-size: 1rem; margin: .4rem 0 0; }
+.answers ol { list-style: none; margin: .6rem 0 0; padding: 0; counter-reset: rank; }
+.answers li {
+  border: 1px solid color-mix(in srgb, currentColor 20%, transparent); border-radius: .5rem;
+  padding: .6rem .9rem; margin: 0 0 .6rem; counter-increment: rank;
+}
+.answers .head { margin: 0; opacity: .75; font-size: .85rem; }
+.answers li .head::before { content: counter(rank) ". "; }
+.answers code { overflow-wrap: anywhere; }
+.answers .text { margin: .2rem 0 0; overflow-wrap: anywhere; white-space: pre-line; }
+</style>"""
+"""The look of the search page (`hf-distill page`), in the colours of Gradio's theme."""
+
+
 def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> str:
     """The documents that `side` ranks first, as HTML in which every text is escaped, and how long
     embedding and search took.
@@ -74,14 +89,15 @@ def answer_html(side: Side, question: str, ids: list[str], texts: list[str]) -> 
     best = np.argsort(-scores, kind="stable")[:TOP]
     end = time.perf_counter()
     rows = "".join(
-        f"<li><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code><br>"
-        f"{html.escape(texts[i])}</li>"
+        f'<li><p class="head"><b>{scores[i]:.3f}</b> <code>{html.escape(ids[i])}</code></p>'
+        f'<p class="text">{html.escape(texts[i])}</p></li>'
         for i in map(int, best)
     )
     return (
-        f"<h3>{html.escape(side.name)}</h3>"
-        f"<p>question embedded in {1000 * (embedded - start):.1f} ms, {len(texts):,} documents "
-        f"searched in {1000 * (end - embedded):.1f} ms</p><ol>{rows}</ol>"
+        f'{STYLE}<section class="answers"><h2>{html.escape(side.name)}</h2>'
+        f'<p class="head">question embedded in {1000 * (embedded - start):.1f} ms, '
+        f"{len(texts):,} documents searched in {1000 * (end - embedded):.1f} ms</p>"
+        f"<ol>{rows}</ol></section>"
     )
 
 

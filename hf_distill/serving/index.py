@@ -239,7 +239,10 @@ def keep_index(results: RunResults) -> str:
 
     inputs = [training, results.collection.key, conversation]
     kept = stage(places.record, KeptRecord, inputs, make, [places.documents, places.embeddings])
-    return f"Index    {kept.documents:,} documents, for hf-distill search"
+    more = "; --python searches all that is installed" * (
+        results.collection.source.name == "pydocs"
+    )
+    return f"Index    {kept.documents:,} documents, for hf-distill search{more}"
 
 
 def index_of(model: SentenceTransformer, corpus: Corpus, path: Path) -> Index:

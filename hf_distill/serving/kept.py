@@ -1,5 +1,5 @@
-"""The index that a finished run keeps of its documents, searched by the exported student: without
-torch, whose libraries take seconds to load.
+"""The index that a finished run keeps of its documents, searched by the student as ONNX or in
+numpy: without torch, whose libraries take seconds to load.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_distill.release.onnx_encoder import FILES, OnnxEncoder, load_onnx
 from hf_distill.run.stage import key_in, read_result
+from hf_distill.serving.without_torch import BertEncoder, load_bert
 
 DEPTH = 10
 """Documents that a question gets by default."""
@@ -104,7 +105,7 @@ class KeptIndex:
     float16 of unit length.
     """
 
-    encoder: OnnxEncoder
+    encoder: OnnxEncoder | BertEncoder
     documents: pa.Table
     embeddings: np.ndarray
 
@@ -119,27 +120,38 @@ class KeptIndex:
         ]
 
 
+def _exported(places: KeptPlaces) -> bool:
+    """Whether this student is exported as ONNX, and onnxruntime is installed.
+
+    Raises:
+        InputError: A file of the export is not what was written.
+    """
+    if not ((places.student / FILES["float32"]).is_file() and places.onnx.is_file()):
+        return False
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    return bool(key_in(places.onnx, "training") == key_in(places.training))
+
+
 def kept_index(run: Path) -> tuple[KeptIndex, bool] | None:
     """The index of a run's documents, and whether its student reads the turns before a question.
-    None unless the run keeps one of this student, the student is exported as ONNX, and onnxruntime
-    is installed.
+    None unless the run keeps one of this student, and that is exported as ONNX or has a BERT
+    backbone.
 
     Raises:
         InputError: A file of the student, of its export or of the index is not what was written.
     """
     places = KeptPlaces(run)
-    records = (places.record, places.training, places.onnx)
-    exported = (places.student / FILES["float32"]).is_file()
-    if not (exported and all(record.is_file() for record in records)):
-        return None
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not (places.record.is_file() and places.training.is_file()):
         return None
     record = read_result(places.record, KeptRecord)
-    if not record.training == key_in(places.training) == key_in(places.onnx, "training"):
+    if record.training != key_in(places.training):
         return None
-    index = KeptIndex(
-        load_onnx(places.student),
+    encoder = load_onnx(places.student) if _exported(places) else load_bert(places.student)
+    if encoder is None:
+        return None
+    documents, embeddings = (
         pq.read_table(places.documents),
         np.load(places.embeddings, mmap_mode="r"),
     )
-    return index, record.conversation
+    return KeptIndex(encoder, documents, embeddings), record.conversation

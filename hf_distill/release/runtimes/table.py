@@ -4,6 +4,7 @@ line here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 _FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
@@ -15,8 +16,8 @@ class Runtime:
 
     Attributes:
         script: A file in this folder. A Python file has `embed(student, queries, documents)`, which
-            returns the embeddings of both; `harness.py` calls it. A JavaScript file does what
-            `harness.py` does.
+            returns the embeddings of both; `harness.py` calls it. `harness.mjs` says what a
+            JavaScript file has.
         packages: What must be installed. Their versions are reported.
         install: The line that installs them.
         file: The file in the student's folder that it reads, if that is not the saved model.
@@ -30,7 +31,7 @@ class Runtime:
     @property
     def precision(self) -> str:
         """`float32`, or `int8`, which is judged by what it retrieves."""
-        return "int8" if self.file == _INT8 else "float32"
+        return "int8" if self.file and re.search("quantized|int8", self.file) else "float32"
 
     @property
     def form(self) -> str | None:
@@ -51,6 +52,7 @@ def _npm(script: str, package: str, file: str) -> Runtime:
     return Runtime(script, (package,), f"npm install {package}", file)
 
 
+_JS = "@huggingface/transformers"
 _SESSION = ("onnxruntime", "tokenizers")
 _OPENVINO = ("openvino", "tokenizers")
 
@@ -62,14 +64,21 @@ RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": _pip("onnxruntime.py", _SESSION, _FLOAT32),
     "onnxruntime-int8": _pip("onnxruntime.py", _SESSION, _INT8),
     "openvino": _pip("openvino.py", _OPENVINO, _FLOAT32),
-    "openvino-int8": _pip("openvino.py", _OPENVINO, _INT8),
+    "openvino-int8": _pip("openvino.py", _OPENVINO, "openvino/model_int8.xml"),
     "fastembed": _pip("fastembed.py", ("fastembed",), _FLOAT32),
     "fastembed-int8": _pip("fastembed.py", ("fastembed",), _INT8),
     "model2vec": _pip("model2vec.py", ("model2vec",), "model2vec/model.safetensors"),
+    "infinity": Runtime(
+        "infinity.py",
+        ("infinity-emb", "sentence-transformers", "transformers"),
+        "pip install 'infinity-emb[torch]'",
+    ),
     "langchain": _pip("langchain.py", ("langchain-huggingface", "sentence-transformers")),
     "llama-index": _pip("llama_index.py", ("llama-index-embeddings-huggingface",)),
     "haystack": _pip("haystack.py", ("haystack-ai", "sentence-transformers-haystack")),
-    "transformers.js": _npm("transformers_js.mjs", "@huggingface/transformers", _FLOAT32),
-    "transformers.js-int8": _npm("transformers_js.mjs", "@huggingface/transformers", _INT8),
+    "transformers.js": _npm("transformers_js.mjs", _JS, _FLOAT32),
+    "transformers.js-int8": _npm("transformers_js.mjs", _JS, _INT8),
+    "transformers.js-chromium": _npm("transformers_js_chromium.mjs", _JS, _FLOAT32),
+    "transformers.js-chromium-int8": _npm("transformers_js_chromium.mjs", _JS, _INT8),
 }
 """Name -> runtime, in the order of the result."""
