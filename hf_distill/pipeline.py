@@ -78,7 +78,9 @@ from hf_distill.scoring.lists import (
 )
 from hf_distill.scoring.ranking import LEAST_NEGATIVES, Ranking, rank_in_pool
 from hf_distill.scoring.scores import Scores, score_collection, shards_of
+from hf_distill.scoring.second import second_view
 from hf_distill.selection.rules import Rule, parse_rules
+from hf_distill.selection.second import check_second_model
 from hf_distill.selection.select import Selection, SelectionInputs, select_pairs
 from hf_distill.serving.index import keep_index
 from hf_distill.student.build import backbone_identity, build_student
@@ -88,7 +90,7 @@ from hf_distill.student.save import save_student
 from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
-from hf_distill.teachers.ranker import load_miner, load_ranker
+from hf_distill.teachers.ranker import load_miner, load_ranker, load_second
 from hf_distill.training.hardware import on_this_machine
 from hf_distill.training.mined_again import mine_again
 from hf_distill.training.rehearsal import check_strategy, check_training
@@ -108,7 +110,7 @@ from hf_distill.training.train import (
     train_student,
 )
 
-_SHARED = ("teacher", "collection", "scores")
+_SHARED = ("teacher", "second", "collection", "scores")
 """Results that do not depend on what a study changes: selection, student, objective, training."""
 _OF_LISTS = ("ranker", "miners", "lists", "ranking")
 """The same, if both mine the same lists."""
@@ -207,6 +209,7 @@ class Run:
         done()
 
     def _stages(self) -> Iterator[str]:
+        check_second_model(self.rules, self.recipe.selection.second_model)
         read = _timed(lambda: self.collection.summary())  # noqa: PLW0108  # the property makes it
         yield explain(self.collection) if self.recipe.run.explain else read
         if PartialState().is_main_process:
@@ -291,9 +294,14 @@ class Run:
         named = [name for name in self.recipe.lists.candidates if name not in NAMED]
         return {name: load_miner(self.recipe, name) for name in named}
 
+    @cached_property
+    def second(self) -> EmbeddingTeacher | None:
+        """The second model of the selection, loaded; None if none is named."""
+        return load_second(self.recipe)
+
     def load_beside(self) -> None:
         """Load the models beside the teacher, so that what cannot be loaded is said at once."""
-        _ = self.ranker, self.miners
+        _ = self.ranker, self.miners, self.second
 
     @cached_property
     def collection(self) -> Collection:
@@ -397,12 +405,18 @@ class Run:
     @cached_property
     def selection_inputs(self) -> SelectionInputs:
         """What the rules can read about the training pairs."""
+        collection, scores = self.collection, self.scores
+        key, view = self.ranking.key if self.ranking else scores.key, None
+        if self.second is not None:
+            view = second_view(collection, scores, self.second, self.recipe, self.folder)
+            key = f"{key} {view.key}"
         return SelectionInputs(
-            pairs=self.collection.pairs("train"),
-            scores=self.scores.of(self.collection.rows("train")),
+            pairs=collection.pairs("train"),
+            scores=scores.of(collection.rows("train")),
             ranking=self.ranking,
-            key=self.ranking.key if self.ranking else self.scores.key,
-            embeddings=self.scores.embeddings,
+            key=key,
+            embeddings=scores.embeddings,
+            disagreement=None if view is None else view.disagreement,
         )
 
     @cached_property

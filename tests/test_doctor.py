@@ -20,6 +20,7 @@ from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
+from hf_distill.study.diagnosis import MISMATCHED as RULE
 from hf_distill.study.diagnosis import MOST, Diagnosis, Finding, limited
 from hf_distill.study.diagnosis_text import examples, summary
 
@@ -118,11 +119,14 @@ def test_every_planted_fault_is_counted(doctored: Doctored, data: Path) -> None:
 
 def test_the_selection_that_it_names_does_what_it_says(doctored: Doctored) -> None:
     diagnosis, out = doctored.diagnosis, doctored.said.out
-    assert diagnosis.selection == ("invalid", "echo", "duplicate", "near_duplicate", "mismatched")
+    assert RULE in read_recipe(["recommended"]).selection.selection
+    assert diagnosis.selection == ("invalid", "echo", "duplicate", "near_duplicate", RULE)
     assert f"\nselection: [{', '.join(diagnosis.selection)}]\n" in out
     recipe = read_recipe([*doctored.line, "--selection", *diagnosis.selection])
     run = Run(recipe, RunFolder(doctored.run_dir))
     assert len(run.selection.kept) == diagnosis.kept
+    weighed = int((run.selection.weight_ranking[run.selection.kept] == 0).sum())
+    assert 0.75 * MISMATCHED < diagnosis.without_contrast == weighed
     assert f"leave {diagnosis.kept} of {diagnosis.pairs} pairs" in out
 
 

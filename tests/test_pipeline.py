@@ -417,6 +417,27 @@ def test_a_run_on_a_share_that_covers_all_clusters(tiny: Path, copied: Path) -> 
     assert kept.max() - kept[left].min() <= 1, "even, but for clusters that gave all they have"
 
 
+def test_the_student_of_an_earlier_run_says_what_to_train_on(tiny: Path, copied: Path) -> None:
+    student = (copied / "student_model_sd").rename(copied.with_name("first"))
+    keys = {"run_dir": copied, "selection": ["disagreement=0.25"], "second_model": student}
+    run = Run.open(recipe_of(tiny, **keys))
+    pairs = run.collection.pairs("train")
+    model = SentenceTransformer(str(student))
+    (texts,) = pairs.batches("query", "document", size=len(pairs))
+    left, right = (model.encode(texts[side]) for side in ("query", "document"))
+    ranks = [
+        scipy.stats.rankdata(scores) / len(pairs)
+        for scores in (run.selection_inputs.scores, (left * right).sum(axis=1))
+    ]
+    apart = np.abs(ranks[0] - ranks[1])
+    assert apart.max() > 0.1, "the student is not the teacher"
+    assert run.selection_inputs.disagreement == pytest.approx(apart, abs=2 / len(pairs))
+    assert len(run.selection.kept) == round(0.25 * len(pairs))
+    assert apart[run.selection.kept].min() > np.median(apart)
+    with pytest.raises(InputError, match=r"--second_model .* no selection rule reads it"):
+        next(Run.open(recipe_of(tiny, **{**keys, "selection": ["echo"]})).stages())
+
+
 def test_the_precision_is_decided_once_and_written_down(tiny: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(tiny.read_text())
     for key in ("bf16", "teacher_dtype"):

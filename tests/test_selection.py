@@ -32,6 +32,7 @@ from hf_distill.recipe.kinds import RULES
 from hf_distill.run.folder import RunFolder
 from hf_distill.run.stage import read_json
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
+from hf_distill.scoring.second import disagreement
 from hf_distill.selection.audit import Audit, Part
 from hf_distill.selection.clusters import document_clusters
 from hf_distill.selection.rules import (
@@ -42,6 +43,7 @@ from hf_distill.selection.rules import (
     quotas,
     rule,
 )
+from hf_distill.selection.second import check_second_model
 from hf_distill.selection.select import (
     Selection,
     SelectionInputs,
@@ -412,6 +414,28 @@ def test_weights_for_ranking_terms_alone() -> None:
     np.testing.assert_allclose(applied.weight_ranking, [0, 0.5, 0.5, 0])
 
 
+def test_agreement_and_disagreement_by_hand() -> None:
+    apart = disagreement(np.array([0.1, 0.5, 0.9, 0.3]), np.array([-2.0, 7.0, -1.0, 3.0]))
+    # quantiles 1/8, 5/8, 7/8, 3/8 for the teacher, and 1/8, 7/8, 3/8, 5/8 for the second model
+    assert apart.tolist() == [0.0, 0.25, 0.5, 0.25]
+    given = columns([0.1, 0.5, 0.9, 0.3], disagreement=apart.tolist())
+    assert kept("agreement=0.25", given) == [0]
+    assert kept("agreement=0.5", given) == [0, 3], "the later row is the earlier one of the order"
+    assert kept("disagreement=0.25", given) == [2]
+    assert kept("disagreement=0.75", given) == [1, 2, 3]
+    assert kept("disagreement=1", given) == [0, 1, 2, 3]
+
+
+def test_a_second_model_and_the_rules_that_read_it_need_each_other() -> None:
+    rules = parse_rules(["echo", "disagreement=0.5"])
+    check_second_model(rules, "student")
+    check_second_model(rules[:1], None)
+    with pytest.raises(InputError, match=r"disagreement=0.5 compares .* --second_model"):
+        check_second_model(rules, None)
+    with pytest.raises(InputError, match=r"--second_model student: no selection rule reads it"):
+        check_second_model(rules[:1], "student")
+
+
 def test_mismatched_pairs_by_hand() -> None:
     given = columns([0.5] * 4, mismatch=[0.0, 0.5, 0.49, 1.0])
     assert kept("mismatched", given) == kept("mismatched=0.5", given) == [0, 2]
@@ -550,6 +574,7 @@ def test_a_bad_rule_is_refused_with_its_text(rule: str, says: str) -> None:
         ("threshold=0.2:relabel", "threshold=0.2:relabel needs a teacher that embeds"),
         ("stratified=0.5:on=margin", "embeds"),
         ("coverage=0.5", "coverage=0.5 needs a teacher that embeds .* clusters"),
+        ("agreement=0.5", "agreement=0.5 compares .* second model, .* --second_model"),
         ("top_k=1:by=source", "by=source .* pairs have none; .*--source_column"),
         ("top_k=1:by=group", "by=group .* pairs have none; .*--group_column"),
     ],
@@ -655,6 +680,8 @@ FORMS = {
     "margin": "=0.1",
     "stratified": "=0.5",
     "coverage": "=0.5",
+    "agreement": "=0.5",
+    "disagreement": "=0.5",
     "random": "=0.5",
 }
 every_rule = [name + FORMS.get(name, "") for name in RULES]
@@ -719,7 +746,9 @@ def inputs_of_all_kinds(rows: list) -> SelectionInputs:
         [row[4] for row in rows], others, scores.tolist(), [row[3] for row in rows]
     )
     documents = np.eye(len(pairs.collection.documents), 3)  # from the fourth on they are equal
-    return inputs(pairs, [row[2] for row in rows], ranking, table_of(documents))
+    apart = np.array([abs(row[4]) for row in rows], dtype=np.float32)
+    without = inputs(pairs, [row[2] for row in rows], ranking, table_of(documents))
+    return replace(without, disagreement=apart)
 
 
 @settings(max_examples=80, deadline=None)

@@ -325,6 +325,12 @@ class SelectionArguments:
         ":weight_ranking=W in its terms that compare queries with documents. With :relabel, the "
         "teacher's best document of the ranking pool takes the place of theirs.",
     )
+    second_model: str | None = option(
+        None,
+        "Folder or Hub id of a second bi-encoder, whose scores the rules agreement and "
+        "disagreement compare with the teacher's: another teacher, or the student of an earlier "
+        "run.",
+    )
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,9 @@ RULES: Mapping[str, Kind] = {
         "mismatched": "the rank is probably that of a random document (mismatched[=PROBABILITY])",
         "stratified": "all but a share F, drawn evenly over the scores (stratified=F[:on=margin])",
         "coverage": "all but a share F, drawn evenly over clusters of documents (coverage=F)",
+        "agreement": "all but the share F on which teacher and second_model agree best "
+        "(agreement=F)",
+        "disagreement": "all but the share F on which they disagree most (disagreement=F)",
         "random": "all but a random share F (random=F)",
     }.items()
 }

@@ -286,8 +286,9 @@ def _reproducing(recipe: Recipe) -> str:
         keys["candidates"] = [public_miner(name) for name in recipe.lists.candidates]
     if recipe.lists.ranker:
         keys["ranker"] = public_ranker(recipe.lists.ranker)
-    if "chat_model" in keys:
-        keys["chat_model"] = public_name(keys["chat_model"])
+    for name in ("chat_model", "second_model"):
+        if name in keys:
+            keys[name] = public_name(keys[name])
     text = yaml.safe_dump({**keys, "seed": recipe.seed}, sort_keys=False, allow_unicode=True)
     return printable(text)
 

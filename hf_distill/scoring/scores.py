@@ -332,6 +332,15 @@ def _scored_by(
     )
 
 
+def scores_beside(
+    collection: Collection, model: EmbeddingTeacher, recipe: Recipe, folder: RunFolder
+) -> np.ndarray:
+    """(judgements,) float32: the scores of a model beside the teacher. Its embeddings are kept in
+    shards, like the teacher's.
+    """
+    return _scored_by(collection, model, _Store(folder, recipe.teacher.teacher_cache)).values
+
+
 def write_soft_labels(path: Path, pairs: Pairs, scores: np.ndarray) -> None:
     """Write the paper's `teacher_soft_labels.json`: a list of {pair_id, query, document,
     teacher_score}.

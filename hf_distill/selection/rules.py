@@ -34,7 +34,7 @@ BINS = 10
 
 COLUMNS = (
     "rank", "margin", "mismatch", "better", "better_score", "group", "source", "long_enough",
-    "overlap", "query", "document", "student_query", "family", "cluster",
+    "overlap", "query", "document", "student_query", "family", "cluster", "disagreement",
 )  # fmt: skip
 """The columns that a rule can need besides the score. See `Columns`."""
 
@@ -62,7 +62,9 @@ class Columns:
             (uint64): equal for texts that differ at most in case, punctuation and spacing;
             `family` (int64): equal for pairs that near-duplicates connect;
             `cluster` (int64): equal for pairs whose documents the teacher embeds close to each
-            other, see `hf_distill.selection.clusters`.
+            other, see `hf_distill.selection.clusters`;
+            `disagreement` (float32): how far apart teacher and second model put the pair, see
+            `hf_distill.scoring.second`.
         detection: Where `mismatch` comes from, if a rule needs it.
     """
 
@@ -437,6 +439,29 @@ def coverage(columns: Columns, rule: Rule) -> Outcome:
     cluster and round, in the seeded order, until there are enough.
     """
     return Outcome(_evenly(columns, columns["cluster"], rule.number))
+
+
+def _lowest_share(columns: Columns, rule: Rule, values: np.ndarray) -> Outcome:
+    """Keep the share `value` of the pairs with the lowest `values` (n,). The seed breaks ties."""
+    keep = np.zeros(len(columns), dtype=bool)
+    number = round(rule.number * len(columns))
+    keep[np.lexsort((columns.order, values))[:number]] = True
+    return Outcome(keep)
+
+
+@rule(low=0, high=1, needs=("disagreement",))
+def agreement(columns: Columns, rule: Rule) -> Outcome:
+    """Keep the share `value` of the pairs on which the teacher and the second model agree best."""
+    return _lowest_share(columns, rule, columns["disagreement"])
+
+
+@rule(low=0, high=1, needs=("disagreement",))
+def disagreement(columns: Columns, rule: Rule) -> Outcome:
+    """Keep the share `value` of the pairs on which the teacher and the second model disagree most.
+
+    If the second model is a student, these are the pairs whose soft labels it has learned least.
+    """
+    return _lowest_share(columns, rule, -columns["disagreement"])
 
 
 _ACTIONS = ("relabel", "weight", "weight_ranking")

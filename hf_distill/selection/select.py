@@ -30,6 +30,7 @@ from hf_distill.selection.rules import (
     apply_rules,
     needed_columns,
 )
+from hf_distill.selection.second import COLUMN, check_second_model
 
 if TYPE_CHECKING:  # selecting needs no model
     from hf_distill.scoring.embeddings import EmbeddingTable
@@ -94,6 +95,7 @@ class SelectionInputs:
         ranking: The ranking of the training pairs; None if the teacher embeds no texts.
         key: The fingerprint of all of these.
         embeddings: The teacher's; None if it embeds no texts.
+        disagreement: (n,) float32, of the teacher and a second model; None if none is named.
     """
 
     pairs: Pairs
@@ -101,6 +103,7 @@ class SelectionInputs:
     ranking: Ranking | None
     key: str
     embeddings: EmbeddingTable | None = None
+    disagreement: np.ndarray | None = None
     _columns: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -123,22 +126,26 @@ class SelectionInputs:
         known = ~np.isnan(self.scores)  # a pair without a score has no rank either
         return detect_mismatches(self.ranking.rank[known], self.ranking.pool, self.ranking.mined)
 
+    def _of_ranking(self, name: str, rule: Rule) -> np.ndarray:
+        """One of the columns `RANKED`."""
+        if self.ranking is None:
+            lists = name != "mismatch"  # they hold no random documents
+            do = "Mine lists with --candidates bm25, or remove" if lists else "Remove"
+            raise InputError(
+                f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
+                f"pair's document in a pool; this teacher only scores pairs. {do} the rule"
+            )
+        if name == "mismatch":
+            return self.detection.probability(self.ranking.rank)
+        if name in ("better", "better_score"):
+            better = better_documents(self.pairs, self.ranking)
+            self._columns.update(zip(("better", "better_score"), better, strict=True))
+            return self._columns[name]
+        return self.ranking.rank if name == "rank" else self.ranking.margin
+
     def _make(self, name: str, rule: Rule) -> np.ndarray:
         if name in RANKED:
-            if self.ranking is None:
-                lists = name != "mismatch"  # they hold no random documents
-                do = "Mine lists with --candidates bm25, or remove" if lists else "Remove"
-                raise InputError(
-                    f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
-                    f"pair's document in a pool; this teacher only scores pairs. {do} the rule"
-                )
-            if name == "mismatch":
-                return self.detection.probability(self.ranking.rank)
-            if name in ("better", "better_score"):
-                better = better_documents(self.pairs, self.ranking)
-                self._columns.update(zip(("better", "better_score"), better, strict=True))
-                return self._columns[name]
-            return self.ranking.rank if name == "rank" else self.ranking.margin
+            return self._of_ranking(name, rule)
         if name == "cluster":
             if self.embeddings is None:
                 raise InputError(
@@ -149,6 +156,10 @@ class SelectionInputs:
             # As for the mixture of margins, the seed is not the recipe's: the seeds of a study
             # draw from the same clusters.
             return document_clusters(self.pairs, self.embeddings, seed=0)
+        if name == COLUMN:
+            check_second_model([rule], None if self.disagreement is None else "")
+            assert self.disagreement is not None
+            return self.disagreement
         if name in ("group", "source") and texts.is_empty(self.pairs, name):
             raise InputError(
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "

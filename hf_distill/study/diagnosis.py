@@ -29,7 +29,10 @@ MOST = 100_000
 
 EXAMPLES = 3
 
-_RULES = ("invalid", "echo", "duplicate", "near_duplicate", "mismatched")
+MISMATCHED = "mismatched:weight_ranking=0"
+"""What is done about mismatched pairs, as in `recommended.yaml`."""
+
+_RULES = ("invalid", "echo", "duplicate", "near_duplicate", MISMATCHED)
 """In the order of the selection. What compares many pairs comes after what looks at one."""
 
 _BATCH = 1000
@@ -113,6 +116,7 @@ class Diagnosis:
         findings: What was looked for.
         selection: The rules that take care of what was found, and those of the recipe.
         kept: Pairs that they leave.
+        without_contrast: Those of them whose texts alone are used.
     """
 
     source: str
@@ -128,6 +132,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     selection: tuple[str, ...]
     kept: int
+    without_contrast: int
 
 
 def _mismatches(detection: Detection, ranking: Ranking) -> Mismatches:
@@ -198,7 +203,7 @@ def _of_rules(columns: Columns, ranking: Ranking | None, said: Mismatches | None
     """Findings that rules take care of."""
     scored = np.flatnonzero(~np.isnan(columns.score))
     seen = columns.take(scored)
-    names = [name for name in _RULES if name != "mismatched" or ranking is not None]
+    names = [name for name in _RULES if name != MISMATCHED or ranking is not None]
     picked: dict[str, np.ndarray] = {}
     for name, rule in zip(names, parse_rules(names), strict=True):
         picked[name] = np.zeros(len(columns), dtype=bool)
@@ -231,16 +236,17 @@ def _of_rules(columns: Columns, ranking: Ranking | None, said: Mismatches | None
         why = "this teacher embeds no texts, so it ranks no pool of documents"
         nothing = Finding("mismatched", what, None, len(columns), "pairs", why, None, None)
         return [nothing, *found]
-    places = _first(columns, picked["mismatched"])
+    places = _first(columns, picked[MISMATCHED])
     mismatched = Finding(
         kind="mismatched",
         what=what,
-        count=int(picked["mismatched"].sum()),
+        count=int(picked[MISMATCHED].sum()),
         of=len(columns),
         unit="pairs",
         because=_how_sure(said),
-        advice="drop them, or let the teacher's best document take the place of theirs (:relabel)",
-        rule="mismatched",
+        advice="keep their texts, without contrast; where contrast is what teaches, "
+        "give them the teacher's best document (:relabel)",
+        rule=MISMATCHED,
         examples=_examples(columns.pairs, places, _best(columns, ranking, places)),
     )
     return [mismatched, *found]
@@ -316,7 +322,7 @@ def diagnose(run: Run) -> Diagnosis:
     """Look at the pairs of `run`. Nothing is trained, and no student is built."""
     collection, recipe, ranking = run.collection, run.recipe, run.ranking
     record, said = collection.record, None
-    names = [name for name in _RULES if name != "mismatched" or ranking is not None]
+    names = [name for name in _RULES if name != MISMATCHED or ranking is not None]
     columns = rule_columns(run.selection_inputs, parse_rules(names), recipe.seed)
     if ranking is not None:
         said = _mismatches(run.selection_inputs.detection, ranking)
@@ -329,7 +335,9 @@ def diagnose(run: Run) -> Diagnosis:
     # What the recipe has anyway stays: a sample may hold no pair that it would drop.
     needed = {finding.rule for finding in findings if finding.rule and finding.count}
     needed |= {*recipe.selection.selection}
-    selection = tuple(name for name in _RULES if name in needed)
+    selection = tuple(name for name in names if name in needed)
+    applied = apply_rules(columns, parse_rules(selection))
+    weighed = (applied.weight_ranking < 1) & (applied.dropped_by < 0)
     split: Mapping[str, int] = record.split
     return Diagnosis(
         source=record.source.name,
@@ -344,7 +352,8 @@ def diagnose(run: Run) -> Diagnosis:
         mismatches=said,
         findings=tuple(findings),
         selection=selection,
-        kept=len(apply_rules(columns, parse_rules(selection)).kept),
+        kept=len(applied.kept),
+        without_contrast=int(weighed.sum()),
     )
 
 

@@ -87,7 +87,8 @@ def summary(diagnosis: Diagnosis, run_dir: str) -> Iterator[str]:
     yield ""
     yield from _wrapped(
         "The rules of the recipe and those that have something to do here leave "
-        f"{diagnosis.kept:,} of {diagnosis.pairs:,} pairs:"
+        f"{diagnosis.kept:,} of {diagnosis.pairs:,} pairs, {diagnosis.without_contrast:,} of them "
+        "without contrast:"
     )
     yield ""
     yield f"selection: [{', '.join(diagnosis.selection)}]"

@@ -32,6 +32,7 @@ from hf_distill.run.folder import RunFolder, save_recipe
 from hf_distill.run.lock import held
 from hf_distill.run.stage import stage, write_json, written_whole
 from hf_distill.selection.rules import Rule
+from hf_distill.selection.second import check_second_model
 from hf_distill.selection.select import rule_columns, select_pairs
 from hf_distill.study.arms import ORACLE, Arm, clean, matched_recipe, parse_selections, plan_arms
 from hf_distill.study.compare import ArmResult, compare
@@ -180,6 +181,8 @@ def run_study(
         raise InputError(f"--examples {examples} --seeds {seeds}: both must be at least 1")
     parsed = parse_selections(selections)  # refuse what can be refused before writing anything
     injected = [noise if noise.share else None for noise in parse_noise(noises)] or [None]
+    every_rule = [rule for rules in parsed.values() for rule in rules]
+    check_second_model(every_rule, recipe.selection.second_model)
     run = Run.open(recipe)
     if any(injected):
         check_noise(run)

@@ -1,4 +1,6 @@
-"""Models beside the teacher: the ranker that scores lists, and bi-encoders that mine them."""
+"""Models beside the teacher: the ranker that scores lists, bi-encoders that mine them, and the
+second model of a selection.
+"""
 
 from __future__ import annotations
 
@@ -65,3 +67,15 @@ def load_miner(recipe: Recipe, model: str) -> EmbeddingTeacher:
         InputError: It cannot be loaded.
     """
     return cast(EmbeddingTeacher, _beside(recipe, "bi-encoder", model, "candidates"))
+
+
+def load_second(recipe: Recipe) -> EmbeddingTeacher | None:
+    """The second model that `recipe` names for its selection; None if it names none.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    model = recipe.selection.second_model
+    if model is None:
+        return None
+    return cast(EmbeddingTeacher, _beside(recipe, "bi-encoder", model, "second_model"))
