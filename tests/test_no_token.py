@@ -267,7 +267,7 @@ def test_the_key_of_a_chat_endpoint_is_in_no_file_and_no_message(
         for number in (0, 255, 290):  # however a message is cut
             text = "x" * number + echoed
             for fault in (refuse(401, text), say(text.encode()), says(text),
-                          says(None, refusal=text), says(json.dumps({text: text})),
+                          says(json.dumps({text: text})),
                           say(json.dumps({text: text}).encode())):  # fmt: skip
                 chat.faults[:] = [fault] * 30
                 said = saying(line, train)
