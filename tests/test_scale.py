@@ -15,12 +15,13 @@ from scipy.sparse.csgraph import connected_components
 from test_selection import pairs_of
 
 from hf_distill.data.collection import text_number
-from hf_distill.data.keys import first_places, in_file, is_among, numbered
+from hf_distill.data.keys import first_places, is_among, numbered
 from hf_distill.data.load import _by_appearance
 from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD, jaccard, word_trigrams
 from hf_distill.data.sources.files import read_path
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
+from hf_distill.run.scratch import in_file
 from hf_distill.selection import texts as module
 from hf_distill.selection.texts import codes, is_empty, near_duplicate_families
 
@@ -29,8 +30,7 @@ KEYS = st.lists(st.integers(0, 12), max_size=40).map(lambda keys: np.array(keys,
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("keys", "load"):
-        monkeypatch.setattr(f"hf_distill.data.{name}._BLOCK", 7)
+    monkeypatch.setattr("hf_distill.data.keys._BLOCK", 7)
 
 
 @given(KEYS, KEYS)

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs, text_number
-from hf_distill.data.keys import in_file, numbered
+from hf_distill.data.keys import numbered
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
@@ -23,6 +23,7 @@ from hf_distill.data.near_duplicates import (
     word_trigrams,
 )
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
+from hf_distill.run.scratch import in_file
 
 _BATCH = 1000
 
