@@ -119,6 +119,11 @@ def first_places(which: np.ndarray, count: int) -> np.ndarray:
     return first
 
 
+def lexsort(*keys: np.ndarray) -> np.ndarray:
+    """(n,) int64: `np.lexsort` of `keys` (n,), of which the last one decides first."""
+    return ordered_by(*(numbered(values)[1] for values in keys))
+
+
 def ordered_by(*numbers: np.ndarray) -> np.ndarray:
     """(n,) int64: `np.lexsort` of `numbers` (n,), each from 0 to 2 ** 31 - 1. The last ones decide
     first, and what is equal in all stays in its order.
