@@ -30,6 +30,9 @@ class Column:
     def __reduce__(self) -> tuple[type[Column], tuple[Dataset, str]]:
         return Column, self._made_from  # a mapped table is pickled as the name of its file
 
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
     def array(self, rows: np.ndarray) -> pa.Array:
         """The values (m,) of `rows` (m,), in the order given; null where there is none."""
         order = np.argsort(rows, kind="stable")

@@ -387,9 +387,7 @@ class _Writer:
         candidates, lost = self._candidates()
         listed = read.candidate_documents[candidates]
         beside_test = np.isin(read.candidate_queries[candidates], tested)
-        searched = _by_appearance(
-            read.corpus, pair_documents[split == TEST], listed[beside_test]
-        )
+        searched = _by_appearance(read.corpus, pair_documents[split == TEST], listed[beside_test])
         documents = _by_appearance(searched, pair_documents, listed)
         queries = _by_appearance(pair_queries)
         self._write_texts("queries", read.queries, queries)

@@ -24,9 +24,9 @@ from hf_distill.data.collection import (
     pair_number,
     text_number,
 )
-from hf_distill.data.near_duplicates import text_key
 from hf_distill.data.column import Column
 from hf_distill.data.keys import taken
+from hf_distill.data.near_duplicates import text_key
 from hf_distill.data.read import TEST_PATH, RowPlace, counted
 from hf_distill.data.split import LEAKS, NOT_SAID, Arrangement, PairNumbers, seeded_groups
 

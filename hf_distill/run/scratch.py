@@ -11,7 +11,7 @@ import os
 import tempfile
 from array import array
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class Numbers:
     """
 
     def __init__(self, kind: str) -> None:
-        self._some = array(kind)
+        self._some: array[Any] = array(kind)
         self._file: IO[bytes] | None = None
         self._count = 0
 

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection, Pairs, Split
-from hf_distill.data.keys import blocks, places_of
+from hf_distill.data.keys import blocks, places_of, taken
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
@@ -133,7 +133,7 @@ class Scores:
 
     def of(self, rows: slice | np.ndarray) -> np.ndarray:
         """Scores (m,) float32 of the judgements in `rows`."""
-        return self.values[rows]
+        return self.values[rows] if isinstance(rows, slice) else taken(self.values, rows)
 
     def between(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """(n,) float32: the teacher's scores of `queries` (n,) with `documents` (n,), numbers that

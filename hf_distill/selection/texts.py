@@ -240,6 +240,13 @@ def _candidates(band: np.ndarray, families: np.ndarray) -> np.ndarray:
     return np.stack([once >> 32, once & 0xFFFFFFFF], axis=1)
 
 
+def _parts(values: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The parts of `values` with these `numbers` (m,), one after another; `starts` (t + 1,)."""
+    sizes = np.diff(starts)[numbers]
+    begins = np.cumsum(sizes) - sizes
+    return np.asarray(values[np.arange(sizes.sum()) - np.repeat(begins - starts[numbers], sizes)])
+
+
 def _are_near(pairs: Pairs, edges: np.ndarray) -> np.ndarray:
     """(m,) bool: whether the pairs of each of `edges` (m, 2) are near-duplicates."""
     near = np.zeros(len(edges), dtype=bool)
@@ -247,14 +254,12 @@ def _are_near(pairs: Pairs, edges: np.ndarray) -> np.ndarray:
         rows, place = np.unique(edges[here], return_inverse=True)
         trigrams, starts = grams_once(*word_grams(_Batch(pairs.take(rows)).joined, 3))
         counts = np.diff(starts)
-        sides = []
-        for side in place.reshape(-1, 2).T:
-            own = counts[side]
-            at = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own - starts[side], own)
-            sides.append(salted(trigrams[at], own))
+        left, right = (
+            salted(_parts(trigrams, starts, side), counts[side]) for side in place.reshape(-1, 2).T
+        )
         lengths = counts[place.reshape(-1, 2)]
         begins = np.cumsum(lengths[:, 0]) - lengths[:, 0]
-        both = np.add.reduceat(np.isin(*sides), begins, dtype=np.int64)
+        both = np.add.reduceat(np.isin(left, right), begins, dtype=np.int64)
         near[here] = both / (lengths.sum(axis=1) - both) >= NEAR_DUPLICATE_JACCARD
     return near
 
