@@ -93,4 +93,10 @@ class Numbers:
             return np.array(self._some)
         if self._some:
             self._write(_place[0])
-        return np.asarray(np.memmap(self._file, dtype=self._some.typecode, mode="r+"))
+        numbers = np.asarray(np.memmap(self._file, dtype=self._some.typecode, mode="r+"))
+        self._file.close()
+        return numbers
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
