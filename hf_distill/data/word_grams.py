@@ -63,15 +63,12 @@ def _hashed(keys: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
     begin = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
     stop = np.minimum(begin + n - 1, np.repeat(last, counts))
 
-    text = starts[first]  # where each text begins
-    lengths = np.diff(np.append(text, len(codes)))
-    bits = int(lengths.max()).bit_length()
-    place = np.arange(len(codes)) - np.repeat(text, lengths)
-    weighted = (codes + np.uint64(1)) * _powers(_INVERSE, bits)[place]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted)])
+    bits = len(codes).bit_length()
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.multiply(codes + np.uint64(1), _powers(_INVERSE, bits)[: len(codes)], out=sums[1:])
+    np.cumsum(sums, out=sums)  # of each byte times the inverse to the power of its place
     right = ends[stop]
-    shift = _powers(_BASE, bits)[right - np.repeat(text, counts)]
-    mixed = (sums[right] - sums[starts[begin]]) * shift
+    mixed = (sums[right] - sums[starts[begin]]) * _powers(_BASE, bits)[right]
     for bits_right, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(bits_right))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31)), counts
