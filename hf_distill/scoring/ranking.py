@@ -28,10 +28,13 @@ from hf_distill.teachers.base import similarity
 POOL_SIZE = 100_000
 LEAST_NEGATIVES = 4
 """Hard negatives that are kept for each pair, at least: the data set shows them."""
-_QUERY_BLOCK, _DOCUMENT_BLOCK, _GROUP = 512, 4096, 64
-"""Queries and documents whose similarities are computed at once (8 MB, so that they stay in a
-processor's cache); and documents of which the best is found first, because most groups hold none
-that matters: at most 255.
+_QUERY_BLOCK, _DOCUMENT_BLOCK, _GROUP = 512, 8192, 64
+"""Queries and documents whose similarities are computed at once; and documents of which the best is
+found first, because most groups hold none that matters: at most 255.
+"""
+_CPU_BLOCK = 4096
+"""On a CPU, the documents at most: their similarities stay in its cache. An accelerator waits once
+for each block.
 """
 _GATHERED = 1 << 14
 """Groups that are copied at once."""
@@ -134,8 +137,9 @@ class _Pool:
         above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
         best = torch.full((len(left), k), -torch.inf, device=self.device)
         best_places = torch.full((len(left), k), -1, dtype=torch.int64, device=self.device)
-        for first in range(0, len(self.rows), _DOCUMENT_BLOCK):
-            block = self.rows[first : first + _DOCUMENT_BLOCK].float()
+        size = min(_DOCUMENT_BLOCK, _CPU_BLOCK) if self.device == "cpu" else _DOCUMENT_BLOCK
+        for first in range(0, len(self.rows), size):
+            block = self.rows[first : first + size].float()
             tile = similarity(self.measure, left, block)
             here = np.flatnonzero((places >= first) & (places < first + len(block)))
             cells = torch.from_numpy(np.stack([own.queries[here], places[here] - first]))
