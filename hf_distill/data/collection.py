@@ -86,7 +86,7 @@ TEXTS_FEATURES = Features(
     {name: Value("string") for name in ("text", "student_text", "source", "split", "reason")}
 )
 
-_READ = 1000
+_READ, _BATCH_BYTES = 1000, 4 << 20
 
 
 def text_id(text: str) -> str:
@@ -537,13 +537,16 @@ def _numbers(table: Dataset, column: str) -> np.ndarray:
 
 
 class TableWriter:
-    """Writes the rows of an Arrow file that `Dataset.from_file` reads, some at a time."""
+    """Writes the rows of an Arrow file that `Dataset.from_file` reads, some at a time. A process
+    that opens the file holds 5 KB for each batch of it, so a batch has a few megabytes.
+    """
 
     def __init__(self, path: Path, features: Features) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = features.arrow_schema
         self._stream = pa.ipc.new_stream(str(path), self._schema)
         self._columns: list[list[Any]] = [[] for _ in features]
+        self._parts: list[pa.RecordBatch] = []
 
     def add(self, *values: Any) -> None:
         """Write a row, its values in the order of the features."""
@@ -555,14 +558,26 @@ class TableWriter:
     def add_columns(self, *columns: pa.Array) -> None:
         """Write many rows, column by column."""
         self._flush()
-        self._stream.write_batch(pa.record_batch(list(columns), schema=self._schema))
+        self._put(list(columns))
+
+    def _put(self, columns: list[pa.Array]) -> None:
+        self._parts.append(pa.record_batch(columns, schema=self._schema))
+        if sum(part.nbytes for part in self._parts) >= _BATCH_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._parts:
+            self._stream.write_batch(pa.concat_batches(self._parts))
+        self._parts.clear()
 
     def _flush(self) -> None:
+        if not self._columns[0]:
+            return
         arrays = [
             pa.array(column, type=field.type)
             for column, field in zip(self._columns, self._schema, strict=True)
         ]
-        self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._put(arrays)
         for column in self._columns:
             column.clear()
 
@@ -570,8 +585,9 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and (self._columns[0]):
+        if kind is None:
             self._flush()
+            self._write()
         self._stream.close()
 
 
