@@ -30,6 +30,7 @@ A row without a pair is a text that is aligned:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,8 +250,8 @@ def _rows_of_texts(earlier: Earlier, selection: Chosen, student: SentenceTransfo
     if pool is not None:
         columns["row"] = np.arange(len(train))
     return Rows(
-        train=Dataset(pa.table(columns)).with_format("numpy"),
-        validation=Dataset(pa.table({"text": validation})).with_format("numpy"),
+        train=_rows_in(pa.table(columns)),
+        validation=_rows_in(pa.table({"text": validation})),
         lookup=Lookup(collection, earlier.scores.embeddings, pool),
         selection=selection.key,
     )
@@ -269,7 +270,19 @@ def rows_of_stage(rows: Dataset, config: DistillationConfig) -> Dataset:
         if most:
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             table = table.add_column(place, name, lists)
-    return Dataset(table).with_format("numpy")
+    return _rows_in(table)
+
+
+def _rows_in(table: pa.Table) -> Dataset:
+    """The rows of `table`. Its fingerprint is given, because `datasets` would serialise the whole
+    table to find one.
+    """
+    digest = hashlib.sha256()
+    for column in table.columns:
+        for chunk in column.chunks:
+            for part in filter(None, chunk.buffers()):
+                digest.update(part)
+    return Dataset(table, fingerprint=digest.hexdigest()[:16]).with_format("numpy")
 
 
 def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, Any]) -> Dataset:
@@ -299,8 +312,7 @@ def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, Any]) ->
             return pa.array(values)
         return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
-    table = pa.table({name: arrow(values) for name, values in all_columns.items()})
-    return Dataset(table).with_format("numpy")
+    return _rows_in(pa.table({name: arrow(values) for name, values in all_columns.items()}))
 
 
 @dataclass(frozen=True)
