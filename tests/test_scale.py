@@ -193,6 +193,16 @@ def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]
     assert near_duplicate_families(pairs).tolist() == first[labels].tolist()
 
 
+def test_more_texts_than_have_numbers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_distill.data.read._MOST_TEXTS", 5)
+    rows = [{"query": f"q{i}", "document": "d"} for i in range(6)]
+    source = SourcePairs(Source("rows"), rows)
+    with pytest.raises(InputError, match="more than 5 queries or documents.* several runs"):
+        write_collection((source, None), DataArguments(), 0, RunFolder(tmp_path), "key")
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
 def test_an_array_in_a_file_has_its_place_before_it_is_written() -> None:
     with tempfile.TemporaryFile() as file:

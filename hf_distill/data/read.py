@@ -50,6 +50,7 @@ _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
+_MOST_TEXTS = (1 << 31) - 1
 _LOW = (1 << 32) - 1
 """The document's half of `_keys`."""
 _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
@@ -133,6 +134,11 @@ class _TextWriter:
         both = text if student_text is None else f"{text}\0{student_text}"
         number = int.from_bytes(hashlib.sha256(both.encode()).digest()[:8], "big")
         if self._last != number:
+            if len(self._hashes) == _MOST_TEXTS:
+                raise InputError(
+                    f"the data holds more than {_MOST_TEXTS:,} queries or documents, counted with "
+                    "repeats, and a text's number has 31 bits; divide it into several runs"
+                )
             self._last = number
             self._hashes.append(number)
             self._writer.add(text, student_text, name)
