@@ -199,7 +199,7 @@ def test_more_texts_than_have_numbers_are_refused(
     monkeypatch.setattr("hf_distill.data.read._MOST_TEXTS", 5)
     rows = [{"query": f"q{i}", "document": "d"} for i in range(6)]
     source = SourcePairs(Source("rows"), rows)
-    with pytest.raises(InputError, match="more than 5 queries or documents.* several runs"):
+    with pytest.raises(InputError, match="more than 5 queries or documents"):
         write_collection((source, None), DataArguments(), 0, RunFolder(tmp_path), "key")
 
 
