@@ -21,15 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import peak_memory
 
-from hf_distill.data.keys import first_places, numbered
+from hf_distill.data.keys import first_places, numbered, taken
+from hf_distill.run.scratch import keep_scratch_in
 
 _LIMIT = "512MB"
 
 
 def with_numpy(folder: Path) -> np.ndarray:
+    keep_scratch_in(folder)
     keys = np.load(folder / "keys.npy", mmap_mode="r")
     once, which = numbered(keys)
-    np.save(folder / "first.npy", first_places(which, len(once))[which])
+    np.save(folder / "first.npy", taken(first_places(which, len(once)), which))
     return np.asarray(np.load(folder / "first.npy", mmap_mode="r"))
 
 

@@ -1,9 +1,10 @@
 """Time and memory of every selection rule on synthetic pairs: `python benchmarks/selection.py
 [--pairs N ...]`.
 
-Each number of pairs has a process of its own, so that its peak memory is its own. The texts are in
-Arrow files, as in a run. A tenth of the pairs are near-copies of another, some are echoes, and a
-group has ten pairs. Documents have random embeddings. The last line is JSON.
+Each number of pairs has a process of its own, so that its peak memory is its own: the most
+anonymous memory, because the system takes pages of mapped files back when memory is short. The
+texts are in Arrow files, as in a run. A tenth of the pairs are near-copies of another, some are
+echoes, and a group has ten pairs. Documents have random embeddings. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
+from machine import memory_mb, peak_memory
 
 from hf_distill.data.collection import (
     JUDGEMENT_FEATURES,
@@ -32,6 +33,7 @@ from hf_distill.data.collection import (
     Source,
     write_table,
 )
+from hf_distill.run.scratch import keep_scratch_in
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors
 from hf_distill.scoring.ranking import Ranking
 from hf_distill.selection.rules import apply_rules, parse_rules
@@ -49,12 +51,13 @@ DIMENSION, TOPICS = 384, 300
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one number of pairs: seconds for all rules with the audit, and for each rule alone; the
-    most memory before and after, in MB.
+    """Of one number of pairs: seconds by the clock and of the processor for all rules with the
+    audit; the processor's for each rule alone; memory (MB) before and the most while all run.
     """
 
     pairs: int
     seconds: float
+    processor: float
     rules: dict[str, float]
     mb_before: int
     mb_peak: int
@@ -129,40 +132,42 @@ def synthetic(pairs: int, folder: Path) -> SelectionInputs:
     return SelectionInputs(collection.every_pair(), scores, ranking, "key", table)
 
 
-def memory() -> int:
-    """The most memory that this process has held, in MB. Pages of mapped files count, though the
-    system can take those back.
-    """
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
-
-
-def measure(pairs: int, folder: str, answer: Any) -> None:
-    """Put the figures of one number of pairs into the queue `answer`."""
+def measure(pairs: int, folder: str, each: bool, answer: Any) -> None:
+    """Put the figures of one number of pairs into the queue `answer`; `each` rule's, too."""
+    keep_scratch_in(Path(folder))
     inputs = synthetic(pairs, Path(folder))
-    before, rules, seconds = memory(), parse_rules(RULES), {}
-    for rule in rules:
-        start, alone = time.perf_counter(), dataclasses.replace(inputs)  # without columns yet
-        apply_rules(rule_columns(alone, [rule], 0), [rule])
-        seconds[str(rule)] = round(time.perf_counter() - start, 2)
-    start = time.perf_counter()
-    audit = make_selection(rule_columns(inputs, rules, 0), rules, 0, "key").audit
-    together = round(time.perf_counter() - start, 2)
+    rules, seconds = parse_rules(RULES), {}
+    before = round(memory_mb())
+    with peak_memory() as peak:
+        start, processor = time.perf_counter(), time.process_time()
+        audit = make_selection(rule_columns(inputs, rules, 0), rules, 0, "key").audit
+        together = time.perf_counter() - start, time.process_time() - processor
+        most = before + round(peak())
     assert audit.pairs_in == pairs == audit.kept + sum(rule.dropped for rule in audit.rules)
-    answer.put(Figures(pairs, together, seconds, before, memory(), audit.kept))
+    for rule in rules if each else ():
+        start, alone = time.process_time(), dataclasses.replace(inputs)  # without columns yet
+        apply_rules(rule_columns(alone, [rule], 0), [rule])
+        seconds[str(rule)] = round(time.process_time() - start, 2)
+    clock, used = (round(taken, 2) for taken in together)
+    answer.put(Figures(pairs, clock, used, seconds, before, most, audit.kept))
 
 
 def main() -> None:
     """Measure every size and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000])
-    sizes = parser.parse_args().pairs
+    parser.add_argument("--together", action="store_true", help="do not try each rule alone")
+    options = parser.parse_args()
+    sizes = options.pairs
     datasets.utils.logging.disable_progress_bar()
     spawn = multiprocessing.get_context("spawn")
     figures: list[Figures] = []
     with tempfile.TemporaryDirectory() as folder:
         for pairs in sizes:
             answer = spawn.Queue()
-            process = spawn.Process(target=measure, args=(pairs, folder, answer))
+            process = spawn.Process(
+                target=measure, args=(pairs, folder, not options.together, answer)
+            )
             process.start()
             while answer.empty() and process.is_alive():
                 time.sleep(0.1)
@@ -172,10 +177,12 @@ def main() -> None:
                 )
             figures.append(answer.get())
             process.join()
-    print(f"{'seconds, each rule alone':<32}" + "".join(f"{f.pairs:>14,}" for f in figures))
-    for rule in RULES:
+    print(f"{'processor seconds, alone':<32}" + "".join(f"{f.pairs:>14,}" for f in figures))
+    for rule in () if options.together else RULES:
         print(f"{rule:<32}" + "".join(f"{f.rules[rule]:>14.2f}" for f in figures))
-    print(f"{'all together, with the audit':<32}" + "".join(f"{f.seconds:>14.2f}" for f in figures))
+    for what, name in (("processor", "processor"), ("clock", "seconds")):
+        values = "".join(f"{getattr(f, name):>14.2f}" for f in figures)
+        print(f"{f'all with the audit, {what}':<32}{values}")
     mb = "".join(f"{f.mb_before:>7,} /{f.mb_peak:>5,}" for f in figures)
     print(f"{'MB before / at the peak':<32}{mb}")
     print(json.dumps({str(f.pairs): dataclasses.asdict(f) for f in figures}))

@@ -68,6 +68,7 @@ from hf_distill.run.folder import (
 )
 from hf_distill.run.lock import held
 from hf_distill.run.processes import check_same, check_shared, done, end_together
+from hf_distill.run.scratch import keep_scratch_in
 from hf_distill.run.stage import key_of, listed, stage
 from hf_distill.scoring.lists import (
     ScoredLists,
@@ -136,6 +137,7 @@ class Run:
         self.recipe = recipe
         self.folder = folder
         self.sizes = Sizes()
+        keep_scratch_in(folder.cache)
 
     @classmethod
     def open(cls, recipe: Recipe) -> Run:

@@ -1,38 +1,72 @@
 """What is bounded by the machine and not by the data gives what the plain way gives."""
 
+import errno
 import itertools
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from test_selection import pairs_of
 
-from hf_distill.data.collection import text_number
-from hf_distill.data.keys import first_places, in_file, is_among, numbered
-from hf_distill.data.load import _by_appearance
-from hf_distill.data.near_duplicates import NEAR_DUPLICATE_JACCARD, jaccard, word_trigrams
+from hf_distill.data import word_grams as word_grams_module
+from hf_distill.data.collection import Source, SourcePairs, text_number
+from hf_distill.data.column import Column
+from hf_distill.data.keys import (
+    each_once,
+    filled,
+    first_places,
+    is_among,
+    lexsort,
+    numbered,
+    numbers_from,
+    ordered_by,
+    places_of,
+    taken,
+)
+from hf_distill.data.load import _by_appearance, write_collection
+from hf_distill.data.near_duplicates import (
+    NEAR_DUPLICATE_JACCARD,
+    jaccard,
+    text_key,
+    word_trigrams,
+    words_of,
+)
+from hf_distill.data.read import TABLES, open_tables
 from hf_distill.data.sources.files import read_path
-from hf_distill.errors import InputError
+from hf_distill.data.word_grams import each_once as grams_once
+from hf_distill.data.word_grams import salted, word_grams
+from hf_distill.errors import InputError, WriteError
 from hf_distill.recipe.arguments import DataArguments
+from hf_distill.run import scratch as scratch_module
+from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import Numbers, in_file, scratch
 from hf_distill.selection import texts as module
+from hf_distill.selection.rules import parse_rules
+from hf_distill.selection.select import SelectionInputs, make_selection, rule_columns
 from hf_distill.selection.texts import codes, is_empty, near_duplicate_families
 
 KEYS = st.lists(st.integers(0, 12), max_size=40).map(lambda keys: np.array(keys, dtype=np.uint64))
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("keys", "load"):
-        monkeypatch.setattr(f"hf_distill.data.{name}._BLOCK", 7)
+def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every array is in a file, and every block is small."""
+    monkeypatch.setattr("hf_distill.data.keys._BLOCK", 7)
+    monkeypatch.setattr(scratch_module, "SMALL", 1)
+    monkeypatch.setattr(scratch_module, "_place", [tmp_path_factory.mktemp("scratch")])
 
 
+@settings(max_examples=40, deadline=None)
 @given(KEYS, KEYS)
 def test_keys_are_compared_as_numpy_compares_them(keys: np.ndarray, others: np.ndarray) -> None:
     once, first, which = np.unique(keys, return_index=True, return_inverse=True)
@@ -42,21 +76,109 @@ def test_keys_are_compared_as_numpy_compares_them(keys: np.ndarray, others: np.n
     assert numbers[1].dtype == np.int32
     assert np.array_equal(first_places(numbers[1], len(once)), first)
     assert np.array_equal(is_among(keys, np.unique(others)), np.isin(keys, others))
-    assert _by_appearance(keys.astype(np.int32)).tolist() == list(dict.fromkeys(keys.tolist()))
+    assert np.array_equal(each_once(keys), once)
+    parts = keys.astype(np.int32), others.astype(np.int32)
+    in_order = list(dict.fromkeys([*keys.tolist(), *others.tolist()]))
+    assert _by_appearance(*parts).tolist() == in_order
 
 
-words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta"]), min_size=1, max_size=9).map(
-    " ".join
-)
+@settings(max_examples=40, deadline=None)
+@given(KEYS, st.integers(0, 5))
+def test_numbers_are_sorted_and_taken_as_numpy_does_it(keys: np.ndarray, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    floats = draw.integers(3, size=len(keys)) / 2 - 0.5
+    floats[::5] = np.nan
+    assert np.array_equal(lexsort(keys, floats), np.lexsort((keys, floats)))
+    assert np.array_equal(ordered_by(keys), np.argsort(keys, kind="stable"))
+    assert np.array_equal(places_of(keys > 5), np.flatnonzero(keys > 5))
+    places = draw.integers(0, len(keys), 20) if len(keys) else np.empty(0, np.int64)
+    rows = np.stack([keys, keys], axis=1)
+    assert np.array_equal(taken(rows, places), rows[places])
+    assert np.array_equal(filled(iter(keys.tolist()), len(keys), np.uint64), keys)
+    assert numbers_from(3, 20).tolist() == list(range(3, 20))
+
+
+def test_numbers_that_come_one_by_one_are_in_a_file_that_nobody_sees() -> None:
+    numbers = Numbers("f")
+    for value in range(20):
+        numbers.append(value / 2)
+    assert len(numbers) == 20
+    assert numbers.read().tolist() == [value / 2 for value in range(20)]
+    array = scratch(1000, np.int32)
+    array[3] = 5
+    assert (array.sum(), type(array)) == (5, np.ndarray)
+    [folder] = scratch_module._place
+    assert not list(folder.iterdir())
+    assert isinstance(array.base, np.memmap)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_a_disk_without_room_for_an_array_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WriteError, match="cannot be written: No space left"):
+        scratch(1000, np.int32)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 24), max_size=30))
+def test_a_column_gives_the_rows_of_its_table(rows: list[int]) -> None:
+    parts = [list("abcde"), [None, "g"], [], [f"w{i}" for i in range(18)]]
+    table = pa.chunked_array([pa.array(part, pa.string()) for part in parts])
+    data = Dataset(pa.table({"text": table}))
+    values = [value for part in parts for value in part]
+    places = np.array(rows, dtype=np.int64)
+    column = Column(data, "text")
+    assert column[places] == [values[row] for row in rows] == list(column.each(places))
+    assert pickle.loads(pickle.dumps(column))[places] == column[places]
+    shuffled = data.select(list(range(24, -1, -1)))
+    assert Column(shuffled, "text")[places] == [values[24 - row] for row in rows]
+
+
+gram_texts = st.lists(st.text("ab ü", max_size=12).map(lambda text: " ".join(text.split())))
 
 
 @settings(max_examples=60, deadline=None)
+@given(gram_texts, st.integers(1, 3))
+def test_hashes_of_word_grams_are_equal_where_the_grams_are(texts: list[str], n: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(word_grams_module, "_BYTES", 9)
+        hashes, starts = word_grams(texts, n)
+    grams = []
+    for text in texts:
+        words = text.split(" ")
+        runs = [" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))]
+        grams.append(runs)
+    assert np.diff(starts).tolist() == [len(runs) for runs in grams]
+    flat = [gram for runs in grams for gram in runs]
+    pairs = set(zip(flat, hashes.tolist(), strict=True))
+    assert len(pairs) == len(set(flat)) == len(set(hashes.tolist()))
+    once, first = grams_once(hashes, starts)
+    assert np.diff(first).tolist() == [len(set(runs)) for runs in grams]
+    assert set(once.tolist()) == set(hashes.tolist())
+    counts = np.diff(starts)
+    text = np.repeat(np.arange(len(texts)), counts)
+    assert len(set(salted(hashes, counts).tolist())) == len(
+        set(zip(text.tolist(), flat, strict=True))
+    )
+
+
+words = st.lists(
+    st.sampled_from(["alpha", "beta", "gamma", "delta", "?"]), min_size=1, max_size=9
+).map(" ".join)
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=12))
 def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]]) -> None:
     pairs = pairs_of(rows)
     grams = [word_trigrams(f"{query}\n{document}") for query, document in rows]
     with tempfile.TemporaryFile() as file:
-        bands = np.array(module._band_keys(pairs, file))
+        of_pairs = module._Bands(len(rows), file)
+        of_pairs.add(slice(0, len(rows)), module._Batch(pairs))
+        bands = np.array(of_pairs.keys)
     edges = set()
     for band in bands:
         for key in np.unique(band):
@@ -69,6 +191,16 @@ def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]
     labels = connected_components(graph, directed=False)[1]
     first = np.unique(labels, return_index=True)[1]
     assert near_duplicate_families(pairs).tolist() == first[labels].tolist()
+
+
+def test_more_texts_than_have_numbers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_distill.data.read._MOST_TEXTS", 5)
+    rows = [{"query": f"q{i}", "document": "d"} for i in range(6)]
+    source = SourcePairs(Source("rows"), rows)
+    with pytest.raises(InputError, match="more than 5 queries or documents"):
+        write_collection((source, None), DataArguments(), 0, RunFolder(tmp_path), "key")
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
@@ -112,3 +244,57 @@ def test_a_folder_of_parts_is_read_part_by_part(tmp_path: Path, name: str) -> No
     (data / name.format(2)).unlink()  # it has not been read yet
     with pytest.raises(InputError, match="No such file"):
         list(rows)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=9))
+def test_columns_of_texts_are_those_of_each_pair(rows: list[tuple[str, str]]) -> None:
+    pairs = pairs_of(rows)
+    columns = module.text_columns(pairs, sorted(module.TEXT_COLUMNS))
+    shares = [module.ngram_overlap(query, document) for query, document in rows]
+    assert columns["overlap"].tolist() == np.array(shares, dtype=np.float32).tolist()
+    for side, name in enumerate(("query", "document")):
+        numbers = [text_number(text_key(row[side])) for row in rows]
+        assert columns[name].tolist() == numbers
+    enough = [len(query) > 5 and len(document) > 10 for query, document in rows]
+    assert columns["long_enough"].tolist() == enough
+    joined = [words_of(f"{query}\n{document}") for query, document in rows]
+    assert module._Batch(pairs).joined == joined
+
+
+def test_blocks_and_files_change_no_byte(tmp_path: Path) -> None:
+    """Pairs are read, split, freed of leaks, selected and audited as in memory and at once."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "query": f"what is w{i // 2}",
+            "document": " ".join(f"w{word}" for word in draw.integers(0, 9, size=12)),
+            "pair_id": str(i // 3),
+            "group": f"g{i // 5}",
+            "grade": int(i % 7 > 0),
+        }
+        for i in range(120)
+    ]
+    rules = parse_rules(
+        ["echo", "near_echo=0.9", "duplicate", "near_duplicate", "percentile=20:by=group",
+         "percentile=5", "top_k=3:by=group", "stratified=0.9", "random=0.9:weight=0.5"],
+    )  # fmt: skip
+    results = []
+    for small in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not small:
+                patch.setattr("hf_distill.data.keys._BLOCK", 1 << 16)
+                patch.setattr(scratch_module, "_place", [])
+            folder = RunFolder(tmp_path / str(small))
+            source = SourcePairs(Source("rows"), rows)
+            record = write_collection((source, None), DataArguments(), 0, folder, "key")
+            tables = [(folder.pairs / f"{name}.arrow").read_bytes() for name in TABLES]
+            pairs = open_tables(folder.pairs, record).pairs("train")
+            scores = np.random.default_rng(1).integers(0, 9, len(pairs)).astype(np.float32) / 9
+            scores[::11] = np.nan
+            given = SelectionInputs(pairs, scores, None, "key")
+            result = make_selection(rule_columns(given, rules, 0), rules, 0, "key")
+            results.append([record, tables, result.audit, result.dropped_by.tolist()])
+            results[-1].append(None if result.weight is None else result.weight.tolist())
+    assert results[0] == results[1]
+    assert results[0][2].kept > 10

@@ -42,6 +42,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
+from hf_distill.data.column import Column
+from hf_distill.data.keys import blocks, numbers_from, taken
+from hf_distill.run.scratch import scratch
+
 Split = Literal["train", "validation", "test", "leaked"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "leaked")
 """In the order in which their judgements stand. `leaked`: taken out of train and validation,
@@ -82,7 +86,7 @@ TEXTS_FEATURES = Features(
     {name: Value("string") for name in ("text", "student_text", "source", "split", "reason")}
 )
 
-_READ = 1000
+_READ, _BATCH_BYTES = 1000, 4 << 20
 
 
 def text_id(text: str) -> str:
@@ -260,25 +264,21 @@ class Pairs:
 
     def take(self, places: np.ndarray) -> Pairs:
         """The pairs at `places` (m,) of these."""
-        return Pairs(self.collection, self.rows[places])
+        return Pairs(self.collection, taken(self.rows, places))
 
-    @property
+    @cached_property
     def queries(self) -> np.ndarray:
         """(n,) int64, the number of each pair's query."""
-        numbers: np.ndarray = self.collection.query_numbers[self.rows]
-        return numbers
+        return taken(self.collection.query_numbers, self.rows)
 
-    @property
+    @cached_property
     def documents(self) -> np.ndarray:
         """(n,) int64, the number of each pair's document."""
-        numbers: np.ndarray = self.collection.document_numbers[self.rows]
-        return numbers
+        return taken(self.collection.document_numbers, self.rows)
 
     def column(self, name: str) -> list[Any]:
         """A column of `judgements`: `pair_id`, `grade`, `group`, `source` or `reason`."""
-        table = self.collection.judgements.select_columns([name]).with_format("arrow")
-        values: list[Any] = table[self.rows][name].to_pylist()
-        return values
+        return self.collection.judged[name][self.rows]
 
     def batches(self, *columns: str, size: int = _READ) -> Iterator[dict[str, list[Any]]]:
         """The pairs, some at a time, as lists: `columns` of `judgements`, where `query` and
@@ -346,6 +346,11 @@ class Collection:
         return Path(files[0]["filename"]).parent if files else None
 
     @cached_property
+    def judged(self) -> Mapping[str, Column]:
+        """The columns of `judgements`."""
+        return {name: Column(self.judgements, name) for name in self.judgements.column_names}
+
+    @cached_property
     def query_numbers(self) -> np.ndarray:
         """(judgements,) int64, read-only."""
         return _numbers(self.judgements, "query")
@@ -364,7 +369,7 @@ class Collection:
     def pairs(self, split: Split) -> Pairs:
         """The judgements of `split`."""
         rows = self.rows(split)
-        return Pairs(self, np.arange(rows.start, rows.stop))
+        return Pairs(self, numbers_from(rows.start, rows.stop))
 
     def trained(self, split: Split) -> int:
         """How many training rows `split` has: pairs, or texts where there are no pairs."""
@@ -380,7 +385,7 @@ class Collection:
 
     def every_pair(self) -> Pairs:
         """The judgements of all splits, in order."""
-        return Pairs(self, np.arange(len(self.judgements)))
+        return Pairs(self, numbers_from(0, len(self.judgements)))
 
     @cached_property
     def _candidate_queries(self) -> np.ndarray:
@@ -412,12 +417,12 @@ class Collection:
         return np.flatnonzero(column.to_numpy())
 
     @cached_property
-    def _query_text(self) -> Dataset:
-        return self.queries.select_columns(["text"]).with_format("arrow")
+    def _query_text(self) -> Column:
+        return Column(self.queries, "text")
 
     @cached_property
-    def _student_text(self) -> Dataset:
-        return self.queries.select_columns(["student_text"]).with_format("arrow")
+    def _student_text(self) -> Column:
+        return Column(self.queries, "student_text")
 
     @cached_property
     def num_student_queries(self) -> int:
@@ -426,19 +431,19 @@ class Collection:
         return len(column) - int(column.null_count)
 
     @cached_property
-    def _document_text(self) -> Dataset:
-        return self.documents.select_columns(["text"]).with_format("arrow")
+    def _document_text(self) -> Column:
+        return Column(self.documents, "text")
 
     def query_texts(self, numbers: np.ndarray) -> list[str]:
         """The texts of queries that the teacher reads, by number, in the order given."""
-        return _texts(self._query_text, numbers)
+        return self._query_text[np.asarray(numbers)]
 
     def student_queries(self, numbers: np.ndarray) -> list[str]:
         """The texts of queries that the student reads, by number, in the order given."""
         texts = self.query_texts(numbers)
         if not self.num_student_queries or not texts:
             return texts
-        own = self._student_text[np.asarray(numbers)]["student_text"].to_pylist()
+        own = self._student_text[np.asarray(numbers)]
         return [text if other is None else other for text, other in zip(texts, own, strict=True)]
 
     @cached_property
@@ -460,22 +465,27 @@ class Collection:
 
     def document_texts(self, numbers: np.ndarray) -> list[str]:
         """The texts of documents, by number, in the order given."""
-        return _texts(self._document_text, numbers)
+        return self._document_text[np.asarray(numbers)]
 
     def teacher_texts(self, numbers: np.ndarray) -> list[str]:
         """What the teacher reads of the texts alone, by number, in the order given."""
-        return _texts(self._text_column("text"), numbers)
+        return self._teacher_text[np.asarray(numbers)]
 
     def student_texts(self, numbers: np.ndarray) -> list[str]:
         """What the student reads of them, by number, in the order given."""
-        own = _texts(self._text_column("student_text"), numbers, "student_text")
+        own = self._other_text[np.asarray(numbers)]
         if None not in own:
             return own
         pairs = zip(own, self.teacher_texts(numbers), strict=True)
         return [text if text is not None else teacher for text, teacher in pairs]
 
-    def _text_column(self, name: str) -> Dataset:
-        return self.texts.select_columns([name]).with_format("arrow")
+    @cached_property
+    def _teacher_text(self) -> Column:
+        return Column(self.texts, "text")
+
+    @cached_property
+    def _other_text(self) -> Column:
+        return Column(self.texts, "student_text")
 
     def summary(self) -> str:
         """What was read, split and removed, in one paragraph for a terminal."""
@@ -519,25 +529,24 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _numbers(table: Dataset, column: str) -> np.ndarray:
-    numbers: np.ndarray = table.select_columns([column]).with_format("arrow")[:][column].to_numpy()
+    numbers = scratch(len(table), np.int64)
+    one = table.select_columns([column]).with_format("arrow")
+    for here in blocks(len(table)):
+        numbers[here] = one[here][column].to_numpy()
     return numbers
 
 
-def _texts(table: Dataset, numbers: np.ndarray, column: str = "text") -> list[str]:
-    if not len(numbers):
-        return []
-    texts: list[str] = table[np.asarray(numbers)][column].to_pylist()
-    return texts
-
-
 class TableWriter:
-    """Writes the rows of an Arrow file that `Dataset.from_file` reads, some at a time."""
+    """Writes the rows of an Arrow file that `Dataset.from_file` reads, some at a time. A process
+    that opens the file holds 5 KB for each batch of it, so a batch has a few megabytes.
+    """
 
     def __init__(self, path: Path, features: Features) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._schema = features.arrow_schema
         self._stream = pa.ipc.new_stream(str(path), self._schema)
         self._columns: list[list[Any]] = [[] for _ in features]
+        self._parts: list[pa.RecordBatch] = []
 
     def add(self, *values: Any) -> None:
         """Write a row, its values in the order of the features."""
@@ -549,14 +558,26 @@ class TableWriter:
     def add_columns(self, *columns: pa.Array) -> None:
         """Write many rows, column by column."""
         self._flush()
-        self._stream.write_batch(pa.record_batch(list(columns), schema=self._schema))
+        self._put(list(columns))
+
+    def _put(self, columns: list[pa.Array]) -> None:
+        self._parts.append(pa.record_batch(columns, schema=self._schema))
+        if sum(part.nbytes for part in self._parts) >= _BATCH_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._parts:
+            self._stream.write_batch(pa.concat_batches(self._parts))
+        self._parts.clear()
 
     def _flush(self) -> None:
+        if not self._columns[0]:
+            return
         arrays = [
             pa.array(column, type=field.type)
             for column, field in zip(self._columns, self._schema, strict=True)
         ]
-        self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._put(arrays)
         for column in self._columns:
             column.clear()
 
@@ -564,8 +585,9 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and (self._columns[0]):
+        if kind is None:
             self._flush()
+            self._write()
         self._stream.close()
 
 

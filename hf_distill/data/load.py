@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hf_distill.data.collection import (
     CANDIDATE_FEATURES,
@@ -33,14 +32,23 @@ from hf_distill.data.collection import (
     text_number,
     write_table,
 )
-from hf_distill.data.keys import numbered
+from hf_distill.data.column import Column
+from hf_distill.data.keys import (
+    blocks,
+    each_once,
+    filled,
+    first_places,
+    is_among,
+    numbered,
+    places_of,
+    taken,
+)
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.data.read import (
     TABLES,
     TEST_PATH,
     ReadPairs,
     Texts,
-    column_of,
     open_tables,
     read_pairs,
 )
@@ -64,6 +72,7 @@ from hf_distill.recipe.arguments import DataArguments, Recipe
 from hf_distill.recipe.check import check_each_stage, check_without_pairs
 from hf_distill.recipe.kinds import SOURCES, digests_of_plugins, load_kind
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import scratch
 from hf_distill.run.stage import folder_written_whole, listed, read_result, stage, working_folder
 
 _NOT_OF_PAIRS = ("dataset_license", "language", "eval_tasks", "pool_path", "chat_url")
@@ -78,7 +87,7 @@ _EMPTY = {
 }  # fmt: skip
 """The tables of a collection that a source of texts leaves empty."""
 
-_BATCH, _BLOCK = 1000, 1 << 16
+_BATCH = 1000
 
 _KEYS = 3
 """Columns of `PairNumbers.keys` where the student reads the queries themselves."""
@@ -227,8 +236,8 @@ def write_collection(
         arrangement = arrange(
             numbers,
             data,
-            lambda rows: _texts(read.documents, read.pair_documents[rows]),
-            (lambda rows: _student_queries(read.queries, read.pair_queries[rows]))
+            lambda rows: _texts(read.documents, taken(read.pair_documents, rows)),
+            (lambda rows: _student_queries(read.queries, taken(read.pair_queries, rows)))
             if numbers.keys.shape[1] > _KEYS
             else None,
         )
@@ -297,17 +306,17 @@ def _write_texts(
 
 def _pair_numbers(read: ReadPairs, seed: int) -> PairNumbers:
     """All pairs as numbers; `seed` orders their groups."""
-    pairs = read.pairs.with_format("arrow")
     own = read.queries.table.data["student_text"]
     others = own.null_count < len(own)
-    keys = np.empty((len(read.rows), _KEYS + others), dtype=np.int64, order="F")
-    keys[:, 0] = seeded_groups(column_of(pairs, "group", read.rows), seed, len(read.rows))
+    keys = scratch((_KEYS + others, len(read.rows)), np.int64).T
+    names = Column(read.pairs, "group").each(read.rows)
+    keys[:, 0] = seeded_groups(names, seed, len(read.rows))
     keys[:, 1] = _text_keys(read.queries, read.pair_queries)
     keys[:, 2] = _text_keys(read.documents, read.pair_documents)
     if others:
         keys[:, 3] = _text_keys(read.queries, read.pair_queries, _student_queries)
-    given = (_GIVEN.get(split, NOT_SAID) for split in column_of(pairs, "split", read.rows))
-    return PairNumbers(keys, np.fromiter(given, dtype=np.int8, count=len(read.rows)))
+    given = (_GIVEN.get(split, NOT_SAID) for split in Column(read.pairs, "split").each(read.rows))
+    return PairNumbers(keys, filled(given, len(read.rows), np.int8))
 
 
 _Read = Callable[[Texts, np.ndarray], Iterator[str]]
@@ -319,33 +328,33 @@ def _text_keys(texts: Texts, numbers: np.ndarray, read: _Read | None = None) -> 
     """
     once, which = numbered(numbers)
     keys = (text_number(text_key(text)) for text in (read or _texts)(texts, once))
-    of_once: np.ndarray = np.fromiter(keys, dtype=np.uint64, count=len(once)).view(np.int64)
-    return np.asarray(of_once[which])
+    return taken(filled(keys, len(once), np.uint64).view(np.int64), which)
 
 
-def _by_appearance(numbers: np.ndarray) -> np.ndarray:
-    """Each of `numbers`, from 0, once, in order of appearance."""
-    seen = np.zeros(numbers.max(initial=-1) + 1, dtype=bool)
-    parts = [numbers[:0]]
-    for start in range(0, len(numbers), _BLOCK):
-        block = numbers[start : start + _BLOCK]
-        new = block[np.sort(np.unique(block, return_index=True)[1])]
-        parts.append(new[~seen[new]])
-        seen[new] = True
-    return np.concatenate(parts)
+def _by_appearance(*numbers: np.ndarray) -> np.ndarray:
+    """Each of some `numbers`, from 0, once, in order of appearance: int32."""
+    most = 1 + max(int(some.max(initial=-1)) for some in numbers)
+    seen, result, count = scratch(most, np.bool_), scratch(most, np.int32), 0
+    for some in numbers:
+        for here in blocks(len(some)):
+            block = some[here]
+            new = block[np.sort(np.unique(block, return_index=True)[1])]
+            new = new[~seen[new]]
+            seen[new] = True
+            result[count : count + len(new)] = new
+            count += len(new)
+    return result[:count]
 
 
 def _texts(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     """The texts of `numbers`, looked up some at a time."""
-    return column_of(texts.table.with_format("arrow"), "text", numbers)
+    return Column(texts.table, "text").each(numbers)
 
 
 def _student_queries(texts: Texts, numbers: np.ndarray) -> Iterator[str]:
     """What the student reads of the queries with these numbers."""
-    table = texts.table.with_format("arrow").select_columns(["text", "student_text"])
-    for start in range(0, len(numbers), _BATCH):
-        rows = table[numbers[start : start + _BATCH]]
-        yield from pc.coalesce(rows["student_text"], rows["text"]).to_pylist()
+    both = (Column(texts.table, name).each(numbers) for name in ("text", "student_text"))
+    return (text if other is None else other for text, other in zip(*both, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,20 +380,22 @@ class _Writer:
             `CollectionRecord.split`, and what was left out -> how many.
         """
         read, rows, split = self.read, self.arrangement.rows, self.arrangement.split
-        pair_queries, pair_documents = read.pair_queries[rows], read.pair_documents[rows]
+        pair_queries, pair_documents = (
+            taken(numbers, rows) for numbers in (read.pair_queries, read.pair_documents)
+        )
         tested = pair_queries[split == TEST]
         candidates, lost = self._candidates()
         listed = read.candidate_documents[candidates]
         beside_test = np.isin(read.candidate_queries[candidates], tested)
-        searched = _by_appearance(
-            np.concatenate([read.corpus, pair_documents[split == TEST], listed[beside_test]])
-        )
-        documents = _by_appearance(np.concatenate([searched, pair_documents, listed]))
+        searched = _by_appearance(read.corpus, pair_documents[split == TEST], listed[beside_test])
+        documents = _by_appearance(searched, pair_documents, listed)
         queries = _by_appearance(pair_queries)
         self._write_texts("queries", read.queries, queries)
         self._write_texts("documents", read.documents, documents, len(searched))
         place_of_query, place_of_document = _places(queries), _places(documents)
-        self._write_pairs(place_of_query[pair_queries], place_of_document[pair_documents])
+        self._write_pairs(
+            taken(place_of_query, pair_queries), taken(place_of_document, pair_documents)
+        )
         of_query = place_of_query[read.candidate_queries[candidates]]
         order = np.argsort(of_query, kind="stable")
         self._write_candidates(of_query[order], place_of_document[listed[order]], candidates[order])
@@ -404,7 +415,8 @@ class _Writer:
         """
         read, rows, split = self.read, self.arrangement.rows, self.arrangement.split
         queries, documents = read.candidate_queries, read.candidate_documents
-        used = np.isin(queries, read.pair_queries[rows[split != LEAKED]])
+        trained_or_held_out = taken(rows, places_of(split != LEAKED))
+        used = is_among(queries, each_once(taken(read.pair_queries, trained_or_held_out)))
         tested = np.isin(queries, read.pair_queries[rows[split == TEST]])
         elsewhere = np.flatnonzero(self.numbers.given == ELSEWHERE)
         held_out = np.concatenate([rows[(split == TEST) | (split == VALIDATION)], elsewhere])
@@ -419,36 +431,35 @@ class _Writer:
     def _write_texts(
         self, kind: str, texts: Texts, numbers: np.ndarray, searched: int | None = None
     ) -> None:
-        table = texts.table.with_format("arrow")
+        own = texts.table.column_names
+        table = {name: Column(texts.table, name) for name in TEXT_FEATURES[kind] if name in own}
         features = TEXT_FEATURES[kind]
         with TableWriter(self.folder / f"{kind}.arrow", features) as writer:
             for start in range(0, len(numbers), _BATCH):
-                rows = table[numbers[start : start + _BATCH]]
-                columns = {name: rows[name].combine_chunks() for name in rows.column_names}
+                rows = numbers[start : start + _BATCH]
+                columns = {name: column.array(rows) for name, column in table.items()}
                 if searched is not None:
                     columns["searched"] = pa.array(np.arange(start, start + len(rows)) < searched)
                 writer.add_columns(*(columns[name] for name in features))
 
     def _write_pairs(self, queries: np.ndarray, documents: np.ndarray) -> None:
         read, arrangement = self.read, self.arrangement
-        table = read.pairs.with_format("arrow")
-        again = _repeated_ids(table.select_columns(["pair_id"]), read.rows)
+        ids, groups, sources = (Column(read.pairs, name) for name in ("pair_id", "group", "source"))
+        again = _repeated_ids(ids, read.rows)
         splits, reasons = np.array(SPLITS), np.array([*LEAKS, None])
         with TableWriter(self.folder / "judgements.arrow", JUDGEMENT_FEATURES) as writer:
             for start in range(0, len(queries), _BATCH):
                 here = slice(start, start + _BATCH)
                 taken = arrangement.rows[here]
                 rows = read.rows[taken]
-                columns = table[rows]
-                names = columns["pair_id"].to_pylist()
-                ids = [again.get(row, name) for row, name in zip(rows.tolist(), names, strict=True)]
+                names = zip(rows.tolist(), ids[rows], strict=True)
                 writer.add_columns(
-                    pa.array(ids),
+                    pa.array([again.get(row, name) for row, name in names]),
                     pa.array(queries[here], pa.int64()),
                     pa.array(documents[here], pa.int64()),
                     pa.array(read.grades[taken]),
-                    columns["group"].combine_chunks(),
-                    columns["source"].combine_chunks(),
+                    groups.array(rows),
+                    sources.array(rows),
                     pa.array(splits[arrangement.split[here]].tolist()),
                     pa.array(reasons[arrangement.leaks[here]].tolist(), pa.string()),
                 )
@@ -468,27 +479,32 @@ class _Writer:
                 )
 
 
-def _repeated_ids(ids: Any, rows: np.ndarray) -> dict[int, str]:
+def _repeated_ids(ids: Column, rows: np.ndarray) -> dict[int, str]:
     """Row -> the id that it gets because an earlier one of `rows` (n,) has the same: a, a.2, a.3.
 
     Args:
-        ids: A table with the column `pair_id`, in Arrow format.
+        ids: The ids of all rows.
         rows: (n,) int64, the rows that need different ids.
     """
-    hashes = np.empty(len(rows), dtype=np.uint64)
-    for start in range(0, len(rows), _BATCH):
-        here = slice(start, start + _BATCH)
-        hashes[here] = [text_number(name) for name in ids[rows[here]]["pair_id"].to_pylist()]
+    once, which = numbered(filled(map(text_number, ids.each(rows)), len(rows), np.uint64))
     again: dict[int, str] = {}
-    if len(np.unique(hashes)) == len(rows):
+    if len(once) == len(rows):
         return again
+    first = taken(first_places(which, len(once)), which)
+    repeated = {int(once[which[row]]) for row in np.flatnonzero(first != np.arange(len(rows)))}
     seen: Counter[str] = Counter()
-    for start in range(0, len(rows), _BATCH):
-        some = rows[start : start + _BATCH]
-        for row, name in zip(some.tolist(), ids[some]["pair_id"].to_pylist(), strict=True):
-            if (new := _unique(name, seen)) != name:
-                again[row] = new
+    for row, name in zip(rows.tolist(), ids.each(rows), strict=True):
+        if _is_of(name, repeated) and (new := _unique(name, seen)) != name:
+            again[row] = new
     return again
+
+
+def _is_of(name: str, repeated: set[int]) -> bool:
+    """Whether `name` is repeated (its number is), or one that a repeated name may get: a.2."""
+    if text_number(name) in repeated:
+        return True
+    stem, _, number = name.rpartition(".")
+    return number.isdigit() and _is_of(stem, repeated)
 
 
 def _unique(name: str, seen: Counter[str]) -> str:
@@ -499,6 +515,8 @@ def _unique(name: str, seen: Counter[str]) -> str:
 
 def _places(order: np.ndarray) -> np.ndarray:
     """Where each number stands in `order`; -1: nowhere."""
-    places = np.full(order.max(initial=-1) + 1, -1, dtype=np.int32)
-    places[order] = np.arange(len(order))
+    places = scratch(int(order.max(initial=-1)) + 1, np.int32)
+    places[:] = -1
+    for here in blocks(len(order)):
+        places[order[here]] = np.arange(here.start, here.stop)
     return places

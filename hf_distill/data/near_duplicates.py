@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from hf_distill.data.keys import is_among
+from hf_distill.data.word_grams import each_once, word_grams
 
 NEAR_DUPLICATE_JACCARD = 0.7
 """Two texts are near-duplicates if their sets of word trigrams have at least this Jaccard
@@ -28,15 +28,16 @@ def text_key(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold())) or text.strip()
 
 
+def words_of(text: str) -> str:
+    """`text_key` with one space between two words, also of a text of punctuation alone."""
+    return " ".join(text_key(text).split())
+
+
 def trigram_hashes(text: str) -> np.ndarray:
-    """(n,) uint64, each once: hashes of the word trigrams of `text_key(text)`; of the whole key if
-    it has fewer than three words.
+    """(n,) uint64, each once, ascending: hashes of the word trigrams of `text_key(text)`; of the
+    whole key if it has fewer than three words.
     """
-    key = " ".join(text_key(text).split()).encode("utf-8", "surrogatepass")
-    words = key.split(b" ")
-    grams = set(map(b" ".join, zip(words, words[1:], words[2:], strict=False))) or {key}
-    digests = [hashlib.blake2b(gram, digest_size=8).digest() for gram in grams]
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+    return np.unique(word_grams([words_of(text)], 3)[0])
 
 
 def word_trigrams(text: str) -> frozenset[int]:
@@ -63,21 +64,21 @@ def minhash(trigrams: frozenset[int]) -> MinHash:
     return signature
 
 
-def signatures(texts: Sequence[np.ndarray]) -> np.ndarray:
-    """(n, p) uint32: the `minhash` of each of n texts, given their `trigram_hashes`; all at once.
+def signatures(hashes: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(n, p) uint32: the `minhash` of each of n texts, given their trigrams as from `word_grams`;
+    all at once.
 
     The permutations are those of `datasketch`: the finalizer of MurmurHash3 (Appleby), then
     a h + b modulo 2 ** 32.
     """
-    mixed = np.concatenate(texts).astype(np.uint32)  # the low half
+    mixed = hashes.astype(np.uint32)  # the low half
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
     mixed ^= mixed >> np.uint32(16)
-    starts = np.cumsum([0, *map(len, texts)])[:-1]
-    result = np.empty((len(texts), _PERMUTATIONS), dtype=np.uint32)
+    result = np.empty((len(starts) - 1, _PERMUTATIONS), dtype=np.uint32)
     factors, offsets = np.asarray(_empty_signature().permutations, dtype=np.uint32)
     for number, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
-        result[:, number] = np.minimum.reduceat(mixed * factor + offset, starts)
+        result[:, number] = np.minimum.reduceat(mixed * factor + offset, starts[:-1])
     return result
 
 
@@ -130,13 +131,13 @@ class NearDuplicates:
         """
         every = np.unique(np.concatenate([np.empty(0, "<u8"), *self._trigrams]))
         remaining = iter(texts)
-        while batch := [trigram_hashes(text) for text in itertools.islice(remaining, _BATCH)]:
-            lengths = [len(trigrams) for trigrams in batch]
-            starts = np.cumsum([0, *lengths])[:-1]
-            shared = np.add.reduceat(is_among(np.concatenate(batch), every), starts, dtype=np.int64)
-            possible = shared / lengths >= NEAR_DUPLICATE_JACCARD
-            for near, trigrams in zip(possible.tolist(), batch, strict=True):
-                yield near and self._has(frozenset(trigrams.tolist()))
+        while batch := [words_of(text) for text in itertools.islice(remaining, _BATCH)]:
+            trigrams, starts = each_once(*word_grams(batch, 3))
+            shared = np.add.reduceat(is_among(trigrams, every), starts[:-1], dtype=np.int64)
+            possible = shared / np.diff(starts) >= NEAR_DUPLICATE_JACCARD
+            for number, near in enumerate(possible.tolist()):
+                own = trigrams[starts[number] : starts[number + 1]]
+                yield near and self._has(frozenset(own.tolist()))
 
 
 def _as_32_bits(trigram: int) -> int:

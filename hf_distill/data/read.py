@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,10 +20,19 @@ from hf_distill.data.collection import (
     SourcePairs,
     TableWriter,
 )
-from hf_distill.data.keys import first_places, is_among, numbered
+from hf_distill.data.keys import (
+    blocks,
+    each_once,
+    first_places,
+    is_among,
+    numbered,
+    places_of,
+    taken,
+)
 from hf_distill.data.near_duplicates import text_key
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import CONVERSATION, UTTERANCE
+from hf_distill.run.scratch import Numbers, scratch
 
 TABLES = (*TEXT_FEATURES, "judgements", "candidates", "texts")
 """The tables of a collection. Each is a file, `<name>.arrow`."""
@@ -42,7 +50,7 @@ _WORKING_PAIRS = Features(
     {name: Value("string") for name in ("pair_id", "group", "source", "split")}
 )
 _NOT_JUDGED = -1
-_READ = 1000
+_MOST_TEXTS = (1 << 31) - 1
 _LOW = (1 << 32) - 1
 """The document's half of `_keys`."""
 _LARGEST, _HIGHEST = 2**31, float(np.finfo(np.float32).max)
@@ -54,13 +62,6 @@ def open_tables(folder: Path, record: CollectionRecord) -> Collection:
         Dataset.from_file(str(folder / f"{name}.arrow")) for name in TABLES
     )
     return Collection(queries, documents, judgements, record, candidates, texts)
-
-
-def column_of(table: Any, column: str, rows: np.ndarray) -> Iterator[Any]:
-    """A column of some rows of a table in Arrow format, read some at a time."""
-    one = table.select_columns([column])
-    for start in range(0, len(rows), _READ):
-        yield from one[rows[start : start + _READ]][column].to_pylist()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ReadPairs:
         candidate_queries, candidate_documents: (m,) int64, each (query, document) once.
         candidate_scores: (m,) float32; NaN: none.
         candidate_grades: (m,) int32: 0: judged not relevant; above 0: a pair; -1: not judged.
-        corpus: (c,) int64, ascending: documents of the source's corpus.
+        corpus: (c,) int32, ascending: documents of the source's corpus.
         counts: How many there were, and what became of them.
     """
 
@@ -116,7 +117,8 @@ class _TextWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer = TableWriter(path, _WORKING_TEXTS)
-        self._hashes = array("Q")
+        self._hashes = Numbers("Q")
+        self._last: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -131,16 +133,22 @@ class _TextWriter:
         """The row of `text`, whose own id is `name`."""
         both = text if student_text is None else f"{text}\0{student_text}"
         number = int.from_bytes(hashlib.sha256(both.encode()).digest()[:8], "big")
-        if not self._hashes or self._hashes[-1] != number:
+        if self._last != number:
+            if len(self._hashes) == _MOST_TEXTS:
+                raise InputError(
+                    f"the data holds more than {_MOST_TEXTS:,} queries or documents, counted with "
+                    "repeats, and a text's number has 31 bits; divide it into several runs"
+                )
+            self._last = number
             self._hashes.append(number)
             self._writer.add(text, student_text, name)
         return len(self._hashes) - 1
 
     def read(self) -> Texts:
         """What was written, once it is all there."""
-        hashes = np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.empty(0, "u8")
-        once, which = numbered(hashes)
-        return Texts(Dataset.from_file(str(self._path)), first_places(which, len(once))[which])
+        once, which = numbered(self._hashes.read())
+        first = taken(first_places(which, len(once)), which)
+        return Texts(Dataset.from_file(str(self._path)), first)
 
 
 class _Reader:
@@ -156,9 +164,9 @@ class _Reader:
         self.queries, self.documents, self.pairs = queries, documents, pairs
         self.student_query = student_query
         self.counts: Counter[str] = Counter()
-        self.pair_queries, self.pair_documents, self.grades = array("i"), array("i"), array("i")
-        self.listed_queries, self.listed_documents = array("i"), array("i")
-        self.listed_scores, self.listed_grades = array("f"), array("i")
+        self.pair_queries, self.pair_documents, self.grades = (Numbers("i") for _ in range(3))
+        self.listed_queries, self.listed_documents = Numbers("i"), Numbers("i")
+        self.listed_scores, self.listed_grades = Numbers("f"), Numbers("i")
         self.own_pairs = 0
         self._group = ("", "")
 
@@ -347,26 +355,26 @@ def _corpus(pairs: SourcePairs) -> Iterable[tuple[str, str | None]]:
 def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int]) -> ReadPairs:
     """Equal texts get one number, and each (query, document) is one candidate."""
     queries, documents = reader.queries.read(), reader.documents.read()
-    pair_queries = queries.first[_numbers(reader.pair_queries)]
-    pair_documents = documents.first[_numbers(reader.pair_documents)]
-    grades = _numbers(reader.grades)
+    pair_queries = taken(queries.first, reader.pair_queries.read())
+    pair_documents = taken(documents.first, reader.pair_documents.read())
+    grades = reader.grades.read()
     keys = _keys(pair_queries, pair_documents)
 
-    listed_queries = queries.first[_numbers(reader.listed_queries)]
-    listed = _keys(listed_queries, documents.first[_numbers(reader.listed_documents)])
-    listed_grades = _numbers(reader.listed_grades)
-    scores = np.array(reader.listed_scores, dtype=np.float32)
-    own = np.arange(len(keys)) < reader.own_pairs
-    both_ways = own & is_among(keys, np.unique(listed[listed_grades == 0]))
-    kept = np.flatnonzero(~both_ways)
+    listed_queries = taken(queries.first, reader.listed_queries.read())
+    listed = _keys(listed_queries, taken(documents.first, reader.listed_documents.read()))
+    listed_grades, scores = reader.listed_grades.read(), reader.listed_scores.read()
+    both_ways = is_among(keys, np.unique(listed[listed_grades == 0]))
+    both_ways[reader.own_pairs :] = False
+    kept = places_of(~both_ways)
+    own = kept[: reader.own_pairs - int(both_ways.sum())]
 
     # Of a candidate that is listed again, the first one with a score counts.
     order = np.lexsort((np.isnan(scores), listed))
     once, first = np.unique(listed[order], return_index=True)
     first = order[first]
     judged = np.isin(once, listed[listed_grades == 0])
-    candidate_grades = np.where(judged, 0, _grade_of_pair(once, keys, grades, own & ~both_ways))
-    has_pair = np.isin(listed_queries[first], pair_queries[kept][own[kept]])
+    candidate_grades = np.where(judged, 0, _grade_of_pair(once, keys, grades, own))
+    has_pair = is_among(listed_queries[first], each_once(taken(pair_queries, own)))
 
     not_judged = listed_grades == _NOT_JUDGED
     unjudged = np.isin(once, listed[not_judged])
@@ -385,25 +393,23 @@ def _numbered(reader: _Reader, path: Path, in_corpus: int, counts: dict[str, int
         documents=documents,
         pairs=Dataset.from_file(str(path)),
         rows=kept,
-        pair_queries=pair_queries[kept],
-        pair_documents=pair_documents[kept],
-        grades=grades[kept],
+        pair_queries=taken(pair_queries, kept),
+        pair_documents=taken(pair_documents, kept),
+        grades=taken(grades, kept),
         candidate_queries=listed_queries[first[order]],
         candidate_documents=once[order] & _LOW,
         candidate_scores=scores[first[order]],
         candidate_grades=candidate_grades[order].astype(np.int32),
-        corpus=np.unique(documents.first[:in_corpus]),
+        corpus=each_once(documents.first[:in_corpus]),
         counts={what: number for what, number in counts.items() if number},
     )
 
 
-def _numbers(values: array[int]) -> np.ndarray:
-    return np.frombuffer(values, dtype=np.int32) if values else np.empty(0, dtype=np.int32)
-
-
 def _keys(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """One int64 for each (query, document), both below 2 ** 31."""
-    keys: np.ndarray = (queries.astype(np.int64) << 32) | documents
+    keys = scratch(len(queries), np.int64)
+    for here in blocks(len(keys)):
+        keys[here] = (queries[here].astype(np.int64) << 32) | documents[here]
     return keys
 
 
@@ -411,9 +417,9 @@ def _grade_of_pair(
     wanted: np.ndarray, keys: np.ndarray, grades: np.ndarray, used: np.ndarray
 ) -> np.ndarray:
     """The highest grade of the pairs with each key of `wanted` (m,), ascending; `_NOT_JUDGED` if
-    there is none. The pairs have `keys`, `grades` and whether they are `used`, (n,) each.
+    there is none. The pairs have `keys` and `grades` (n,), and `used` (u,) are those that count.
     """
     highest = np.full(len(wanted), _NOT_JUDGED)
-    some = np.flatnonzero(used & is_among(keys, wanted))
+    some = used[is_among(taken(keys, used), wanted)] if len(wanted) else used[:0]
     np.maximum.at(highest, np.searchsorted(wanted, keys[some]), grades[some])
     return highest

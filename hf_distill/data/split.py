@@ -12,10 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_distill.data.keys import is_among, numbered
+from hf_distill.data.keys import (
+    blocks,
+    each_once,
+    filled,
+    first_places,
+    is_among,
+    numbered,
+    places_of,
+    taken,
+)
 from hf_distill.data.near_duplicates import NearDuplicates
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments
+from hf_distill.run.scratch import scratch
 
 TRAIN, VALIDATION, TEST, LEAKED = range(4)
 """Places in `hf_distill.data.collection.SPLITS`."""
@@ -129,19 +139,19 @@ def arrange(
     """
     given, held_out = given_splits(pairs.given)
     free = given == NOT_SAID
-    taken = ~free
-    taken[free] = within_limit(pairs.keys[free, 0], data.max_pairs)
-    rows = np.flatnonzero(taken)
-    keys = pairs.keys if taken.all() else pairs.keys[rows]
-    given = given[rows]
+    used = ~free
+    used[free] = within_limit(taken(pairs.keys[:, 0], places_of(free)), data.max_pairs)
+    rows = places_of(used)
+    keys = pairs.keys if used.all() else _rows(pairs.keys, rows)
+    given = taken(given, rows)
     split, capped = split_pairs(keys, given, data)
     if capped:
         held_out += f", {capped} with at most {data.held_out_queries:,} queries (held_out_queries)"
     leaks = find_leaks(
         keys,
         split,
-        lambda places: documents(rows[places]),
-        student_queries and (lambda places: student_queries(rows[places])),
+        lambda places: documents(taken(rows, places)),
+        student_queries and (lambda places: student_queries(taken(rows, places))),
     )
     final = np.where(leaks < 0, split, np.int8(LEAKED))
     for part, purpose in ((TRAIN, "training"), (TEST, "the evaluation")):
@@ -150,14 +160,19 @@ def arrange(
                 f"no {what} is left for {purpose} after splitting and removing leaks; add data, or "
                 "remove texts that repeat each other"
             )
-    places = np.lexsort((split == VALIDATION, final))
-    places = places[final[places] != ELSEWHERE]
+    places = scratch(int((final != ELSEWHERE).sum()), np.int64)
+    count = 0
+    for part in range(ELSEWHERE):
+        for from_validation in (False, True):
+            some = places_of((final == part) & ((split == VALIDATION) == from_validation))
+            places[count : count + len(some)] = some
+            count += len(some)
     return Arrangement(
-        rows=rows[places],
-        split=final[places],
-        leaks=leaks[places],
-        groups=int(np.count_nonzero(np.bincount(keys[given == NOT_SAID, 0]))),
-        beyond_limit=int((~taken).sum()),
+        rows=taken(rows, places),
+        split=taken(final, places),
+        leaks=taken(leaks, places),
+        groups=int(np.count_nonzero(_some_of(keys[:, 0], given == NOT_SAID))),
+        beyond_limit=int((~used).sum()),
         held_out=held_out,
         leaks_left=leaks_left(keys, final),
     )
@@ -168,10 +183,8 @@ def seeded_groups(names: Iterable[str | None], seed: int, count: int) -> np.ndar
     0, in an order that depends on `seed` and each name alone: that of their digests.
     """
     digests = (hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names)
-    numbers = np.fromiter(
-        (int.from_bytes(digest[:8], "big") for digest in digests), dtype=np.uint64, count=count
-    )
-    return numbered(numbers)[1]
+    numbers = (int.from_bytes(digest[:8], "big") for digest in digests)
+    return numbered(filled(numbers, count, np.uint64))[1]
 
 
 def within_limit(groups: np.ndarray, max_pairs: int | None) -> np.ndarray:
@@ -266,14 +279,16 @@ def split_pairs(keys: np.ndarray, given: np.ndarray, data: DataArguments) -> tup
     """
     groups, free, most = keys[:, 0], given == NOT_SAID, data.held_out_queries
     own = [given == TEST, given == VALIDATION]
-    dealt = np.zeros(groups.max(initial=-1) + 1, dtype=bool)
-    dealt[groups[free]] = True
-    dealt[groups[~free]] = False
+    dealt = _some_of(groups, free) & ~_some_of(groups, ~free)
     count = int(dealt.sum())
     split = np.full(len(dealt), TRAIN, dtype=np.int8)
-    capped = ""
-    place = np.where(dealt, np.cumsum(dealt) - 1, -1)
-    queries = None if most is None else _queries_of(keys, place[groups], min(count, 2 * most))
+    capped, queries = "", None
+    if most is not None:
+        place = scratch(len(dealt), np.int32)
+        np.cumsum(dealt, dtype=np.int32, out=place)
+        place -= 1
+        place[~dealt] = -1
+        queries = _queries_of(keys, taken(place, groups), min(count, 2 * most))
     if not own[0].any():
         split[dealt], capped = deal_groups(
             count, data.test_fraction, data.validation_fraction, queries, most
@@ -283,7 +298,24 @@ def split_pairs(keys: np.ndarray, given: np.ndarray, data: DataArguments) -> tup
         if most is not None and queries is not None and _fitting(queries, most) < number:
             number, capped = _fitting(queries, most), "validation"
         split[np.flatnonzero(dealt)[:number]] = VALIDATION
-    return np.where(free, split[groups], given), capped
+    return np.where(free, taken(split, groups), given), capped
+
+
+def _some_of(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Of each of `groups` (n,), numbers from 0, whether some pair of it is `chosen` (n,)."""
+    some = scratch(int(groups.max(initial=-1)) + 1, np.bool_)
+    for here in blocks(len(groups)):
+        some[groups[here][chosen[here]]] = True
+    return some
+
+
+def _rows(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`keys[rows]` (m, k) of `keys` (n, k), column by column."""
+    result = scratch((keys.shape[1], len(rows)), keys.dtype).T
+    for column in range(keys.shape[1]):
+        for here in blocks(len(rows)):
+            result[here, column] = keys[rows[here], column]
+    return result
 
 
 def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
@@ -298,7 +330,7 @@ def shared(keys: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """
     first = np.full(len(keys), -1, dtype=np.int8)
     for place in reversed(range(keys.shape[1])):
-        first[is_among(keys[:, place], np.unique(held_out[:, place]))] = place
+        first[is_among(keys[:, place], each_once(held_out[:, place]))] = place
     return first
 
 
@@ -331,32 +363,39 @@ def find_leaks(
         differs = keys[:, _QUERY] != keys[:, _STUDENT_QUERY]
         near_ones.append((_NEAR_QUERY, _STUDENT_QUERY, student_queries, differs, NearDuplicates()))
     for part in (VALIDATION, TRAIN):
-        pairs = np.flatnonzero(split == part)
-        leaks[pairs] = shared(keys[pairs], keys[held_out])
+        pairs = places_of(split == part)
+        leaks[pairs] = shared(_rows(keys, pairs), _rows(keys, places_of(held_out)))
         for leak, column, texts, compared, index in near_ones:
-            for text in texts(_each_once(keys[:, column], np.flatnonzero(new & compared))[0]):
+            pairs = places_of(new & compared)
+            first, _ = _each_once(keys[:, column], pairs)
+            for text in texts(taken(pairs, first)):
                 index.add(text)
-            pairs = np.flatnonzero((split == part) & (leaks < 0) & compared)
+            pairs = places_of((split == part) & (leaks < 0) & compared)
             first, which = _each_once(keys[:, column], pairs)
-            near = np.fromiter(index.have(texts(first)), dtype=bool, count=len(first))
-            leaks[pairs[near[which]]] = leak
+            near = scratch(len(first), np.bool_)
+            found = filled(index.have(texts(taken(pairs, first))), len(first), np.bool_)
+            for here in blocks(len(first)):
+                near[which[first[here]]] = found[here]
+            leaks[pairs[taken(near, which)]] = leak
         new = (split == part) & (leaks < 0)
         held_out = held_out | new
     return leaks
 
 
 def _each_once(keys: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first of `pairs` (m,) with each text, and for each pair (m,) the place of its text among
-    these. `keys` (n,) are those of the texts.
+    """The places among `pairs` (m,) of the first ones with each text, ascending, and for each pair
+    (m,) the number of its text. `keys` (n,) are those of the texts.
     """
-    _, first, which = np.unique(keys[pairs], return_index=True, return_inverse=True)
-    return pairs[first], which
+    once, which = numbered(taken(keys, pairs))
+    first = first_places(which, len(once))
+    first.sort()
+    return first, which
 
 
 def leaks_left(keys: np.ndarray, split: np.ndarray) -> int:
     """Pairs of train and validation with a group, query or document of a held-out pair."""
-    train, validation = (keys[split == part] for part in (TRAIN, VALIDATION))
-    test = keys[(split == TEST) | (split == ELSEWHERE)]
+    train, validation = (_rows(keys, places_of(split == part)) for part in (TRAIN, VALIDATION))
+    test = _rows(keys, places_of((split == TEST) | (split == ELSEWHERE)))
     of_train = shared(train, np.concatenate([validation, test]))
     of_validation = shared(validation, test)
     return int((of_train >= 0).sum() + (of_validation >= 0).sum())

@@ -24,8 +24,10 @@ from hf_distill.data.collection import (
     pair_number,
     text_number,
 )
+from hf_distill.data.column import Column
+from hf_distill.data.keys import taken
 from hf_distill.data.near_duplicates import text_key
-from hf_distill.data.read import TEST_PATH, RowPlace, column_of, counted
+from hf_distill.data.read import TEST_PATH, RowPlace, counted
 from hf_distill.data.split import LEAKS, NOT_SAID, Arrangement, PairNumbers, seeded_groups
 
 TEXT_LEAKS = {
@@ -64,7 +66,7 @@ class ReadTexts:
 
     def texts(self, places: np.ndarray) -> Iterator[str]:
         """The teacher's texts at `places` (m,) among these, looked up some at a time."""
-        return column_of(self.table.with_format("arrow"), "text", self.rows[places])
+        return Column(self.table, "text").each(taken(self.rows, places))
 
 
 class _Reader:
@@ -165,9 +167,8 @@ def read_texts(
 def _numbers(
     table: Dataset, rows: np.ndarray, keys: np.ndarray, given: Mapping[Any, int], seed: int
 ) -> PairNumbers:
-    columns = table.with_format("arrow")
-    groups = seeded_groups(column_of(columns, "group", rows), seed, len(rows))
-    splits = (given.get(split, NOT_SAID) for split in column_of(columns, "split", rows))
+    groups = seeded_groups(Column(table, "group").each(rows), seed, len(rows))
+    splits = (given.get(split, NOT_SAID) for split in Column(table, "split").each(rows))
     return PairNumbers(
         np.column_stack([groups, keys]), np.fromiter(splits, dtype=np.int8, count=len(rows))
     )
@@ -176,13 +177,13 @@ def _numbers(
 def write_texts(read: ReadTexts, arrangement: Arrangement, path: Path) -> TextsRecord:
     """Write the table `texts` of a collection, in the order of the arrangement."""
     splits, reasons = np.array(SPLITS), np.array([*map(TEXT_LEAKS.get, LEAKS), None])
-    table, rows = read.table.with_format("arrow"), read.rows[arrangement.rows]
+    names = ("text", "student_text", "source")
+    columns, rows = [Column(read.table, name) for name in names], read.rows[arrangement.rows]
     with TableWriter(path, TEXTS_FEATURES) as writer:
         for start in range(0, len(rows), _BATCH):
             here = slice(start, start + _BATCH)
-            columns = table[rows[here]]
             writer.add_columns(
-                *(columns[name].combine_chunks() for name in ("text", "student_text", "source")),
+                *(column.array(rows[here]) for column in columns),
                 pa.array(splits[arrangement.split[here]].tolist()),
                 pa.array(reasons[arrangement.leaks[here]].tolist(), pa.string()),
             )

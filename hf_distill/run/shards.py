@@ -29,12 +29,14 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from hf_distill.run.scratch import scratch
 from hf_distill.run.stage import sha256_of, written_whole
 
 logger = logging.getLogger(__name__)
 
 LEAST_ITEMS = 4096
 _MOST_SHARDS = 256
+_BLOCK = 1 << 16
 _DIGITS = 32
 _POLL_SECONDS = 0.3
 
@@ -103,7 +105,7 @@ def locate(parts: Sequence[Part], keys: np.ndarray) -> tuple[list[Part], np.ndar
         these.
     """
     needed: list[Part] = []
-    places = np.zeros(len(keys), dtype=np.uint32)
+    places = scratch(len(keys), np.uint32)
     start = 0
     for part in parts if len(keys) else ():
         at = np.minimum(np.searchsorted(keys, part.keys), len(keys) - 1)
@@ -150,9 +152,25 @@ class Shards:
         return [self._opened[path] for path in sorted(self._opened)]
 
     def known(self) -> np.ndarray:
-        """Keys (n,) uint64 of all items in complete shards, ascending."""
-        keys = [part.keys for part in self.parts()]
-        return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *keys]))
+        """Keys (n,) uint64 of all items in complete shards, ascending. One may repeat."""
+        parts = self.parts()
+        keys, start = scratch(sum(len(part.keys) for part in parts), np.uint64), 0
+        for part in parts:
+            keys[start : start + len(part.keys)] = part.keys
+            start += len(part.keys)
+        keys.sort()
+        return keys
+
+    def _missing(self, keys: np.ndarray) -> np.ndarray:
+        """Those of `keys` (n,) that are in no complete shard, in their order."""
+        known, missing, count = self.known(), scratch(len(keys), keys.dtype), 0
+        for start in range(0, len(keys), _BLOCK):
+            block = keys[start : start + _BLOCK]
+            places = np.searchsorted(known, block)
+            found = known[np.minimum(places, len(known) - 1)] == block if len(known) else places < 0
+            missing[count : count + len(block) - found.sum()] = block[~found]
+            count += len(block) - int(found.sum())
+        return missing[:count]
 
     def complete(
         self, keys: np.ndarray, size: int, work: Work, rank: int = 0, ranks: int = 1
@@ -170,7 +188,7 @@ class Shards:
             rank: Of this process.
             ranks: How many processes are given the same keys.
         """
-        while len(missing := keys[~np.isin(keys, self.known())]):
+        while len(missing := self._missing(keys)):
             self.folder.mkdir(parents=True, exist_ok=True)
             shards = [missing[start : start + size] for start in range(0, len(missing), size)]
             self._make_all(shards, work, rank, ranks)

@@ -14,7 +14,16 @@ from tqdm.auto import tqdm
 from hf_distill.compute.device import give_back_freed_memory
 from hf_distill.compute.encode import Advance, text_length
 from hf_distill.data.collection import pair_number, text_number
-from hf_distill.data.keys import first_places, is_among, numbered
+from hf_distill.data.keys import (
+    filled,
+    first_places,
+    is_among,
+    numbered,
+    ordered_by,
+    places_of,
+    taken,
+)
+from hf_distill.run.scratch import scratch
 from hf_distill.run.shards import Part, Shards, locate, shard_size
 from hf_distill.scoring.progress import Progress
 
@@ -45,7 +54,7 @@ class Items(Generic[Item]):
 
     def keys(self) -> np.ndarray:
         """(count,) uint64: equal items, equal key."""
-        keys = np.empty(self.count, dtype=np.uint64)
+        keys = scratch(self.count, np.uint64)
         starts = range(0, self.count, _READ)
         for start in tqdm(starts, desc="Looking for equal items", unit="k", delay=3, leave=False):
             places = np.arange(start, min(start + _READ, self.count))
@@ -57,9 +66,9 @@ class Items(Generic[Item]):
 
     def lengths(self, places: np.ndarray) -> np.ndarray:
         """(m,) int32: characters of the items at `places` (m,)."""
-        blocks = [places[start : start + _READ] for start in range(0, len(places), _READ)]
+        blocks = (places[start : start + _READ] for start in range(0, len(places), _READ))
         lengths = (text_length(item) for block in blocks for item in self.read(block))
-        return np.fromiter(lengths, dtype=np.int32, count=len(places))
+        return filled(lengths, len(places), np.int32)
 
 
 @dataclass(frozen=True)
@@ -105,12 +114,15 @@ def work_once(
     state = PartialState()
     unique, inverse = numbered(keys)
     first = first_places(inverse, len(unique))
-    todo: np.ndarray = np.sort(first[~is_among(unique, shards.known())])
+    todo = taken(first, places_of(~is_among(unique, shards.known())))
+    todo.sort()
     lengths = items.lengths(todo)
-    order = [keys[todo], -lengths, *([] if items.lists is None else [items.lists[todo]])]
+    longest = int(lengths.max(initial=0))
+    by = [taken(inverse, todo), longest - lengths]  # unique keys ascend
+    order = ordered_by(*by, *([] if items.lists is None else [taken(items.lists, todo)]))
     context = around(todo, lengths) if around and len(todo) else contextlib.nullcontext()
     with context:
-        progress = Progress(items.what, len(todo), int(lengths.sum()))
+        progress = Progress(items.what, len(todo), int(lengths.sum(dtype=np.int64)))
 
         def make(shard: np.ndarray) -> np.ndarray:
             batch = items.read(first[np.searchsorted(unique, shard)])
@@ -118,7 +130,7 @@ def work_once(
 
         try:
             shards.complete(
-                keys[todo][np.lexsort(order)],
+                taken(keys, taken(todo, order)),
                 shard_size(len(unique), items.least),
                 make,
                 state.process_index,

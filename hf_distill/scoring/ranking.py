@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from hf_distill.compute.device import exact_products, ranking_device
 from hf_distill.data.collection import Collection
+from hf_distill.data.keys import first_places, numbered, ordered_by, taken
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import scratch
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.scores import Scores
@@ -28,7 +30,11 @@ LEAST_NEGATIVES = 4
 """Hard negatives that are kept for each pair, at least: the data set shows them."""
 _QUERY_BLOCK, _DOCUMENT_BLOCK, _GROUP = 512, 8192, 64
 """Queries and documents whose similarities are computed at once; and documents of which the best is
-found first, because most groups hold none that matters.
+found first, because most groups hold none that matters: at most 255.
+"""
+_CPU_BLOCK = 4096
+"""On a CPU, the documents at most: their similarities stay in its cache. An accelerator waits once
+for each block.
 """
 _GATHERED = 1 << 14
 """Groups that are copied at once."""
@@ -88,9 +94,12 @@ def document_pool(documents: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Each of `documents` (n,) once, in order of first appearance: (m,). If there are more than
     `size`, a seeded sample of them.
     """
-    first = np.sort(np.unique(documents, return_index=True)[1])
+    once, which = numbered(documents)
+    first = first_places(which, len(once))
+    first.sort()
     if len(first) > size:
-        first = np.sort(np.random.default_rng(seed).choice(first, size, replace=False))
+        drawn = np.random.default_rng(seed).choice(len(first), size, replace=False)
+        first = np.sort(first[drawn])
     pool: np.ndarray = documents[first]
     return pool
 
@@ -102,7 +111,8 @@ class _Pool:
         self.device = ranking_device()
         self.measure = measure
         self.rows = torch.from_numpy(table.of_documents(documents)).to(self.device)
-        self.place = np.full(len(table.documents), -1)
+        self.place = scratch(len(table.documents), np.int32)
+        self.place[:] = -1
         self.place[documents] = np.arange(len(documents))
 
     def search(
@@ -127,19 +137,24 @@ class _Pool:
         above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
         best = torch.full((len(left), k), -torch.inf, device=self.device)
         best_places = torch.full((len(left), k), -1, dtype=torch.int64, device=self.device)
-        for first in range(0, len(self.rows), _DOCUMENT_BLOCK):
-            block = self.rows[first : first + _DOCUMENT_BLOCK].float()
+        size = min(_DOCUMENT_BLOCK, _CPU_BLOCK) if self.device == "cpu" else _DOCUMENT_BLOCK
+        for first in range(0, len(self.rows), size):
+            block = self.rows[first : first + size].float()
             tile = similarity(self.measure, left, block)
             here = np.flatnonzero((places >= first) & (places < first + len(block)))
             cells = torch.from_numpy(np.stack([own.queries[here], places[here] - first]))
             tile[tuple(cells.to(self.device))] = -torch.inf
-            groups = pad(tile, (0, -len(block) % _GROUP), value=-torch.inf)
-            groups = groups.view(len(left), -1, _GROUP)
+            if rest := -len(block) % _GROUP:
+                tile = pad(tile, (0, rest), value=-torch.inf)
+            groups = tile.view(len(left), -1, _GROUP)
             highest = groups.amax(dim=2)
             _add_above(above, groups, highest, query, scores)
-            top, at = _best_of(groups, highest, k)
-            best, chosen = torch.cat([best, top], dim=1).topk(k, dim=1)
-            best_places = torch.cat([best_places, at + first], dim=1).gather(1, chosen)
+            rows = torch.arange(len(left), device=self.device)
+            if self.device == "cpu":  # an accelerator would wait for them
+                rows = rows[highest.amax(dim=1) > best[:, -1]]
+            top, at = _best_of(groups, highest, rows, k)
+            best[rows], chosen = torch.cat([best[rows], top], dim=1).topk(k, dim=1)
+            best_places[rows] = torch.cat([best_places[rows], at + first], dim=1).gather(1, chosen)
         missing = best.isneginf()
         best, best_places = (
             best.masked_fill(missing, torch.nan),
@@ -168,18 +183,19 @@ def _add_above(
     for start in range(0, len(pair), _GATHERED):
         pairs, some = pair[start : start + _GATHERED], group[start : start + _GATHERED]
         higher = groups[query[pairs], some] > scores[pairs, None]
-        above.index_add_(0, pairs, higher.sum(dim=1))
+        count = higher.view(torch.uint8).sum(dim=1, dtype=torch.uint8)  # `_GROUP` at most
+        above.index_add_(0, pairs, count.long())
 
 
 def _best_of(
-    groups: torch.Tensor, highest: torch.Tensor, k: int
+    groups: torch.Tensor, highest: torch.Tensor, rows: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` highest of `groups` (q, g, n) for each query, and their places, both (q, <= k).
-    They are in the k groups with the `highest` (q, g).
+    """The `k` highest of `groups` (q, g, n) for each of the queries `rows` (r,), and their places,
+    both (r, <= k). They are in the k groups with the `highest` (q, g).
     """
-    _, chosen = highest.topk(min(k, highest.shape[1]), dim=1)
+    _, chosen = highest[rows].topk(min(k, highest.shape[1]), dim=1)
     size = groups.shape[2]
-    inside = groups.gather(1, chosen[:, :, None].expand(-1, -1, size)).flatten(1)
+    inside = groups[rows[:, None], chosen].flatten(1)
     top, at = inside.topk(min(k, inside.shape[1]), dim=1)
     return top, chosen.gather(1, at // size) * size + at % size
 
@@ -203,21 +219,20 @@ def rank_pairs(
         key: The key of the result.
     """
     count = len(pairs.queries)
-    rank = np.empty(count, dtype=np.int32)
-    margin = np.empty(count, dtype=np.float32)
-    negatives = np.empty((count, k), dtype=np.int64)
-    negative_scores = np.empty((count, k), dtype=np.float32)
+    rank, margin = scratch(count, np.int32), scratch(count, np.float32)
+    negatives, negative_scores = scratch((count, k), np.int64), scratch((count, k), np.float32)
     pool = _Pool(documents, table, measure)
     # Each query searches once, however many documents it has. Queries come in the order of their
     # embeddings, and the pairs of one stand together.
-    rows, query = np.unique(table.queries[pairs.queries], return_inverse=True)
-    order = np.argsort(query, kind="stable")
-    bounds = np.searchsorted(query[order], np.arange(len(rows) + 1))
+    rows, query = numbered(taken(table.queries, pairs.queries))
+    order = ordered_by(query)
+    ascending = taken(query, order)
     with tqdm(total=count, desc="Ranking in the pool", unit=" pairs", delay=3) as bar:
         for start in range(0, len(rows), _QUERY_BLOCK):
             stop = min(start + _QUERY_BLOCK, len(rows))
-            here = order[bounds[start] : bounds[stop]]
-            own = RankedPairs(query[here] - start, pairs.documents[here], pairs.scores[here])
+            here = order[slice(*np.searchsorted(ascending, (start, stop)))]
+            places_of_queries = query[here].astype(np.int64) - start
+            own = RankedPairs(places_of_queries, pairs.documents[here], pairs.scores[here])
             with exact_products():
                 above, best, places = pool.search(table.vectors[rows[start:stop]], own, k)
             rank[here] = above + 1

@@ -16,9 +16,11 @@ from accelerate import PartialState
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection, Pairs, Split
+from hf_distill.data.keys import blocks, places_of, taken
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import scratch
 from hf_distill.run.shards import Shards
 from hf_distill.run.stage import fingerprint, stage, written_whole
 from hf_distill.scoring.embeddings import EmbeddingTable, embed_collection
@@ -49,9 +51,16 @@ class ScoreStatistics:
     @classmethod
     def of(cls, scores: np.ndarray) -> ScoreStatistics:
         """Of `scores` (n,), NaN left out."""
-        known = scores[~np.isnan(scores)].astype(np.float64)
-        figures = (known.mean(), known.std(), np.median(known), known.min(), known.max())
-        return cls(*map(float, figures))
+        some = places_of(~np.isnan(scores))
+        known, squares = scratch(len(some), np.float64), scratch(len(some), np.float64)
+        for here in blocks(len(some)):
+            known[here] = scores[some[here]]
+        mean = known.mean()
+        np.subtract(known, mean, out=squares)
+        np.multiply(squares, squares, out=squares)
+        low, high = known.min(), known.max()
+        median = np.median(known, overwrite_input=True)
+        return cls(*map(float, (mean, np.sqrt(squares.mean()), median, low, high)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class Scores:
 
     def of(self, rows: slice | np.ndarray) -> np.ndarray:
         """Scores (m,) float32 of the judgements in `rows`."""
-        return self.values[rows]
+        return self.values[rows] if isinstance(rows, slice) else taken(self.values, rows)
 
     def between(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """(n,) float32: the teacher's scores of `queries` (n,) with `documents` (n,), numbers that
@@ -219,7 +228,7 @@ class Scored:
 
 def _by_embeddings(collection: Collection, scale: Scale, table: EmbeddingTable) -> Scored:
     queries, documents = collection.query_numbers, collection.document_numbers
-    values = np.empty(len(queries), dtype=np.float32)
+    values = scratch(len(queries), np.float32)
     for start in range(0, len(queries), _BLOCK):
         rows = slice(start, start + _BLOCK)
         values[rows] = pair_similarity(
@@ -350,7 +359,7 @@ def write_soft_labels(path: Path, pairs: Pairs, scores: np.ndarray) -> None:
         pairs: The pairs.
         scores: Their scores (n,); NaN is written as null.
     """
-    numbers = iter(scores.tolist())
+    numbers = (score for here in blocks(len(scores)) for score in scores[here].tolist())
     begin = "[\n"
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for batch in pairs.batches("pair_id", "query", "document"):

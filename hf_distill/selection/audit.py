@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_distill.data.collection import Pairs
+from hf_distill.data.keys import blocks, places_of, taken
+from hf_distill.run.scratch import scratch
 from hf_distill.selection import texts
 from hf_distill.selection.mismatch import Detection
 from hf_distill.selection.rules import (
@@ -193,8 +194,9 @@ def _number(value: float) -> float | None:
 
 
 def _spread(values: np.ndarray) -> tuple[float, float, float]:
-    """Minimum, median and maximum."""
-    return float(values.min()), float(np.median(values)), float(values.max())
+    """Minimum, median and maximum of `values` (n,), which are put into another order."""
+    low, high = float(values.min()), float(values.max())
+    return low, float(np.median(values, overwrite_input=True)), high
 
 
 def _score_range(scores: np.ndarray) -> ScoreRange:
@@ -202,7 +204,7 @@ def _score_range(scores: np.ndarray) -> ScoreRange:
 
 
 def _weights(weight: np.ndarray, kept: np.ndarray) -> Weights:
-    return Weights(float(weight.sum()), *_spread(weight[kept]))
+    return Weights(float(weight.sum()), *_spread(taken(weight, kept)))
 
 
 def _examples(columns: Columns, rows: np.ndarray, column: str | None) -> tuple[Example, ...]:
@@ -219,24 +221,35 @@ def _examples(columns: Columns, rows: np.ndarray, column: str | None) -> tuple[E
     )
 
 
+def _nearest(
+    columns: Columns, alive: np.ndarray, side: np.ndarray, above: np.ndarray | None
+) -> np.ndarray:
+    """The `EXAMPLES` of `side` (m,), places among the pairs `alive`, that are nearest to the
+    threshold, if there is one; of equally near ones the first in the seeded order.
+    """
+    nearest = side[:0]
+    for here in blocks(len(side)):
+        some = np.concatenate([nearest, side[here]])
+        far = np.zeros(len(some)) if above is None else np.abs(above[some])
+        nearest = some[np.lexsort((columns.order[alive[some]], far))[:EXAMPLES]]
+    return nearest
+
+
 def _record(
     columns: Columns, rule: Rule, alive: np.ndarray, outcome: Outcome, relabelled: int
 ) -> RuleRecord:
     keep, above = outcome.keep, outcome.above
-    dropped, kept = np.flatnonzero(~keep), np.flatnonzero(keep)
-    order = columns.order[alive]
-    if above is None:
-        sides = [dropped[np.argsort(order[dropped])], kept[:0]]
-    else:
-        distance = np.abs(above)
-        sides = [side[np.lexsort((order[side], distance[side]))] for side in (dropped, kept)]
+    dropped, kept = places_of(~keep), places_of(keep)
+    sides = [dropped, kept if above is not None else kept[:0]]
     examples, kept_examples = (
-        _examples(columns, alive[side[:EXAMPLES]], outcome.column) for side in sides
+        _examples(columns, alive[_nearest(columns, alive, side, above)], outcome.column)
+        for side in sides
     )
-    tied = np.zeros(len(keep), dtype=bool) if above is None else above == 0
+    tied = np.zeros(1, dtype=bool) if above is None else above == 0
     by, cuts = rule.options.get("by"), None
     if by is not None and above is not None and len(alive):
-        cuts = ThresholdBy(by, *_spread(columns.score[alive] - above))
+        scores = taken(columns.score, alive)
+        cuts = ThresholdBy(by, *_spread(np.subtract(scores, above, out=scores)))
     return RuleRecord(
         rule=str(rule),
         pairs_in=len(alive),
@@ -257,24 +270,36 @@ def overlap_matrix(columns: Columns, rules: Sequence[Rule]) -> tuple[tuple[int, 
     """`Audit.overlap`. A pair without a score is dropped by `UNSCORED` alone: the other rules never
     see it.
     """
-    scored = np.flatnonzero(~np.isnan(columns.score))
-    seen = columns.take(scored)
-    alone = np.zeros((len(rules), len(columns)), dtype=bool)
+    scored = places_of(~np.isnan(columns.score))
+    seen = columns if len(scored) == len(columns) else columns.take(scored)
+    alone = scratch((len(rules), len(columns)), np.bool_)
     for dropped, rule in zip(alone, rules, strict=True):
         if rule == UNSCORED:
             dropped[:] = np.isnan(columns.score)
         else:
             dropped[scored] = ~apply_rule(seen, rule).keep
-    return tuple(tuple(int((one & other).sum()) for other in alone) for one in alone)
+    return tuple(tuple(int(np.count_nonzero(one & other)) for other in alone) for one in alone)
 
 
-def _loss(pairs: Pairs, column: str, kept: np.ndarray) -> Loss:
+def _counts(part: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int32: how often each number below `count` is in `part` (n,)."""
+    counts = scratch(count, np.int32)
+    for here in blocks(len(part)):
+        codes, some = np.unique(part[here], return_counts=True)
+        counts[codes] += some.astype(np.int32)
+    return counts
+
+
+def _loss(columns: Columns, column: str, kept: np.ndarray) -> Loss:
     """What each value of `column` lost; `kept` (k,) are the places of the pairs that are left."""
-    part = texts.codes(pairs, column)
-    before = np.bincount(part)
-    after = np.bincount(part[kept], minlength=len(before))
+    pairs, part = columns.pairs, columns.needed.get(column)
+    part = texts.codes(pairs, column) if part is None else part
+    before = _counts(part, int(part.max()) + 1)
+    after = _counts(taken(part, kept), len(before))
     lost = before - after
-    worst = [code for code in np.lexsort((-before, -lost))[:WORST] if lost[code]]
+    least = np.partition(lost, -WORST)[-WORST] if len(lost) > WORST else 1
+    most = np.flatnonzero(lost >= max(1, least))
+    worst = most[np.lexsort((-before[most], -lost[most]))[:WORST]].tolist()
     places = np.array([np.argmax(part == code) for code in worst], dtype=np.int64)
     names = pairs.take(places).column(column) if worst else []
     return Loss(
@@ -311,8 +336,10 @@ def make_audit(
         key: The selection's key.
     """
     kept, pairs = applied.kept, columns.pairs
-    scored, left = columns.score[~np.isnan(columns.score)], columns.score[kept]
-    relabelled = np.bincount(applied.relabelled_by + 1, minlength=len(rules) + 1)[1:].tolist()
+    scored = taken(columns.score, places_of(~np.isnan(columns.score)))
+    left = taken(columns.score, kept)
+    by = _counts(taken(applied.relabelled_by, places_of(applied.relabelled_by >= 0)), len(rules))
+    relabelled = by.tolist()
     ranking_weighted = any(rule.weight_ranking is not None for rule in rules)
     return Audit(
         key=key,
@@ -326,7 +353,7 @@ def make_audit(
         ),
         overlap=overlap_matrix(columns, rules),
         losses={
-            name: _loss(pairs, name, kept)
+            name: _loss(columns, name, kept)
             for name in ("group", "source")
             if not texts.is_empty(pairs, name)
         },

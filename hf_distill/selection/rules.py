@@ -20,13 +20,15 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hf_distill.data.collection import Pairs
+from hf_distill.data.keys import blocks, first_places, lexsort, numbered, places_of, taken
 from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import PLUGIN, RULES, load_kind
+from hf_distill.run.scratch import scratch
 from hf_distill.selection.mismatch import Detection
 
 BINS = 10
@@ -92,10 +94,13 @@ class Columns:
 
     def take(self, rows: np.ndarray) -> Columns:
         """The columns of the pairs `rows` (m,). Their `order` is a permutation of 0 to m - 1."""
-        order = np.empty(len(rows), dtype=np.int64)
-        order[np.argsort(self.order[rows])] = np.arange(len(rows))
-        needed = {name: values[rows] for name, values in self.needed.items()}
-        return Columns(self.pairs.take(rows), self.score[rows], order, needed, self.detection)
+        order = scratch(len(rows), np.int64)
+        by_order = lexsort(taken(self.order, rows))
+        for here in blocks(len(rows)):
+            order[by_order[here]] = np.arange(here.start, here.stop)
+        needed = {name: taken(values, rows) for name, values in self.needed.items()}
+        score = taken(self.score, rows)
+        return Columns(self.pairs.take(rows), score, order, needed, self.detection)
 
 
 class Outcome(NamedTuple):
@@ -221,34 +226,53 @@ class Rule:
 
 def _runs(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where runs of rows with equal `keys` start, and their lengths, both (r,) int64."""
-    new = np.ones(len(keys[0]), dtype=bool)
-    new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
-    starts = np.flatnonzero(new)
-    return starts, np.diff(np.append(starts, len(new)))
+    new = scratch(len(keys[0]), np.bool_)
+    new[:1] = True
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    starts = places_of(new)
+    sizes = scratch(len(starts), np.int64)
+    np.subtract(starts[1:], starts[:-1], out=sizes[:-1])
+    sizes[-1:] = len(new) - starts[-1:]
+    return starts, sizes
 
 
 def _first(order: np.ndarray, runs: tuple[np.ndarray, np.ndarray], most: np.ndarray) -> np.ndarray:
     """(n,) bool: whether a row is among the first of its run, in `order` (n,); `most` is how many
     of each run (r,).
     """
-    starts, sizes = runs
-    keep = np.zeros(len(order), dtype=bool)
-    keep[order] = np.arange(len(order)) - np.repeat(starts, sizes) < np.repeat(most, sizes)
+    starts, _ = runs
+    keep = scratch(len(order), np.bool_)
+    for here in blocks(len(order)):
+        places, run = _run_of(starts, here)
+        keep[order[here][places - starts[run] < most[run]]] = True
     return keep
+
+
+def _run_of(starts: np.ndarray, here: slice) -> tuple[np.ndarray, np.ndarray]:
+    """The places (m,) of a slice, and the run of each; `starts` (r,) are where runs begin."""
+    places = np.arange(here.start, here.stop)
+    return places, np.searchsorted(starts, places, side="right") - 1
 
 
 def _part(columns: Columns, rule: Rule) -> np.ndarray:
     """(n,) int64: the group or source that the rule works within; without `by`, one for all."""
     by = rule.options.get("by")
-    return np.zeros(len(columns), dtype=np.int64) if by is None else columns[by]
+    return scratch(len(columns), np.int32) if by is None else columns[by]
 
 
-def _at_or_above(columns: Columns, rule: Rule, order: np.ndarray, cuts: np.ndarray) -> Outcome:
-    """Keep scores at or above the cut of their group or source; `cuts` (n,) are in `order`."""
-    cut = np.empty(len(columns))
-    cut[order] = cuts
+def _at_or_above(
+    columns: Columns, rule: Rule, order: np.ndarray, starts: np.ndarray, cuts: np.ndarray
+) -> Outcome:
+    """Keep scores at or above the cut of their group or source: `cuts` (r,) of those that begin at
+    `starts` (r,) in `order` (n,).
+    """
+    above = scratch(len(columns), np.float64)
+    for here in blocks(len(order)):
+        above[order[here]] = cuts[_run_of(starts, here)[1]]
     threshold = None if "by" in rule.options else float(cuts[0])
-    return Outcome(columns.score >= cut, threshold, columns.score - cut, "score")
+    keep = columns.score >= above
+    return Outcome(keep, threshold, np.subtract(columns.score, above, out=above), "score")
 
 
 def _is_scored(columns: Columns, _: Rule) -> Outcome:
@@ -285,7 +309,7 @@ def near_echo(columns: Columns, rule: Rule) -> Outcome:
     Word n-gram containment is from Broder (1997). The rule exists because the teacher's best scores
     on QReCC are echoes and near-copies.
     """
-    above = rule.number - columns["overlap"].astype(np.float64)
+    above = np.subtract(rule.number, columns["overlap"], dtype=np.float64)
     return Outcome(above > 0, rule.value, above, "overlap")
 
 
@@ -295,8 +319,8 @@ def duplicate(columns: Columns, _: Rule) -> Outcome:
     case, punctuation and spacing.
     """
     keys = columns["query"], columns["document"], columns["student_query"]
-    order = np.lexsort(keys)  # stable: equal pairs stay in the order of the data
-    runs = _runs(*(key[order] for key in keys))
+    order = lexsort(*keys)  # stable: equal pairs stay in the order of the data
+    runs = _runs(*(taken(key, order) for key in keys))
     return Outcome(_first(order, runs, np.ones_like(runs[1])))
 
 
@@ -308,8 +332,8 @@ def near_duplicate(columns: Columns, rule: Rule) -> Outcome:
     Lee et al. 2021 (arXiv:2107.06499) find that language models lose nothing by training on fewer
     near-copies.
     """
-    order = np.argsort(columns["family"], kind="stable")
-    runs = _runs(columns["family"][order])
+    order = lexsort(columns["family"])
+    runs = _runs(taken(columns["family"], order))
     return Outcome(_first(order, runs, np.full_like(runs[1], int(rule.value or 1))))
 
 
@@ -321,17 +345,17 @@ def percentile(columns: Columns, rule: Rule) -> Outcome:
     With `by`, each group or source has its own percentile, so each keeps at least one pair.
     """
     part = _part(columns, rule)
-    order = np.lexsort((columns.score, part))
-    starts, sizes = _runs(part[order])
+    order = lexsort(columns.score, part)
+    starts, sizes = _runs(taken(part, order))
     places = (sizes - 1) * (rule.number / 100)
     low = np.floor(places).astype(np.int64)
     below, over = (
-        columns.score[order][starts + np.minimum(low + step, sizes - 1)] for step in (0, 1)
+        columns.score[order[starts + np.minimum(low + step, sizes - 1)]] for step in (0, 1)
     )
     share = places - low
     # numpy interpolates like this; the result is equal to its percentile to the last bit.
     cut = np.where(share < 0.5, below + (over - below) * share, over - (over - below) * (1 - share))
-    return _at_or_above(columns, rule, order, np.repeat(cut, sizes))
+    return _at_or_above(columns, rule, order, starts, cut)
 
 
 @rule(low=-math.inf)
@@ -347,11 +371,11 @@ def top_k(columns: Columns, rule: Rule) -> Outcome:
     ties.
     """
     part = _part(columns, rule)
-    order = np.lexsort((columns.order, -columns.score, part))
-    starts, sizes = _runs(part[order])
+    order = lexsort(columns.order, -columns.score, part)
+    starts, sizes = _runs(taken(part, order))
     most = np.minimum(int(rule.number), sizes)
-    last = columns.score[order][starts + most - 1]
-    outcome = _at_or_above(columns, rule, order, np.repeat(last, sizes))
+    last = columns.score[order[starts + most - 1]]
+    outcome = _at_or_above(columns, rule, order, starts, last)
     return outcome._replace(keep=_first(order, (starts, sizes), most))
 
 
@@ -360,7 +384,7 @@ def rank(columns: Columns, rule: Rule) -> Outcome:
     """Keep pairs whose document is among the teacher's `value` best of the pool for its query (E5,
     arXiv:2212.03533, keeps the best 2 of a million).
     """
-    above = rule.number - columns["rank"].astype(np.float64)
+    above = np.subtract(rule.number, columns["rank"], dtype=np.float64)
     return Outcome(above >= 0, rule.value, above, "rank")
 
 
@@ -371,7 +395,7 @@ def margin(columns: Columns, rule: Rule) -> Outcome:
 
     NV-Retriever (arXiv:2407.15831) tells negatives from missed positives by this margin.
     """
-    above = columns["margin"].astype(np.float64) - rule.number
+    above = np.subtract(columns["margin"], rule.number, dtype=np.float64)
     return Outcome((above >= 0) | np.isnan(above), rule.value, above, "margin")
 
 
@@ -382,7 +406,7 @@ def mismatched(columns: Columns, rule: Rule) -> Outcome:
     The probability comes from the rank. It is 0 for all pairs if the ranks show no mismatched ones.
     """
     limit = 0.5 if rule.value is None else rule.value
-    above = limit - columns["mismatch"].astype(np.float64)
+    above = np.subtract(limit, columns["mismatch"], dtype=np.float64)
     return Outcome(above > 0, limit, above, "mismatch")
 
 
@@ -411,7 +435,7 @@ def _evenly(columns: Columns, bins: np.ndarray, share: float) -> np.ndarray:
     """
     sizes = np.bincount(bins)
     most = quotas(sizes, round(share * len(columns)))
-    order = np.lexsort((columns.order, bins))
+    order = lexsort(columns.order, bins)
     return _first(order, (np.cumsum(sizes) - sizes, sizes), most)
 
 
@@ -424,12 +448,16 @@ def stratified(columns: Columns, rule: Rule) -> Outcome:
     teacher's margin.
     """
     on_margin = rule.options.get("on") == "margin"
-    values = columns["margin"].astype(np.float64) if on_margin else columns.score
-    bins = np.full(len(values), BINS)
-    finite = ~np.isnan(values)
-    if finite.any():
-        edges = np.linspace(values[finite].min(), values[finite].max(), BINS + 1)[1:-1]
-        bins[finite] = np.searchsorted(edges, values[finite], side="right")
+    values = columns["margin"] if on_margin else columns.score
+    bins = scratch(len(values), np.int32)
+    bins[:] = BINS
+    if not np.isnan(values).all():
+        ends = float(np.nanmin(values)), float(np.nanmax(values))
+        edges = np.linspace(*ends, BINS + 1)[1:-1]
+        for here in blocks(len(values)):
+            some = values[here].astype(np.float64)
+            places = np.searchsorted(edges, some, side="right")
+            bins[here] = np.where(np.isnan(some), BINS, places)
     return Outcome(_evenly(columns, bins, rule.number))
 
 
@@ -577,13 +605,24 @@ def apply_rule(columns: Columns, rule: Rule) -> Outcome:
     if not len(columns):
         return Outcome(np.ones(0, dtype=bool))
     outcome = rule.kind.apply(columns, rule)
-    keep = np.asarray(outcome.keep)
+    outcome = outcome._replace(keep=_kept(outcome.keep), above=_kept(outcome.above))
+    keep = outcome.keep
     if keep.shape != (len(columns),) or keep.dtype != bool:
         raise InputError(
             f"the selection rule {rule} returns {keep.dtype} of shape {keep.shape} for "
             f"{len(columns)} pairs; `keep` of its Outcome must have one bool for each pair"
         )
     return outcome
+
+
+def _kept(values: Any) -> Any:
+    """An array as long as the pairs that is kept beyond the rule, in `scratch`."""
+    if values is None:
+        return None
+    values = np.asarray(values)
+    result = scratch(values.shape, values.dtype)
+    result[...] = values
+    return result
 
 
 class Applied(NamedTuple):
@@ -607,45 +646,51 @@ class Applied(NamedTuple):
     @property
     def kept(self) -> np.ndarray:
         """(k,) int64: the pairs that no rule dropped."""
-        return np.flatnonzero(self.dropped_by < 0)
+        return places_of(self.dropped_by < 0)
 
 
 def _first_with_new(columns: Columns, rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     """Those of the pairs `rows` (m,) that have a better document, which the pairs `earlier` (e,) or
     one before them has not got yet for the same query.
     """
-    rows = rows[columns["better"][rows] >= 0]
-    every = np.concatenate([earlier, rows])
-    keys = columns.pairs.take(every).queries << 32 | columns["better"][every]
-    first = np.zeros(len(every), dtype=bool)
-    first[np.unique(keys, return_index=True)[1]] = True
-    return rows[first[len(earlier) :]]
+    rows = taken(rows, places_of(taken(columns["better"], rows) >= 0))
+    every = scratch(len(earlier) + len(rows), np.int64)
+    every[: len(earlier)], every[len(earlier) :] = earlier, rows
+    keys = columns.pairs.take(every).queries
+    keys <<= 32
+    keys |= taken(columns["better"], every)
+    once, which = numbered(keys)
+    first = first_places(which, len(once))
+    first.sort()
+    return taken(every, first[np.searchsorted(first, len(earlier)) :])
 
 
 def apply_rules(columns: Columns, rules: Sequence[Rule]) -> Applied:
     """Apply `rules` in order, each to the pairs that those before it kept and did not relabel,
     because the columns describe a pair's own document.
     """
-    dropped_by = np.full(len(columns), -1, dtype=np.int64)
-    relabelled_by = dropped_by.copy()
-    weight, weight_ranking = np.ones((2, len(columns)), dtype=np.float32)
+    dropped_by, relabelled_by = scratch((2, len(columns)), np.int64)
+    weight, weight_ranking = scratch((2, len(columns)), np.float32)
+    dropped_by[:] = relabelled_by[:] = -1
+    weight[:] = weight_ranking[:] = 1
     steps = []
     for number, rule in enumerate(rules):
-        alive = np.flatnonzero((dropped_by < 0) & (relabelled_by < 0))
+        alive = places_of((dropped_by < 0) & (relabelled_by < 0))
         seen = columns if len(alive) == len(columns) else columns.take(alive)
         outcome = apply_rule(seen, rule)
         steps.append((alive, outcome))
-        picked = alive[~outcome.keep]
+        picked = taken(alive, places_of(~outcome.keep))
         if rule.relabel:
-            new = _first_with_new(columns, picked, np.flatnonzero(relabelled_by >= 0))
+            new = _first_with_new(columns, picked, places_of(relabelled_by >= 0))
             relabelled_by[new] = number
-            picked = picked[relabelled_by[picked] < 0]
+            picked = taken(picked, places_of(taken(relabelled_by, picked) < 0))
         if rule.drops:
             dropped_by[picked] = number
             weight[picked] = weight_ranking[picked] = 0
             continue
-        weight[picked] *= 1 if rule.weight is None else rule.weight
-        weight_ranking[picked] *= (rule.weight or 1) * (
-            1 if rule.weight_ranking is None else rule.weight_ranking
-        )
+        own = 1 if rule.weight is None else rule.weight
+        of_ranking = own * (1 if rule.weight_ranking is None else rule.weight_ranking)
+        for here in blocks(len(picked)):
+            weight[picked[here]] *= own
+            weight_ranking[picked[here]] *= of_ranking
     return Applied(dropped_by, relabelled_by, weight, weight_ranking, steps)

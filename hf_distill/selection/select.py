@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_distill.data.collection import Pairs
+from hf_distill.data.keys import blocks, numbers_from, places_of
 from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import digests_of_plugins
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import scratch
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection import texts
 from hf_distill.selection.audit import Audit, make_audit
@@ -31,6 +33,7 @@ from hf_distill.selection.rules import (
     needed_columns,
 )
 from hf_distill.selection.second import COLUMN, check_second_model
+from hf_distill.selection.texts import TEXT_COLUMNS
 
 if TYPE_CHECKING:  # selecting needs no model
     from hf_distill.scoring.embeddings import EmbeddingTable
@@ -40,14 +43,18 @@ if TYPE_CHECKING:  # selecting needs no model
 RANKED = frozenset({"rank", "margin", "mismatch", "better", "better_score"})
 """Columns that need a ranking."""
 
+_BETTER = frozenset({"better", "better_score"})
+
 EMBEDDED = frozenset({"cluster"})
 """Columns that need the teacher's embeddings."""
 
 _ARRAYS = ("dropped_by", "weight", "weight_ranking", "relabelled", "relabelled_score")
-_BLOCK = 65_536
+_BLOCK = 8192
 
 
-def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+def better_documents(
+    pairs: Pairs, ranking: Ranking, keys: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The columns `better` and `better_score` (n,) of `hf_distill.selection.rules.Columns`.
 
     A new positive is a document of the training pairs, because these alone were checked for leaks:
@@ -59,24 +66,27 @@ def better_documents(pairs: Pairs, ranking: Ranking) -> tuple[np.ndarray, np.nda
     Args:
         pairs: The training pairs.
         ranking: Of these.
+        keys: The columns `query` and `document`; None: they are made here.
     """
-    trained = np.zeros(len(pairs.collection.documents), dtype=bool)
-    trained[pairs.documents] = True
-    query_keys = texts.text_keys(pairs, "query")
-    document_keys = np.zeros(len(trained), dtype=np.uint64)
-    document_keys[pairs.documents] = texts.text_keys(pairs, "document")
-    number = np.full(len(pairs), -1, dtype=np.int64)
-    score = np.full(len(pairs), np.nan, dtype=np.float32)
-    for start in range(0, len(pairs), _BLOCK):
-        some = slice(start, start + _BLOCK)
+    if keys is None:
+        of_texts = texts.text_columns(pairs, ["query", "document"])
+        keys = of_texts["query"], of_texts["document"]
+    query_keys, keys_of_documents = keys
+    trained = scratch(len(pairs.collection.documents), np.bool_)
+    document_keys = scratch(len(trained), np.uint64)
+    for some in blocks(len(pairs), _BLOCK):
+        trained[pairs.documents[some]] = True
+        document_keys[pairs.documents[some]] = keys_of_documents[some]
+    number, score = scratch(len(pairs), np.int64), scratch(len(pairs), np.float32)
+    for some in blocks(len(pairs), _BLOCK):
         documents, scores = ranking.negatives[some], ranking.negative_scores[some]
         queries = pairs.queries[some]
         lists = pairs.collection.lists(queries)
         rows = np.repeat(np.arange(len(queries)), np.diff(lists.starts))
         refused = (rows << 32 | lists.documents)[lists.grades == 0]
-        keys = np.arange(len(queries))[:, None] << 32 | documents
+        asked = np.arange(len(queries))[:, None] << 32 | documents
         own = scores[:, :1] + ranking.margin[some, None]  # NaN where it is unknown: not above
-        usable = (scores > own) & (documents >= 0) & trained[documents] & ~np.isin(keys, refused)
+        usable = (scores > own) & (documents >= 0) & trained[documents] & ~np.isin(asked, refused)
         usable &= (documents >= 0).sum(axis=1, keepdims=True) > 1
         usable &= document_keys[documents] != query_keys[some, None]
         best, has = usable.argmax(axis=1)[:, None], usable.any(axis=1)
@@ -108,16 +118,32 @@ class SelectionInputs:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def column(self, name: str, rule: Rule) -> np.ndarray:
-        """(n,) the column `name` of `hf_distill.selection.rules.COLUMNS`, which `rule` needs.
+    def columns(self, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+        """The columns (n,) of `hf_distill.selection.rules.COLUMNS` that `rules` need.
 
         Raises:
-            InputError: It needs a ranking or embeddings, and this teacher has none, or a group or
+            InputError: One needs a ranking or embeddings, and this teacher has none, or a group or
                 source that the pairs do not have.
         """
-        if name not in self._columns:
-            self._columns[name] = self._make(name, rule)
-        return self._columns[name]
+        needed = {name: rule for rule in reversed(rules) for name in needed_columns([rule])}
+        for name, rule in needed.items():
+            self._check(name, rule)
+        better = needed.keys() & _BETTER
+        of_texts = (needed.keys() | ({"query", "document"} if better else set())) & TEXT_COLUMNS
+        if new := sorted(of_texts - self._columns.keys()):
+            self._read(new)
+        for name in sorted(needed.keys() - self._columns.keys()):
+            if name not in self._columns:
+                self._make(name)
+        return {name: self._columns[name] for name in sorted(needed)}
+
+    def _read(self, names: Sequence[str]) -> None:
+        """Make columns of texts, in one reading."""
+        same = "student_query" in names and not self.pairs.collection.num_student_queries
+        wanted = ({*names} - {"student_query"}) | {"query"} if same else {*names}
+        self._columns.update(texts.text_columns(self.pairs, sorted(wanted - self._columns.keys())))
+        if same:
+            self._columns["student_query"] = self._columns["query"]
 
     @cached_property
     def detection(self) -> Detection:
@@ -126,48 +152,50 @@ class SelectionInputs:
         known = ~np.isnan(self.scores)  # a pair without a score has no rank either
         return detect_mismatches(self.ranking.rank[known], self.ranking.pool, self.ranking.mined)
 
-    def _of_ranking(self, name: str, rule: Rule) -> np.ndarray:
-        """One of the columns `RANKED`."""
-        if self.ranking is None:
+    def _check(self, name: str, rule: Rule) -> None:
+        if name in RANKED and self.ranking is None:
             lists = name != "mismatch"  # they hold no random documents
             do = "Mine lists with --candidates bm25, or remove" if lists else "Remove"
             raise InputError(
                 f"the selection rule {rule} needs a teacher that embeds texts, to rank each "
                 f"pair's document in a pool; this teacher only scores pairs. {do} the rule"
             )
-        if name == "mismatch":
-            return self.detection.probability(self.ranking.rank)
-        if name in ("better", "better_score"):
-            better = better_documents(self.pairs, self.ranking)
-            self._columns.update(zip(("better", "better_score"), better, strict=True))
-            return self._columns[name]
-        return self.ranking.rank if name == "rank" else self.ranking.margin
-
-    def _make(self, name: str, rule: Rule) -> np.ndarray:
-        if name in RANKED:
-            return self._of_ranking(name, rule)
-        if name == "cluster":
-            if self.embeddings is None:
-                raise InputError(
-                    f"the selection rule {rule} needs a teacher that embeds texts, to find "
-                    "clusters of documents; this teacher only scores pairs. Name one that embeds "
-                    "texts, or remove the rule"
-                )
-            # As for the mixture of margins, the seed is not the recipe's: the seeds of a study
-            # draw from the same clusters.
-            return document_clusters(self.pairs, self.embeddings, seed=0)
+        if name in EMBEDDED and self.embeddings is None:
+            raise InputError(
+                f"the selection rule {rule} needs a teacher that embeds texts, to find "
+                "clusters of documents; this teacher only scores pairs. Name one that embeds "
+                "texts, or remove the rule"
+            )
         if name == COLUMN:
             check_second_model([rule], None if self.disagreement is None else "")
-            assert self.disagreement is not None
-            return self.disagreement
         if name in ("group", "source") and texts.is_empty(self.pairs, name):
             raise InputError(
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "
                 f"column with --{name}_column"
             )
-        if name == "student_query" and not self.pairs.collection.num_student_queries:
-            return self.column("query", rule)
-        return texts.PAIR_COLUMNS[name](self.pairs)
+
+    def _make(self, name: str) -> None:
+        """Make a column that is not of texts; for `better` these are there already."""
+        if name in ("group", "source"):
+            self._columns[name] = texts.codes(self.pairs, name)
+        elif name == "cluster":
+            assert self.embeddings is not None
+            # As for the mixture of margins, the seed is not the recipe's: the seeds of a study
+            # draw from the same clusters.
+            self._columns[name] = document_clusters(self.pairs, self.embeddings, seed=0)
+        elif name == COLUMN:
+            assert self.disagreement is not None
+            self._columns[name] = self.disagreement
+        else:
+            assert self.ranking is not None
+            if name in _BETTER:
+                keys = self._columns["query"], self._columns["document"]
+                better = better_documents(self.pairs, self.ranking, keys)
+                self._columns.update(zip(("better", "better_score"), better, strict=True))
+            elif name == "mismatch":
+                self._columns[name] = self.detection.probability(self.ranking.rank)
+            else:
+                self._columns[name] = getattr(self.ranking, name)
 
 
 @dataclass(frozen=True)
@@ -203,7 +231,7 @@ class Selection:
     @cached_property
     def kept(self) -> np.ndarray:
         """(k,) int64, ascending: the places of the kept pairs among the training pairs."""
-        return np.flatnonzero(self.dropped_by < 0)
+        return places_of(self.dropped_by < 0)
 
     def summary(self) -> str:
         """What each rule dropped, for a terminal."""
@@ -231,14 +259,14 @@ def rule_columns(inputs: SelectionInputs, rules: Sequence[Rule], seed: int) -> C
         seed: Seeds the order that breaks ties and that random draws follow.
 
     Raises:
-        InputError: See `SelectionInputs.column`.
+        InputError: See `SelectionInputs.columns`.
     """
-    needed = {
-        name: inputs.column(name, rule) for rule in rules for name in sorted(needed_columns([rule]))
-    }
-    order = np.random.default_rng(seed).permutation(len(inputs.pairs))
+    needed = inputs.columns(rules)
+    order = numbers_from(0, len(inputs.pairs))
+    np.random.default_rng(seed).shuffle(order)  # as `permutation`, in its place
     detection = inputs.detection if "mismatch" in needed else None
-    scores = inputs.scores.astype(np.float64)
+    scores = scratch(len(inputs.pairs), np.float64)
+    scores[:] = inputs.scores
     return Columns(inputs.pairs, scores, order, needed, detection)
 
 
@@ -276,8 +304,10 @@ def make_selection(columns: Columns, rules: Sequence[Rule], seed: int, key: str)
     relabelled = score = None
     if any(rule.relabel for rule in rules):
         new = applied.relabelled_by >= 0
-        relabelled = np.where(new, columns["better"], -1)
-        score = np.where(new, columns["better_score"], np.float32(np.nan))
+        relabelled, score = scratch(len(new), np.int64), scratch(len(new), np.float32)
+        relabelled[:], score[:] = -1, np.nan
+        np.copyto(relabelled, columns["better"], where=new)
+        np.copyto(score, columns["better_score"], where=new)
     return Selection(
         audit=make_audit(columns, rules, applied, seed, key),
         dropped_by=applied.dropped_by,
@@ -316,4 +346,10 @@ def select_pairs(
     depends_on = [inputs.key, [str(rule) for rule in rules], plugins, seed]
     audit = stage(folder.selection, Audit, depends_on, make, [arrays])
     with np.load(arrays) as held:
-        return Selection(audit, **{name: held[name] for name in held.files})
+        return Selection(audit, **{name: _in_scratch(held[name]) for name in held.files})
+
+
+def _in_scratch(values: np.ndarray) -> np.ndarray:
+    result = scratch(values.shape, values.dtype)
+    result[:] = values
+    return result

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -12,19 +14,21 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from hf_distill.data.collection import Pairs, text_number
-from hf_distill.data.keys import in_file, numbered
+from hf_distill.data.keys import blocks, each_once, numbered, numbers_from, places_of, taken
 from hf_distill.data.near_duplicates import (
     NEAR_DUPLICATE_JACCARD,
     candidate_index,
-    jaccard,
     signatures,
     text_key,
-    trigram_hashes,
-    word_trigrams,
+    words_of,
 )
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
+from hf_distill.data.word_grams import each_once as grams_once
+from hf_distill.data.word_grams import salted, word_grams
+from hf_distill.run.scratch import in_file, scratch
 
 _BATCH = 1000
+_HIGH = np.uint64(((1 << 32) - 1) << 32)
 
 Side = Literal["query", "document", "student_query"]
 """Which text of a pair. `student_query` is what the student reads in place of the query."""
@@ -34,40 +38,92 @@ def _progress(total: int, what: str) -> Any:
     return tqdm(total=total, desc=what, unit_scale=True, delay=3, leave=False)
 
 
-def _per_text(
-    pairs: Pairs, side: Side, measure: Callable[[str], Any], dtype: type, what: str
-) -> np.ndarray:
-    """(n,) of `dtype`: `measure` of a text of each pair. It sees each text once."""
-    of = pairs.collection
-    numbers = pairs.documents if side == "document" else pairs.queries
-    read = {
-        "query": of.query_texts,
-        "document": of.document_texts,
-        "student_query": of.student_queries,
-    }[side]
-    unique, place = numbered(numbers)
-    values: np.ndarray = np.empty(len(unique), dtype=dtype)
-    with _progress(len(unique), what) as bar:
-        for start in range(0, len(unique), _BATCH):
-            texts = read(unique[start : start + _BATCH])
-            values[start : start + len(texts)] = [measure(text) for text in texts]
-            bar.update(len(texts))
-    return np.asarray(values[place])
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of one side of some pairs, each once.
+
+    Attributes:
+        texts: The texts.
+        of_pair: (n,) int64, which of them each pair has.
+    """
+
+    texts: list[str]
+    of_pair: np.ndarray
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The `text_key` of each text."""
+        return [text_key(text) for text in self.texts]
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """(n,) uint64: equal for pairs with texts of equal `text_key`."""
+        numbers = np.fromiter(map(text_number, self.keys), np.uint64, len(self.keys))
+        return np.asarray(numbers[self.of_pair])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64: the characters of each pair's text."""
+        lengths = np.fromiter(map(len, self.texts), np.int64, len(self.texts))
+        return np.asarray(lengths[self.of_pair])
+
+    @cached_property
+    def of_pairs(self) -> list[str]:
+        """The text of each pair."""
+        return [self.texts[i] for i in self.of_pair.tolist()]
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The words of each pair's text, with one space between two."""
+        words = [" ".join(key.split()) for key in self.keys]
+        return [words[i] for i in self.of_pair.tolist()]
 
 
-def _texts(pairs: Pairs, what: str) -> Iterator[list[tuple[str, str]]]:
-    """The (query, document) texts of `pairs`, a batch at a time."""
-    with _progress(len(pairs), what) as bar:
-        for batch in pairs.batches("query", "document", size=_BATCH):
-            yield list(zip(batch["query"], batch["document"], strict=True))
-            bar.update(len(batch["query"]))
+class _Batch:
+    """The texts of some pairs. Each is read and normalised once, for all columns."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
+
+    def _side(self, side: Side) -> _Texts:
+        of, numbers = self._pairs.collection, self._pairs.queries
+        read = of.query_texts if side == "query" else of.student_queries
+        if side == "document":
+            numbers, read = self._pairs.documents, of.document_texts
+        once, of_pair = np.unique(numbers, return_inverse=True)
+        return _Texts(read(once), of_pair)
+
+    @cached_property
+    def query(self) -> _Texts:
+        return self._side("query")
+
+    @cached_property
+    def document(self) -> _Texts:
+        return self._side("document")
+
+    @cached_property
+    def student_query(self) -> _Texts:
+        return self._side("student_query")
+
+    @cached_property
+    def joined(self) -> list[str]:
+        """The words of query and document together."""
+        both = zip(self.query.of_pairs, self.document.of_pairs, strict=True)
+        words = zip(self.query.words, self.document.words, strict=True)
+        joined = [f"{query} {document}" for query, document in words]
+        for place, (query, document) in enumerate(both):
+            # a text of punctuation alone has no words beside one that has some
+            own = self.query.words[place], self.document.words[place]
+            if not all(words[:1].isalnum() for words in own):
+                joined[place] = words_of(f"{query}\n{document}")
+        return joined
 
 
-def long_enough(pairs: Pairs) -> np.ndarray:
+def long_enough(batch: _Batch) -> np.ndarray:
     """(n,) bool: both texts have at least the characters of the paper's extraction rule."""
-    queries = _per_text(pairs, "query", len, np.int64, "Text lengths")
-    documents = _per_text(pairs, "document", len, np.int64, "Text lengths")
-    enough: np.ndarray = (queries >= MIN_QUERY_CHARACTERS) & (documents >= MIN_DOCUMENT_CHARACTERS)
+    enough: np.ndarray = (batch.query.lengths >= MIN_QUERY_CHARACTERS) & (
+        batch.document.lengths >= MIN_DOCUMENT_CHARACTERS
+    )
     return enough
 
 
@@ -85,15 +141,23 @@ def ngram_overlap(query: str, document: str, n: int = 2) -> float:
     return sum(gram in theirs for gram in grams) / len(grams)
 
 
-def overlap(pairs: Pairs) -> np.ndarray:
-    """(n,) float32: `ngram_overlap` of each pair."""
-    shares = (ngram_overlap(*texts) for batch in _texts(pairs, "Echoes") for texts in batch)
-    return np.fromiter(shares, dtype=np.float32, count=len(pairs))
+def overlap(batch: _Batch) -> np.ndarray:
+    """(n,) float64: `ngram_overlap` of each pair."""
+    documents, starts = word_grams(batch.document.words, 2)
+    queries, starts_of_queries = word_grams(batch.query.words, 2)
+    counts = np.diff(starts)
+    shared = np.isin(salted(documents, counts), salted(queries, np.diff(starts_of_queries)))
+    shares: np.ndarray = np.add.reduceat(shared, starts[:-1], dtype=np.int64) / counts
+    for place, words in enumerate(batch.document.words):
+        if " " not in words:
+            texts = batch.query.of_pairs[place], batch.document.of_pairs[place]
+            shares[place] = ngram_overlap(*texts)
+    return shares
 
 
 def text_keys(pairs: Pairs, side: Side) -> np.ndarray:
     """(n,) uint64: equal for texts of equal `text_key`."""
-    return _per_text(pairs, side, lambda text: text_number(text_key(text)), np.uint64, "Duplicates")
+    return text_columns(pairs, [side])[side]
 
 
 def is_empty(pairs: Pairs, column: str) -> bool:
@@ -109,106 +173,150 @@ def codes(pairs: Pairs, column: str) -> np.ndarray:
     The codes follow the hashes of the values and not the order of the data, so the audit's choice
     among groups of one size favours neither the beginning nor the end.
     """
-    numbers = (
-        text_number(str(value)) ^ (value is None)  # "None" may be the name of one
-        for batch in pairs.batches(column)
-        for value in batch[column]
-    )
-    return numbered(np.fromiter(numbers, dtype=np.uint64, count=len(pairs)))[1]
+    numbers, values = scratch(len(pairs), np.uint64), pairs.collection.judged[column]
+    for here in blocks(len(pairs), _BATCH):
+        once = values.array(pairs.rows[here]).dictionary_encode("encode")
+        own = [
+            text_number(str(value)) ^ (value is None)  # "None" may be the name of one
+            for value in once.dictionary.to_pylist()
+        ]
+        numbers[here] = np.array(own, dtype=np.uint64)[once.indices.to_numpy()]
+    return numbered(numbers)[1]
 
 
-def _joined(texts: list[tuple[str, str]]) -> list[str]:
-    return [f"{query}\n{document}" for query, document in texts]
-
-
-def _band_keys(pairs: Pairs, file: IO[bytes]) -> np.ndarray:
-    """(b, n) uint64, mapped from `file`: pairs that share a key in a row may be near-duplicates
-    (locality-sensitive hashing of MinHash signatures).
+class _Bands:
+    """Keys of pairs that may be near-duplicates, (b, n) uint64, in a file without a name: pairs
+    that share a key in a row may be (locality-sensitive hashing of MinHash signatures).
     """
-    index = candidate_index()
-    bands, rows = int(index.b), int(index.r)
-    keys = in_file(file, np.uint64, (bands, len(pairs)))
-    mixer = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
-    place = 0
-    for batch in _texts(pairs, "Near-duplicates"):
-        signed = signatures([trigram_hashes(text) for text in _joined(batch)]).astype(np.uint64)
-        by_band = signed[:, : bands * rows].reshape(len(signed), bands, rows)
-        mixed = by_band * mixer  # modulo 2**64: their sum is a hash of the band
-        keys[:, place : place + len(signed)] = mixed.sum(axis=2, dtype=np.uint64).T
-        place += len(signed)
-    return keys
+
+    def __init__(self, count: int, file: IO[bytes]) -> None:
+        index = candidate_index()
+        self._bands, self._rows = int(index.b), int(index.r)
+        self._mixer = np.random.default_rng(0).integers(
+            1, 2**63, size=self._rows, dtype=np.uint64
+        ) | np.uint64(1)
+        self.keys = in_file(file, np.uint64, (self._bands, count))
+
+    def add(self, here: slice, batch: _Batch) -> None:
+        """Write the keys of the pairs `here`."""
+        signed = signatures(*word_grams(batch.joined, 3)).astype(np.uint64)
+        by_band = signed[:, : self._bands * self._rows].reshape(-1, self._bands, self._rows)
+        mixed = by_band * self._mixer  # modulo 2**64: their sum is a hash of the band
+        self.keys[:, here] = mixed.sum(axis=2, dtype=np.uint64).T
+
+
+def _sharing(band: np.ndarray) -> np.ndarray:
+    """(m,) int64: the places of the pairs that share the first half of a key of the `band` (n,)
+    with another one, ordered by it.
+    """
+    packed = scratch(len(band), np.uint64)
+    for here in blocks(len(band)):
+        packed[here] = band[here] & _HIGH
+        packed[here] |= np.arange(here.start, here.stop, dtype=np.uint64)
+    packed.sort()
+    shares = scratch(len(band), np.bool_)
+    for here in blocks(len(band) - 1):
+        same = (packed[here] ^ packed[here.start + 1 : here.stop + 1]) & _HIGH == 0
+        shares[here] |= same
+        shares[here.start + 1 : here.stop + 1] |= same
+    return (taken(packed, places_of(shares)) & ~_HIGH).astype(np.int64)
 
 
 def _candidates(band: np.ndarray, families: np.ndarray) -> np.ndarray:
     """(m, 2) int64: each pair that shares a key of a band with others, beside the first of them and
     beside the one before it, if they are not of one family already.
     """
-    order = np.argsort(band, kind="stable")
-    ranked, new = band[order], np.ones(len(band), dtype=bool)
+    places = _sharing(band)
+    order = places[np.argsort(band[places], kind="stable")]
+    ranked, new = band[order], np.ones(len(order), dtype=bool)
     np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
     same, starts = np.flatnonzero(~new), np.flatnonzero(new)
     first = starts[np.searchsorted(starts, same, side="right") - 1]
     edges = np.concatenate(
         [np.stack([order[beside], order[same]], axis=1) for beside in (same - 1, first)]
     )
-    apart = families[edges[:, 0]] != families[edges[:, 1]]
-    return np.unique(edges[apart], axis=0)
+    edges = edges[families[edges[:, 0]] != families[edges[:, 1]]]
+    once = each_once(edges[:, 0] << 32 | edges[:, 1])
+    return np.stack([once >> 32, once & 0xFFFFFFFF], axis=1)
+
+
+def _parts(values: np.ndarray, starts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The parts of `values` with these `numbers` (m,), one after another; `starts` (t + 1,)."""
+    sizes = np.diff(starts)[numbers]
+    begins = np.cumsum(sizes) - sizes
+    return np.asarray(values[np.arange(sizes.sum()) - np.repeat(begins - starts[numbers], sizes)])
 
 
 def _are_near(pairs: Pairs, edges: np.ndarray) -> np.ndarray:
     """(m,) bool: whether the pairs of each of `edges` (m, 2) are near-duplicates."""
     near = np.zeros(len(edges), dtype=bool)
-    for start in range(0, len(edges), _BATCH):
-        block = edges[start : start + _BATCH]
-        rows = np.unique(block)
-        (batch,) = pairs.take(rows).batches("query", "document", size=len(rows))
-        texts = _joined(list(zip(batch["query"], batch["document"], strict=True)))
-        trigrams = dict(zip(rows.tolist(), map(word_trigrams, texts), strict=True))
-        near[start : start + len(block)] = [
-            jaccard(trigrams[a], trigrams[b]) >= NEAR_DUPLICATE_JACCARD for a, b in block.tolist()
-        ]
+    for here in blocks(len(edges), _BATCH):
+        rows, place = np.unique(edges[here], return_inverse=True)
+        trigrams, starts = grams_once(*word_grams(_Batch(pairs.take(rows)).joined, 3))
+        counts = np.diff(starts)
+        left, right = (
+            salted(_parts(trigrams, starts, side), counts[side]) for side in place.reshape(-1, 2).T
+        )
+        lengths = counts[place.reshape(-1, 2)]
+        begins = np.cumsum(lengths[:, 0]) - lengths[:, 0]
+        both = np.add.reduceat(np.isin(left, right), begins, dtype=np.int64)
+        near[here] = both / (lengths.sum(axis=1) - both) >= NEAR_DUPLICATE_JACCARD
     return near
 
 
-def _joined_families(families: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """`families` (n,) after those at both ends of each of `edges` (m, 2) have become one."""
+def _join(families: np.ndarray, edges: np.ndarray) -> None:
+    """Make one of the `families` (n,) at both ends of each of `edges` (m, 2)."""
+    if not len(edges):
+        return
     ends, places = np.unique(families[edges], return_inverse=True)
     left, right = places.reshape(-1, 2).T
     graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(len(ends),) * 2)
     labels = connected_components(graph, directed=False)[1]
     least = ends[np.unique(labels, return_index=True)[1]]
-    renamed = np.arange(len(families), dtype=families.dtype)
+    renamed = numbers_from(0, len(families), families.dtype)
     renamed[ends] = least[labels]
-    joined: np.ndarray = renamed[families]
-    return joined
+    for here in blocks(len(families)):
+        families[here] = renamed[families[here]]
 
 
 def near_duplicate_families(pairs: Pairs) -> np.ndarray:
-    """(n,) int64: the place of the first one of the pairs that near-duplicates connect.
+    """(n,) int32: the place of the first one of the pairs that near-duplicates connect.
 
     Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
     similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997) proposes candidates, band
     by band, and the trigrams decide. A pair just above the threshold can be missed. The keys of the
     bands, 80 bytes a pair, are in a file beside the pairs.
     """
-    families = np.arange(len(pairs))
-    if not len(pairs):
-        return families
-    with tempfile.TemporaryFile(dir=pairs.collection.folder) as file:
-        for band in _band_keys(pairs, file):
-            edges = _candidates(band, families)
-            families = _joined_families(families, edges[_are_near(pairs, edges)])
-    return families
+    return text_columns(pairs, ["family"])["family"]
 
 
-PAIR_COLUMNS: Mapping[str, Callable[[Pairs], np.ndarray]] = {
-    "group": lambda pairs: codes(pairs, "group"),
-    "source": lambda pairs: codes(pairs, "source"),
-    "long_enough": long_enough,
-    "overlap": overlap,
-    "query": lambda pairs: text_keys(pairs, "query"),
-    "document": lambda pairs: text_keys(pairs, "document"),
-    "student_query": lambda pairs: text_keys(pairs, "student_query"),
-    "family": near_duplicate_families,
+_OF_TEXTS: Mapping[str, tuple[type, Callable[[_Batch], np.ndarray]]] = {
+    "long_enough": (np.bool_, long_enough),
+    "overlap": (np.float32, overlap),
+    "query": (np.uint64, lambda batch: batch.query.numbers),
+    "document": (np.uint64, lambda batch: batch.document.numbers),
+    "student_query": (np.uint64, lambda batch: batch.student_query.numbers),
 }
-"""The columns of `hf_distill.selection.rules.Columns` that come from the pairs themselves."""
+TEXT_COLUMNS = frozenset(_OF_TEXTS) | {"family"}
+"""The columns of `hf_distill.selection.rules.Columns` that come from texts."""
+
+
+def text_columns(pairs: Pairs, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Some of `TEXT_COLUMNS`, (n,) each. Texts are read and normalised once for all of them."""
+    columns = {name: scratch(len(pairs), _OF_TEXTS[name][0]) for name in names if name != "family"}
+    with tempfile.TemporaryFile(dir=pairs.collection.folder) as file:
+        bands = _Bands(len(pairs), file) if "family" in names and len(pairs) else None
+        with _progress(len(pairs), "Texts") as bar:
+            for here in blocks(len(pairs), _BATCH):
+                batch = _Batch(Pairs(pairs.collection, pairs.rows[here]))
+                for name, values in columns.items():
+                    values[here] = _OF_TEXTS[name][1](batch)
+                if bands is not None:
+                    bands.add(here, batch)
+                bar.update(here.stop - here.start)
+        if "family" in names:
+            columns["family"] = numbers_from(0, len(pairs), np.int32)
+            for band in () if bands is None else bands.keys:
+                edges = _candidates(band, columns["family"])
+                _join(columns["family"], edges[_are_near(pairs, edges)])
+    return columns

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hf_distill.compute.encode import Advance
 from hf_distill.errors import InputError
+from hf_distill.run.scratch import scratch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,7 +73,9 @@ class Scale:
                 "logits, set --teacher_activation sigmoid; for precomputed scores or a rerank "
                 "endpoint's on another scale, declare it with --score_range LOW HIGH"
             )
-        return np.asarray(np.clip(scores, self.low, self.high))
+        inside = scratch(scores.shape, scores.dtype)
+        np.clip(scores, self.low, self.high, out=inside)
+        return inside
 
     def record(self) -> dict[str, Any]:
         """As JSON, which has no infinities: a bound that does not exist is null."""

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import pair_number, text_number
-from hf_distill.data.keys import in_file
 from hf_distill.data.sources.files import read_path
 from hf_distill.data.tables.open import open_tables
 from hf_distill.data.tables.table import Table, Tables
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import DataArguments, Recipe, TeacherArguments
+from hf_distill.run.scratch import in_file
 from hf_distill.run.stage import folder_written_whole, sha256_of, stage
 from hf_distill.teachers.base import (
     SCALES,

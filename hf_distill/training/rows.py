@@ -30,6 +30,7 @@ A row without a pair is a text that is aligned:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +46,12 @@ from torch import Tensor
 
 from hf_distill.data.collection import Collection, Pairs, text_id
 from hf_distill.data.further_texts import FurtherTexts
+from hf_distill.data.keys import blocks, numbers_from, places_of, taken
 from hf_distill.errors import InputError
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.folder import RunFolder
+from hf_distill.run.scratch import scratch
 from hf_distill.scoring.embeddings import EmbeddingTable
 from hf_distill.scoring.lists import ScoredLists
 from hf_distill.scoring.ranking import Ranking
@@ -176,14 +179,14 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
         return _rows_of_texts(earlier, selection, student)
     train = collection.pairs("train").take(selection.kept)
     validation = collection.pairs("validation")
-    columns: dict[str, np.ndarray] = {}
-    of_validation: dict[str, np.ndarray] = {}
+    columns: dict[str, Any] = {}
+    of_validation: dict[str, Any] = {}
     sources = sources_of(train)
     if sources.names != (NO_SOURCE,):
         columns["source"] = sources.column
     for name in ("weight", "weight_ranking"):
         if (weight := getattr(selection, name)) is not None:
-            columns[name] = weight[selection.kept]
+            columns[name] = taken(weight, selection.kept)
     new = Relabelled.of(train, selection.kept, selection.relabelled, selection.relabelled_score)
     if new is not None:
         columns |= new.columns(scores)
@@ -200,7 +203,7 @@ def training_rows(earlier: Earlier, selection: Chosen, student: SentenceTransfor
         columns |= hard_negatives(listed, earlier.ranking, selection.kept, wanted, new)
     pool = _pool(earlier, selection, texts_of_pairs(train), student)
     if pool is not None:
-        columns["row"] = np.arange(len(train))
+        columns["row"] = numbers_from(0, len(train))
     return Rows(
         train=number_rows(train, scores.of(train.rows), columns),
         validation=number_rows(validation, scores.of(validation.rows), of_validation),
@@ -247,8 +250,8 @@ def _rows_of_texts(earlier: Earlier, selection: Chosen, student: SentenceTransfo
     if pool is not None:
         columns["row"] = np.arange(len(train))
     return Rows(
-        train=Dataset(pa.table(columns)).with_format("numpy"),
-        validation=Dataset(pa.table({"text": validation})).with_format("numpy"),
+        train=_rows_in(pa.table(columns)),
+        validation=_rows_in(pa.table({"text": validation})),
         lookup=Lookup(collection, earlier.scores.embeddings, pool),
         selection=selection.key,
     )
@@ -267,17 +270,29 @@ def rows_of_stage(rows: Dataset, config: DistillationConfig) -> Dataset:
         if most:
             lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             table = table.add_column(place, name, lists)
-    return Dataset(table).with_format("numpy")
+    return _rows_in(table)
 
 
-def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, np.ndarray]) -> Dataset:
+def _rows_in(table: pa.Table) -> Dataset:
+    """The rows of `table`. Its fingerprint is given, because `datasets` would serialise the whole
+    table to find one.
+    """
+    digest = hashlib.sha256()
+    for column in table.columns:
+        for chunk in column.chunks:
+            for part in filter(None, chunk.buffers()):
+                digest.update(part)
+    return Dataset(table, fingerprint=digest.hexdigest()[:16]).with_format("numpy")
+
+
+def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, Any]) -> Dataset:
     """Rows that name the texts of `pairs` by number.
 
     Args:
         pairs: n pairs.
         scores: (n,) float32, the teacher's. A pair with NaN is left out: the teacher has not scored
             it. (The selection has dropped and counted such training pairs.)
-        columns: Further columns, (n,) or (n, k) each.
+        columns: Further columns, (n,) or (n, k) each, or an Arrow array (n,).
     """
     all_columns = {
         "query": pairs.queries,
@@ -286,15 +301,18 @@ def number_rows(pairs: Pairs, scores: np.ndarray, columns: Mapping[str, np.ndarr
         **columns,
     }
     scored = ~np.isnan(all_columns["teacher_score"])
+    rows = None if scored.all() else places_of(scored)
 
-    def arrow(values: np.ndarray) -> pa.Array:
-        values = values[scored]
+    def arrow(values: Any) -> pa.Array:
+        """Arrow's view of `values`: nothing is copied if all pairs are scored."""
+        if isinstance(values, pa.Array):
+            return values if rows is None else values.take(pa.array(rows))
+        values = values if rows is None else taken(values, rows)
         if values.ndim == 1:
             return pa.array(values)
         return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
-    table = pa.table({name: arrow(values) for name, values in all_columns.items()})
-    return Dataset(table).with_format("numpy")
+    return _rows_in(pa.table({name: arrow(values) for name, values in all_columns.items()}))
 
 
 @dataclass(frozen=True)
@@ -317,23 +335,23 @@ def listed_negatives(pairs: Pairs, scores: Scores, number: int) -> Negatives:
 
     The teacher's scores come from its embeddings. They are unknown if it embeds no texts.
     """
-    lists = pairs.collection.lists(pairs.queries)
-    pair = np.repeat(np.arange(len(pairs)), np.diff(lists.starts))
-    negative = np.flatnonzero(lists.grades <= 0)
-    order = negative[
-        np.lexsort((np.nan_to_num(-lists.scores[negative], nan=np.inf), pair[negative]))
-    ]
-    pair = pair[order]
-    place = np.arange(len(pair)) - np.searchsorted(pair, pair)
-    pair, place, order = (values[place < number] for values in (pair, place, order))
-    result = Negatives(
-        np.full((len(pairs), number), -1, dtype=np.int64),
-        np.full((len(pairs), number), np.nan, dtype=np.float32),
-    )
-    documents = lists.documents[order]
-    result.documents[pair, place] = documents
-    if scores.embeddings is not None:
-        result.scores[pair, place] = scores.between(pairs.queries[pair], documents)
+    shape = len(pairs), number
+    result = Negatives(scratch(shape, np.int64), scratch(shape, np.float32))
+    result.documents[:], result.scores[:] = -1, np.nan
+    for here in blocks(len(pairs), _BLOCK) if len(pairs.collection.candidates) else ():
+        queries = pairs.queries[here]
+        lists = pairs.collection.lists(queries)
+        pair = np.repeat(np.arange(len(queries)), np.diff(lists.starts))
+        negative = np.flatnonzero(lists.grades <= 0)
+        given = np.nan_to_num(-lists.scores[negative], nan=np.inf)
+        order = negative[np.lexsort((given, pair[negative]))]
+        pair = pair[order]
+        place = np.arange(len(pair)) - np.searchsorted(pair, pair)
+        pair, place, order = (values[place < number] for values in (pair, place, order))
+        documents = lists.documents[order]
+        result.documents[here][pair, place] = documents
+        if scores.embeddings is not None:
+            result.scores[here][pair, place] = scores.between(queries[pair], documents)
     return result
 
 
@@ -358,11 +376,10 @@ def hard_negatives(
     Raises:
         InputError: A pair has neither.
     """
-    chosen = np.empty((len(places), number), dtype=np.int64)
-    chosen_scores = np.empty((len(places), number), dtype=np.float32)
-    empty = np.zeros(len(places), dtype=bool)
-    for start in range(0, len(places), _BLOCK):
-        some = slice(start, start + _BLOCK)
+    shape = len(places), number
+    chosen, chosen_scores = scratch(shape, np.int64), scratch(shape, np.float32)
+    empty = scratch(len(places), np.bool_)
+    for some in blocks(len(places), _BLOCK):
         documents, scores = listed.documents[some], listed.scores[some]
         if ranking is not None:
             documents = np.concatenate([documents, ranking.negatives[places[some]]], axis=1)

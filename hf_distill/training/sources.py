@@ -24,8 +24,11 @@ from sentence_transformers.base.sampler import BatchSamplers
 from torch.utils.data import BatchSampler
 
 from hf_distill.data.collection import Collection, Pairs
+from hf_distill.data.column import Column
+from hf_distill.data.keys import blocks
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
+from hf_distill.run.scratch import scratch
 
 NO_SOURCE = "(no source)"
 """The name of the pairs without a source, in shares and in records."""
@@ -170,13 +173,21 @@ class Sources:
     @classmethod
     def of(cls, table: Dataset, rows: np.ndarray | None = None) -> Sources:
         """By the column `source` of `table`, of all its rows or of `rows` (n,)."""
-        values = table.select_columns(["source"]).with_format("arrow")[:]["source"]
-        if rows is not None:  # `table[rows]` holds a kilobyte for each row meanwhile
-            values = values.take(pa.array(rows))
-        values = values.cast(pa.string()).fill_null(NO_SOURCE).combine_chunks().dictionary_encode()
-        found = np.array(values.dictionary.to_pylist(), dtype=object)
-        names, places = np.unique(found, return_inverse=True)
-        return cls(tuple(names), places.astype(np.int32)[values.indices.to_numpy()])
+        column, places = Column(table, "source"), dict[str, int]()
+        count = len(column) if rows is None else len(rows)
+        codes = scratch(count, np.int32)
+        for here in blocks(count):
+            some = np.arange(here.start, here.stop) if rows is None else rows[here]
+            values = column.array(some).dictionary_encode("encode")
+            names = (NO_SOURCE if name is None else name for name in values.dictionary.to_pylist())
+            own = [places.setdefault(name, len(places)) for name in names]
+            codes[here] = np.array(own, dtype=np.int32)[values.indices.to_numpy()]
+        ascending = sorted(places)
+        rank = np.empty(len(places), dtype=np.int32)
+        rank[[places[name] for name in ascending]] = np.arange(len(places))
+        for here in blocks(count):
+            codes[here] = rank[codes[here]]
+        return cls(tuple(ascending), codes)
 
     @property
     def count(self) -> dict[str, int]:
@@ -185,10 +196,10 @@ class Sources:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     @property
-    def column(self) -> np.ndarray:
-        """(n,) object, the name of each pair's source."""
-        names: np.ndarray = np.array(self.names, dtype=object)[self.codes]
-        return names
+    def column(self) -> pa.Array:
+        """(n,) strings, the name of each pair's source."""
+        names = pa.array(self.names, type=pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(self.codes), names).cast(pa.string())
 
 
 def sources_of(pairs: Pairs) -> Sources:

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, Value
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.data.collection import Collection, Pairs, text_id, write_table
+from hf_distill.data.keys import each_once
 from hf_distill.errors import InputError
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.run.stage import stage, written_whole
@@ -121,8 +122,8 @@ def texts_of_pairs(pairs: Pairs) -> list[Drawn]:
     """The queries and documents of `pairs`."""
     collection = pairs.collection
     return [
-        Drawn(np.unique(pairs.queries), collection.query_texts, "query"),
-        Drawn(np.unique(pairs.documents), collection.document_texts, "document"),
+        Drawn(each_once(pairs.queries), collection.query_texts, "query"),
+        Drawn(each_once(pairs.documents), collection.document_texts, "document"),
     ]
 
 
