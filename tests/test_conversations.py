@@ -36,7 +36,7 @@ from hf_distill.run.stage import read_json
 from hf_distill.selection.rules import apply_rules, parse_rules
 from hf_distill.selection.select import SelectionInputs, rule_columns
 from hf_distill.serving.demo_app import asked
-from hf_distill.serving.index import Index
+from hf_distill.serving.kept import KeptIndex
 from hf_distill.student import initialise
 from hf_distill.teachers.base import Prompts
 from hf_distill.training.rows import Lookup, examples
@@ -453,7 +453,9 @@ def test_lines_that_are_searched_for_are_turns(
     conversational: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(Index, "ask", lambda self, question, depth=1: asked.append(question) or [])
+    monkeypatch.setattr(
+        KeptIndex, "ask", lambda self, question, depth=1: asked.append(question) or []
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is it\n who else\n\nwhere\n"))
     assert call(["search", conversational[0]], main).code == 0
     assert asked[1:] == ["what is it", "who else\n| what is it", "where"]
