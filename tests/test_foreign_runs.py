@@ -172,6 +172,7 @@ def test_every_command_says_what_it_does_not_obey(
     with caplog.at_level(logging.WARNING):
         line = ["publish", copied, "--model", "you/x", "--dry_run"]
         assert call(line, main).code == 0
+        shutil.rmtree(copied / "search")  # its index alone would answer, and the recipe not be read
         assert call(["search", copied, "a cat"], main).code == 0
     said = [r.getMessage() for r in caplog.records if "Not obeyed" in r.getMessage()]
     assert len(said) == 2
