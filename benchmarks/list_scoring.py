@@ -34,6 +34,7 @@ from hf_distill.compute.device import (
     keep_freed_memory,
 )
 from hf_distill.compute.encode import batches_by_length
+from hf_distill.evaluation.efficiency import silence_profiler
 from hf_distill.evaluation.tasks import load_task
 from hf_distill.recipe.read import read_recipe
 from hf_distill.teachers.cross_encoder import CrossEncoderTeacher
@@ -82,6 +83,7 @@ def ours(name: str) -> CrossEncoderTeacher:
 def profile(teacher: CrossEncoderTeacher, pairs: Pairs) -> None:
     """Print where the time of scoring goes."""
     torch.set_num_threads(1)
+    silence_profiler()
     model, tokenising, batches = teacher.model, 0.0, []
     for rows in batches_by_length(pairs, encoding_batch_tokens(model.device.type)):
         start = time.process_time()

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from accelerate.data_loader import prepare_data_loader
 from datasets import IterableDataset, load_dataset
@@ -124,6 +125,12 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert happened >= 2
 
 
+@pytest.fixture
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets waits five seconds for its threads whenever a shuffled stream is left."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 @pytest.fixture(scope="module")
 def parquet(parts: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 32 pairs in four files."""
@@ -140,6 +147,7 @@ def stream(parquet: Path) -> IterableDataset:
     return rows.shuffle(seed=3, buffer_size=16).with_format("numpy")
 
 
+@pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("saved", [3, 5], ids=["in the first pass", "in the second"])
 def test_rows_that_stream_are_the_same_after_an_interruption(
     parts: Tiny, parquet: Path, tmp_path: Path, saved: int
@@ -161,6 +169,7 @@ def test_rows_that_stream_are_the_same_after_an_interruption(
     assert untimed(other.state.log_history) != untimed(whole.state.log_history)
 
 
+@pytest.mark.usefixtures("_no_waiting")
 def test_rows_that_stream_are_shared_by_the_processes(
     parts: Tiny, parquet: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,13 @@ def _folder_of(model: SentenceTransformer) -> Path | None:
     return Path(name) if name and (Path(name) / "config.json").is_file() else None
 
 
+def silence_profiler() -> None:
+    """Keep torch's profiler from printing when it starts. It reads the level when it is first used
+    in a process; above 5 it prints nothing.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
 def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
     """The most memory that tensors take while `model` embeds `documents` as one batch, its weights
     included.
@@ -77,8 +84,7 @@ def peak_megabytes(model: SentenceTransformer, documents: list[str]) -> float:
 
     if (taken := peak_bytes(model.device, embed)) is not None:
         return (weights + taken) / 1e6
-    # The profiler reads this when it is first used. Above 5 it does not print when it starts.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    silence_profiler()
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
