@@ -125,7 +125,7 @@ def open_run(folder: Path) -> Run:
 def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> None:
     """Make one result in this process. `current` is the place in `STAGES` of what is under way."""
     taken = {stage: np.zeros(2) for stage in STAGES}
-    seen = set()
+    held = dict[str, float]()
 
     def now() -> np.ndarray:
         return np.array([time.perf_counter(), time.process_time()])
@@ -138,9 +138,10 @@ def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> No
                 return function(*args)
             finally:
                 current.value = before
-                seen.add(stage)
                 taken[stage] += now() - start
                 taken[STAGES[before]] -= now() - start
+                # a stage may be over before anybody has looked at it
+                held[stage] = max(held.get(stage, 0.0), memory_mb("self"))
 
         return call
 
@@ -151,7 +152,7 @@ def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> No
     for stage, (module, function) in WITHIN.items():
         setattr(module, function, timed(stage, getattr(module, function)))
     timed(name, PROCESSES[name])(run)
-    answer.put({stage: taken[stage].tolist() for stage in STAGES if stage in seen})
+    answer.put({stage: (*taken[stage].tolist(), held[stage]) for stage in STAGES if stage in held})
 
 
 def measure(pairs: int, folder: Path) -> dict[str, Figures]:
@@ -171,7 +172,8 @@ def measure(pairs: int, folder: Path) -> dict[str, Figures]:
             time.sleep(0.005)
         if answer.empty() and not process.is_alive():
             raise SystemExit(f"the process of {name} ended with code {process.exitcode}")
-        for stage, (clock, processor) in answer.get().items():
+        for stage, (clock, processor, held) in answer.get().items():
+            peak[stage] = max(peak[stage], held)
             figures[stage] = Figures(round(clock, 2), round(processor, 2), round(peak[stage], 1))
             print(
                 f"{pairs:>12,} {stage:<12}{clock:>10.2f} s{processor:>10.2f} s"
