@@ -224,7 +224,11 @@ def test_a_wrong_type_is_named_by_column_place_and_value(tmp_path: Path) -> None
         collect(tmp_path, [{"query": "a", "document": "b"}, row])
 
 
-def test_the_best_scored_candidates_that_are_not_relevant_are_the_negatives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1, 1 << 16])
+def test_the_best_scored_candidates_that_are_not_relevant_are_the_negatives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("hf_distill.training.rows._BLOCK", block)
     rows = [
         {"query": "q", "document": "yes", "score": 0.9},
         {"query": "q", "document": "unscored", "candidate": True},

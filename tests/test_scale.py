@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from test_selection import pairs_of
 
 from hf_distill.data import word_grams as word_grams_module
-from hf_distill.data.collection import Source, SourcePairs, text_number
+from hf_distill.data.collection import Source, SourcePairs, TableWriter, text_number
 from hf_distill.data.column import Column
 from hf_distill.data.keys import (
     each_once,
@@ -56,12 +56,17 @@ from hf_distill.selection.select import SelectionInputs, make_selection, rule_co
 from hf_distill.selection.texts import codes, is_empty, near_duplicate_families
 
 KEYS = st.lists(st.integers(0, 12), max_size=40).map(lambda keys: np.array(keys, dtype=np.uint64))
+BLOCKS = (
+    "data.keys._BLOCK", "data.column._READ", "data.collection._READ", "data.load._BATCH",
+    "data.near_duplicates._BATCH", "selection.texts._BATCH",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every array is in a file, and every block is small."""
-    monkeypatch.setattr("hf_distill.data.keys._BLOCK", 7)
+    for name in BLOCKS:
+        monkeypatch.setattr(f"hf_distill.{name}", 7)
     monkeypatch.setattr(scratch_module, "SMALL", 1)
     monkeypatch.setattr(scratch_module, "_place", [tmp_path_factory.mktemp("scratch")])
 
@@ -98,7 +103,10 @@ def test_numbers_are_sorted_and_taken_as_numpy_does_it(keys: np.ndarray, seed: i
     assert numbers_from(3, 20).tolist() == list(range(3, 20))
 
 
-def test_numbers_that_come_one_by_one_are_in_a_file_that_nobody_sees() -> None:
+def test_numbers_that_come_one_by_one_are_in_a_file_that_nobody_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scratch_module, "SMALL", 12)  # three are written at once, two are left
     numbers = Numbers("f")
     for value in range(20):
         numbers.append(value / 2)
@@ -135,6 +143,19 @@ def test_a_column_gives_the_rows_of_its_table(rows: list[int]) -> None:
     assert pickle.loads(pickle.dumps(column))[places] == column[places]
     shuffled = data.select(list(range(24, -1, -1)))
     assert Column(shuffled, "text")[places] == [values[24 - row] for row in rows]
+
+
+def test_a_table_is_written_in_batches_of_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times five numbers, 40 bytes each time."""
+    monkeypatch.setattr("hf_distill.data.collection._BATCH_BYTES", 100)
+    with TableWriter(tmp_path / "x.arrow", Features({"x": Value("int64")})) as table:
+        for start in range(0, 50, 5):
+            table.add_columns(pa.array(range(start, start + 5), pa.int64()))
+    column = Dataset.from_file(str(tmp_path / "x.arrow")).data["x"]
+    assert [len(chunk) for chunk in column.chunks] == [15, 15, 15, 5]
+    assert column.to_pylist() == list(range(50))
 
 
 gram_texts = st.lists(st.text("ab ü", max_size=12).map(lambda text: " ".join(text.split())))
@@ -175,12 +196,10 @@ words = st.lists(
 def test_families_are_those_of_all_candidates_at_once(rows: list[tuple[str, str]]) -> None:
     pairs = pairs_of(rows)
     grams = [word_trigrams(f"{query}\n{document}") for query, document in rows]
-    with tempfile.TemporaryFile() as file:
-        of_pairs = module._Bands(len(rows), file)
-        of_pairs.add(slice(0, len(rows)), module._Batch(pairs))
-        bands = np.array(of_pairs.keys)
+    bands = module._Bands(len(rows))
+    bands.add(slice(0, len(rows)), module._Batch(pairs))
     edges = set()
-    for band in bands:
+    for band in bands.keys:
         for key in np.unique(band):
             same = np.flatnonzero(band == key).tolist()
             edges |= set(itertools.pairwise(same))
@@ -262,7 +281,7 @@ def test_columns_of_texts_are_those_of_each_pair(rows: list[tuple[str, str]]) ->
     assert module._Batch(pairs).joined == joined
 
 
-def test_blocks_and_files_change_no_byte(tmp_path: Path) -> None:
+def test_blocks_and_files_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs are read, split, freed of leaks, selected and audited as in memory and at once."""
     draw = np.random.default_rng(0)
     rows = [
@@ -281,20 +300,18 @@ def test_blocks_and_files_change_no_byte(tmp_path: Path) -> None:
     )  # fmt: skip
     results = []
     for small in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            if not small:
-                patch.setattr("hf_distill.data.keys._BLOCK", 1 << 16)
-                patch.setattr(scratch_module, "_place", [])
-            folder = RunFolder(tmp_path / str(small))
-            source = SourcePairs(Source("rows"), rows)
-            record = write_collection((source, None), DataArguments(), 0, folder, "key")
-            tables = [(folder.pairs / f"{name}.arrow").read_bytes() for name in TABLES]
-            pairs = open_tables(folder.pairs, record).pairs("train")
-            scores = np.random.default_rng(1).integers(0, 9, len(pairs)).astype(np.float32) / 9
-            scores[::11] = np.nan
-            given = SelectionInputs(pairs, scores, None, "key")
-            result = make_selection(rule_columns(given, rules, 0), rules, 0, "key")
-            results.append([record, tables, result.audit, result.dropped_by.tolist()])
-            results[-1].append(None if result.weight is None else result.weight.tolist())
+        if not small:
+            monkeypatch.undo()
+        folder = RunFolder(tmp_path / str(small))
+        source = SourcePairs(Source("rows"), rows)
+        record = write_collection((source, None), DataArguments(), 0, folder, "key")
+        tables = [(folder.pairs / f"{name}.arrow").read_bytes() for name in TABLES]
+        pairs = open_tables(folder.pairs, record).pairs("train")
+        scores = np.random.default_rng(1).integers(0, 9, len(pairs)).astype(np.float32) / 9
+        scores[::11] = np.nan
+        given = SelectionInputs(pairs, scores, None, "key")
+        result = make_selection(rule_columns(given, rules, 0), rules, 0, "key")
+        results.append([record, tables, result.audit, result.dropped_by.tolist()])
+        results[-1].append(None if result.weight is None else result.weight.tolist())
     assert results[0] == results[1]
     assert results[0][2].kept > 10

@@ -483,7 +483,9 @@ def test_relabelled_pairs_by_hand(tmp_path: Path) -> None:
     assert (weighs.audit.rules[0].weighted, weighs.audit.rules[0].dropped) == (1, 0)
 
 
-def test_which_document_is_better() -> None:
+@pytest.mark.parametrize("block", [2, 8192])
+def test_which_document_is_better(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("hf_distill.selection.select._BLOCK", block)
     pairs, ranking = relabelled_inputs().pairs, relabelled_inputs().ranking
     judged = Dataset.from_dict(
         {"query": [0, 0], "document": [0, 3], "score": [None, None], "grade": [1, 0]},

@@ -42,7 +42,11 @@ def test_a_shard_has_4096_items_and_there_are_at_most_256() -> None:
     assert (shard_size(1000, 64), shard_size(256 * 64 + 1, 64)) == (64, 65)
 
 
-def test_only_new_items_are_worked_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [2, 1 << 16])
+def test_only_new_items_are_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("hf_distill.run.shards._BLOCK", block)
     work = Counter()
     Shards(tmp_path, "t").complete(keys(1, 2, 3, 4, 5), 2, work)
     assert work.made == [[1, 2], [3, 4], [5]]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_training import QUIET, Tiny, tiny, vectors_of
 
@@ -95,11 +96,13 @@ def test_rows_name_texts_by_number_and_leave_out_pairs_without_a_score(parts: Ti
     assert parts.lookup.collection is not None
     pairs = parts.lookup.collection.pairs("train").take(np.array([4, 9, 2]))
     scores = np.array([0.5, np.nan, 0.25], np.float32)
-    further = {"row": np.arange(3), "negatives": np.arange(6).reshape(3, 2)}
+    names = pa.array(["a", "b", None])
+    further = {"row": np.arange(3), "negatives": np.arange(6).reshape(3, 2), "source": names}
     rows = number_rows(pairs, scores, further)
     assert set(rows.column_names) == ALL | set(further)
     assert rows["query"][:].tolist() == rows["document"][:].tolist() == [4, 2]
     assert [row["negatives"].tolist() for row in rows] == [[0, 1], [4, 5]]
+    assert list(rows["source"][:]) == ["a", None]
     assert len(number_rows(pairs.take(np.empty(0, np.int64)), scores[:0], {})) == 0
 
 

@@ -166,8 +166,8 @@ class SelectionInputs:
                 "clusters of documents; this teacher only scores pairs. Name one that embeds "
                 "texts, or remove the rule"
             )
-        if name == COLUMN:
-            check_second_model([rule], None if self.disagreement is None else "")
+        if name == COLUMN and self.disagreement is None:
+            check_second_model([rule], None)
         if name in ("group", "source") and texts.is_empty(self.pairs, name):
             raise InputError(
                 f"the selection rule {rule} needs a {name}, but the pairs have none; name its "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -25,7 +24,7 @@ from hf_distill.data.near_duplicates import (
 from hf_distill.data.sources.qrecc import MIN_DOCUMENT_CHARACTERS, MIN_QUERY_CHARACTERS
 from hf_distill.data.word_grams import each_once as grams_once
 from hf_distill.data.word_grams import salted, word_grams
-from hf_distill.run.scratch import in_file, scratch
+from hf_distill.run.scratch import scratch
 
 _BATCH = 1000
 _HIGH = np.uint64(((1 << 32) - 1) << 32)
@@ -185,17 +184,17 @@ def codes(pairs: Pairs, column: str) -> np.ndarray:
 
 
 class _Bands:
-    """Keys of pairs that may be near-duplicates, (b, n) uint64, in a file without a name: pairs
-    that share a key in a row may be (locality-sensitive hashing of MinHash signatures).
+    """Keys of pairs that may be near-duplicates, (b, n) uint64: pairs that share a key in a row may
+    be (locality-sensitive hashing of MinHash signatures).
     """
 
-    def __init__(self, count: int, file: IO[bytes]) -> None:
+    def __init__(self, count: int) -> None:
         index = candidate_index()
         self._bands, self._rows = int(index.b), int(index.r)
         self._mixer = np.random.default_rng(0).integers(
             1, 2**63, size=self._rows, dtype=np.uint64
         ) | np.uint64(1)
-        self.keys = in_file(file, np.uint64, (self._bands, count))
+        self.keys = scratch((self._bands, count), np.uint64)
 
     def add(self, here: slice, batch: _Batch) -> None:
         """Write the keys of the pairs `here`."""
@@ -285,7 +284,7 @@ def near_duplicate_families(pairs: Pairs) -> np.ndarray:
     Two pairs are near-duplicates if the word trigrams of query and document together have a Jaccard
     similarity of at least `NEAR_DUPLICATE_JACCARD`. MinHash (Broder 1997) proposes candidates, band
     by band, and the trigrams decide. A pair just above the threshold can be missed. The keys of the
-    bands, 80 bytes a pair, are in a file beside the pairs.
+    bands are 80 bytes a pair.
     """
     return text_columns(pairs, ["family"])["family"]
 
@@ -304,19 +303,18 @@ TEXT_COLUMNS = frozenset(_OF_TEXTS) | {"family"}
 def text_columns(pairs: Pairs, names: Collection[str]) -> dict[str, np.ndarray]:
     """Some of `TEXT_COLUMNS`, (n,) each. Texts are read and normalised once for all of them."""
     columns = {name: scratch(len(pairs), _OF_TEXTS[name][0]) for name in names if name != "family"}
-    with tempfile.TemporaryFile(dir=pairs.collection.folder) as file:
-        bands = _Bands(len(pairs), file) if "family" in names and len(pairs) else None
-        with _progress(len(pairs), "Texts") as bar:
-            for here in blocks(len(pairs), _BATCH):
-                batch = _Batch(Pairs(pairs.collection, pairs.rows[here]))
-                for name, values in columns.items():
-                    values[here] = _OF_TEXTS[name][1](batch)
-                if bands is not None:
-                    bands.add(here, batch)
-                bar.update(here.stop - here.start)
-        if "family" in names:
-            columns["family"] = numbers_from(0, len(pairs), np.int32)
-            for band in () if bands is None else bands.keys:
-                edges = _candidates(band, columns["family"])
-                _join(columns["family"], edges[_are_near(pairs, edges)])
+    bands = _Bands(len(pairs)) if "family" in names else None
+    with _progress(len(pairs), "Texts") as bar:
+        for here in blocks(len(pairs), _BATCH):
+            batch = _Batch(Pairs(pairs.collection, pairs.rows[here]))
+            for name, values in columns.items():
+                values[here] = _OF_TEXTS[name][1](batch)
+            if bands is not None:
+                bands.add(here, batch)
+            bar.update(here.stop - here.start)
+    if bands is not None:
+        columns["family"] = numbers_from(0, len(pairs), np.int32)
+        for band in bands.keys:
+            edges = _candidates(band, columns["family"])
+            _join(columns["family"], edges[_are_near(pairs, edges)])
     return columns
