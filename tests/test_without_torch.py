@@ -38,6 +38,8 @@ def test_numpy_embeds_as_torch_does(
         ("config.json", "model_type", "mpnet"),
         ("config.json", "hidden_act", "relu"),
         ("1_Pooling/config.json", "pooling_mode_max_tokens", True),
+        ("1_Pooling/config.json", "include_prompt", False),
+        ("2_Dense/config.json", "activation_function", "torch.nn.modules.activation.Tanh"),
     ):
         path = tmp_path / file
         before = path.read_text(encoding="utf-8")

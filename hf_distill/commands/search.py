@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 HELP = (
     "Search a run's documents with its student; a query encoder searches them as the teacher "
-    "embedded them. (With a model: search the Python documentation on this machine.) An exported "
-    "student (hf-distill export RUN) answers at once, without loading torch."
+    "embedded them. (With a model: search the Python documentation on this machine.) Of a run, "
+    "a student with a BERT backbone, or one that is exported (hf-distill export RUN), answers "
+    "without loading torch."
 )
 
 

@@ -1,4 +1,4 @@
-"""The index of `hf-distill search` where no exported student answers: this loads torch."""
+"""The index of `hf-distill search` where no student answers without torch, which this loads."""
 
 from __future__ import annotations
 

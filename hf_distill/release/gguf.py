@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from hf_distill.errors import InputError
+from hf_distill.release.onnx import INSTEAD
 from hf_distill.student.save import check_saved
 
-_INSTEAD = "use --format onnx or openvino, or serve it with text-embeddings-inference or Infinity"
+_SERVED = "use --format onnx or openvino, or serve it with text-embeddings-inference or Infinity"
 
 
 def refuse_gguf(model_dir: Path) -> NoReturn:
@@ -29,7 +30,8 @@ def refuse_gguf(model_dir: Path) -> NoReturn:
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     if kinds[0] != "Transformer":
         why = f"the student begins with a {kinds[0]}, a table of vectors, and llama.cpp has none"
-    elif "Dense" in kinds:
+        raise InputError(f"--format gguf: {why}; {INSTEAD}")
+    if "Dense" in kinds:
         why = (
             "the student has a linear head after its pooling, for which llama.cpp's graph of this "
             "backbone has no place, and which no layer before it can take in: a layer "
@@ -40,4 +42,4 @@ def refuse_gguf(model_dir: Path) -> NoReturn:
             "llama.cpp computes GELU by a table of float16 and splits some scripts otherwise, so "
             "its embeddings differ by more than 1e-4 (docs/serving.md)"
         )
-    raise InputError(f"--format gguf: {why}; {_INSTEAD}")
+    raise InputError(f"--format gguf: {why}; {_SERVED}")

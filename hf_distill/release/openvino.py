@@ -83,6 +83,7 @@ def export_openvino(model_dir: Path) -> Path:
     model = loaded_for_graph(model_dir, INSTEAD)
     require("onnx", FOLDER)
     openvino = require("openvino", FOLDER)
+    os.environ.setdefault("NNCF_CI", "1")  # without it, nncf tells Intel of each use, unasked
     nncf = require("nncf", FOLDER)
     folder = Path(os.path.normpath(model_dir / FOLDER))
     own = frozenset(folder / Path(name).name for name in (GRAPH, WEIGHTS))

@@ -351,7 +351,7 @@ def verify(
     others = [NotTried(name, NOT_ASKED_FOR, None) for name in RUNTIMES if name not in names]
     read = {a.runtime.file for a in usable if a.runtime.file}
     read |= {path.relative_to(student.folder).as_posix()
-             for pattern in ("modules.json", "*.safetensors")
+             for pattern in ("modules.json", "*.safetensors", "openvino/*.bin")
              for path in student.folder.rglob(pattern)}  # fmt: skip
     files = {name: sha256_of(student.folder / name) for name in sorted(read)}
     return Parity(

@@ -150,8 +150,5 @@ def kept_index(run: Path) -> tuple[KeptIndex, bool] | None:
     encoder = load_onnx(places.student) if _exported(places) else load_bert(places.student)
     if encoder is None:
         return None
-    documents, embeddings = (
-        pq.read_table(places.documents),
-        np.load(places.embeddings, mmap_mode="r"),
-    )
-    return KeptIndex(encoder, documents, embeddings), record.conversation
+    embeddings = np.load(places.embeddings, mmap_mode="r")
+    return KeptIndex(encoder, pq.read_table(places.documents), embeddings), record.conversation

@@ -107,18 +107,21 @@ class BertEncoder:
 
 
 def load_bert(folder: Path) -> BertEncoder | None:
-    """The student in `folder`; None if it has another backbone or other modules than these."""
+    """The student in `folder`; None if it has parts that are not computed here."""
     modules = _read(folder / "modules.json")
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     if kinds != list(_MODULES):
         return None
     config, pooling = _read(folder / "config.json"), _read(folder / "1_Pooling" / "config.json")
+    activation = str(_read(folder / "2_Dense" / "config.json")["activation_function"])
     modes = [mode for mode in pooling if mode.startswith("pooling_mode_") and pooling[mode] is True]
     if (
         config["model_type"] != "bert"
         or config.get("position_embedding_type", "absolute") != "absolute"
         or config["hidden_act"] != "gelu"
         or modes not in (["pooling_mode_cls_token"], ["pooling_mode_mean_tokens"])
+        or not pooling.get("include_prompt", True)
+        or not activation.endswith(".Identity")
     ):
         return None
     weights = load_file(folder / "model.safetensors")

@@ -96,7 +96,7 @@ export async function embed({ place, student, queries, documents }) {
   try {
     return await answer;
   } finally {
-    process.kill(-browser.pid, "SIGKILL");
+    if ((browser.exitCode ?? browser.signalCode) === null) process.kill(-browser.pid, "SIGKILL");
     server.closeAllConnections();
     server.close();
     rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
