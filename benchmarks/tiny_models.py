@@ -5,6 +5,7 @@ weights, in the benchmarks and the tests.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -16,23 +17,22 @@ point circle square north south east west who what where when why how many first
 large old new open close read write run walk swim fly
 """.split()  # noqa: SIM905  (a list of seventy strings reads worse)
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
 
 def sentences(count: int, offset: int = 0) -> list[str]:
     """`count` random sentences of ten words, the same each time."""
     return [" ".join(random.Random(i).choices(WORDS, k=10)) for i in range(offset, offset + count)]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer whose vocabulary is `WORDS` and five special tokens."""
-    vocabulary = {
-        token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-    }
+def word_pieces(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with these tokens, five of which are `SPECIAL`."""
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -41,3 +41,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary is `SPECIAL` and `WORDS`."""
+    return word_pieces([*SPECIAL, *WORDS])

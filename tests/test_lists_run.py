@@ -386,6 +386,7 @@ def test_mined_lists_are_exported_with_the_scores_of_the_ranker(
         (["--list_kl_weight", "1"], "--hard_negatives_per_pair is 0"),
         ([*MINED, "--mine_again", "true"], "there is no student to mine"),
         (["--stages", "mine_again=true"], "this stage has none"),
+        ([*MINED, "--stages", "mine_again=true", "--student_space", "teacher"], "queries alone"),
         ([*MINED, "--stages", "mine_again=true hard_negatives_per_pair=0"], "this stage has none"),
         (["--positive_cut", "1.5"], "at most 1"),
         (["--positive_cut", "0.9"], "it is about mined candidates"),

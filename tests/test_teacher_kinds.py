@@ -394,6 +394,7 @@ def test_rounding_is_forgiven_and_nothing_else() -> None:
     scale = SCALES["cosine"]
     scores = scale.check(np.array([1.0005, -1, np.nan, 0.5]), "t")
     np.testing.assert_array_equal(scores, [1, -1, np.nan, 0.5])
+    np.testing.assert_array_equal(scale.check(np.array([0, 1]), "t"), [0.0, 1.0], "integers")
     with pytest.raises(InputError, match=r"t: 1 of 2 scores .*\[-1, 1\].*1\.0020"):
         scale.check(np.array([1.002, 0]), "t")
 

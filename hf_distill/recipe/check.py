@@ -438,6 +438,11 @@ def _check_mine_again(recipe: Recipe) -> None:
                 "--stages mine_again=true: the student would mine for the queries of the teacher, "
                 f"and learns to read {recipe.data.student_query}; leave one of them out"
             )
+        if stage.mine_again and stage.student_space == "teacher":
+            raise InputError(
+                "--stages mine_again=true: with --student_space teacher the student embeds queries "
+                "alone, and mining embeds documents, too; leave one of them out"
+            )
         if stage.mine_again and not (recipe.lists.candidates and stage.hard_negatives_per_pair):
             raise InputError(
                 "--stages mine_again=true: it mines lists again, and this stage has none; set "

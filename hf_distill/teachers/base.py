@@ -73,7 +73,7 @@ class Scale:
                 "logits, set --teacher_activation sigmoid; for precomputed scores or a rerank "
                 "endpoint's on another scale, declare it with --score_range LOW HIGH"
             )
-        inside = scratch(scores.shape, scores.dtype)
+        inside = scratch(scores.shape, np.result_type(scores, 0.0))  # of integers, floats
         np.clip(scores, self.low, self.high, out=inside)
         return inside
 
