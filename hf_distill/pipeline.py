@@ -211,6 +211,7 @@ class Run:
         done()
 
     def _stages(self) -> Iterator[str]:
+        # Not in `open`: a study opens a run for other rules.
         check_second_model(self.rules, self.recipe.selection.second_model)
         read = _timed(lambda: self.collection.summary())  # noqa: PLW0108  # the property makes it
         yield explain(self.collection) if self.recipe.run.explain else read

@@ -432,6 +432,7 @@ def test_the_student_of_an_earlier_run_says_what_to_train_on(tiny: Path, copied:
     apart = np.abs(ranks[0] - ranks[1])
     assert apart.max() > 0.1, "the student is not the teacher"
     assert run.selection_inputs.disagreement == pytest.approx(apart, abs=2 / len(pairs))
+    assert run.selection_inputs.key != run.ranking.key, "it is another one with another model"
     assert len(run.selection.kept) == round(0.25 * len(pairs))
     assert apart[run.selection.kept].min() > np.median(apart)
     with pytest.raises(InputError, match=r"--second_model .* no selection rule reads it"):

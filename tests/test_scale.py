@@ -296,7 +296,8 @@ def test_blocks_and_files_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     rules = parse_rules(
         ["echo", "near_echo=0.9", "duplicate", "near_duplicate", "percentile=20:by=group",
-         "percentile=5", "top_k=3:by=group", "stratified=0.9", "random=0.9:weight=0.5"],
+         "percentile=5", "top_k=3:by=group", "stratified=0.9", "agreement=0.9",
+         "random=0.9:weight=0.5"],
     )  # fmt: skip
     results = []
     for small in (True, False):
@@ -309,7 +310,7 @@ def test_blocks_and_files_change_no_byte(tmp_path: Path, monkeypatch: pytest.Mon
         pairs = open_tables(folder.pairs, record).pairs("train")
         scores = np.random.default_rng(1).integers(0, 9, len(pairs)).astype(np.float32) / 9
         scores[::11] = np.nan
-        given = SelectionInputs(pairs, scores, None, "key")
+        given = SelectionInputs(pairs, scores, None, "key", disagreement=scores[::-1])
         result = make_selection(rule_columns(given, rules, 0), rules, 0, "key")
         results.append([record, tables, result.audit, result.dropped_by.tolist()])
         results[-1].append(None if result.weight is None else result.weight.tolist())

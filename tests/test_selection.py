@@ -51,7 +51,7 @@ from hf_distill.selection.select import (
     rule_columns,
     select_pairs,
 )
-from hf_distill.selection.texts import near_duplicate_families, ngram_overlap
+from hf_distill.selection.texts import near_duplicate_families, ngram_overlap, text_columns
 
 
 def pairs_of(rows: list[tuple[str, str]], **columns: list) -> Pairs:
@@ -483,6 +483,11 @@ def test_relabelled_pairs_by_hand(tmp_path: Path) -> None:
     assert (weighs.audit.rules[0].weighted, weighs.audit.rules[0].dropped) == (1, 0)
 
 
+def better(pairs: Pairs, ranking: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+    of = text_columns(pairs, ["query", "document"])
+    return better_documents(pairs, ranking, of["query"], of["document"])
+
+
 @pytest.mark.parametrize("block", [2, 8192])
 def test_which_document_is_better(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr("hf_distill.selection.select._BLOCK", block)
@@ -492,20 +497,20 @@ def test_which_document_is_better(monkeypatch: pytest.MonkeyPatch, block: int) -
         CANDIDATE_FEATURES,
     )
     judged_pairs = Pairs(replace(pairs.collection, candidates=judged), pairs.rows)
-    documents, scores = better_documents(judged_pairs, ranking)
+    documents, scores = better(judged_pairs, ranking)
     assert documents.tolist() == [4, 4, 4, -1, -1], "3 is judged not relevant to a"
     np.testing.assert_allclose(scores, [0.7, 0.7, 0.6, np.nan, np.nan])
     few = pairs.take(np.arange(4))  # 4 is then no training document
     arrays = {k: v[:4] for k, v in vars(ranking).items() if isinstance(v, np.ndarray)}
     short = SimpleNamespace(**arrays)
-    assert better_documents(few, short)[0].tolist() == [3, 3, 0, -1]
+    assert better(few, short)[0].tolist() == [3, 3, 0, -1]
     echoes = pairs_of([("a", "0"), ("a", "1"), ("b", "2"), ("c", "3"), ("d", "A!")])
-    documents, scores = better_documents(echoes, ranking)
+    documents, scores = better(echoes, ranking)
     assert documents.tolist() == [3, 3, 4, -1, -1], "4 repeats a"
     ranking.negatives[:, 0], ranking.negatives[:, 1] = ranking.negatives[:, 1], [3, 3, 0, 1, -1]
-    assert better_documents(echoes, ranking)[0].tolist() == [3, 3, 0, -1, -1]
+    assert better(echoes, ranking)[0].tolist() == [3, 3, 0, -1, -1]
     ranking.negatives[:, 1] = -1
-    assert (better_documents(pairs, ranking)[0] == -1).all(), "no other negative would be left"
+    assert (better(pairs, ranking)[0] == -1).all(), "no other negative would be left"
 
 
 def test_mismatched_pairs_are_in_the_audit(tmp_path: Path) -> None:

@@ -252,6 +252,10 @@ def test_a_study_goes_on_where_it_was_stopped(
             ["study", "{recipe}", "--rules", "echo", "--temperatur", "1"],
             "did you mean 'temperature'",
         ),
+        (
+            ["study", "{recipe}", "--second_model", "first", "--rules", "echo"],
+            "--second_model first: no selection rule reads it",
+        ),
     ],
 )
 def test_a_bad_line_is_one_message(

@@ -14,7 +14,7 @@ import pytest
 from conftest import sentences
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tiny_models import WORDS
+from tiny_models import WORDS, word_pieces
 from tiny_teacher import TinyTeacher, tiny_teacher
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast

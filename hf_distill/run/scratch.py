@@ -44,6 +44,18 @@ def scratch(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
         return in_file(file, dtype, shape)
 
 
+def in_scratch(values: npt.ArrayLike) -> np.ndarray:
+    """A copy of `values` that is kept for longer.
+
+    Raises:
+        WriteError: As `scratch`.
+    """
+    values = np.asarray(values)
+    result = scratch(values.shape, values.dtype)
+    result[...] = values
+    return result
+
+
 def in_file(file: IO[bytes], dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
     """A new array of zeros, mapped from `file`, an empty one. Its place on the disk is taken at
     once: if the disk were full later, writing to the array would end the process without a message.

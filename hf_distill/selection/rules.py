@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from hf_distill.data.collection import Pairs
 from hf_distill.data.keys import blocks, first_places, lexsort, numbered, places_of, taken
 from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import PLUGIN, RULES, load_kind
-from hf_distill.run.scratch import scratch
+from hf_distill.run.scratch import in_scratch, scratch
 from hf_distill.selection.mismatch import Detection
 
 BINS = 10
@@ -471,9 +471,8 @@ def coverage(columns: Columns, rule: Rule) -> Outcome:
 
 def _lowest_share(columns: Columns, rule: Rule, values: np.ndarray) -> Outcome:
     """Keep the share `value` of the pairs with the lowest `values` (n,). The seed breaks ties."""
-    keep = np.zeros(len(columns), dtype=bool)
-    number = round(rule.number * len(columns))
-    keep[np.lexsort((columns.order, values))[:number]] = True
+    keep = scratch(len(columns), np.bool_)
+    keep[lexsort(columns.order, values)[: round(rule.number * len(columns))]] = True
     return Outcome(keep)
 
 
@@ -605,24 +604,14 @@ def apply_rule(columns: Columns, rule: Rule) -> Outcome:
     if not len(columns):
         return Outcome(np.ones(0, dtype=bool))
     outcome = rule.kind.apply(columns, rule)
-    outcome = outcome._replace(keep=_kept(outcome.keep), above=_kept(outcome.above))
-    keep = outcome.keep
+    keep, above = in_scratch(outcome.keep), outcome.above
+    outcome = outcome._replace(keep=keep, above=None if above is None else in_scratch(above))
     if keep.shape != (len(columns),) or keep.dtype != bool:
         raise InputError(
             f"the selection rule {rule} returns {keep.dtype} of shape {keep.shape} for "
             f"{len(columns)} pairs; `keep` of its Outcome must have one bool for each pair"
         )
     return outcome
-
-
-def _kept(values: Any) -> Any:
-    """An array as long as the pairs that is kept beyond the rule, in `scratch`."""
-    if values is None:
-        return None
-    values = np.asarray(values)
-    result = scratch(values.shape, values.dtype)
-    result[...] = values
-    return result
 
 
 class Applied(NamedTuple):

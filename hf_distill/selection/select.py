@@ -18,7 +18,7 @@ from hf_distill.data.keys import blocks, numbers_from, places_of
 from hf_distill.errors import InputError
 from hf_distill.recipe.kinds import digests_of_plugins
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.scratch import scratch
+from hf_distill.run.scratch import in_scratch, scratch
 from hf_distill.run.stage import stage, written_whole
 from hf_distill.selection import texts
 from hf_distill.selection.audit import Audit, make_audit
@@ -53,7 +53,7 @@ _BLOCK = 8192
 
 
 def better_documents(
-    pairs: Pairs, ranking: Ranking, keys: tuple[np.ndarray, np.ndarray] | None = None
+    pairs: Pairs, ranking: Ranking, query_keys: np.ndarray, keys_of_documents: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The columns `better` and `better_score` (n,) of `hf_distill.selection.rules.Columns`.
 
@@ -66,12 +66,8 @@ def better_documents(
     Args:
         pairs: The training pairs.
         ranking: Of these.
-        keys: The columns `query` and `document`; None: they are made here.
+        query_keys, keys_of_documents: Their columns `query` and `document`.
     """
-    if keys is None:
-        of_texts = texts.text_columns(pairs, ["query", "document"])
-        keys = of_texts["query"], of_texts["document"]
-    query_keys, keys_of_documents = keys
     trained = scratch(len(pairs.collection.documents), np.bool_)
     document_keys = scratch(len(trained), np.uint64)
     for some in blocks(len(pairs), _BLOCK):
@@ -190,7 +186,7 @@ class SelectionInputs:
             assert self.ranking is not None
             if name in _BETTER:
                 keys = self._columns["query"], self._columns["document"]
-                better = better_documents(self.pairs, self.ranking, keys)
+                better = better_documents(self.pairs, self.ranking, *keys)
                 self._columns.update(zip(("better", "better_score"), better, strict=True))
             elif name == "mismatch":
                 self._columns[name] = self.detection.probability(self.ranking.rank)
@@ -346,10 +342,4 @@ def select_pairs(
     depends_on = [inputs.key, [str(rule) for rule in rules], plugins, seed]
     audit = stage(folder.selection, Audit, depends_on, make, [arrays])
     with np.load(arrays) as held:
-        return Selection(audit, **{name: _in_scratch(held[name]) for name in held.files})
-
-
-def _in_scratch(values: np.ndarray) -> np.ndarray:
-    result = scratch(values.shape, values.dtype)
-    result[:] = values
-    return result
+        return Selection(audit, **{name: in_scratch(held[name]) for name in held.files})

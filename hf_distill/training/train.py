@@ -234,13 +234,15 @@ def check_objective(recipe: Recipe, teacher: Teacher, rules: Sequence[Rule]) -> 
                 "margin_weight": 0 if mined else config.margin_weight,
             },
         }
+        gone = {*embedded, *([] if mined else ranked)}
+        left = " ".join(str(rule) for rule in rules if str(rule) not in gone) or "none"
         for what, keys in needs.items():
             for name, value in keys.items():
                 if value:
+                    do = f"--selection {left}" if name == "selection" else "set it to 0 or none"
                     raise InputError(
                         f"--{name} {value}: it needs {what}, but {teacher.name} scores pairs and "
-                        "embeds no texts; remove it (set it to 0 or none), or name a teacher that "
-                        "embeds texts"
+                        f"embeds no texts; remove it ({do}), or name a teacher that embeds texts"
                     )
         return
     if config.texts_per_pair and not config.alignment_weight:
