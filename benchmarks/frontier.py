@@ -60,6 +60,7 @@ INDEXES = {
     "float32_half": "float32, first half",
     "float32_quarter": "float32, first quarter",
     "int8": "int8",
+    "binary_documents": "binary, queries in float32",
     "binary_rescored": "binary, rescored by int8",
 }
 """Indexes of `IndexSize.rows`, and what table and plot call them."""

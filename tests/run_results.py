@@ -113,7 +113,8 @@ def evaluation(
     cost = Cost(10**6, 4.0, 4 * 10**6, 12.5, 8, "torch", "float32", 50.0, 2.5, 3.0)
     ndcg, zero = estimate(mean, [values[STUDENT]], 0), estimate(mean, [np.zeros(n)], 0)
     row, rescored = IndexRow(32 * 10**6, ndcg, zero), IndexRow(10**6, ndcg, zero, 8 * 10**6)
-    rows = {"float32": row, "int8": row, "binary_rescored": rescored, "float32_half": row}
+    rows = {"float32": row, "int8": row, "binary_documents": row}
+    rows |= {"binary_rescored": rescored, "float32_half": row}
     index = {TEACHER: IndexSize(8, {}, "it is compared by euclidean"), STUDENT: IndexSize(8, rows)}
     agreement = ranking_agreement(run, {STUDENT: run, UNTRAINED: run}, 0)
     mixed = MixedIndex(None, 8, ndcg, ndcg, ndcg, zero, zero)

@@ -227,6 +227,7 @@ def test_the_page_shows_the_student_minus_the_others(usual_page: str) -> None:
 
 def test_the_page_shows_small_indices_and_the_mixed_one(usual_page: str) -> None:
     text = Reader(usual_page).text
+    assert "binary, queries in float32" in text
     assert "binary, rescored by int8" in text
     assert "and 8 on disk" in text
     assert "Teacher: it is compared by euclidean." in text

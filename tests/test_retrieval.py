@@ -252,11 +252,16 @@ def test_an_index_weighs_what_it_should_and_says_what_it_costs() -> None:
     result = index_size(task, queries, documents, "cosine", 0)
     assert {name: row.bytes_per_million for name, row in result.rows.items()} == {
         "float32": 128_000_000, "float16": 64_000_000, "int8": 32_000_000, "binary": 4_000_000,
-        "binary_rescored": 4_000_000, "float32_half": 64_000_000, "float32_quarter": 32_000_000,
+        "binary_documents": 4_000_000, "binary_rescored": 4_000_000, "float32_half": 64_000_000,
+        "float32_quarter": 32_000_000,
     }  # fmt: skip
     assert result.dimension == 32
     assert result.rows["binary_rescored"].rescoring_bytes_per_million == 32_000_000
     assert result.rows["binary"].rescoring_bytes_per_million is None
+    signs = queries @ np.where(documents > 0, 1, -1).T
+    best = np.argsort(-signs, axis=1, kind="stable")[:, :10]
+    expected = task.ndcg((np.take_along_axis(signs, best, 1), best)).mean()
+    assert result.rows["binary_documents"].ndcg.value == pytest.approx(expected)
     exact = result.rows["float32"]
     assert exact.ndcg.value == task.ndcg(search(queries, documents, 10)).mean()
     assert exact.minus_float32 == Estimate(0, 0, 0, 60)

@@ -86,10 +86,11 @@ def index_size(
     """Bytes per million documents and nDCG@10 of an index at float32, float16, int8, binary, and
     with fewer dimensions.
 
-    The queries stay in float32; only the binary index compares signs. int8 is
-    `quantize_embeddings` with the corpus' own ranges, decoded where it is compared. The rescored
-    binary index proposes `CANDIDATES` documents, which are scored again by their int8 codes; these
-    may stay on disk.
+    The queries stay in float32; only the row `binary` compares signs with signs. `binary_documents`
+    are the same bits, as -1 and 1, times the queries. int8 is `quantize_embeddings` with the
+    corpus' own ranges, decoded where it is compared. The rescored binary index proposes
+    `CANDIDATES` documents by signs, which are scored again by their int8 codes; these may stay on
+    disk.
 
     Args:
         task: The task.
@@ -113,6 +114,7 @@ def index_size(
     # document and do not change the order.
     scaled = (queries * np.where(steps == 0, 1, steps)).astype(np.float32)
     bits = np.asarray(quantize_embeddings(documents, "ubinary"))
+    signs = np.where(documents > 0, np.float32(1), np.float32(-1))
     _, candidates = hamming_search(queries, bits, CANDIDATES)
     half, quarter = max(1, d // 2), max(1, d // 4)
 
@@ -125,6 +127,7 @@ def index_size(
         "float16": (2 * d, search(queries, documents.astype(np.float16), K)),
         "int8": (d, search(scaled, codes, K)),
         "binary": (bits.shape[1], hamming_search(queries, bits, K)),
+        "binary_documents": (bits.shape[1], search(queries, signs, K)),
         "binary_rescored": (bits.shape[1], _rescored(scaled, codes, candidates)),
         "float32_half": (4 * half, search_first(half)),
         "float32_quarter": (4 * quarter, search_first(quarter)),

@@ -500,9 +500,9 @@ class IndexSize:
 
     Attributes:
         dimension: Dimensions of the embeddings.
-        rows: `float32`, `float16`, `int8`, `binary`, `binary_rescored` (by int8), `float32_half`
-            and `float32_quarter` (of the dimensions, the first ones) -> the index. Empty if
-            undefined.
+        rows: `float32`, `float16`, `int8`, `binary`, `binary_documents` (queries in float32),
+            `binary_rescored` (by int8), `float32_half` and `float32_quarter` (of the dimensions,
+            the first ones) -> the index. Empty if undefined.
         undefined: Why nothing was measured; None if it was.
     """
 
