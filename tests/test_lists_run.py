@@ -186,6 +186,15 @@ def test_damaged_lists_are_named(with_ranker: tuple[Path, str], tmp_path: Path, 
         lists_in(run)
 
 
+def test_lists_without_the_record_of_their_mining_are_named(
+    with_ranker: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(with_ranker[0], tmp_path / "run"))
+    (run / "candidates" / "mined.json").unlink()
+    with pytest.raises(InputError, match=r"mined\.json is gone, but .*; remove manifest\.json, too"):
+        lists_in(run)
+
+
 def test_lists_that_a_stopped_call_has_mined_again_are_not_mixed_with_old_scores(
     with_ranker: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -574,7 +574,8 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     pairs.
 
     Raises:
-        InputError: They are damaged, or a call was stopped while it made them again.
+        InputError: They are damaged or a part is gone, or a call was stopped while it made them
+            again.
     """
     path, arrays = _files(place)
     if not path.is_file():
@@ -583,6 +584,11 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     if record.collection != collection.key:
         return None
     mined = place / "mined.json"
+    if not mined.is_file():
+        raise InputError(
+            f"{mined} is gone, but {path} belongs to it; remove {path.name}, too, and run the "
+            "recipe again"
+        )
     if read_result(mined, MinedRecord).key != record.mined.key:
         raise InputError(
             f"{mined} is of other lists than {path}, because a call was stopped between them; run "
