@@ -191,7 +191,7 @@ def test_lists_without_the_record_of_their_mining_are_named(
 ) -> None:
     run = Path(shutil.copytree(with_ranker[0], tmp_path / "run"))
     (run / "candidates" / "mined.json").unlink()
-    with pytest.raises(InputError, match=r"mined\.json is gone, but .*; remove manifest\.json, too"):
+    with pytest.raises(InputError, match=r"mined\.json is gone, but .*; remove manifest"):
         lists_in(run)
 
 
