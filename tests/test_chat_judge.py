@@ -123,6 +123,9 @@ def test_what_it_takes_is_said_before_and_after(
     assert f"3 requests, about {read:,} tokens to read and 50 to write" in before
     assert "4 requests (1 of them again" in after
     assert "40 tokens read and 20 written" in after
+    with judge.working(lengths[:1], queries[:1]):
+        judge.score(graded(1, query="s"))
+    assert "has answered 1 request; the server reports 10 tokens" in caplog.messages[-1]
 
 
 def test_requests_are_few_at_a_time_but_more_than_one(server: ChatServer) -> None:
@@ -207,6 +210,9 @@ def test_a_document_that_the_judge_declines_has_no_score_and_the_others_have_the
     asked = [user.count("\n\ndocument_") for user in server.users()]
     assert sorted(asked) == [1] * (2 + module.ATTEMPTS) + [2] + [3] * module.ATTEMPTS
     assert "declined to grade 1 of 5 documents" in caplog.messages[-1]
+    with judge.working(np.full(1, 10), np.zeros(1)):
+        judge.score(graded(3, query="s"))
+    assert "has answered 1 request;" in caplog.messages[-1], "none of this work is declined"
 
 
 def test_a_model_that_refuses_temperature_0_is_asked_at_its_own(

@@ -17,6 +17,7 @@ import pytest
 from conftest import call, run_tiny
 from datasets import load_dataset
 from markupsafe import escape
+from safetensors.torch import load_file
 from scipy.stats import kendalltau
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -185,6 +186,15 @@ def test_damaged_lists_are_named(with_ranker: tuple[Path, str], tmp_path: Path, 
         lists_in(run)
 
 
+def test_lists_without_the_record_of_their_mining_are_named(
+    with_ranker: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(with_ranker[0], tmp_path / "run"))
+    (run / "candidates" / "mined.json").unlink()
+    with pytest.raises(InputError, match=r"mined\.json is gone, but .*; remove manifest"):
+        lists_in(run)
+
+
 def test_lists_that_a_stopped_call_has_mined_again_are_not_mixed_with_old_scores(
     with_ranker: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -298,12 +308,17 @@ def test_the_student_mines_again_and_a_training_that_is_stopped_ends_the_same(
     assert len(missing) < len(lists) / 20, "but for what bfloat16 or float16 turns round"
     assert again.mined.documents.tolist() != first.mined.documents.tolist()
 
+    (before,) = (tmp_path / "whole" / "checkpoints").glob("*/after.safetensors")
+    of_first, weights = load_file(before), student.state_dict()
+    assert all(of_first[name].equal(value) for name, value in weights.items() if name[0] == "0")
+
     stop = {"at": 3}
-    step = DistillationTrainer.training_step
+    step, rows = DistillationTrainer.training_step, list[Any]()
 
     def stopped(self: DistillationTrainer, *args: Any, **kwargs: Any) -> object:
         if self.args.mine_again:
             stop["at"] -= 1
+            rows.append(self.train_dataset)
             if not stop["at"]:
                 raise KeyboardInterrupt
         return step(self, *args, **kwargs)
@@ -312,6 +327,9 @@ def test_the_student_mines_again_and_a_training_that_is_stopped_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         run_tiny(tiny, tmp_path / "run", *line)
     monkeypatch.setattr(DistillationTrainer, "training_step", step)
+    listed = dict(zip(again.queries.tolist(), lists, strict=True))
+    for row in rows[-1]:
+        assert np.isin(row["negatives"], listed[int(row["query"])]).all(), "it trains on them"
     kept = {
         file: file.stat().st_mtime_ns
         for file in (tmp_path / "run").glob("checkpoints/*/candidates/*.np*")

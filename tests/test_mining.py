@@ -30,8 +30,10 @@ from hf_distill.scoring.lists import (
     check_candidates,
     corpus_of,
     mine_lists,
+    score_lists,
     with_lists,
 )
+from hf_distill.teachers.base import SCALES, PairTeacher
 from hf_distill.training.in_batch import cut_below
 from hf_distill.training.lists import Choice, choose
 
@@ -304,6 +306,51 @@ def sources_of(collection: Collection, folder: Path) -> Sources:
     )
 
 
+class Ranker(PairTeacher):
+    """Scores by numbers of query and document."""
+
+    name, identity, scale = "ranker", ("ranker",), SCALES["cosine"]
+
+    def __init__(self, scores: dict[tuple[int, int], float]) -> None:
+        self.scores = {(text("query", q), text("document", d)): s for (q, d), s in scores.items()}
+
+    def score(self, pairs: list[tuple[str, str]], _: object = None) -> np.ndarray:
+        return np.array([self.scores[pair] for pair in pairs], dtype=np.float32)
+
+
+def test_what_a_ranker_says_of_the_judgements_by_hand(tmp_path: Path) -> None:
+    rows = [
+        row(1, 1), row(1, 2, grade=0), row(1, 3, candidate=True),
+        row(2, 4), row(2, 5, grade=0), row(2, 6, candidate=True),
+        row(3, 7), row(3, 8, candidate=True), row(4, 9), row(4, 10, candidate=True),
+        row(9, 99, "test"),
+    ]  # fmt: skip
+    scores = {
+        (1, 1): 0.6, (1, 2): 0.2, (1, 3): 0.7,  # above one of two, which is judged
+        (2, 4): 0.5, (2, 5): 0.5, (2, 6): NAN,  # a tie with the only one that has a score
+        (3, 7): NAN, (3, 8): 0.1,
+        (4, 9): 0.9, (4, 10): 0.1,
+    }  # fmt: skip
+    sources = sources_of(read_run(tmp_path / "run", rows), tmp_path / "run")
+    lists = replace(sources.recipe.lists, candidates=["given"])
+    record = score_lists(
+        replace(
+            sources,
+            recipe=replace(sources.recipe, lists=lists),
+            ranker=Ranker(scores),
+            scores=SimpleNamespace(key="s", embeddings=None),
+        )
+    ).record
+    assert (record.candidates, record.unscored, record.judged) == (6, 1, 2)
+    assert record.auc == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert record.auc_judged == pytest.approx((1 + 0.5) / 2)
+    assert record.first == pytest.approx(1 / 3), "of the pairs that have a score"
+    assert record.agreement() == (
+        ", the average one above 66.7% of its candidates, and above 75.0% of those that are judged "
+        "not relevant (2 pairs have some)"
+    )
+
+
 def test_a_query_to_which_every_document_is_relevant_is_said(tmp_path: Path) -> None:
     collection = read_run(tmp_path, [row(1, 1), row(1, 2), row(2, 1), row(5, 9, "test")])
     says = "1 of 2 queries have no candidate, because all 2 documents are relevant to them"
@@ -334,6 +381,18 @@ def test_a_corpus_of_one_document_is_said_before_the_scoring(tmp_path: Path) -> 
     teacher: Any = SimpleNamespace(name="t", embeds=True, scores_pairs=False)
     with pytest.raises(InputError, match=r"the data has 1 document, so no query has another one"):
         check_candidates(collection, teacher, sources.recipe)
+
+
+def test_a_rank_to_begin_at_needs_a_miner_with_ranks(tmp_path: Path) -> None:
+    rows = [row(1, 1), row(1, 2, candidate=True), row(2, 3), row(5, 9, "test")]
+    collection = read_run(tmp_path, rows)
+    recipe = sources_of(collection, tmp_path / "run").recipe
+    teacher: Any = SimpleNamespace(name="t", embeds=True, scores_pairs=False)
+    lists = replace(recipe.lists, candidates=["given"], candidates_from_rank=11)
+    with pytest.raises(InputError, match=r"--candidates_from_rank 11: .*given is the only one"):
+        check_candidates(collection, teacher, replace(recipe, lists=lists))
+    with_words = replace(lists, candidates=["given", "bm25"])
+    check_candidates(collection, teacher, replace(recipe, lists=with_words))
 
 
 def test_a_query_without_words_in_common_gets_random_documents_that_are_counted(

@@ -53,7 +53,7 @@ class _DeclinedError(AnswerError):
 @dataclass(frozen=True)
 class Declined:
     """What stands in place of an answer that the model refuses to give, or that a content filter
-    stops, each time it is asked. Another text may well be answered.
+    stops, also at the last attempt. Another text may well be answered.
     """
 
 
@@ -76,9 +76,14 @@ class Question(Generic[T]):
     read: Callable[[dict[str, Any]], T]
 
 
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count:,} requests"
+
+
 @dataclass
 class Spent:
-    """What the requests of this process took, as the server reports it. Threads may add to it.
+    """What the requests of this process took since `clear`, as the server reports it. Threads may
+    add to it.
 
     Attributes:
         requests: Requests that were answered.
@@ -100,6 +105,11 @@ class Spent:
             self.read += read
             self.written += written
 
+    def clear(self) -> None:
+        """Begin anew."""
+        with self._lock:
+            self.requests = self.again = self.read = self.written = 0
+
     def __str__(self) -> str:
         again = f" ({self.again:,} of them again: an answer was unusable)" if self.again else ""
         tokens = (
@@ -107,7 +117,7 @@ class Spent:
             if self.read or self.written
             else "the server reports no tokens"
         )
-        return f"{self.requests:,} requests{again}; {tokens}"
+        return f"{_requests(self.requests)}{again}; {tokens}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +129,7 @@ class Chat:
         url: The endpoint's base address.
         model: The model's name there.
         key: The recipe's key that names the address, for messages.
-        spent: What was asked so far.
+        spent: What was asked since the last work began.
         own_temperature: Set once the model has refused temperature 0.
     """
 
@@ -134,8 +144,8 @@ class Chat:
         self, questions: Sequence[Question[T]], done: Callable[[int, int], None] | None = None
     ) -> list[T | Declined]:
         """The answers to `questions`, in their order. Some are asked at the same time. After an
-        error no further one is asked. A question that the model declines to answer in all of
-        `ATTEMPTS` is no error.
+        error no further one is asked. A question that the model still declines to answer at the
+        last of `ATTEMPTS` is no error.
 
         Args:
             questions: What is asked.
@@ -175,11 +185,12 @@ class Chat:
                 "a token). What was answered before is not asked again",
                 self.model,
                 self.url,
-                "1 request" if requests == 1 else f"{requests:,} requests",
+                _requests(requests),
                 f"{read // CHARACTERS_PER_TOKEN:,}",
                 f"{written // CHARACTERS_PER_TOKEN:,}",
                 CHARACTERS_PER_TOKEN,
             )
+        self.spent.clear()
         try:
             yield
         finally:

@@ -286,7 +286,7 @@ class CandidateArguments:
         1,
         "Candidates begin at this rank of what a miner finds; what the data calls relevant does "
         "not count. 11 leaves out the ten best, which may be answers that nobody has judged, also "
-        "where another miner finds them.",
+        "where another miner finds them. What the data lists (given) has no such ranks.",
     )
     ranker: str | None = option(
         None,

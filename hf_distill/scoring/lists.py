@@ -85,7 +85,8 @@ class ListsRecord:
         seconds: How long the scoring took.
         score: How the scores of the candidates are distributed.
         positive: The same of the pairs' own documents.
-        first: The share of pairs whose own document is scored above every candidate of its list.
+        first: The share of pairs whose own document is scored above every candidate of its list,
+            among pairs whose own document has a score.
         collection: The key of the collection.
         auc: The probability that a pair's own document is scored above a candidate of its list (see
             `hf_distill.scoring.agreement.auc_of_lists`).
@@ -366,8 +367,8 @@ def _named(lists: np.ndarray, of: list[np.ndarray]) -> int:
 
 
 def check_candidates(collection: Collection, teacher: Teacher, recipe: Recipe) -> None:
-    """Raise InputError if a miner has nothing to mine with, or nothing to find, or if no ranker is
-    there to be measured. Called before the scoring.
+    """Raise InputError if a miner has nothing to mine with, or nothing to find, if no miner has
+    ranks to begin at, or if no ranker is there to be measured. Called before the scoring.
     """
     lists = recipe.lists
     if not lists.candidates:
@@ -386,6 +387,12 @@ def check_candidates(collection: Collection, teacher: Teacher, recipe: Recipe) -
         raise InputError(
             f"--candidates {GIVEN}: {collection.source.name} lists no documents beside its "
             f"queries; name {TEACHER}, {WORDS} or a bi-encoder in its place"
+        )
+    mines_again = any(stage.mine_again for stage in recipe.further)
+    if lists.candidates_from_rank > 1 and lists.candidates == [GIVEN] and not mines_again:
+        raise InputError(
+            f"--candidates_from_rank {lists.candidates_from_rank}: what the data lists has no "
+            f"ranks of a miner, and {GIVEN} is the only one; name another miner, or leave it out"
         )
     if not (teacher.embeds or teacher.scores_pairs or lists.ranker):
         raise InputError(
@@ -527,7 +534,7 @@ def score_lists(sources: Sources) -> ScoredLists:
             seconds=round(time.perf_counter() - began, 1),
             score=ScoreStatistics.of(scores),
             positive=ScoreStatistics.of(own),
-            first=float((own > best[of]).mean()),
+            first=float((own > best[of])[~np.isnan(own)].mean()),
             collection=sources.collection.key,
             auc=auc,
             auc_judged=auc_judged,
@@ -567,7 +574,8 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     pairs.
 
     Raises:
-        InputError: They are damaged, or a call was stopped while it made them again.
+        InputError: They are damaged or a part is gone, or a call was stopped while it made them
+            again.
     """
     path, arrays = _files(place)
     if not path.is_file():
@@ -576,6 +584,11 @@ def open_lists(place: Path, collection: Collection) -> ScoredLists | None:
     if record.collection != collection.key:
         return None
     mined = place / "mined.json"
+    if not mined.is_file():
+        raise InputError(
+            f"{mined} is gone, but {path} belongs to it; remove {path.name}, too, and run the "
+            "recipe again"
+        )
     if read_result(mined, MinedRecord).key != record.mined.key:
         raise InputError(
             f"{mined} is of other lists than {path}, because a call was stopped between them; run "

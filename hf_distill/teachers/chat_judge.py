@@ -124,6 +124,7 @@ class ChatJudge(PairTeacher):
         """See :meth:`PairTeacher.working`. It says what the requests will take and took, and how
         many documents were cut or declined.
         """
+        self.tally.clear()
         _, documents = np.unique(queries, return_counts=True)
         requests = int((-(-documents // DOCUMENTS)).sum())
         texts = int(np.minimum(lengths, DOCUMENT_CHARACTERS).sum())
