@@ -1,13 +1,18 @@
-"""What the benchmarks ask of the machine: the limit that its matrix products reach, and how much
-memory a process holds.
+"""What the benchmarks ask of the machine: the limit that its matrix products reach, how much memory
+a process holds, and processes that begin at once.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
@@ -60,3 +65,21 @@ def peak_memory() -> Iterator[Callable[[], float]]:
     finally:
         done.set()
         watcher.join()
+
+
+def process_server(*modules: str) -> ForkServerContext:
+    """Starts processes that have imported `modules` already, and in which nothing was computed.
+    There is one server for this process: it keeps the modules of the first call.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(list(modules))
+    before = os.environ.get("PYTHONPATH")
+    # Python 3.11 imports nothing that lies on the parent's sys.path alone, and does not say so.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return server

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import memory_mb
+from machine import memory_mb, process_server
 from selection import synthetic_texts
 from sentence_transformers import SentenceTransformer
 
@@ -158,8 +157,7 @@ def work(name: str, folder: Path, current: Synchronized[int], answer: Any) -> No
 def measure(pairs: int, folder: Path) -> dict[str, Figures]:
     """The figures of each stage, one process after another."""
     write_pairs(pairs, folder)
-    server = multiprocessing.get_context("forkserver")  # it imports once, and computes nothing
-    server.set_forkserver_preload(["scale"])
+    server = process_server("scale")
     figures: dict[str, Figures] = {}
     for name in PROCESSES:
         current, answer = server.Value("i", 0), server.Queue()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import Dataset
-from machine import memory_mb, peak_memory
+from machine import memory_mb, peak_memory, process_server
 
 from hf_distill.data.collection import (
     JUDGEMENT_FEATURES,
@@ -160,12 +159,12 @@ def main() -> None:
     options = parser.parse_args()
     sizes = options.pairs
     datasets.utils.logging.disable_progress_bar()
-    spawn = multiprocessing.get_context("spawn")
+    server = process_server("selection")
     figures: list[Figures] = []
     with tempfile.TemporaryDirectory() as folder:
         for pairs in sizes:
-            answer = spawn.Queue()
-            process = spawn.Process(
+            answer = server.Queue()
+            process = server.Process(
                 target=measure, args=(pairs, folder, not options.together, answer)
             )
             process.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import re
@@ -32,6 +33,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from hf_distill.commands.main import main
 from hf_distill.commands.train import main as train
+
+gc.freeze()  # each training collects garbage, and need not look for it in what is imported
 
 _LONGEST = 500
 """Seconds after which a run hangs; alone on a core it takes six."""

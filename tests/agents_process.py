@@ -1,6 +1,5 @@
-"""Two hosts, as a launcher's agents see them: `agents_process.py FOLDER PORT RECIPE...`. Each has
-one process of the run, in a folder of its own (`FOLDER/host0`, `FOLDER/host1`), and what it says
-goes to `FOLDER/NAME-RANK.log`. It forks, so that everything is imported once.
+"""Two hosts, as a launcher's agents see them. Each has one process of the run, in a folder of its
+own (`FOLDER/host0`, `FOLDER/host1`), and what it says goes to `FOLDER/NAME-RANK.log`.
 
 First they are given a run folder that each has for itself. Then they share one, and process 1 is
 killed in its ninth step; then both are started again. The exit codes go to `FOLDER/codes.json`.
@@ -80,7 +79,3 @@ def main(folder: Path, port: int, line: list[str]) -> None:
         "again": two(folder, "again", port, shared),
     }
     (folder / "codes.json").write_text(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count() or 1))
 
 import contextlib
+import gc
 import io
 import json
 import shutil
@@ -51,6 +52,14 @@ def recipe_of(recipe: object = "quickstart", **keys: Any) -> Recipe:
         values = value if isinstance(value, list) else [value]
         line += [f"--{name}", *("none" if v is None else str(v) for v in values or [None])]
     return read_recipe(line)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. Each training collects garbage, and need not look through all
+    of that for it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
-"""Two processes that check each other: `ranks_process.py FOLDER PORT`. It forks, so that everything
-is imported once. Each writes what it was told to `FOLDER/RANK.json`; then process 0 is killed while
-process 1 waits for its result.
+"""Two processes that check each other. Each writes what it was told to `FOLDER/RANK.json`; then
+process 0 is killed while process 1 waits for its result.
 """
 
 from __future__ import annotations
@@ -8,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +97,3 @@ def main(folder: Path, port: str) -> None:
         child, status = os.wait()
         codes[children[child]] = [os.waitstatus_to_exitcode(status), time.time()]
     (folder / "ended.json").write_text(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

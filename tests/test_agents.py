@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import agents_process
+import forked
 import numpy as np
 import pytest
-from conftest import PROCESS_PATH, ROOT, run_tiny
+from conftest import ROOT, run_tiny
 from safetensors.numpy import load_file
 from test_ranks import free_port
 
@@ -76,14 +78,9 @@ def killed(
 ) -> tuple[Path, dict[str, Any]]:
     """What `agents_process.py` left: its folder, and the exit codes."""
     folder = tmp_path_factory.mktemp("killed")
-    script = Path(__file__).parent / "agents_process.py"
-    until = ["--until", "train", *EACH_OF_TWO]
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(free_port()), *line, *until],
-        capture_output=True, text=True, check=False, timeout=600,
-        env={**os.environ, "PYTHONPATH": PROCESS_PATH},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    whole = [*line, "--until", "train", *EACH_OF_TWO]
+    log = folder / "log"
+    forked.ended(forked.start(log, agents_process.main, folder, free_port(), whole), log)
     return folder, json.loads((folder / "codes.json").read_text())
 
 

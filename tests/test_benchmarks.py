@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import queue
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import conversations as benchmark_of_conversations
 import datasets
+import forked
 import frontier
 import gpu
 import list_scoring
@@ -51,7 +53,7 @@ from hf_distill.training.rows import examples, training_rows
 
 
 def last_line(script: str, *options: object) -> dict[str, Any]:
-    """The JSON in the last line of a benchmark's output."""
+    """The JSON in the last line of a benchmark's output, in a process as a user starts it."""
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", *map(str, options)],
         capture_output=True,
@@ -63,6 +65,15 @@ def last_line(script: str, *options: object) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def forked_line(log: Path, script: str, *options: object) -> dict[str, Any]:
+    """The same of a benchmark that forks: in a process that has computed nothing, but has imported
+    everything.
+    """
+    said = forked.ended(forked.start(log, forked.script, script, *options), log)
+    figures: dict[str, Any] = json.loads(said.splitlines()[-1])
     return figures
 
 
@@ -110,8 +121,9 @@ def test_scoring(main: Main) -> None:
     assert figures["max_diff"] <= 1e-2
 
 
-def test_scale() -> None:
-    figures = last_line("scale", "--pairs", 300)
+def test_scale(main: Main) -> None:
+    forked.server()
+    figures = main(scale, "--pairs", 300)
     assert figures["pairs"] == 300
     assert list(figures["stages"]) == [
         "teacher", "collection", "read", "leak check", "scores", "keys", "table", "soft labels",
@@ -185,10 +197,12 @@ def test_training(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     first = iter([training.in_own_process])
 
     def take(turn: training.Turn) -> training.Figures:
-        """Only the first turn in a process of its own, because starting one takes seconds."""
+        """Only the first turn in a process of its own, because each loads the models anew."""
         return next(first, in_this_process)(turn)
 
     monkeypatch.setattr(training, "in_own_process", take)
+    server = forked.server()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: server)
     options = ("--steps", 4, "--turns", 1, "--batch", 4, "--pairs", 40, "--grad_cache")
     figures = main(training, *options)
     assert {"x_fp32", "x_bf16", "examples_per_second"} <= set(figures)
@@ -196,6 +210,7 @@ def test_training(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_selection(main: Main) -> None:
+    forked.server()
     figures = main(selection, "--pairs", 300, 600)
     assert set(figures) == {"300", "600"}
     assert figures["600"]["pairs"] == 600
@@ -497,8 +512,9 @@ def test_frontier(conversations: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_runs_end_as_the_uninterrupted_one(processes: int) -> None:
-    figures = last_line("kills", "--runs", 1, "--seed", 4, "--processes", processes)
+def test_killed_runs_end_as_the_uninterrupted_one(processes: int, tmp_path: Path) -> None:
+    options = ("--runs", 1, "--seed", 4, "--processes", processes)
+    figures = forked_line(tmp_path / "log", "kills", *options)
     assert figures["same"] == figures["runs"] == 1
     assert figures["kills"], "how many depends on the machine's speed"
 
@@ -509,8 +525,8 @@ def test_no_damaged_file_is_used_without_a_word() -> None:
     assert figures["right"] == figures["checks"] >= 5
 
 
-def test_two_runs_at_once_do_not_disturb_each_other() -> None:
-    figures = last_line("two_at_once", "--runs", 1, "--seed", 3)
+def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    figures = forked_line(tmp_path / "log", "two_at_once", "--runs", 1, "--seed", 3)
     assert figures == {"runs": 1, "right": 1, "tracebacks": 0}
 
 

@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import yaml
@@ -27,6 +29,7 @@ from hf_distill.commands import student_index
 from hf_distill.commands.main import main
 from hf_distill.errors import InputError
 from hf_distill.finished_run import finished
+from hf_distill.release import access
 from hf_distill.release.hub import releases_of
 from hf_distill.release.model_card import write_model_card
 from hf_distill.release.onnx import OnnxRecord
@@ -44,6 +47,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
 PUSH = ("--push_to_hub", "true", "--hub_model_id", "you/student", "--hub_dataset_id", "you/pairs")
 
+in_this_process = pytest.mark.filterwarnings(
+    "ignore:Use 'content="  # the client's own, of its HTTP library
+)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that this process takes for the Hub."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # of the process that loads back
+    monkeypatch.setattr(access, "WAITS", [0] * 5)
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        yield hub
+
 
 def hub_environment(hub: Hub, home: Path) -> dict[str, str]:
     return {
@@ -60,9 +80,6 @@ def train(tiny: Path, folder: Path, env: dict[str, str]) -> subprocess.Completed
     command = [sys.executable, "-m", "hf_distill", str(tiny), "--run_dir", str(folder), *PUSH]
     environment = {**os.environ, **env}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-COMMAND = "import sys; from hf_distill.commands.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(*line: object) -> Said:
@@ -86,55 +103,59 @@ def test_a_run_says_a_line_a_stage_with_its_time(finished_run: tuple[Path, str])
         assert re.search(rf"^{stage} .*\d s\b", said, re.MULTILINE), stage
 
 
-def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -> None:
-    """Student, data and page, each from a fresh process, and loaded by commit in another."""
-    with running_hub() as hub:
-        hub.faults += [
-            Fault(r"POST .*datasets/you/pairs/commit/", 503),
-            Fault("PUT /storage/", 500),
-        ]
-        done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
-        assert "profiler" not in done.stdout + done.stderr
-        _, files = hub.files("models", "you/student") or ("", {})
-        weights = copied / "student_model_sd" / "model.safetensors"
-        assert files["model.safetensors"] == weights.read_bytes()
-        assert b"datasets:\n- you/pairs" in files["README.md"]
-        for kind, repo in (("datasets", "you/pairs"), ("models", "you/student")):
-            assert hub.commits(kind, repo) == 1
-            assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
-            card = (hub.files(kind, repo) or ("", {}))[1]["README.md"].decode()
-            assert not card_errors(card, kind[:-1])
-        hub.faults.append(Fault(r"POST .*spaces/you/search/commit/", after=True))
-        line = ["page", str(copied), str(tmp_path / "page"), "--cdn", "--push", "you/search"]
-        env = {**os.environ, **hub_environment(hub, tmp_path / "home")}
-        command = [sys.executable, "-c", COMMAND, *line]
-        page = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        assert page.returncode == 0, page.stderr[-3000:]
-        assert "Loaded back you/search at " in page.stdout
-        assert all(fault.times == 0 for fault in hub.faults), "each fault has happened"
-        assert hub.commits("spaces", "you/search") == 1
-        space = hub.repos["spaces", "you/search"].commits[-1][0]
-        commit = hub.repos["models", "you/student"].tags["v1"]
-        code = (
-            "import hashlib, json, pathlib\n"
-            "from huggingface_hub import snapshot_download\n"
-            f"page = snapshot_download('you/search', repo_type='space', revision='{space}')\n"
-            "for name, digest in json.loads(pathlib.Path(page, 'page.json').read_text())"
-            "['files'].items():\n"
-            "    content = pathlib.Path(page, name).read_bytes()\n"
-            "    assert hashlib.sha256(content).hexdigest() == digest, name\n"
-            "from sentence_transformers import SentenceTransformer\n"
-            "from datasets import load_dataset\n"
-            f"for revision in (None, 'v1', '{commit}'):\n"
-            "    student = SentenceTransformer('you/student', device='cpu', revision=revision)\n"
-            "    print(student.encode('a cat').tolist())\n"
-            "print(len(load_dataset('you/pairs', 'selected', split='train')))"
-        )
-        env = {**os.environ, **hub_environment(hub, tmp_path / "fresh")}
-        command = [sys.executable, "-c", code]
-        printed = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+@in_this_process
+def test_publishing_and_loading_back(
+    tiny: Path, copied: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student and data from a fresh process, the page from this one, and all loaded by commit in
+    another.
+    """
+    hub.faults += [
+        Fault(r"POST .*datasets/you/pairs/commit/", 503),
+        Fault("PUT /storage/", 500),
+    ]
+    done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Published: ") == done.stdout.count("Loaded back ") == 2
+    assert "profiler" not in done.stdout + done.stderr
+    _, files = hub.files("models", "you/student") or ("", {})
+    weights = copied / "student_model_sd" / "model.safetensors"
+    assert files["model.safetensors"] == weights.read_bytes()
+    assert b"datasets:\n- you/pairs" in files["README.md"]
+    for kind, repo in (("datasets", "you/pairs"), ("models", "you/student")):
+        assert hub.commits(kind, repo) == 1
+        assert hub.repos[kind, repo].tags == {"v1": hub.repos[kind, repo].commits[-1][0]}
+        card = (hub.files(kind, repo) or ("", {}))[1]["README.md"].decode()
+        assert not card_errors(card, kind[:-1])
+    hub.faults.append(Fault(r"POST .*spaces/you/search/commit/", after=True))
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        page = run("page", copied, tmp_path / "page", "--cdn", "--push", "you/search")
+    assert page.code == 0, page.err[-3000:]
+    assert "Loaded back you/search at " in page.out
+    assert TOKEN not in page.out + page.err
+    assert all(fault.times == 0 for fault in hub.faults), "each fault has happened"
+    assert hub.commits("spaces", "you/search") == 1
+    space = hub.repos["spaces", "you/search"].commits[-1][0]
+    commit = hub.repos["models", "you/student"].tags["v1"]
+    code = (
+        "import hashlib, json, pathlib\n"
+        "from huggingface_hub import snapshot_download\n"
+        f"page = snapshot_download('you/search', repo_type='space', revision='{space}')\n"
+        "for name, digest in json.loads(pathlib.Path(page, 'page.json').read_text())"
+        "['files'].items():\n"
+        "    content = pathlib.Path(page, name).read_bytes()\n"
+        "    assert hashlib.sha256(content).hexdigest() == digest, name\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "from datasets import load_dataset\n"
+        f"for revision in (None, 'v1', '{commit}'):\n"
+        "    student = SentenceTransformer('you/student', device='cpu', revision=revision)\n"
+        "    print(student.encode('a cat').tolist())\n"
+        "print(len(load_dataset('you/pairs', 'selected', split='train')))"
+    )
+    env = {**os.environ, **hub_environment(hub, tmp_path / "fresh")}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     local = SentenceTransformer(str(copied / "student_model_sd"), device="cpu").encode("a cat")
     *fresh, pairs = printed.stdout.splitlines()
     for line in fresh:
@@ -146,14 +167,17 @@ def test_publishing_and_loading_back(tiny: Path, copied: Path, tmp_path: Path) -
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_flipped_byte_on_the_hub_is_noticed(tiny: Path, copied: Path, tmp_path: Path) -> None:
-    with running_hub() as hub:
-        hub.corrupt = True
-        done = train(tiny, copied, hub_environment(hub, tmp_path / "home"))
-        tagged = any(repo.tags for repo in hub.repos.values())
-    assert done.returncode == 1
-    assert not tagged, "what was not loaded back is not tagged"
-    assert re.search(r"error: you/student.*model\.safetensors", done.stderr)
+@in_this_process
+def test_a_flipped_byte_on_the_hub_is_noticed(
+    tiny: Path, copied: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.corrupt = True
+    said = call([tiny, "--run_dir", copied, *PUSH])
+    assert said.code == 1
+    assert hub.commits("models", "you/student") == 1
+    assert not any(repo.tags for repo in hub.repos.values()), "what was not loaded back"
+    assert re.search(r"error: you/student.*model\.safetensors", said.err)
 
 
 def test_a_dry_run_shows_what_would_be_sent(copied: Path) -> None:

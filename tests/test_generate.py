@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from chat_server import ChatServer, running_chat, says, slow
 from conftest import call, recipe_of, run_tiny, sentences
 from embeddings_server import hang_up, refuse
 
+from hf_distill.commands.train import main as train
 from hf_distill.compute import chat
 from hf_distill.compute import endpoint as endpoint_module
 from hf_distill.compute.endpoint import KEY_VARIABLE
@@ -355,6 +355,11 @@ def test_another_address_of_the_model_makes_nothing_again(
     assert len(server.requests) == 100
 
 
+def train_in_small_shards(line: list[str]) -> int:
+    generate.SHARD_DOCUMENTS = 20
+    return train(line)
+
+
 def test_a_killed_process_has_paid_for_all_but_the_shard_in_work(
     tiny: Path, server: ChatServer, documents: Path, tmp_path: Path
 ) -> None:
@@ -364,17 +369,13 @@ def test_a_killed_process_has_paid_for_all_but_the_shard_in_work(
         "--group_column", "none", "--chat_url", server.url, "--chat_model", "writer",
         "--until", "read",
     )]  # fmt: skip
-    code = (
-        "import sys; from hf_distill.data.sources import generate; from hf_distill.commands.train "
-        "import main; generate.SHARD_DOCUMENTS = 20; sys.exit(main(sys.argv[1:]))"
-    )
     server.seconds = 0.1
-    process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.DEVNULL)
+    process = forked.start(tmp_path / "log", train_in_small_shards, line)
     while len(server.requests) < 50:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     server.seconds = 0
     whole = len(list((run / "generated").glob("*.arrow")))
     assert whole >= 2

@@ -5,32 +5,25 @@ was left alone.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import pytest
-from conftest import PROCESS_PATH, sentences
+from conftest import sentences
 from scoring_process import score, write_collection
 
 SECONDS_PER_SHARD = 0.02
 
 
 @pytest.fixture(scope="module")
-def context() -> Iterator[ForkServerContext]:
+def context() -> ForkServerContext:
     """Starts processes that have everything imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scoring_process"])
-    with pytest.MonkeyPatch.context() as patch:
-        # Python 3.11 ignores modules that it finds on the parent's sys.path alone.
-        patch.setenv("PYTHONPATH", PROCESS_PATH, prepend=os.pathsep)
-        yield context
+    return forked.server()
 
 
 def start(

@@ -6,16 +6,16 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
-from conftest import PROCESS_PATH, recipe_of
+import ranks_process
+from conftest import recipe_of
 
 from hf_distill.errors import InputError
 from hf_distill.recipe.read import read_recipe
@@ -33,15 +33,10 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes were told, by rank; when each ended; and what they wrote to stderr."""
-    folder, tests = tmp_path_factory.mktemp("ranks"), Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, str(tests / "ranks_process.py"), str(folder), str(free_port())],
-        capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": PROCESS_PATH},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder, log = tmp_path_factory.mktemp("ranks"), tmp_path_factory.mktemp("log") / "log"
+    forked.ended(forked.start(log, ranks_process.main, folder, str(free_port())), log)
     read = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}
-    return {**read, "stderr": done.stderr}
+    return {**read, "stderr": forked.error_log(log).read_text()}
 
 
 def test_processes_that_differ_are_told_which_and_in_what(ranks: dict[str, Any]) -> None:

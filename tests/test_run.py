@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -231,17 +230,18 @@ def test_a_second_call_in_a_folder_is_refused_and_told_by_whom(recipe: Recipe) -
     assert folder.recipe.exists()
 
 
-def test_the_lock_of_a_killed_call_blocks_nobody(recipe: Recipe) -> None:
+def hold_and_be_killed(run: Path) -> None:
+    lock = held(RunFolder(run))
+    lock.__enter__()
+    os.kill(os.getpid(), 9)
+
+
+def test_the_lock_of_a_killed_call_blocks_nobody(recipe: Recipe, tmp_path: Path) -> None:
     folder = RunFolder(recipe.run_dir)
     save_recipe(recipe, folder)
-    code = (
-        "import os, sys; from pathlib import Path; from hf_distill.run.folder import RunFolder; "
-        "from hf_distill.run.lock import held; lock = held(RunFolder(Path(sys.argv[1]))); "
-        "lock.__enter__(); "
-        "os.kill(os.getpid(), 9)"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, folder.path], check=False)
-    assert killed.returncode == -9
+    killed = forked.start(tmp_path / "log", hold_and_be_killed, folder.path)
+    killed.join()
+    assert killed.exitcode == -9
     assert (folder.cache / "lock.json").exists()
     with held(folder):
         pass

@@ -7,19 +7,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
 import training_process
-from conftest import PROCESS_PATH, sentences
+from conftest import sentences
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from test_ranks import free_port
 from tiny_training import Tiny, set_dropout, tiny
 
 from hf_distill.errors import InputError
@@ -416,15 +415,21 @@ def test_two_processes_train_like_one_with_their_batches_together(
     teacher_dir: Path, tmp_path: Path
 ) -> None:
     """Gradient norms and parameters after eight steps, on gloo."""
-    tests = Path(__file__).parent
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    world = {
+        "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost",
+        "MASTER_PORT": free_port(),
+    }  # fmt: skip
+    two = [
+        forked.start(
+            log, training_process.train, teacher_dir, 8, tmp_path / "two", RANK=rank,
+            LOCAL_RANK=rank, **world,
+        )
+        for rank, log in enumerate(logs)
+    ]  # fmt: skip
     training_process.train(teacher_dir, 16, tmp_path / "one")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    line = [*launcher, str(tests / "training_process.py"), str(teacher_dir), "8"]
-    done = subprocess.run(
-        [sys.executable, *line, str(tmp_path / "two")], capture_output=True, text=True,
-        check=False, timeout=300, env={**os.environ, "PYTHONPATH": PROCESS_PATH},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    for process, log in zip(two, logs, strict=True):
+        forked.ended(process, log)
     for form in training_process.FORMS:
         one, two = (json.loads((tmp_path / n / form / "log.json").read_text()) for n in RUNS)
         assert (one["world"], two["world"], len(one["grad_norms"])) == (1, 2, 8)

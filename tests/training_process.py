@@ -1,13 +1,12 @@
-"""Train the tiny student for some steps, on as many processes as there are, and save it:
-`training_process.py TEACHER BATCH OUT`. On rows with texts, on rows by number, on rows of two
-sources that never share a batch, as a query encoder, and on texts without pairs.
+"""Train the tiny student for some steps, on as many processes as there are, and save it. On rows
+with texts, on rows by number, on rows of two sources that never share a batch, as a query encoder,
+and on texts without pairs.
 """
 
 import copy
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,3 @@ def train(teacher: Path, batch: int, out: Path) -> None:
             norms = [row["grad_norm"] for row in trainer.state.log_history if "loss" in row]
             log = {"world": int(os.environ.get("WORLD_SIZE", "1")), "grad_norms": norms}
             (out / form / "log.json").write_text(json.dumps(log))
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

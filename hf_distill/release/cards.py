@@ -9,10 +9,12 @@ from __future__ import annotations
 import html
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 from huggingface_hub import DatasetCardData, ModelCardData
 from markupsafe import Markup
 
@@ -108,13 +110,18 @@ def sql(text: str) -> Markup:
     return Markup("'" + flat.replace("'", "''").replace("`", "") + "'")
 
 
+@cache
+def _jinja() -> jinja2.Environment:
+    """Jinja with the escaping of this module."""
+    jinja = environment().overlay(autoescape=True, finalize=_filled_in)
+    own = {of_text.__name__: of_text for of_text in (code, link, hub_link, shell, sql)}
+    jinja.filters = {**jinja.filters, **own}
+    return jinja
+
+
 def render(template: str, **values: Any) -> str:
     """The card from `template`, filled with `values`."""
-    jinja = environment()
-    jinja.autoescape, jinja.finalize = True, _filled_in
-    for of_text in (code, link, hub_link, shell, sql):
-        jinja.filters[of_text.__name__] = of_text
-    return jinja.get_template(template).render(placeholder=PLACEHOLDER, **values)
+    return _jinja().get_template(template).render(placeholder=PLACEHOLDER, **values)
 
 
 def front_matter(data: DatasetCardData | ModelCardData) -> Markup:

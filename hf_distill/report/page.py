@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ from hf_distill.run.stage import written_whole
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
+@cache
 def environment() -> jinja2.Environment:
-    """Jinja with HTML escaping for `.html.j2` templates only. An undefined name is an error."""
+    """Jinja with HTML escaping for `.html.j2` templates only. An undefined name is an error.
+
+    There is one, because it keeps the templates that it has compiled. Nobody changes it.
+    """
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"], default_for_string=False),
