@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -20,6 +21,8 @@ similarity.
 
 _PERMUTATIONS = 64
 _BATCH = 1000
+_RECENT = 1 << 16
+"""Trigrams of texts that are not sorted among those of the others yet, at least."""
 _WORD = re.compile(r"\w+")
 
 
@@ -57,16 +60,9 @@ def _empty_signature() -> MinHash:
     return MinHash(num_perm=_PERMUTATIONS, seed=0, hashfunc=_as_32_bits, scheme="affine32")
 
 
-def minhash(trigrams: frozenset[int]) -> MinHash:
-    """The MinHash signature (Broder 1997, through `datasketch`) of a set of trigrams."""
-    signature = _empty_signature().copy()
-    signature.update_batch(list(trigrams))
-    return signature
-
-
 def signatures(hashes: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(n, p) uint32: the `minhash` of each of n texts, given their trigrams as from `word_grams`;
-    all at once.
+    """(n, p) uint32: the MinHash signature (Broder 1997) of each of n texts, given their trigrams
+    as from `word_grams`; all at once.
 
     The permutations are those of `datasketch`: the finalizer of MurmurHash3 (Appleby), then
     a h + b modulo 2 ** 32.
@@ -92,35 +88,66 @@ def candidate_index() -> MinHashLSH:
 class NearDuplicates:
     """An index of texts that answers whether a text has a near-duplicate among them.
 
-    MinHash with locality-sensitive hashing (Broder 1997, through `datasketch`) proposes candidates,
-    and the exact Jaccard similarity of their word trigrams decides. So every near-duplicate that it
-    reports is one. It can miss one just above the threshold, and practically never a nearer one.
+    It is exact: the word trigrams that a text has in common with each text of the index are
+    counted, by the list of texts that each trigram has.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._index = candidate_index()
-        self._trigrams: list[np.ndarray] = []
+        # Each trigram, ascending, beside a text that has it; and the trigrams of each text.
+        self._trigrams = np.empty(0, dtype=np.uint64)
+        self._texts = np.empty(0, dtype=np.int32)
+        self._sizes = np.empty(0, dtype=np.int32)
+        # The same of texts that came since.
+        self._recent: dict[int, list[int]] = {}
+        self._recent_sizes: list[int] = []
         for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
         """Put `text` into the index."""
-        trigrams = trigram_hashes(text)
-        signature = minhash(frozenset(trigrams.tolist()))
-        self._index.insert(len(self._trigrams), signature, check_duplication=False)
-        self._trigrams.append(trigrams)
+        trigrams = trigram_hashes(text).tolist()
+        for trigram in trigrams:
+            self._recent.setdefault(trigram, []).append(len(self._recent_sizes))
+        self._recent_sizes.append(len(trigrams))
+        if len(self._recent) > max(_RECENT, len(self._trigrams) // 4):
+            self._sort()
+
+    def _sort(self) -> None:
+        """Put the texts that came since among the sorted ones."""
+        if not self._recent:
+            return
+        counts = list(map(len, self._recent.values()))
+        recent = np.fromiter(itertools.chain.from_iterable(self._recent.values()), np.int32)
+        trigrams = np.repeat(np.fromiter(self._recent, np.uint64), counts)
+        trigrams = np.concatenate([self._trigrams, trigrams])
+        texts = np.concatenate([self._texts, len(self._sizes) + recent])
+        order = np.argsort(trigrams, kind="stable")
+        self._trigrams, self._texts = trigrams[order], texts[order].astype(np.int32)
+        self._sizes = np.concatenate([self._sizes, np.array(self._recent_sizes, dtype=np.int32)])
+        self._recent, self._recent_sizes = {}, []
 
     def has(self, text: str) -> bool:
         """Whether a text in the index has at least `NEAR_DUPLICATE_JACCARD` of its trigrams in
         common with `text`.
         """
-        return self._has(word_trigrams(text))
+        return self._has(trigram_hashes(text))
 
-    def _has(self, trigrams: frozenset[int]) -> bool:
-        candidates = self._index.query(minhash(trigrams))
+    def _has(self, trigrams: np.ndarray) -> bool:
+        """`has` of a text with these trigrams (m,), each once."""
+        starts, ends = (
+            np.searchsorted(self._trigrams, trigrams, side) for side in ("left", "right")
+        )
+        counts = ends - starts
+        places = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
+        shared = np.bincount(self._texts[places], minlength=len(self._sizes))
+        if (shared / (self._sizes + len(trigrams) - shared) >= NEAR_DUPLICATE_JACCARD).any():
+            return True
+        recent = Counter(
+            itertools.chain.from_iterable(self._recent.get(one, ()) for one in trigrams.tolist())
+        )
         return any(
-            jaccard(trigrams, frozenset(self._trigrams[i].tolist())) >= NEAR_DUPLICATE_JACCARD
-            for i in candidates
+            both / (self._recent_sizes[number] + len(trigrams) - both) >= NEAR_DUPLICATE_JACCARD
+            for number, both in recent.items()
         )
 
     def have(self, texts: Iterable[str]) -> Iterator[bool]:
@@ -129,15 +156,16 @@ class NearDuplicates:
         A near-duplicate has at least `NEAR_DUPLICATE_JACCARD` of a text's own trigrams. Most texts
         share fewer with all texts of the index together, and are not looked up.
         """
-        every = np.unique(np.concatenate([np.empty(0, "<u8"), *self._trigrams]))
+        self._sort()
         remaining = iter(texts)
         while batch := [words_of(text) for text in itertools.islice(remaining, _BATCH)]:
             trigrams, starts = each_once(*word_grams(batch, 3))
-            shared = np.add.reduceat(is_among(trigrams, every), starts[:-1], dtype=np.int64)
+            shared = np.add.reduceat(
+                is_among(trigrams, self._trigrams), starts[:-1], dtype=np.int64
+            )
             possible = shared / np.diff(starts) >= NEAR_DUPLICATE_JACCARD
             for number, near in enumerate(possible.tolist()):
-                own = trigrams[starts[number] : starts[number + 1]]
-                yield near and self._has(frozenset(own.tolist()))
+                yield near and self._has(trigrams[starts[number] : starts[number + 1]])
 
 
 def _as_32_bits(trigram: int) -> int:
