@@ -118,7 +118,9 @@ def work_once(
     todo.sort()
     lengths = items.lengths(todo)
     longest = int(lengths.max(initial=0))
-    by = [taken(inverse, todo), longest - lengths]  # unique keys ascend
+    shorter = scratch(len(lengths), lengths.dtype)
+    np.subtract(longest, lengths, out=shorter)
+    by = [taken(inverse, todo), shorter]  # unique keys ascend
     order = ordered_by(*by, *([] if items.lists is None else [taken(items.lists, todo)]))
     context = around(todo, lengths) if around and len(todo) else contextlib.nullcontext()
     with context:
