@@ -15,8 +15,9 @@ from hf_distill.compute.encode import Advance
 from hf_distill.data.collection import Collection, pair_number, text_number
 from hf_distill.errors import InputError
 from hf_distill.run.folder import RunFolder
-from hf_distill.run.shards import Part
+from hf_distill.run.shards import Part, Shards
 from hf_distill.scoring.embeddings import EmbeddingTable, Vectors, embed_texts
+from hf_distill.scoring.items import Items, work_once
 from hf_distill.scoring.scores import score_collection
 from hf_distill.teachers.base import PairTeacher, Prompts, Scale, Teacher, TextKind
 
@@ -404,6 +405,22 @@ def test_a_table_reads_only_the_parts_that_it_is_asked_for() -> None:
     assert table.of_queries(np.array([0, 0])).tolist() == [[1, 1], [1, 1]]
     with pytest.raises(AssertionError, match="this part was read"):
         table.of_documents(np.array([1]))
+
+
+def test_the_longest_texts_come_first(tmp_path: Path) -> None:
+    """If memory runs out, it does so at once. Texts of one length come by ascending key."""
+    texts = ["aa", "a", "aaaa", "aaa", "bbbb", "a", "b"]
+    items = Items(len(texts), lambda places: [texts[place] for place in places], "text", least=2)
+    made: list[str] = []
+
+    def work(batch: list[str], _: Advance) -> np.ndarray:
+        made.extend(batch)
+        return np.array([len(text) for text in batch], dtype=np.float32)
+
+    stored = work_once(items, items.keys(), Shards(tmp_path, "t"), work)
+    assert made == sorted(set(texts), key=lambda text: (-len(text), text_number(text)))
+    values = np.concatenate([part.values for part in stored.parts])
+    assert values[stored.places[stored.unique]].tolist() == list(map(len, texts))
 
 
 class Broken(LengthTeacher):
