@@ -99,13 +99,14 @@ def searching() -> dict[str, Any]:
 
 
 def ranked() -> dict[str, Any]:
-    """600 pairs (two blocks of queries) in a pool of 9,000 documents (two blocks)."""
+    """600 queries (two blocks) with two documents each, in a pool of 9,000 (two blocks)."""
     draw = np.random.default_rng(2)
     embeddings = draw.normal(size=(9_600, 8)).astype(np.float16)
     table = EmbeddingTable(vectors_of(embeddings), np.arange(9_000, 9_600), np.arange(9_000))
-    documents = draw.integers(0, 9_000, 600)
-    scores = (embeddings[9_000:].astype(np.float32) * embeddings[documents]).sum(1)
-    pairs = ranking.RankedPairs(np.arange(600), documents, scores.astype(np.float32))
+    queries, documents = np.repeat(np.arange(600), 2), draw.integers(0, 9_000, 1_200)
+    of_queries = embeddings[9_000:][queries].astype(np.float32)
+    scores = (of_queries * embeddings[documents]).sum(1).astype(np.float32)
+    pairs = ranking.RankedPairs(queries, documents, scores)
     results = []
     for device in ("cpu", str(DEVICE)):
         vars(ranking)["ranking_device"] = lambda device=device: device

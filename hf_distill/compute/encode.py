@@ -35,8 +35,10 @@ CHARACTERS_PER_TOKEN = 3.5
 PADDING = 0.1
 """The largest share of a batch that may be padding."""
 
-_CHUNK_BATCHES = 16
-"""How many batches are tokenised at a time. While they run, the next ones are tokenised."""
+_CHUNK_BATCHES, _CHUNK_BATCHES_OF_ACCELERATOR = 16, 4
+"""How many batches are tokenised at a time. While they run, the next ones are tokenised. An
+accelerator's batches are large, and it idles while the first ones are tokenised.
+"""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,9 @@ def run_in_batches(
     Yields:
         Indices of `items` and their outputs, one row each, float32 on the CPU.
     """
-    threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+    on_cpu = model.device.type == "cpu"
+    threads = torch.get_num_threads() if on_cpu else 1
+    chunk_tokens = batch_tokens * (_CHUNK_BATCHES if on_cpu else _CHUNK_BATCHES_OF_ACCELERATOR)
 
     @torch.inference_mode()
     def forward(features: dict[str, Any]) -> Tensor:
@@ -235,7 +239,7 @@ def run_in_batches(
     waiting: list[Batch] = []
     try:
         with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
-            for chunk in [*batches_by_length(items, _CHUNK_BATCHES * batch_tokens), []]:
+            for chunk in [*batches_by_length(items, chunk_tokens), []]:
                 submitted = list(submit(chunk, pool)) if chunk else []
                 # While the workers run this chunk, hand out the one before.
                 for indices, tokens, future in waiting:

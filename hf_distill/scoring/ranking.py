@@ -133,7 +133,7 @@ class _Pool:
         left = torch.from_numpy(queries).to(self.device).float()
         scores = torch.from_numpy(own.scores).to(self.device).float()
         query = torch.from_numpy(own.queries).to(self.device)
-        places = self.place[own.documents]
+        places = torch.from_numpy(self.place[own.documents]).to(self.device).long()
         above = torch.zeros(len(scores), dtype=torch.int64, device=self.device)
         best = torch.full((len(left), k), -torch.inf, device=self.device)
         best_places = torch.full((len(left), k), -1, dtype=torch.int64, device=self.device)
@@ -141,17 +141,19 @@ class _Pool:
         for first in range(0, len(self.rows), size):
             block = self.rows[first : first + size].float()
             tile = similarity(self.measure, left, block)
-            here = np.flatnonzero((places >= first) & (places < first + len(block)))
-            cells = torch.from_numpy(np.stack([own.queries[here], places[here] - first]))
-            tile[tuple(cells.to(self.device))] = -torch.inf
+            _mask_own(tile, query, places - first)
             if rest := -len(block) % _GROUP:
                 tile = pad(tile, (0, rest), value=-torch.inf)
             groups = tile.view(len(left), -1, _GROUP)
             highest = groups.amax(dim=2)
-            _add_above(above, groups, highest, query, scores)
             rows = torch.arange(len(left), device=self.device)
-            if self.device == "cpu":  # an accelerator would wait for them
+            if self.device == "cpu":
+                _add_above(above, groups, highest, query, scores)
                 rows = rows[highest.amax(dim=1) > best[:, -1]]
+            else:  # it would wait to hear which groups and rows matter
+                for start in range(0, len(query), _QUERY_BLOCK):
+                    some = slice(start, start + _QUERY_BLOCK)
+                    above[some] += (tile[query[some]] > scores[some, None]).sum(dim=1)
             top, at = _best_of(groups, highest, rows, k)
             best[rows], chosen = torch.cat([best[rows], top], dim=1).topk(k, dim=1)
             best_places[rows] = torch.cat([best_places[rows], at + first], dim=1).gather(1, chosen)
@@ -163,6 +165,21 @@ class _Pool:
         return above.cpu().numpy(), best.cpu().numpy(), best_places.cpu().numpy()
 
 
+def _mask_own(tile: torch.Tensor, query: torch.Tensor, place: torch.Tensor) -> None:
+    """Set the pairs' own documents to -inf.
+
+    Args:
+        tile: (q, n) similarities, changed in place.
+        query: (p,) int64, the query of each pair.
+        place: (p,) int64, the column of its document. One outside the tile is ignored, without a
+            look at where it is: an accelerator would wait for that.
+    """
+    width = tile.shape[1]
+    value = torch.where((place >= 0) & (place < width), -torch.inf, torch.inf)
+    cells = query * width + place.clamp(0, width - 1)
+    tile.view(-1).scatter_reduce_(0, cells, value, "amin")
+
+
 def _add_above(
     above: torch.Tensor,
     groups: torch.Tensor,
@@ -170,7 +187,8 @@ def _add_above(
     query: torch.Tensor,
     scores: torch.Tensor,
 ) -> None:
-    """Add to `above` (p,) how many of a query's similarities are above a pair's own.
+    """Add to `above` (p,) how many of a query's similarities are above a pair's own, on a CPU: only
+    groups that hold one are looked at.
 
     Args:
         above: int64, changed in place.
