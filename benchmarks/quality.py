@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -34,7 +35,7 @@ from typing import Any
 
 import datasets
 import transformers
-from quality_arms import ARMS, UNTRAINED, Arm, parse_try, train_peer
+from quality_arms import ARMS, UNTRAINED, Arm, further_arm, train_peer
 from quality_cost import Cost, time_arm
 from quality_domains import (
     Domain,
@@ -334,8 +335,13 @@ def options(description: str | None, arms: Iterable[str]) -> argparse.ArgumentPa
     )  # fmt: skip
     parser.add_argument(
         "--try", dest="tries", action="append", default=[], metavar='"NAME: KEY=VALUE ..."',
-        help="A further arm: the recommended recipe with other keys. Once for each. Stages have a "
-        "semicolon between them, and commas between their keys.",
+        help="A further arm: the recommended recipe with other keys; or, if NAME is that of a loss "
+        "of sentence-transformers above, this one with other keys, e.g. its learning rate. Once "
+        "for each. Stages have a semicolon between them, and commas between their keys.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=float,
+        help="An arm sees each pair at most so often, even if there is time for more.",
     )  # fmt: skip
     parser.add_argument(
         "--public", nargs="*", default=[], metavar="FOLDER",
@@ -360,7 +366,13 @@ def _wanted(line: argparse.Namespace, arms: Mapping[str, Arm]) -> list[Arm]:
         raise InputError(
             f"--arms: unknown {', '.join(sorted(unknown))}; known are {', '.join(arms)}"
         )
-    return [*(arms[name] for name in line.arms), *map(parse_try, line.tries)]
+    wanted = [arms[name] for name in line.arms]
+    wanted += [further_arm(text, arms) for text in line.tries]
+    limits = [[x for x in (arm.epochs, line.epochs) if x is not None] for arm in wanted]
+    return [
+        dataclasses.replace(arm, epochs=min(limit, default=None))
+        for arm, limit in zip(wanted, limits, strict=True)
+    ]
 
 
 def _jobs(line: argparse.Namespace, setting: Setting, arms: Sequence[Arm]) -> list[Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -202,6 +202,20 @@ def parse_try(text: str) -> Arm:
         for part in (f"--{key}", *(value.split(";") if key in _SEVERAL else [value]))
     ]
     return Arm(name.strip(), tuple(line), own=True)
+
+
+def further_arm(text: str, arms: Mapping[str, Arm]) -> Arm:
+    """The arm of `parse_try`; if it has the name of a peer among `arms`, this peer with its keys.
+
+    Raises:
+        InputError: As `parse_try`.
+    """
+    tried = parse_try(text)
+    peer = arms.get(tried.name)
+    if peer is None or peer.loss is None:
+        return tried
+    name = ", ".join([peer.name, *text.partition(":")[2].split()])
+    return dataclasses.replace(peer, name=name, keys=(*peer.keys, *tried.keys))
 
 
 def train_peer(arm: Arm, run: Run, output_dir: str) -> tuple[SentenceTransformer, float]:

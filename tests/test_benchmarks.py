@@ -35,7 +35,7 @@ import serving
 import torch
 import training
 from conftest import REAL_DATA, ROOT, sentences
-from quality_arms import ARMS, parse_try
+from quality_arms import ARMS, further_arm, parse_try
 from quality_cost import Cost
 from quality_domains import Setting, load_domain, prepare_domain, recipe_of
 from quality_lists import PeerMiner
@@ -409,6 +409,26 @@ def test_a_further_arm_of_quality_names_keys_of_the_recipe(tmp_path: Path) -> No
     assert [stage.max_steps for stage in recipe.stages] == [-1, 3, 4]
     with pytest.raises(InputError, match="--try 'eight texts'"):
         parse_try("eight texts")
+    peer, kept = "EmbedDistillLoss", "nothing of the recommended objective"
+    faster = further_arm(f"{peer}: learning_rate=0.01", ARMS)
+    assert (faster.name, faster.own) == (f"{peer}, learning_rate=0.01", False)
+    assert faster.loss is ARMS[peer].loss
+    recipe = recipe_of("pydocs", Setting(tmp_path), faster.keys)
+    assert (recipe.training.learning_rate, recipe.training.alignment_weight) == (0.01, 0), kept
+    assert further_arm("recommended: texts_per_pair=8", ARMS).own
+
+
+def test_epochs_are_a_limit_for_every_arm(tmp_path: Path) -> None:
+    peer, eight = "GISTEmbedLoss", "DistillKLDivLoss, 8 epochs"
+    flags = ["--domain", "pydocs", "--arms", peer, eight, "--try", "two: texts_per_pair=2"]
+    line = quality.options(None, ARMS).parse_args([*flags, "--epochs", "20"])
+    arms = quality._wanted(line, ARMS)
+    assert [arm.epochs for arm in arms] == [20, 8, 20]
+    cost = Cost("key", 0.0, 0.0, 0, (0.0,), (0.01,))
+    jobs = [quality.Job(Setting(tmp_path), "pydocs", arm, minutes=10) for arm in arms]
+    assert [job.examples(cost, 100) for job in jobs[:2]] == [2000, 800]
+    line.epochs = None
+    assert [arm.epochs for arm in quality._wanted(line, ARMS)] == [None, 8, None]
 
 
 def test_examples_fill_the_seconds_of_a_budget(tmp_path: Path) -> None:
