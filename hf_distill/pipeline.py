@@ -34,6 +34,7 @@ from hf_distill.evaluation.further import (
     load_tasks,
     with_shared_texts,
 )
+from hf_distill.evaluation.passages import held_out_passages
 from hf_distill.evaluation.ranker import Reranking
 from hf_distill.evaluation.results import Evaluation
 from hf_distill.evaluation.texts import evaluate_texts
@@ -92,6 +93,7 @@ from hf_distill.student.space import TEACHER, in_space
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher, Teacher
 from hf_distill.teachers.load import load_teacher
 from hf_distill.teachers.ranker import load_miner, load_ranker, load_second
+from hf_distill.training.between import Measure
 from hf_distill.training.hardware import on_this_machine
 from hf_distill.training.mined_again import mine_again
 from hf_distill.training.rehearsal import check_strategy, check_training
@@ -517,13 +519,17 @@ class Run:
             checkpoints=self._stage_folders(selection, checkpoints),
             evaluator=validation_evaluator(self.recipe, self.collection, self.scores),
             specialise=self.recipe.specialise,
-            measured=point_measure(
-                self.collection, self.scores, self.recipe.seed, self.recipe.training.student_space
-            )
-            if self.recipe.specialise is not None
-            else None,
+            measured=None if self.recipe.specialise is None else self._point_measure(student),
         )
         return student, train_student(task, key)
+
+    def _point_measure(self, student: SentenceTransformer) -> Measure | None:
+        """What compares students between the last two stages."""
+        collection, scores, seed = self.collection, self.scores, self.recipe.seed
+        of = (self.teacher, student, self._shards, seed)
+        passages = held_out_passages(collection, scores, *of)
+        space = self.recipe.training.student_space
+        return point_measure(collection, scores, seed, space, passages)
 
     @cached_property
     def evaluation(self) -> Evaluation:

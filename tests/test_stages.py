@@ -279,7 +279,7 @@ def test_a_run_of_two_stages(tiny: Path, tmp_path: Path) -> None:
     assert len(results.training.points) == len(PLACES)
     assert results.training.specialised in PLACES
     for point in results.training.points:
-        assert set(point.measures) == {"nDCG@10", "Pearson", "MAE"}
+        assert set(point.measures) == {"nDCG@10", "Pearson", "MAE", "Pearson of passages"}
     pairs = results.collection.pairs("validation")
     student = SentenceTransformer(str(run / "student_model_sd"), device="cpu")
     queries = student.encode_query(results.collection.query_texts(pairs.queries))

@@ -17,12 +17,20 @@ from hf_distill.errors import InputError
 from hf_distill.evaluation.evaluate import embed_queries, embed_task
 from hf_distill.evaluation.fidelity import pearson
 from hf_distill.evaluation.mixed_index import Embedded
+from hf_distill.evaluation.passages import Passages
 from hf_distill.evaluation.retrieval import depth_of, parse_measures, per_query
 from hf_distill.evaluation.tasks import RetrievalTask, make_task, student_queries
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.scoring.scores import Scores
 from hf_distill.teachers.base import pair_similarity
-from hf_distill.training.between import CLOSENESS, ERROR, RANKING, Measure, Measured
+from hf_distill.training.between import (
+    CLOSENESS,
+    ELSEWHERE,
+    ERROR,
+    RANKING,
+    Measure,
+    Measured,
+)
 
 MOST_DOCUMENTS = 10_000
 """Documents that the validation queries search: enough to tell students apart, and few enough to be
@@ -210,10 +218,15 @@ def validation_evaluator(
 
 
 def point_measure(
-    collection: Collection, scores: Scores, seed: int, space: Literal["own", "teacher"] = "own"
+    collection: Collection,
+    scores: Scores,
+    seed: int,
+    space: Literal["own", "teacher"] = "own",
+    passages: Passages | None = None,
 ) -> Measure | None:
     """What compares students between two stages of a training, on the validation queries: `RANKING`
-    among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and `ERROR` to the teacher's scores.
+    among at most `FEW_DOCUMENTS` documents, and `CLOSENESS` and `ERROR` to the teacher's scores;
+    and `ELSEWHERE` on held-out `passages`, if there are any.
 
     The error is that over the pairs themselves, as in the report: contrast raises their scores. How
     close the scores are is measured over the pairs and, where the teacher embeds texts, over the
@@ -238,6 +251,8 @@ def point_measure(
             CLOSENESS: float(pearson(student, cells.scores)),
             ERROR: float(np.abs(student - cells.scores)[: cells.pairs].mean()),
         }
+        if passages is not None:
+            scores[ELSEWHERE] = passages.closeness(model, space == "teacher")
         return Measured(per_query(run, task.qrels, [measure])[str(measure)], scores)
 
     return measured

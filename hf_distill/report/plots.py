@@ -33,6 +33,7 @@ from hf_distill.selection.audit import Audit
 from hf_distill.selection.mismatch import Detection
 from hf_distill.training.between import (
     CLOSENESS,
+    ELSEWHERE,
     ERROR,
     LESS_CLOSE,
     MORE_ERROR,
@@ -422,13 +423,15 @@ def plot_losses(training: TrainingRecord, own_terms: Sequence[str] = ()) -> Pict
 
 
 def plot_points(training: TrainingRecord) -> Picture:
-    """Ranking against closeness to the teacher's scores, and against the error, of the students
-    between the last two stages. Those that `auto` would not take are hollow.
+    """Ranking against closeness to the teacher's scores, on passages with other words, too, and
+    against the error, of the students between the last two stages. Those that `auto` would not
+    take are hollow.
     """
     points = training.points
-    plot = Figure(figsize=(5.4, 3.0))
-    measures = (CLOSENESS, ERROR)
-    for axes, measure in zip(plot.subplots(1, 2, sharey=True), measures, strict=True):
+    measures = [name for name in (CLOSENESS, ELSEWHERE, ERROR) if name in points[0].measures]
+    plot = Figure(figsize=(2.7 * len(measures), 3.0))
+    panels = plot.subplots(1, len(measures), sharey=True)
+    for axes, measure in zip(panels, measures, strict=True):
         at = [(point.measures[measure], point.measures[RANKING]) for point in points]
         axes.plot(*zip(*at, strict=True), color=BLUE, linewidth=1)
         for point, place in zip(points, at, strict=True):
@@ -438,7 +441,7 @@ def plot_points(training: TrainingRecord) -> Picture:
             axes.annotate(f"{point.place:g}", place, (4, 5), textcoords="offset points", color=GREY)
         axes.margins(0.2)
         axes.locator_params(axis="x", nbins=3)
-        axes.set_xlabel(f"{measure} to the teacher")
+        axes.set_xlabel(measure if measure == ELSEWHERE else f"{measure} to the teacher")
     plot.axes[0].set_ylabel(f"{RANKING}, validation queries")
     shown = "; ".join(
         f"{point.place:g}: "
@@ -452,5 +455,6 @@ def plot_points(training: TrainingRecord) -> Picture:
         "Students between the last two stages of the training: 0 is before the last one, 1 after. "
         "Orange: the student. Hollow: auto takes none that follows the teacher's scores less "
         f"closely than before the last stage, by more than {LESS_CLOSE:g} of {CLOSENESS} or "
-        f"{MORE_ERROR:g} of {ERROR}.",
+        f"{MORE_ERROR:g} of {ERROR}. Passages are of validation documents, half of them with "
+        "other words.",
     )

@@ -27,6 +27,9 @@ PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 RANKING, CLOSENESS, ERROR = "nDCG@10", "Pearson", "MAE"
 """What `auto` reads: how well a student ranks, and how closely it follows the teacher's scores."""
 
+ELSEWHERE = "Pearson of passages"
+"""The same closeness on held-out passages with other words, where they are measured."""
+
 LESS_CLOSE, MORE_ERROR = 0.01, 0.005
 """How much of Pearson and MAE to the teacher's scores `auto` gives for a better ranking."""
 
@@ -37,7 +40,7 @@ class Measured:
 
     Attributes:
         ranking: (Q,) `RANKING` of each query.
-        scores: `CLOSENESS` and `ERROR`.
+        scores: `CLOSENESS`, `ERROR` and perhaps `ELSEWHERE`.
     """
 
     ranking: np.ndarray
@@ -69,9 +72,10 @@ def acceptable(point: Point, start: Point) -> bool:
     """Whether a student follows the teacher's scores nearly as closely as that before the last
     stage.
     """
-    return (
-        point.measures[CLOSENESS] >= start.measures[CLOSENESS] - LESS_CLOSE
-        and point.measures[ERROR] <= start.measures[ERROR] + MORE_ERROR
+    here, before = point.measures, start.measures
+    close = [name for name in (CLOSENESS, ELSEWHERE) if name in before]
+    return here[ERROR] <= before[ERROR] + MORE_ERROR and all(
+        here[name] >= before[name] - LESS_CLOSE for name in close
     )
 
 

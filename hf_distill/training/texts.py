@@ -64,18 +64,24 @@ def vocabulary_words(pieces: Iterable[str]) -> list[str]:
     return sorted({piece for piece in every if len(piece) >= _LETTERS and piece.isalpha()})
 
 
+def words_of(student: SentenceTransformer) -> list[str]:
+    """`vocabulary_words` of the student's tokenizer; none if it has no vocabulary."""
+    tokenizer = student.tokenizer
+    return vocabulary_words(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else []
+
+
 def student_words(student: SentenceTransformer) -> list[str]:
-    """`vocabulary_words` of the student's tokenizer.
+    """The same for the pool.
 
     Raises:
-        InputError: It has no vocabulary, or no words in it.
+        InputError: There are none.
     """
-    tokenizer = student.tokenizer
-    words = vocabulary_words(tokenizer.get_vocab()) if hasattr(tokenizer, "get_vocab") else []
+    words = words_of(student)
     if not words:
         raise InputError(
             "--texts_per_pair exchanges words for others of the student's vocabulary, but the "
-            f"vocabulary of its {type(tokenizer).__name__} holds no whole words; set it to 0"
+            f"vocabulary of its {type(student.tokenizer).__name__} holds no whole words; set it "
+            "to 0"
         )
     return words
 
