@@ -8,6 +8,9 @@ float32, their default, and in bfloat16, their best. There they also get plain a
 memory settings of this project, which on a CPU are faster than their own. Each variant runs in a
 process of its own, and they take turns. A step takes as long as the median step after the first
 ones, and the median of the turns counts. The last line is JSON.
+
+`--profile` measures none of this: it prints which part of the processor's time each operation of
+this project's steps takes.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from datasets import Dataset
 from machine import matmul_peak
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer import losses
+from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from hf_distill.compute.device import (
@@ -39,6 +43,7 @@ from hf_distill.compute.device import (
     keep_freed_memory,
     use_all_cores,
 )
+from hf_distill.evaluation.efficiency import silence_profiler
 from hf_distill.pipeline import Run
 from hf_distill.recipe.config import DistillationConfig
 from hf_distill.recipe.read import read_recipe
@@ -55,7 +60,8 @@ PEERS = {"MNRL": losses.MultipleNegativesRankingLoss, "DistillKLDivLoss": losses
 @dataclass(frozen=True)
 class Turn:
     """What a process trains: a variant, in bfloat16 or float32, `steps` steps on batches of
-    `batch` pairs of the run that the recipe's keys `line` open.
+    `batch` pairs of the run that the recipe's keys `line` open. `shares`: print where the time
+    goes.
     """
 
     variant: str
@@ -63,6 +69,7 @@ class Turn:
     steps: int
     batch: int
     line: tuple[str, ...]
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,28 @@ class StepTimes(TrainerCallback):
     def seconds(self) -> float:
         """Of the median step after the first ones."""
         return statistics.median(np.diff(self.ends)[WARM_UP - 1 :])
+
+
+class Shares(TrainerCallback):
+    """Watches the steps after the first ones, and says which operations take their time."""
+
+    def __init__(self) -> None:
+        silence_profiler()
+        self.watched = profile(activities=[ProfilerActivity.CPU])
+
+    def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """The first steps take longer."""
+        if state.global_step == WARM_UP:
+            self.watched.start()
+
+    def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Print them."""
+        self.watched.stop()
+        took = {event.key: event.self_cpu_time_total for event in self.watched.key_averages()}
+        whole = sum(took.values())
+        print(f"{whole / (state.max_steps - WARM_UP) / 1e6:.2f} s a step, of which")
+        for name in sorted(took, key=lambda name: -took[name])[:15]:
+            print(f"    {took[name] / whole:.1%} {name}")
 
 
 def flops_of_step(model: SentenceTransformer, pairs: Dataset, batch: int) -> float:
@@ -141,6 +170,7 @@ def measure(turn: Turn, result: Any) -> None:
     components = principal_components(vectors.reshape(-1, dimension), 256)
     student = build_student(run.recipe.student, run.teacher, Initialisation(components), 0)
     times = StepTimes()
+    callbacks = [times, *([Shares()] if turn.shares else [])]
     with tempfile.TemporaryDirectory() as temporary:
         config = DistillationConfig(
             temporary, per_device_train_batch_size=turn.batch, max_steps=turn.steps,
@@ -151,7 +181,7 @@ def measure(turn: Turn, result: Any) -> None:
         )  # fmt: skip
         if is_own:
             trainer: SentenceTransformerTrainer = DistillationTrainer(
-                student, config, own_rows(rows, vectors), components, callbacks=[times]
+                student, config, own_rows(rows, vectors), components, callbacks=callbacks
             )
         else:
             if turn.bf16 and device_type() == "cpu":
@@ -211,6 +241,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--dropout", type=float, default=0.1, help="Dropout in the student, the same for all."
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="Where the time of this project's steps goes."
+    )
     return parser.parse_args()
 
 
@@ -233,6 +266,10 @@ def main() -> None:
             "student_dropout": line.dropout,
         }
         recipe_line = ("quickstart", *(f"--{name}={value}" for name, value in keys.items()))
+        if line.profile:
+            turn = Turn(OWN, precisions[-1], line.steps, line.batch, recipe_line, shares=True)
+            in_own_process(turn)
+            return
         for _ in range(line.turns):
             for variant in variants:
                 turn = Turn(*variant, line.steps, line.batch, recipe_line)

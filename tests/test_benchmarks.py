@@ -188,7 +188,9 @@ def test_an_approximate_search_finds_a_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_training(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training(
+    main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def in_this_process(turn: training.Turn) -> training.Figures:
         result: queue.Queue[training.Figures] = queue.Queue()
         training.measure(turn, result)
@@ -207,6 +209,11 @@ def test_training(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = main(training, *options)
     assert {"x_fp32", "x_bf16", "examples_per_second"} <= set(figures)
     assert 0 < figures["peak_share"] < 1
+    monkeypatch.setattr(sys, "argv", [training.__file__, *map(str, options), "--profile"])
+    training.main()
+    said = re.search(r"of which\n(?: +(\d+\.\d)% \S+.*\n){15}", capsys.readouterr().out)
+    assert said
+    assert sum(float(part) for part in re.findall(r"(\S+)% ", said[0])) > 50
 
 
 def test_selection(main: Main) -> None:
