@@ -230,16 +230,11 @@ class ScoredLists:
             else ""
         )
         unscored = f"; {record.unscored:,} without a score" if record.unscored else ""
-        speed = (
-            f", {(record.candidates + len(self.own)) / record.seconds:,.0f} pairs/s"
-            if record.seconds > 1
-            else ""
-        )
         return (
             f"Lists    {record.candidates:,} candidates of {mined.queries:,} queries among "
             f"{mined.corpus:,} documents ({by}){drawn}\n"
             f"         scored by {record.ranker} ({record.precision}; {self.scale}), "
-            f"{record.seconds} s{speed}{unscored}\n"
+            f"{record.seconds} s{unscored}\n"
             f"         candidates: mean {record.score.mean:.3f}, sd {record.score.sd:.3f}; pairs: "
             f"mean {record.positive.mean:.3f}, sd {record.positive.sd:.3f}, and "
             f"{record.first:.1%} stand above their list{record.agreement()}"

@@ -152,11 +152,9 @@ class Scores:
         return values
 
     def summary(self) -> str:
-        """What was scored, and how fast, for a terminal."""
+        """What was scored, for a terminal. There is no rate: some of it may have been there."""
         record, score = self.record, self.record.score
         repeats = record.items_without_deduplication - record.items
-        number, what = (record.pairs, "pairs") if score else (record.items, "texts")
-        speed = f", {number / record.seconds:,.0f} {what}/s" if record.seconds > 1 else ""
         prompts = (
             ("query", record.query_prompt),
             ("document", record.document_prompt),
@@ -168,13 +166,13 @@ class Scores:
             return (
                 f"Teacher  {record.items:,} unique texts embedded by {record.teacher} "
                 f"({record.precision}; {self.scale}; {repeats:,} repeats saved), "
-                f"{record.seconds} s{speed}\n"
+                f"{record.seconds} s\n"
                 f"         prompts: {used}"
             )
         return (
             f"Scores   {record.pairs:,} pairs by {record.teacher} ({record.precision}; "
             f"{self.scale}), {record.items:,} unique {record.item}s ({repeats:,} repeats saved), "
-            f"{record.seconds} s{speed}\n"
+            f"{record.seconds} s\n"
             f"         prompts: {used}\n"
             f"         mean {score.mean:.3f}, sd {score.sd:.3f}, min {score.min:.3f}, "
             f"max {score.max:.3f}{unscored}{self._agreement()}"
