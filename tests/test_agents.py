@@ -29,8 +29,8 @@ SAME = (
 
 @pytest.fixture(scope="module")
 def line(tiny: Path, cross_encoder_dir: Path) -> list[str]:
-    """A recipe with mined lists that a ranker scores. SGD: Adam divides what is 0 but for rounding
-    by its own size.
+    """A recipe with mined lists that a ranker scores, and a stage for which the student mines. SGD:
+    Adam divides what is 0 but for rounding by its own size.
     """
     keys = {
         "candidates_per_query": 6, "hard_negatives_per_pair": 2, "list_kl_weight": 1,
@@ -38,7 +38,8 @@ def line(tiny: Path, cross_encoder_dir: Path) -> list[str]:
         "optim": "sgd", "learning_rate": 0.05, "per_device_eval_batch_size": 8,
     }  # fmt: skip
     flags = [word for name, value in keys.items() for word in (f"--{name}", str(value))]
-    return [str(tiny), "--candidates", "teacher", "bm25", *flags]
+    again = ["--stages", "mine_again=true, num_train_epochs=1"]
+    return [str(tiny), "--candidates", "teacher", "bm25", *again, *flags]
 
 
 ONE, EACH_OF_TWO = (["--per_device_train_batch_size", size] for size in ("16", "8"))
@@ -98,6 +99,9 @@ def assert_same(ours: Path, alone: Path) -> None:
     """
     for name in SAME:
         assert (ours / name).read_bytes() == (alone / name).read_bytes(), name
+    [again], [theirs] = (sorted(run.glob("checkpoints/*/candidates")) for run in (ours, alone))
+    for name in ("mined.npz", "scores.npy"):
+        assert (again / name).read_bytes() == (theirs / name).read_bytes(), f"mined again: {name}"
     for name in ("model.safetensors", "2_Dense/model.safetensors"):
         theirs = load_file(alone / "student_model_sd" / name)
         for key, value in load_file(ours / "student_model_sd" / name).items():
@@ -118,7 +122,7 @@ def test_two_agents_make_the_labels_selection_and_student_of_one_process(
     training = json.loads((folder / "training.json").read_text())
     assert (training["processes"], training["pairs"]) == (2, 112)
     evaluations = [row for row in training["log"] if "eval_loss" in row]
-    assert len(evaluations) == 2
+    assert len(evaluations) == 2 + 1
     np.testing.assert_allclose(losses(folder), losses(alone), rtol=1e-5)
     assert losses(folder)[-1] < losses(folder)[0]
     assert (folder / "report.html").is_file()
@@ -134,7 +138,7 @@ def test_a_process_that_is_killed_on_one_host_ends_both_and_changes_nothing(
     assert "process 1 on" in (folder / "killed-0.log").read_text()
     assert codes["again"] == [0, 0], (folder / "again-0.log").read_text()[-3000:]
     training = json.loads((folder / "shared" / "training.json").read_text())
-    assert training["resumed_from"] == "checkpoint-7"
+    assert training["stages"][0]["resumed_from"] == "checkpoint-7"
     assert_same(folder / "shared", alone)
 
 
