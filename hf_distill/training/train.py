@@ -67,7 +67,7 @@ class TrainingRecord:
             `hf_distill.training.sources.drawn_of`); empty if no pair has a source.
         texts: Texts of the pool; 0 without one.
         seconds: Seconds since the first step of this call, or since it resumed from a checkpoint.
-        resumed_from: Name of the checkpoint that it resumed from, if it did.
+        resumed_from: Name of the last checkpoint that it resumed from, in any stage, if it did.
         precision: bf16, fp16 or fp32.
         best_step: The step of the best evaluation, if that was kept.
         layers: The layers of the backbone that a search chose, if there was one.
@@ -330,7 +330,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         sources=sources,
         texts=0 if pool is None else len(pool),
         seconds=round(sum((record.seconds for record in records), seconds), 1),
-        resumed_from=records[-1].resumed_from,
+        resumed_from=next(filter(None, (one.resumed_from for one in reversed(records))), None),
         precision=config.precision,
         best_step=None if best is None else best + offsets[-2],
         layers=task.layers,
