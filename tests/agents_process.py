@@ -2,7 +2,8 @@
 own (`FOLDER/host0`, `FOLDER/host1`), and what it says goes to `FOLDER/NAME-RANK.log`.
 
 First they are given a run folder that each has for itself. Then they share one, and process 1 is
-killed in its ninth step; then both are started again. The exit codes go to `FOLDER/codes.json`.
+killed in its eighth step (one of each stage was tried before); then both are started again. The
+exit codes go to `FOLDER/codes.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hf_distill.commands.train import main as train
 from hf_distill.run import processes
 from hf_distill.training.trainer import DistillationTrainer
 
-STEPS = 9
+STEPS = 10
 
 
 def kill_in_step(steps: int) -> None:
