@@ -73,7 +73,7 @@ from hf_distill.study.arms import matched_recipe
 from hf_distill.study.measure import Measurement, measure
 from hf_distill.training.texts import wanted_pool
 
-FORM = 3
+FORM = 4
 """Another number whenever something else is measured: earlier results are then not used."""
 
 
@@ -141,12 +141,17 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its results are kept. Arms of this project differ in their keys alone."""
+        """Where its results are kept."""
+        limit = "" if self.arm.epochs is None else f"-{self.arm.epochs:g}epochs"
+        name = f"{self.kind}-{self.minutes:g}min{limit}-{self.seed}"
+        return self.setting.folder(self.domain) / "results" / name
+
+    @property
+    def kind(self) -> str:
+        """What its arm is kept by. Arms of this project differ in their keys alone."""
         name = self.arm.name if self.arm.loss or not self.minutes else "own"
-        kind = re.sub(r"[^A-Za-z0-9]+", "-", name)
         keys = text_id(" ".join(self.arm.keys) + (self.public or ""))[:8]
-        of_domain = self.setting.folder(self.domain)
-        return of_domain / "results" / f"{kind}-{keys}-{self.minutes:g}min-{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{keys}"
 
     @property
     def recipe(self) -> Recipe:
@@ -165,7 +170,7 @@ class Job:
         """
         run = self.run_of(self.recipe)
         inputs = [FORM, self.arm.name, turns, *run.training_inputs(run.selection)]
-        path = self.folder.parent.parent / "costs" / f"{self.folder.name.split('min')[0]}.json"
+        path = self.setting.folder(self.domain) / "costs" / f"{self.kind}.json"
 
         def make(key: str) -> Cost:
             if read_only:
@@ -341,7 +346,7 @@ def options(description: str | None, arms: Iterable[str]) -> argparse.ArgumentPa
     )  # fmt: skip
     parser.add_argument(
         "--epochs", type=float,
-        help="An arm sees each pair at most so often, even if there is time for more.",
+        help="An arm sees each pair at most so often in a stage, even if there is time for more.",
     )  # fmt: skip
     parser.add_argument(
         "--public", nargs="*", default=[], metavar="FOLDER",

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from quality_lists import PeerMiner
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer import losses
 from torch import nn
 
@@ -226,7 +227,8 @@ def train_peer(arm: Arm, run: Run, output_dir: str) -> tuple[SentenceTransformer
     assert arm.columns is not None
     assert run.teacher.backbone is not None
     student = run.untrained()
-    if device_type() == "cpu":  # the same mathematics, and faster there: a peer at its best
+    if device_type() == "cpu" and isinstance(student[0], Transformer):
+        # The same mathematics, and faster there: a peer at its best.
         student[0].auto_model.set_attn_implementation("eager")
     rows = training_rows(run, run.selection, student)
     pairs = examples(list(rows.train), rows.lookup)

@@ -95,7 +95,8 @@ def list_arms(ranker: str, out: Path) -> dict[str, Arm]:
         Arm("lists, KL, random", (*ranked, *KL, "--choose_candidates", "random"), own=True),
         Arm("lists, KL, top", (*ranked, *KL, "--choose_candidates", "top"), own=True),
     )
-    return dict(zip(NAMES, arms, strict=True))
+    by_name = {arm.name: arm for arm in arms}
+    return {name: by_name[name] for name in NAMES}
 
 
 def main() -> None:
