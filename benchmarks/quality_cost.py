@@ -19,6 +19,7 @@ from typing import cast
 import numpy as np
 from quality_arms import Arm, train_peer
 
+from hf_distill.evaluation.passages import PASSAGES
 from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
 from hf_distill.study.arms import matched_recipe
@@ -39,7 +40,7 @@ class Cost:
         key: The fingerprint of what was timed.
         text: Of the teacher, for each text of the pairs.
         passage: Of the teacher, for each text of the pool.
-        texts: How many texts of the pairs it embeds.
+        texts: How many texts of the pairs it embeds, with the held-out passages between stages.
         starts: Of each stage, before its first step.
         steps: Of each stage, for each step.
         lists: Of mining the lists and scoring them; 0 without lists.
@@ -177,6 +178,7 @@ def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, 
     )
     pairs = run.collection.pairs("train").take(run.selection.kept)
     unique = len(np.unique(pairs.queries)) + len(np.unique(pairs.documents))
+    unique += PASSAGES if arm.own and recipe.specialise is not None else 0
     return Cost(
         key=key,
         text=of_text,

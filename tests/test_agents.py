@@ -138,7 +138,7 @@ def test_a_process_that_is_killed_on_one_host_ends_both_and_changes_nothing(
     assert "process 1 on" in (folder / "killed-0.log").read_text()
     assert codes["again"] == [0, 0], (folder / "again-0.log").read_text()[-3000:]
     training = json.loads((folder / "shared" / "training.json").read_text())
-    assert training["resumed_from"] == "checkpoint-7"
+    assert training["resumed_from"] == "checkpoint-7 of stage 1"
     assert_same(folder / "shared", alone)
 
 

@@ -12,7 +12,7 @@ from hf_distill.evaluation.passages import PASSAGES, Passages, held_out_passages
 from hf_distill.evaluation.validation import point_measure
 from hf_distill.pipeline import Run
 from hf_distill.recipe.read import read_recipe
-from hf_distill.training.between import ELSEWHERE, Point, acceptable
+from hf_distill.training.between import ELSEWHERE, Point, acceptable, chosen
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,36 @@ def test_closeness_is_the_correlation_with_the_teacher(
 ) -> None:
     teacher = SentenceTransformer(str(teacher_dir), device="cpu")
     assert passages.closeness(teacher) == pytest.approx(1, abs=1e-4)
-    assert passages.closeness(teacher, in_teachers_space=True) == pytest.approx(1, abs=1e-4)
     own = student.encode(passages.texts)
     cosines = (own[passages.left] * own[passages.right]).sum(axis=1)
     expected = np.corrcoef(cosines, passages.scores)[0, 1]
     assert passages.closeness(student) == pytest.approx(expected, abs=1e-5)
     assert expected < 0.999
+
+
+def test_a_query_encoder_is_compared_with_the_teachers_passages(
+    passages: Passages, teacher_dir: Path
+) -> None:
+    encoder = SentenceTransformer(str(teacher_dir), device="cpu", prompts={"document": "blue "})
+    own = encoder.encode(passages.texts, prompt="blue ")
+    cosines = (own[passages.left] * passages.teacher[passages.right]).sum(axis=1)
+    expected = np.corrcoef(cosines, passages.scores)[0, 1]
+    found = passages.closeness(encoder, in_teachers_space=True)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(found - passages.closeness(encoder)) > 0.01
+
+
+def test_a_student_that_makes_no_difference_has_no_closeness(
+    run: Run, passages: Passages, student: SentenceTransformer
+) -> None:
+    constant = Passages(
+        passages.texts, passages.teacher, passages.left, passages.right, 0 * passages.scores
+    )
+    measured = point_measure(run.collection, run.scores, 0, "own", constant)
+    assert measured is not None
+    assert ELSEWHERE not in measured(student).scores
+    here = {"Pearson": 0.9, "MAE": 0.1}
+    assert not acceptable(Point(1.0, here), Point(0.0, {**here, ELSEWHERE: 0.9}))
 
 
 def test_a_student_that_fails_elsewhere_is_measured_and_not_taken(
@@ -96,10 +120,9 @@ def test_a_student_that_fails_elsewhere_is_measured_and_not_taken(
     points = [Point(0.0, {**measured(model).scores}) for model in (student, broken)]
     assert points[1].measures[ELSEWHERE] < points[0].measures[ELSEWHERE] - 0.1
     here = {"Pearson": 0.9, "MAE": 0.1}
-    near, far = (Point(1.0, {**here, ELSEWHERE: value}) for value in (0.895, 0.885))
-    start = Point(0.0, {**here, ELSEWHERE: 0.9})
-    assert acceptable(near, start)
-    assert not acceptable(far, start)
+    values = (0.9, 0.895, 0.885)
+    points = [Point(i / 2, {**here, ELSEWHERE: value}) for i, value in enumerate(values)]
+    assert chosen(points, np.array([[0.5], [0.6], [0.7]])) == 0.5, "the last one ranks best"
 
 
 def test_without_words_or_a_teacher_that_embeds_there_are_none(

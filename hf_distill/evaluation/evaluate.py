@@ -102,7 +102,7 @@ def embed_task(
         InputError: An embedding is NaN or infinite.
     """
     documents = list(task.documents.values())
-    return embed_queries(model, task, name), _embed(model, documents, "documents", name)
+    return embed_queries(model, task, name), embed_as("documents", documents, model, name)
 
 
 def embed_queries(
@@ -110,13 +110,20 @@ def embed_queries(
 ) -> np.ndarray:
     """The queries of `embed_task` alone, as the student reads them."""
     queries = task.student_queries or task.queries
-    return _embed(model, list(queries.values()), "queries", name)
+    return embed_as("queries", list(queries.values()), model, name)
 
 
-def _embed(
-    model: SentenceTransformer, texts: list[str], what: Literal["queries", "documents"], name: str
+def embed_as(
+    what: Literal["queries", "documents", "texts"],
+    texts: list[str],
+    model: SentenceTransformer,
+    name: str,
 ) -> np.ndarray:
-    """(n, d) float32."""
+    """A model's embeddings (n, d) float32 of texts; texts that are neither are read as documents.
+
+    Raises:
+        InputError: NaN or infinite ones.
+    """
     model.eval()
     ask = model.encode_query if what == "queries" else model.encode_document
     values = encode(model, texts, asked=how_asked(model, lambda: ask("a"))).numpy()
@@ -246,7 +253,7 @@ def _readings(subject: Subject, task: RetrievalTask, documents: np.ndarray) -> d
         utterances = [utterance_of(text) for text in task.student_queries.values()]
         forms = {ON_UTTERANCE: utterances, **forms}
     return {
-        name: (_embed(subject.student, texts, "queries", name), documents)
+        name: (embed_as("queries", texts, subject.student, name), documents)
         for name, texts in forms.items()
     }
 

@@ -1,9 +1,10 @@
-"""Held-out passages: whether a student follows its teacher on words that the pairs do not hold.
+"""Held-out passages: whether a student follows its teacher on texts that are not of the domain.
 
 A specialised student can keep its scores in the domain of the pairs and lose them elsewhere. Where
 no text of another domain is at hand, passages stand in for it: those of the validation documents,
-in half of which some words are exchanged for any others, as in the pool that students are trained
-on (`training/texts.py`).
+in half of which some words are exchanged for others of the student's vocabulary, as in the pool
+that students are trained on (`training/texts.py`). Where the vocabulary was cut down to the
+training texts, those are their words.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from hf_distill.compute.encode import encode, how_asked
 from hf_distill.data.collection import Collection
+from hf_distill.evaluation.evaluate import embed_as
 from hf_distill.evaluation.fidelity import pearson
+from hf_distill.evaluation.results import STUDENT
 from hf_distill.evaluation.texts import nearest_others
 from hf_distill.scoring.embeddings import embed_texts
 from hf_distill.scoring.scores import Scores
@@ -47,14 +49,17 @@ class Passages:
     scores: np.ndarray
 
     def closeness(self, student: SentenceTransformer, in_teachers_space: bool = False) -> float:
-        """Pearson's correlation of a student's cosines with the teacher's scores.
+        """Pearson's correlation of a student's cosines with the teacher's scores; NaN if all of
+        either are equal.
 
         Args:
-            student: In evaluation mode.
+            student: The student; it is then in evaluation mode.
             in_teachers_space: The right passage of each pair is as the teacher embeds it.
+
+        Raises:
+            InputError: The student returns NaN or infinite embeddings.
         """
-        asked = how_asked(student, lambda: student.encode_document("a"))
-        own = encode(student, self.texts, asked=asked).numpy()
+        own = embed_as("texts", self.texts, student, STUDENT)
         others = self.teacher if in_teachers_space else own
         cosines = pair_similarity("cosine", own[self.left], others[self.right])
         return float(pearson(cosines, self.scores))

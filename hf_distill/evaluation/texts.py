@@ -14,13 +14,12 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from hf_distill.compute.bm25 import Words
-from hf_distill.compute.encode import encode, how_asked
 from hf_distill.compute.search import search
 from hf_distill.data.collection import Collection, text_id
 from hf_distill.errors import InputError
 from hf_distill.evaluation.agreement import gained
 from hf_distill.evaluation.bm25 import bm25_run
-from hf_distill.evaluation.evaluate import Subject, costs, further_task
+from hf_distill.evaluation.evaluate import Subject, costs, embed_as, further_task
 from hf_distill.evaluation.fidelity import mae, pearson, spearman, why_unordered
 from hf_distill.evaluation.further import folder_name
 from hf_distill.evaluation.intervals import bootstrap_settings, estimate, mean, undefined
@@ -122,24 +121,12 @@ Embedded = tuple[np.ndarray, np.ndarray]
 """Embeddings of a task's queries (Q, d) and of the texts that they search (N, d)."""
 
 
-def _embed(model: SentenceTransformer, texts: list[str], name: str) -> np.ndarray:
-    model.eval()
-    asked = how_asked(model, lambda: model.encode_document("a"))
-    values: np.ndarray = encode(model, texts, asked=asked).numpy()
-    if broken := int((~np.isfinite(values).all(axis=1)).sum()):
-        raise InputError(
-            f"the {name} returns NaN or infinite embeddings for {broken} of {len(values)} texts, "
-            "which cannot be searched; check its weights"
-        )
-    return values
-
-
 def embed_texts_task(model: SentenceTransformer, task: TextsTask, name: str) -> Embedded:
     """A model's embeddings (float32). Where both read the same texts, these are embedded once."""
-    searched = _embed(model, task.teacher_texts, name)
+    searched = embed_as("texts", task.teacher_texts, model, name)
     if not task.parallel:
         return searched[: len(task.queries)], searched
-    return _embed(model, task.student_texts, name), searched
+    return embed_as("texts", task.student_texts, model, name), searched
 
 
 def nearest_others(embedded: Embedded, depth: int, similarity: str = "dot") -> np.ndarray:

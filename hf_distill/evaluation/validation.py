@@ -251,8 +251,10 @@ def point_measure(
             CLOSENESS: float(pearson(student, cells.scores)),
             ERROR: float(np.abs(student - cells.scores)[: cells.pairs].mean()),
         }
-        if passages is not None:
-            scores[ELSEWHERE] = passages.closeness(model, space == "teacher")
+        if passages is not None and not np.isnan(
+            elsewhere := passages.closeness(model, space == "teacher")
+        ):
+            scores[ELSEWHERE] = elsewhere
         return Measured(per_query(run, task.qrels, [measure])[str(measure)], scores)
 
     return measured

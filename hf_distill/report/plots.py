@@ -428,7 +428,17 @@ def plot_points(training: TrainingRecord) -> Picture:
     take are hollow.
     """
     points = training.points
-    measures = [name for name in (CLOSENESS, ELSEWHERE, ERROR) if name in points[0].measures]
+    measures = [
+        name
+        for name in (CLOSENESS, ELSEWHERE, ERROR)
+        if all(name in point.measures for point in points)
+    ]
+    elsewhere = (
+        " Passages are of validation documents, half of them with other words, and auto takes none "
+        f"that loses more than {LESS_CLOSE:g} there, either."
+        if ELSEWHERE in measures
+        else ""
+    )
     plot = Figure(figsize=(2.7 * len(measures), 3.0))
     panels = plot.subplots(1, len(measures), sharey=True)
     for axes, measure in zip(panels, measures, strict=True):
@@ -455,6 +465,5 @@ def plot_points(training: TrainingRecord) -> Picture:
         "Students between the last two stages of the training: 0 is before the last one, 1 after. "
         "Orange: the student. Hollow: auto takes none that follows the teacher's scores less "
         f"closely than before the last stage, by more than {LESS_CLOSE:g} of {CLOSENESS} or "
-        f"{MORE_ERROR:g} of {ERROR}. Passages are of validation documents, half of them with "
-        "other words.",
+        f"{MORE_ERROR:g} of {ERROR}.{elsewhere}",
     )

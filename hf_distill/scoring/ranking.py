@@ -33,11 +33,9 @@ _QUERY_BLOCK, _DOCUMENT_BLOCK, _GROUP = 512, 8192, 64
 found first, because most groups hold none that matters: at most 255.
 """
 _CPU_BLOCK = 4096
-"""On a CPU, the documents at most: their similarities stay in its cache. An accelerator waits once
-for each block.
-"""
+"""On a CPU, the documents at most: their similarities stay in its cache."""
 _GATHERED = 1 << 14
-"""Groups that are copied at once."""
+"""Groups that are copied at once, on a CPU."""
 _ARRAYS = ("rank", "margin", "negatives", "negative_scores")
 
 

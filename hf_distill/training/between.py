@@ -28,7 +28,7 @@ RANKING, CLOSENESS, ERROR = "nDCG@10", "Pearson", "MAE"
 """What `auto` reads: how well a student ranks, and how closely it follows the teacher's scores."""
 
 ELSEWHERE = "Pearson of passages"
-"""The same closeness on held-out passages with other words, where they are measured."""
+"""The same closeness on held-out passages, where it is measured."""
 
 LESS_CLOSE, MORE_ERROR = 0.01, 0.005
 """How much of Pearson and MAE to the teacher's scores `auto` gives for a better ranking."""
@@ -75,7 +75,7 @@ def acceptable(point: Point, start: Point) -> bool:
     here, before = point.measures, start.measures
     close = [name for name in (CLOSENESS, ELSEWHERE) if name in before]
     return here[ERROR] <= before[ERROR] + MORE_ERROR and all(
-        here[name] >= before[name] - LESS_CLOSE for name in close
+        here.get(name, -np.inf) >= before[name] - LESS_CLOSE for name in close
     )
 
 

@@ -66,8 +66,9 @@ class TrainingRecord:
         sources: Source -> how many of its pairs were drawn, repeats included (see
             `hf_distill.training.sources.drawn_of`); empty if no pair has a source.
         texts: Texts of the pool; 0 without one.
-        seconds: Seconds since the first step of this call, or since it resumed from a checkpoint.
-        resumed_from: Name of the last checkpoint that it resumed from, in any stage, if it did.
+        seconds: Seconds since the first step of each stage, or since it resumed from a checkpoint.
+        resumed_from: Name of the last checkpoint that it resumed from, in this call or an earlier
+            one, if it did; with the number of the stage, if there are several.
         precision: bf16, fp16 or fp32.
         best_step: The step of the best evaluation, if that was kept.
         layers: The layers of the backbone that a search chose, if there was one.
@@ -330,7 +331,7 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         sources=sources,
         texts=0 if pool is None else len(pool),
         seconds=round(sum((record.seconds for record in records), seconds), 1),
-        resumed_from=next(filter(None, (one.resumed_from for one in reversed(records))), None),
+        resumed_from=_resumed_from(records),
         precision=config.precision,
         best_step=None if best is None else best + offsets[-2],
         layers=task.layers,
@@ -345,6 +346,15 @@ def train_student(task: TrainingTask, key: str) -> TrainingRecord:
         points=points,
         unit="texts" if "text" in task.rows.train.column_names else "pairs",
     )
+
+
+def _resumed_from(records: Sequence[StageRecord]) -> str | None:
+    named = [
+        f"{one.resumed_from} of stage {number}" if len(records) > 1 else one.resumed_from
+        for number, one in enumerate(records, 1)
+        if one.resumed_from
+    ]
+    return named[-1] if named else None
 
 
 def _kept_stage(task: TrainingTask, number: int) -> StageRecord:
