@@ -1,6 +1,6 @@
 """What a training costs, so that `quality.py` can give every arm the same seconds.
 
-A few steps of each arm are timed, one arm after another, and the teacher on some texts. From these
+A few steps of each arm are timed, one arm after another, and once the teacher on some texts. From these
 rates follows how many examples fit into a budget. What else the machine does later, during the
 trainings, then gives no arm more or less. While it times, it should do nothing else.
 """
@@ -22,6 +22,7 @@ from quality_arms import Arm, train_peer
 from hf_distill.evaluation.passages import PASSAGES
 from hf_distill.pipeline import Run
 from hf_distill.recipe.arguments import Recipe
+from hf_distill.run.stage import fingerprint
 from hf_distill.study.arms import matched_recipe
 from hf_distill.teachers.base import EmbeddingTeacher, PairTeacher
 from hf_distill.training.texts import passage, wanted_pool
@@ -104,8 +105,21 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return short(matched_recipe(recipe, recipe.training.train_batch_size, 0))
 
 
+_TIMED: dict[tuple[str, ...], list[float]] = {}
+"""Seconds for each text, by what was timed."""
+
+
+def _of_domain(run: Run) -> tuple[str, ...]:
+    return run.collection.key, fingerprint(run.teacher.identity)
+
+
 def time_teacher(run: Run) -> tuple[float, float]:
-    """Seconds of the teacher for each text of the pairs, and for each passage of one."""
+    """Seconds of the teacher for each text of the pairs, and for each passage of one, timed once
+    for all arms.
+    """
+    timed = _of_domain(run)
+    if timed in _TIMED:
+        return _TIMED[timed][1], _TIMED[timed][2]
     pairs, rng = run.collection.pairs("train"), np.random.default_rng(0)
     texts = [
         *run.collection.query_texts(rng.permutation(np.unique(pairs.queries))[: SAMPLE // 2]),
@@ -118,6 +132,7 @@ def time_teacher(run: Run) -> tuple[float, float]:
         start = time.perf_counter()
         teacher.embed(batch)
         rates.append((time.perf_counter() - start) / len(batch))
+    _TIMED[timed] = rates
     return rates[1], rates[2]
 
 
@@ -139,7 +154,10 @@ def time_lists(arm: Arm, run: Run) -> float:
 
 
 def _time_ranker(ranker: PairTeacher, run: Run) -> float:
-    """Seconds of the ranker for each pair of texts."""
+    """Seconds of the ranker for each pair of texts, timed once for all arms."""
+    timed = (*_of_domain(run), fingerprint(ranker.identity))
+    if timed in _TIMED:
+        return _TIMED[timed][0]
     pairs = run.collection.pairs("train")
     pairs = pairs.take(np.arange(min(SAMPLE // 2, len(pairs))))
     texts = (
@@ -150,11 +168,12 @@ def _time_ranker(ranker: PairTeacher, run: Run) -> float:
     ranker.score(asked[:32])  # the first call takes longer
     start = time.perf_counter()
     ranker.score(asked)
-    return (time.perf_counter() - start) / len(asked)
+    _TIMED[timed] = [(time.perf_counter() - start) / len(asked)]
+    return _TIMED[timed][0]
 
 
 def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, turns: int) -> Cost:
-    """Time an arm: the median of several turns.
+    """Time an arm: its steps, the median of several turns.
 
     Args:
         arm: The arm.
@@ -172,10 +191,7 @@ def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, 
         for short, long in zip(_medians(few), _medians(more), strict=True)
     ]
     run = make(recipe)
-    of_text, of_passage = (
-        statistics.median(rates)
-        for rates in zip(*(time_teacher(run) for _ in range(turns)), strict=True)
-    )
+    of_text, of_passage = time_teacher(run)
     pairs = run.collection.pairs("train").take(run.selection.kept)
     unique = len(np.unique(pairs.queries)) + len(np.unique(pairs.documents))
     unique += PASSAGES if arm.own and recipe.specialise is not None else 0
@@ -188,7 +204,7 @@ def time_arm(arm: Arm, make: Callable[[Recipe], Run], recipe: Recipe, key: str, 
             max(0.0, short - FEW * step) for short, step in zip(_medians(few), each, strict=True)
         ),
         steps=tuple(each),
-        lists=statistics.median(time_lists(arm, run) for _ in range(turns)),
+        lists=time_lists(arm, run),
     )
 
 
