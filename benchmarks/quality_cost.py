@@ -1,8 +1,8 @@
 """What a training costs, so that `quality.py` can give every arm the same seconds.
 
-A few steps of each arm are timed, one arm after another, and once the teacher on some texts. From these
-rates follows how many examples fit into a budget. What else the machine does later, during the
-trainings, then gives no arm more or less. While it times, it should do nothing else.
+A few steps of each arm are timed, one arm after another, and once the teacher on some texts. From
+these rates follows how many examples fit into a budget. What else the machine does later, during
+the trainings, then gives no arm more or less. While it times, it should do nothing else.
 """
 
 from __future__ import annotations
