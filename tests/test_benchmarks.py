@@ -310,7 +310,10 @@ def test_rankers(
     assert len({row["Pearson"] for row in rows.values()}) == len(rows), "each is another student"
     assert all(lists_cost[name] > 0 for name in names), "who asks the ranker pays"
     setting = Setting(tmp_path, (("talk", str(conversations)),), max_pairs=120)
-    arms = rankers.list_arms(ranker, tmp_path).values()
+    by_name = rankers.list_arms(ranker, tmp_path)
+    assert all(arm.name == name for name, arm in by_name.items())
+    arms = by_name.values()
+    assert len({quality.Job(setting, "talk", arm).kind for arm in arms if arm.loss}) == 3
     asks = {arm.name for arm in arms if recipe_of("talk", setting, arm.keys).lists.ranker}
     others = (*rankers.WITHOUT, *rankers.MINED, *rankers.EMBEDDER)
     assert asks == {*rankers.NAMES} - {*others}

@@ -56,15 +56,12 @@ def test_each_passage_is_compared_with_near_and_random_ones(
     assert not (passages.left == passages.right).any()
     teacher = SentenceTransformer(str(teacher_dir), device="cpu").encode(passages.texts)
     np.testing.assert_allclose(passages.teacher, teacher, atol=1e-3)
-    scores = passages.teacher @ passages.teacher.T
-    np.testing.assert_allclose(
-        passages.scores, scores[passages.left, passages.right], atol=1e-3
-    )  # kept as float16
+    scores = passages.teacher @ passages.teacher.T  # of embeddings that are kept as float16
+    own = scores[passages.left, passages.right]
+    np.testing.assert_allclose(passages.scores, own, atol=1e-3)
     np.fill_diagonal(scores, -2)
     nearest = np.sort(scores, axis=1)[:, :-11:-1]
-    np.testing.assert_allclose(
-        passages.scores.reshape(count, 20)[:, :10], nearest, atol=1e-3
-    )  # kept as float16
+    np.testing.assert_allclose(passages.scores.reshape(count, 20)[:, :10], nearest, atol=1e-3)
 
 
 def test_closeness_is_the_correlation_with_the_teacher(
